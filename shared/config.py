@@ -1,0 +1,191 @@
+"""Settings: environment variables, each also as NAME_FILE, read once and typed.
+
+`read()` is called by whoever starts a process; nothing reads the environment at import.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from shared.errors import ConfigurationFault
+
+SERVICES = ("gateway", "order", "inventory", "payment", "auth", "ops")
+DATABASES = ("order", "inventory", "payment", "auth", "ops")
+FIRST_PORT = 8000
+PORTS_BETWEEN_REPLICAS = 10
+
+# RFC 7518 section 3.2: an HS256 key is at least as long as the hash.
+MIN_SECRET_BYTES = 32
+DEVELOPMENT_KEY = "dev:development-only-secret-never-in-production"
+SECRETS = frozenset({"auth_keys", "audit_key", "amqp_uri", "database_urls", "database_admin_url", "reader_password"})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the environment says. Times in seconds, ports as integers."""
+
+    env: str = "development"
+    amqp_uri: str = "amqp://guest:guest@127.0.0.1:5672//"
+    database_urls: Mapping[str, str] = field(default_factory=dict)
+    database_admin_url: str = ""  # may create roles and databases; only `ecom migrate` uses it
+    reader_password: str = ""  # the read-only role's; without it the role cannot log in
+    auth_keys: tuple[tuple[str, str], ...] = ()  # (kid, secret); the first signs
+    auth_mock: bool = True
+    audit_key: str = ""
+    payment_mode: str = "succeed"
+    provider_timeout_s: float = 5.0
+    order_deadline_s: float = 900.0
+    host: str = "127.0.0.1"
+    ports: Mapping[str, int] = field(default_factory=dict)
+    rate_user_per_min: int = 0
+    rate_address_per_min: int = 0
+    heartbeat_s: float = 10.0
+    log_level: str = "INFO"
+
+    @property
+    def production(self) -> bool:
+        """Whether development's conveniences (default secrets, mock tokens, seeded users) are refused."""
+        return self.env == "production"
+
+    def database_url(self, database: str) -> str:
+        """The SQLAlchemy URL of one service's database. Raises ConfigurationFault when it is not set."""
+        try:
+            return self.database_urls[database]
+        except KeyError:
+            raise ConfigurationFault(f"{database.upper()}_DATABASE_URL is not set") from None
+
+    def port(self, service: str, replica: int = 0) -> int:
+        """The port of a service's replica n, counted from 0."""
+        return self.ports[service] + PORTS_BETWEEN_REPLICAS * replica
+
+
+def psycopg2_url(url: str) -> str:
+    """SQLAlchemy 2.1 reads a bare postgresql:// as psycopg 3; ours always means psycopg2."""
+    for prefix in ("postgresql://", "postgres://"):
+        if url.startswith(prefix):
+            return "postgresql+psycopg2://" + url[len(prefix) :]
+    return url
+
+
+class _Reader:
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self.environ = environ
+
+    def text(self, name: str, default: str) -> str:
+        path = self.environ.get(name + "_FILE")
+        if path and name in self.environ:
+            raise ConfigurationFault(f"set {name} or {name}_FILE, not both")
+        if path:
+            try:
+                with open(path, encoding="utf-8") as file:
+                    return file.read().strip()
+            except OSError as error:
+                raise ConfigurationFault(f"{name}_FILE: {error}") from error
+        return self.environ.get(name, default)
+
+    def number(self, name: str, default: float, at_least: float = 0) -> float:
+        text = self.text(name, str(default))
+        try:
+            value = float(text)
+        except ValueError:
+            raise ConfigurationFault(f"{name} must be a number, not {text!r}") from None
+        if not value >= at_least:
+            raise ConfigurationFault(f"{name} must be at least {at_least}, not {text}")
+        return value
+
+    def integer(self, name: str, default: int, at_least: int = 0) -> int:
+        text = self.text(name, str(default))
+        if not text.isdecimal() or int(text) < at_least:
+            raise ConfigurationFault(f"{name} must be a whole number of at least {at_least}, not {text!r}")
+        return int(text)
+
+    def flag(self, name: str, default: bool) -> bool:
+        text = self.text(name, "1" if default else "0").lower()
+        if text not in ("1", "true", "yes", "on", "0", "false", "no", "off", ""):
+            raise ConfigurationFault(f"{name} must be 1 or 0, not {text!r}")
+        return text in ("1", "true", "yes", "on")
+
+
+def read(environ: Mapping[str, str] | None = None) -> Settings:
+    """The settings of this process. Raises ConfigurationFault, naming the variable, for anything unusable."""
+    reader = _Reader(os.environ if environ is None else environ)
+    env = reader.text("ECOM_ENV", "development")
+    if env not in ("development", "production"):
+        raise ConfigurationFault(f"ECOM_ENV must be development or production, not {env!r}")
+    production = env == "production"
+    urls = {name: psycopg2_url(reader.text(f"{name.upper()}_DATABASE_URL", "")) for name in DATABASES}
+    settings = Settings(
+        env=env,
+        amqp_uri=reader.text("AMQP_URI", Settings.amqp_uri),
+        database_urls={name: url for name, url in urls.items() if url},
+        database_admin_url=psycopg2_url(reader.text("DATABASE_ADMIN_URL", "")),
+        reader_password=reader.text("READER_PASSWORD", ""),
+        auth_keys=_keys(reader.text("AUTH_KEYS", "" if production else DEVELOPMENT_KEY), production),
+        auth_mock=reader.flag("AUTH_MOCK", not production),
+        audit_key=reader.text("AUDIT_KEY", ""),
+        payment_mode=reader.text("PAYMENT_MODE", "succeed"),
+        provider_timeout_s=reader.number("PROVIDER_TIMEOUT_S", 5.0, at_least=0.01),
+        order_deadline_s=reader.number("ORDER_DEADLINE_S", 900.0, at_least=1),
+        host=reader.text("HOST", Settings.host),
+        ports={
+            name: reader.integer(f"{name.upper()}_PORT", FIRST_PORT + place, at_least=1)
+            for place, name in enumerate(SERVICES)
+        },
+        rate_user_per_min=reader.integer("RATE_USER_PER_MIN", 100 if production else 0),
+        rate_address_per_min=reader.integer("RATE_ADDRESS_PER_MIN", 1000 if production else 0),
+        heartbeat_s=reader.number("AMQP_HEARTBEAT_S", 10.0, at_least=1),
+        log_level=reader.text("LOG_LEVEL", "INFO").upper(),
+    )
+    if production and settings.auth_mock:
+        raise ConfigurationFault("AUTH_MOCK issues tokens to anyone: it is refused in production")
+    return settings
+
+
+def _keys(text: str, production: bool) -> tuple[tuple[str, str], ...]:
+    keys = []
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        kid, colon, secret = part.partition(":")
+        if not colon or not kid:
+            raise ConfigurationFault("AUTH_KEYS must read kid:secret,kid:secret")
+        if len(secret.encode()) < MIN_SECRET_BYTES:
+            raise ConfigurationFault(f"the secret of key {kid!r} in AUTH_KEYS is under {MIN_SECRET_BYTES} bytes")
+        if production and part == DEVELOPMENT_KEY:
+            raise ConfigurationFault("AUTH_KEYS holds the development key: it is refused in production")
+        keys.append((kid, secret))
+    if not keys:
+        raise ConfigurationFault("AUTH_KEYS is not set")
+    if len({kid for kid, _ in keys}) != len(keys):
+        raise ConfigurationFault("AUTH_KEYS names a kid twice")
+    return tuple(keys)
+
+
+def masked(settings: Settings) -> dict[str, Any]:
+    """The settings as `ecom config` prints them: every secret as ***."""
+    shown: dict[str, Any] = {}
+    for item in fields(settings):
+        value = getattr(settings, item.name)
+        if item.name in SECRETS:
+            if isinstance(value, Mapping):
+                value = {name: _mask_url(url) for name, url in value.items()}
+            elif item.name in ("amqp_uri", "database_admin_url"):
+                value = _mask_url(value)
+            elif item.name == "auth_keys":
+                value = [f"{kid}:***" for kid, _ in value]
+            else:
+                value = "***" if value else ""
+        elif isinstance(value, Mapping):
+            value = dict(value)
+        shown[item.name] = value
+    return shown
+
+
+def _mask_url(url: str) -> str:
+    head, at, tail = url.rpartition("@")
+    scheme, separator, credentials = head.partition("://")
+    if not at or not separator:
+        return url
+    user, _, _ = credentials.partition(":")
+    return f"{scheme}://{user}:***@{tail}"

@@ -1,0 +1,235 @@
+"""Every error raised on purpose.
+
+One base, one class for each reason: the docstring is the meaning, `code` is the slug that clients, operators and
+dead messages see. Status codes live in the gateway only. `shared.edge.rpc` registers these classes with Nameko,
+so an error raised in one service arrives in its RPC caller as itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class EcomError(Exception):
+    """Something went wrong."""
+
+    code: ClassVar[str] = "internal"
+
+    def __init__(self, message: str = "", details: dict[str, Any] | None = None) -> None:
+        self.message = message or (self.__doc__ or self.code).splitlines()[0]
+        self.details = details or {}
+        # Nameko rebuilds an exception from its args on the other side of an RPC.
+        super().__init__(self.message, self.details)
+
+    def __str__(self) -> str:
+        return self.message
+
+
+# --- what a client can be told ---------------------------------------------------------------------------------
+
+
+class BadRequest(EcomError):
+    """The request is malformed."""
+
+    code = "bad_request"
+
+
+class BadJson(BadRequest):
+    """The body is not valid JSON."""
+
+    code = "bad_json"
+
+
+class UnknownParameter(BadRequest):
+    """A query parameter is not known here."""
+
+    code = "unknown_parameter"
+
+
+class InvalidCursor(BadRequest):
+    """The cursor was not made by this endpoint for these filters."""
+
+    code = "invalid_cursor"
+
+
+class IdempotencyKeyRequired(BadRequest):
+    """An Idempotency-Key header is required."""
+
+    code = "idempotency_key_required"
+
+
+class IdempotencyKeyInvalid(BadRequest):
+    """The Idempotency-Key must be 1 to 128 of A-Z a-z 0-9 _ - . :"""
+
+    code = "idempotency_key_invalid"
+
+
+class Unauthenticated(EcomError):
+    """A valid bearer token is required."""
+
+    code = "unauthenticated"
+
+
+class Forbidden(EcomError):
+    """This user may not do that."""
+
+    code = "forbidden"
+
+
+class NotFound(EcomError):
+    """There is nothing here by that name."""
+
+    code = "not_found"
+
+
+class MethodNotAllowed(EcomError):
+    """This path does not answer that method."""
+
+    code = "method_not_allowed"
+
+
+class Conflict(EcomError):
+    """The thing is not in a state that allows this."""
+
+    code = "conflict"
+
+
+class IdempotencyInProgress(Conflict):
+    """A request with this Idempotency-Key is still at work."""
+
+    code = "idempotency_in_progress"
+
+
+class BelowReserved(Conflict):
+    """Stock on hand cannot fall below what is reserved."""
+
+    code = "below_reserved"
+
+
+class VersionMoved(Conflict):
+    """The stock changed since that version was read."""
+
+    code = "version_moved"
+
+
+class LengthRequired(EcomError):
+    """A Content-Length is required: chunked bodies are not taken."""
+
+    code = "length_required"
+
+
+class RequestTimeout(EcomError):
+    """The request body did not arrive in time."""
+
+    code = "request_timeout"
+
+
+class PayloadTooLarge(EcomError):
+    """The body is too large."""
+
+    code = "payload_too_large"
+
+
+class UnsupportedMediaType(EcomError):
+    """The body must be application/json."""
+
+    code = "unsupported_media_type"
+
+
+class ValidationFailed(EcomError):
+    """The body breaks a rule."""
+
+    code = "validation_failed"
+
+
+class IdempotencyKeyReused(ValidationFailed):
+    """This Idempotency-Key was used with another body."""
+
+    code = "idempotency_key_reused"
+
+
+class RateLimited(EcomError):
+    """Too many requests."""
+
+    code = "rate_limited"
+
+
+class ServiceUnavailable(EcomError):
+    """A service did not answer in time."""
+
+    code = "unavailable"
+
+
+# --- why a message died: the code is the x-reason of the DLQ ---------------------------------------------------
+
+
+class DeadMessage(EcomError):
+    """A message that can never succeed."""
+
+    code = "poison"
+
+
+class Poison(DeadMessage):
+    """The body is not a JSON object."""
+
+    code = "poison"
+
+
+class InvalidSchema(DeadMessage):
+    """The body does not match the schema of its event type."""
+
+    code = "invalid_schema"
+
+
+class UnknownType(DeadMessage):
+    """No event of that type and version is in the catalogue, or this queue does not take it."""
+
+    code = "unknown_type"
+
+
+class UnknownOrder(DeadMessage):
+    """The event speaks of an order that is not here."""
+
+    code = "unknown_order"
+
+
+class UnexpectedEvent(DeadMessage):
+    """The state table has no row for this event in this state."""
+
+    code = "unexpected_event"
+
+
+# --- what pauses a whole consumer, counting nothing against its messages ---------------------------------------
+
+
+class CannotWork(EcomError):
+    """The service itself cannot work now: nothing is wrong with the message."""
+
+    code = "cannot_work"
+
+
+class PublishFailed(CannotWork):
+    """The broker did not confirm in time."""
+
+    code = "publish_failed"
+
+
+# --- what makes one message wait and be tried again ------------------------------------------------------------
+
+
+class ProviderTimeout(EcomError):
+    """The payment provider did not answer in time; whether it charged is unknown."""
+
+    code = "provider_timeout"
+
+
+class ConfigurationFault(EcomError):
+    """A setting is missing, malformed or not allowed in this environment."""
+
+    code = "configuration"
+
+
+class TopologyDrift(EcomError):
+    """The broker does not look like the table of the topology."""
+
+    code = "topology_drift"
