@@ -47,7 +47,7 @@ BY_NAME = {queue.name: queue for queue in QUEUES}
 
 def retry_queues(queue: str) -> tuple[str, ...]:
     """The retry levels of a queue, shortest wait first: q.x.retry (1 s), q.x.retry.2s, q.x.retry.4s."""
-    first, *others = RETRY_WAITS_S
+    _, *others = RETRY_WAITS_S
     return (f"{queue}.retry", *(f"{queue}.retry.{wait}s" for wait in others))
 
 

@@ -1,0 +1,228 @@
+"""The rules of stock and reservations, as a table.
+
+A reservation belongs to one order. RELEASED and REFUSED are final; commit and release travel in two queues and may
+overtake each other. Plain values in, plain values out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from uuid import UUID
+
+from shared.errors import BelowReserved, UnexpectedEvent, UnknownOrder, VersionMoved
+from shared.events import Committed, Item, OrderCreated, Payload, Released, ReservationFailed, Reserved, Shortage
+
+
+class State(StrEnum):
+    """What a reservation is."""
+
+    RESERVED = "RESERVED"
+    REFUSED = "REFUSED"  # final
+    COMMITTED = "COMMITTED"
+    RELEASED = "RELEASED"  # final; without items it is a tombstone: the release came before the order
+
+
+class Kind(StrEnum):
+    """Who made a reservation: an order's event, or a person through the API."""
+
+    ORDER = "order"
+    MANUAL = "manual"
+
+
+RESERVE, COMMIT, RELEASE = "reserve", "commit", "release"
+
+OUT_OF_STOCK = "out_of_stock"
+UNKNOWN_SKU = "unknown_sku"
+HELD_MANUALLY = "held_manually"
+
+SALE, RETURN, PUT = "sale", "return", "put"
+
+
+@dataclass(frozen=True)
+class Stock:
+    """One sku. `version` counts the changes of on_hand."""
+
+    sku: str
+    on_hand: int
+    reserved: int
+    version: int = 1
+
+    @property
+    def available(self) -> int:
+        """What can still be reserved."""
+        return self.on_hand - self.reserved
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """What an order holds: quantities by sku."""
+
+    order_id: UUID
+    reservation_id: UUID
+    state: State
+    quantities: Mapping[str, int] = field(default_factory=dict)
+    kind: Kind = Kind.ORDER
+
+
+@dataclass(frozen=True)
+class Movement:
+    """A change of on_hand and its cause."""
+
+    sku: str
+    change: int
+    cause: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What follows from an event: the reservation after it, the stock it changed, what is written and told."""
+
+    reservation: Reservation
+    changed: bool = True
+    stock: tuple[Stock, ...] = ()
+    movements: tuple[Movement, ...] = ()
+    audited: bool = False  # each sku gets a release event
+    tells: tuple[Payload, ...] = ()
+
+
+# --- the table --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a state becomes, and what that does to each sku for a quantity of 1."""
+
+    becomes: State
+    on_hand: int = 0
+    reserved: int = 0
+    cause: str = ""
+    audited: bool = False
+
+
+UNCHANGED = None
+
+TABLE: dict[tuple[State, str], Row | None] = {
+    (State.RESERVED, RESERVE): UNCHANGED,
+    (State.REFUSED, RESERVE): UNCHANGED,
+    (State.COMMITTED, RESERVE): UNCHANGED,
+    (State.RELEASED, RESERVE): UNCHANGED,  # also order.created after a tombstone
+    (State.RESERVED, COMMIT): Row(State.COMMITTED, on_hand=-1, reserved=-1, cause=SALE),
+    (State.COMMITTED, COMMIT): UNCHANGED,
+    (State.RELEASED, COMMIT): UNCHANGED,
+    (State.RESERVED, RELEASE): Row(State.RELEASED, reserved=-1, audited=True),
+    (State.COMMITTED, RELEASE): Row(State.RELEASED, on_hand=+1, cause=RETURN, audited=True),
+    (State.RELEASED, RELEASE): UNCHANGED,
+    (State.REFUSED, RELEASE): UNCHANGED,
+    # No row for (REFUSED, COMMIT), nor for a commit of what was never reserved: both go to the DLQ.
+}
+
+
+def reserve(stock: Mapping[str, Stock], order: OrderCreated, reservation_id: UUID) -> Outcome:
+    """Hold stock for a new order, or say what is short. The same sku on two lines is summed before it is checked."""
+    quantities = summed(order.items)
+    short = shortages(stock, quantities)
+    if short:
+        reason = UNKNOWN_SKU if any(item.sku not in stock for item in short) else OUT_OF_STOCK
+        return Outcome(
+            Reservation(order.order_id, reservation_id, State.REFUSED),
+            tells=(ReservationFailed(order.order_id, reason, short),),
+        )
+    return Outcome(
+        Reservation(order.order_id, reservation_id, State.RESERVED, quantities),
+        stock=_held(stock, quantities),
+        tells=(
+            Reserved(order.order_id, reservation_id, order.items, order.total, order.currency, order.payment_method),
+        ),
+    )
+
+
+def meet(existing: Reservation, order: OrderCreated) -> Outcome:
+    """An order.created that finds a reservation: what it has seen changes nothing; one made by hand refuses it."""
+    refused = existing.kind == Kind.MANUAL
+    tells = (ReservationFailed(order.order_id, HELD_MANUALLY, ()),) if refused else ()
+    return Outcome(existing, changed=False, tells=tells)
+
+
+def hold_manually(
+    stock: Mapping[str, Stock], order_id: UUID, reservation_id: UUID, quantities: Mapping[str, int]
+) -> Outcome | tuple[Shortage, ...]:
+    """A person's reservation; what is short when it cannot be had. Tells nothing."""
+    short = shortages(stock, quantities)
+    if short:
+        return short
+    held = Reservation(order_id, reservation_id, State.RESERVED, quantities, Kind.MANUAL)
+    return Outcome(held, stock=_held(stock, quantities))
+
+
+def shortages(stock: Mapping[str, Stock], quantities: Mapping[str, int]) -> tuple[Shortage, ...]:
+    """The skus of which there is not enough."""
+    available = {sku: stock[sku].available if sku in stock else 0 for sku in quantities}
+    return tuple(
+        Shortage(sku, quantity, available[sku]) for sku, quantity in quantities.items() if quantity > available[sku]
+    )
+
+
+def _held(stock: Mapping[str, Stock], quantities: Mapping[str, int]) -> tuple[Stock, ...]:
+    return tuple(replace(stock[sku], reserved=stock[sku].reserved + quantity) for sku, quantity in quantities.items())
+
+
+def settle(stock: Mapping[str, Stock], existing: Reservation | None, verb: str, order_id: UUID, reason: str) -> Outcome:
+    """Commit or release a reservation, by the table.
+
+    Raises UnknownOrder for a commit of what was never reserved, UnexpectedEvent for one of what was refused.
+    `stock` must hold every sku of the reservation. A release of what is not there is the caller's tombstone.
+    """
+    if existing is None:
+        raise UnknownOrder(f"order {order_id} has no reservation to {verb}")
+    key = (existing.state, verb)
+    if key not in TABLE:
+        raise UnexpectedEvent(f"a reservation that is {existing.state} does not expect {verb}")
+    row = TABLE[key]
+    if row is UNCHANGED:
+        return Outcome(existing, changed=False)
+    changed = tuple(
+        replace(
+            stock[sku],
+            on_hand=stock[sku].on_hand + row.on_hand * quantity,
+            reserved=stock[sku].reserved + row.reserved * quantity,
+            version=stock[sku].version + (row.on_hand != 0),
+        )
+        for sku, quantity in existing.quantities.items()
+    )
+    movements = tuple(
+        Movement(sku, row.on_hand * quantity, row.cause) for sku, quantity in existing.quantities.items() if row.on_hand
+    )
+    told = Committed if row.becomes == State.COMMITTED else Released
+    items = tuple(Item(sku, quantity) for sku, quantity in existing.quantities.items())
+    tells = (told(order_id, existing.reservation_id, items, reason),) if existing.kind == Kind.ORDER else ()
+    return Outcome(
+        replace(existing, state=row.becomes),
+        stock=changed,
+        movements=movements,
+        audited=row.audited,
+        tells=tells,
+    )
+
+
+def put(stock: Stock | None, sku: str, on_hand: int, version: int | None) -> tuple[Stock, Movement | None]:
+    """Set what is on hand. Raises VersionMoved when on_hand changed since `version`, BelowReserved with the figure."""
+    current = stock or Stock(sku, 0, 0, 0)
+    if version is not None and version != current.version:
+        raise VersionMoved(details={"version": current.version})
+    if on_hand < current.reserved:
+        raise BelowReserved(details={"reserved": current.reserved})
+    change = on_hand - current.on_hand
+    if change == 0 and stock is not None:
+        return current, None
+    after = replace(current, on_hand=on_hand, version=current.version + 1)
+    return after, Movement(sku, change, PUT) if change else None
+
+
+def summed(items: tuple[Item, ...] | tuple[object, ...]) -> dict[str, int]:
+    """Quantities by sku, in order of sku: everybody locks stock in that order."""
+    quantities: dict[str, int] = {}
+    for item in items:
+        quantities[item.sku] = quantities.get(item.sku, 0) + item.quantity  # type: ignore[attr-defined]
+    return dict(sorted(quantities.items()))

@@ -1,0 +1,378 @@
+"""The inventory service's tables and the few queries on them."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    ForeignKey,
+    Index,
+    Text,
+    UniqueConstraint,
+    func,
+    insert,
+    select,
+    text,
+    tuple_,
+)
+from sqlalchemy import Identity as IdentityColumn
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from inventory_service.domain import Kind, Movement, Outcome, Reservation, State, Stock
+from shared.errors import NotFound
+from shared.events import Identity, timestamp
+from shared.paging import decode_cursor, encode_cursor, page_of
+from shared.tables import MESSAGING_TABLES, NOW, Base, unnest, update_many
+
+
+class StockItem(Base):
+    """What there is of one sku; available = on_hand - reserved."""
+
+    __tablename__ = "stock_items"
+
+    sku: Mapped[str] = mapped_column(primary_key=True)
+    on_hand: Mapped[int] = mapped_column(BigInteger)
+    reserved: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    version: Mapped[int] = mapped_column(BigInteger, server_default="1")
+    updated_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+    __table_args__ = (CheckConstraint("0 <= reserved AND reserved <= on_hand", name="reserved_within_on_hand"),)
+
+
+class StockMovement(Base):
+    """Every change of on_hand with its cause; on_hand is the sum of them."""
+
+    __tablename__ = "stock_movements"
+
+    id: Mapped[int] = mapped_column(BigInteger, IdentityColumn(), primary_key=True)
+    sku: Mapped[str] = mapped_column(ForeignKey(StockItem.sku))
+    change: Mapped[int] = mapped_column(BigInteger)
+    cause: Mapped[str]
+    order_id: Mapped[uuid.UUID | None]
+    moved_by: Mapped[str]
+    trace_id: Mapped[str]
+    moved_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+    __table_args__ = (Index(None, "sku", "id"),)
+
+
+class ReservationRow(Base):
+    """What an order holds, held or was refused."""
+
+    __tablename__ = "reservations"
+
+    order_id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    reservation_id: Mapped[uuid.UUID] = mapped_column(unique=True)
+    state: Mapped[str]
+    kind: Mapped[str] = mapped_column(server_default=Kind.ORDER)
+    expires_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    updated_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+    __table_args__ = (Index("ix_reservations_expiring", "expires_at", postgresql_where=text("state = 'RESERVED'")),)
+
+
+class ReservationItem(Base):
+    """So many of one sku in a reservation."""
+
+    __tablename__ = "reservation_items"
+
+    order_id: Mapped[uuid.UUID] = mapped_column(ForeignKey(ReservationRow.order_id), primary_key=True)
+    sku: Mapped[str] = mapped_column(primary_key=True)
+    quantity: Mapped[int] = mapped_column(BigInteger)
+
+
+class ReleaseEvent(Base):
+    """The release audit: stock that became available again, why and by whom. Append only."""
+
+    __tablename__ = "inventory_release_events"
+
+    id: Mapped[int] = mapped_column(BigInteger, IdentityColumn(), primary_key=True)
+    order_id: Mapped[uuid.UUID]
+    reservation_id: Mapped[uuid.UUID]
+    sku: Mapped[str]
+    quantity: Mapped[int] = mapped_column(BigInteger)
+    reason: Mapped[str]
+    requested_by: Mapped[str]
+    roles: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    trace_id: Mapped[str]
+    released_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+    __table_args__ = (
+        UniqueConstraint("reservation_id", "sku"),
+        Index(None, "released_at", "id"),
+        *(
+            Index(None, column, "released_at", "id")
+            for column in ("order_id", "sku", "reason", "requested_by", "trace_id")
+        ),
+    )
+
+
+TABLES = MESSAGING_TABLES | {
+    "stock_items",
+    "stock_movements",
+    "reservations",
+    "reservation_items",
+    "inventory_release_events",
+}
+
+
+# --- reservations -------------------------------------------------------------------------------------------------
+
+
+def claim_reservations(
+    session: Session, ids: Mapping[uuid.UUID, uuid.UUID], state: State, kind: Kind = Kind.ORDER
+) -> set[uuid.UUID]:
+    """Make a reservation for each order (order_id -> reservation_id) that has none; which orders had none.
+
+    One statement, in one order for everybody: inserting is the lock, so two replicas cannot both reserve.
+    """
+    given = unnest(ReservationRow, "order_id", "reservation_id")
+    statement = (
+        upsert(ReservationRow)
+        .from_select(
+            ["order_id", "reservation_id", "state", "kind"],
+            select(
+                given.c.order_id, given.c.reservation_id, func.cast(state.value, Text), func.cast(kind.value, Text)
+            ).order_by(given.c.order_id),
+        )
+        .on_conflict_do_nothing()
+        .returning(ReservationRow.order_id)
+    )
+    arrays = {"order_id": list(ids), "reservation_id": list(ids.values())}
+    return set(session.scalars(statement, arrays))
+
+
+def lock_reservations(session: Session, order_ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, Reservation]:
+    """The reservations of these orders, locked, with their items. Two statements."""
+    wanted = list(set(order_ids))
+    if not wanted:
+        return {}
+    query = select(ReservationRow).where(ReservationRow.order_id.in_(wanted)).order_by(ReservationRow.order_id)
+    rows = session.scalars(query.with_for_update()).all()
+    quantities: dict[uuid.UUID, dict[str, int]] = {row.order_id: {} for row in rows}
+    items = select(ReservationItem).where(ReservationItem.order_id.in_(list(quantities))).order_by(ReservationItem.sku)
+    for item in session.scalars(items):
+        quantities[item.order_id][item.sku] = item.quantity
+    return {
+        row.order_id: Reservation(
+            row.order_id, row.reservation_id, State(row.state), quantities[row.order_id], Kind(row.kind)
+        )
+        for row in rows
+    }
+
+
+def lock_stock(session: Session, skus: Iterable[str]) -> dict[str, Stock]:
+    """The stock of these skus, locked in order of sku. One statement."""
+    query = select(StockItem).where(StockItem.sku.in_(set(skus))).order_by(StockItem.sku).with_for_update()
+    return {row.sku: Stock(row.sku, row.on_hand, row.reserved, row.version) for row in session.scalars(query)}
+
+
+def keep(session: Session, kept: Sequence[tuple[Outcome, Identity, str, str]], made_as: State | None = None) -> None:
+    """Write outcomes, each with who caused it, under which trace and why. At most five statements.
+
+    `made_as` is the state in which the reservations were just claimed: their items are new, and only those that
+    came out otherwise need a change.
+    """
+    changed = [item for item in kept if item[0].changed]
+    after = {outcome.reservation.order_id: outcome.reservation for outcome, *_ in changed}
+    update_many(
+        session,
+        ReservationRow,
+        "order_id",
+        [
+            {"order_id": reservation.order_id, "state": reservation.state.value}
+            for reservation in after.values()
+            if reservation.state != made_as
+        ],
+        also={"updated_at": func.now()},
+    )
+    items = [
+        {"order_id": reservation.order_id, "sku": sku, "quantity": quantity}
+        for reservation in after.values()
+        for sku, quantity in reservation.quantities.items()
+    ]
+    if made_as and items:
+        session.execute(insert(ReservationItem), items)
+    stock = {item.sku: item for outcome, *_ in changed for item in outcome.stock}
+    update_many(
+        session,
+        StockItem,
+        "sku",
+        [
+            {"sku": item.sku, "on_hand": item.on_hand, "reserved": item.reserved, "version": item.version}
+            for item in stock.values()
+        ],
+        also={"updated_at": func.now()},
+    )
+    movements = [
+        movement_row(movement, outcome.reservation.order_id, identity, trace_id)
+        for outcome, identity, trace_id, _ in changed
+        for movement in outcome.movements
+    ]
+    if movements:
+        session.execute(insert(StockMovement), movements)
+    releases = [
+        {
+            "order_id": outcome.reservation.order_id,
+            "reservation_id": outcome.reservation.reservation_id,
+            "sku": sku,
+            "quantity": quantity,
+            "reason": reason,
+            "requested_by": identity.user_id,
+            "roles": list(identity.roles),
+            "trace_id": trace_id,
+        }
+        for outcome, identity, trace_id, reason in changed
+        if outcome.audited
+        for sku, quantity in outcome.reservation.quantities.items()
+    ]
+    if releases:
+        session.execute(insert(ReleaseEvent), releases)
+
+
+def movement_row(movement: Movement, order_id: uuid.UUID | None, identity: Identity, trace_id: str) -> dict[str, Any]:
+    """A movement as a row."""
+    return {
+        "sku": movement.sku,
+        "change": movement.change,
+        "cause": movement.cause,
+        "order_id": order_id,
+        "moved_by": identity.user_id,
+        "trace_id": trace_id,
+    }
+
+
+def order_of_reservation(session: Session, reservation_id: str) -> uuid.UUID:
+    """The order a reservation made by hand is for. Raises NotFound."""
+    try:
+        query = select(ReservationRow.order_id).filter_by(reservation_id=uuid.UUID(reservation_id), kind=Kind.MANUAL)
+        order_id = session.scalar(query)
+    except ValueError:
+        order_id = None
+    if order_id is None:
+        raise NotFound(f"There is no reservation {reservation_id}.")
+    return order_id
+
+
+def set_expiry(session: Session, order_id: uuid.UUID, seconds: float) -> datetime:
+    """Let a reservation expire; when it will."""
+    row = session.get_one(ReservationRow, order_id)
+    session.execute(
+        text("UPDATE reservations SET expires_at = now() + make_interval(secs => :seconds) WHERE order_id = :order_id"),
+        {"seconds": seconds, "order_id": order_id},
+    )
+    session.refresh(row)
+    assert row.expires_at is not None
+    return row.expires_at
+
+
+def expired(session: Session, limit: int) -> list[uuid.UUID]:
+    """Orders whose reservation by hand has run out, oldest first."""
+    query = (
+        select(ReservationRow.order_id)
+        .where(ReservationRow.state == State.RESERVED, ReservationRow.expires_at < func.now())
+        .order_by(ReservationRow.expires_at)
+        .limit(limit)
+    )
+    return list(session.scalars(query))
+
+
+# --- stock --------------------------------------------------------------------------------------------------------
+
+
+def stock_body(item: Stock) -> dict[str, Any]:
+    """A stock item as clients see it."""
+    return {
+        "sku": item.sku,
+        "on_hand": item.on_hand,
+        "reserved": item.reserved,
+        "available": item.available,
+        "version": item.version,
+    }
+
+
+def lock_or_make_stock(session: Session, sku: str) -> Stock | None:
+    """The stock of a sku, locked; a row of zero is made first where there is none, and None returned."""
+    made = session.scalar(
+        upsert(StockItem)
+        .values(sku=sku, on_hand=0, reserved=0, version=0)
+        .on_conflict_do_nothing()
+        .returning(StockItem.sku)
+    )
+    return None if made else lock_stock(session, [sku])[sku]
+
+
+def keep_stock(session: Session, after: Stock, movement: Movement | None, identity: Identity, trace_id: str) -> None:
+    """Write a stock item and the movement that changed it."""
+    row = {"sku": after.sku, "on_hand": after.on_hand, "reserved": after.reserved, "version": after.version}
+    update_many(session, StockItem, "sku", [row], also={"updated_at": func.now()})
+    if movement:
+        session.execute(insert(StockMovement), [movement_row(movement, None, identity, trace_id)])
+
+
+def find_stock(session: Session, sku: str) -> Stock:
+    """The stock of a sku. Raises NotFound."""
+    row = session.get(StockItem, sku)
+    if row is None:
+        raise NotFound(f"There is no sku {sku}.")
+    return Stock(row.sku, row.on_hand, row.reserved, row.version)
+
+
+def stock_page(session: Session, limit: int, cursor: str | None) -> tuple[list[dict[str, Any]], str | None]:
+    """A page of stock in order of sku, and the next cursor."""
+    query = select(StockItem).order_by(StockItem.sku).limit(limit + 1)
+    if cursor:
+        (last,) = decode_cursor(cursor, {}, [str])
+        query = query.where(StockItem.sku > last)
+    rows, more = page_of(session.scalars(query).all(), limit)
+    bodies = [stock_body(Stock(row.sku, row.on_hand, row.reserved, row.version)) for row in rows]
+    return bodies, encode_cursor([rows[-1].sku], {}) if more else None
+
+
+# --- the release audit --------------------------------------------------------------------------------------------
+
+FILTERS = {"order_id": "order_id", "sku": "sku", "reason": "reason", "user_id": "requested_by", "trace_id": "trace_id"}
+
+
+def release_events_page(
+    session: Session, filters: Mapping[str, Any], limit: int, cursor: str | None
+) -> tuple[list[dict[str, Any]], str | None]:
+    """A page of the release audit, newest first, and the next cursor. An index stands behind each filter."""
+    position = (ReleaseEvent.released_at, ReleaseEvent.id)
+    query = select(ReleaseEvent).order_by(*(column.desc() for column in position)).limit(limit + 1)
+    for name, column in FILTERS.items():
+        if filters.get(name) is not None:
+            query = query.where(getattr(ReleaseEvent, column) == filters[name])
+    if filters.get("from"):
+        query = query.where(ReleaseEvent.released_at >= datetime.fromisoformat(filters["from"]))
+    if filters.get("to"):
+        query = query.where(ReleaseEvent.released_at < datetime.fromisoformat(filters["to"]))
+    if cursor:
+        at, last = decode_cursor(cursor, filters, [str, int])
+        query = query.where(tuple_(*position) < tuple_(datetime.fromisoformat(at), last))
+    rows, more = page_of(session.scalars(query).all(), limit)
+    next_cursor = encode_cursor([rows[-1].released_at.isoformat(), rows[-1].id], filters) if more else None
+    return [_release_body(row) for row in rows], next_cursor
+
+
+def _release_body(row: ReleaseEvent) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "order_id": str(row.order_id),
+        "reservation_id": str(row.reservation_id),
+        "sku": row.sku,
+        "quantity": row.quantity,
+        "reason": row.reason,
+        "requested_by": row.requested_by,
+        "roles": row.roles,
+        "trace_id": row.trace_id,
+        "released_at": timestamp(row.released_at),
+    }

@@ -1,0 +1,183 @@
+"""The inventory service: owns stock, reservations and the release audit."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from inventory_service import domain, models
+from inventory_service.domain import COMMIT, RELEASE, Kind, Outcome, State
+from shared.edge.consumer import handles
+from shared.edge.context import Context
+from shared.edge.database import Database
+from shared.edge.http import Health, Probes
+from shared.edge.rpc import rpc
+from shared.edge.timer import every
+from shared.edge.tx import Events, Tx
+from shared.errors import Conflict, DeadMessage
+from shared.events import Identity, Item
+from shared.ids import new_trace_id, uuid7
+from shared.relay import Relay
+
+# A reservation made by hand is released after this, so that a forgotten one does not hold stock for ever.
+MANUAL_HOLD_S = 900
+EXPIRED = Identity("system:expiry", ("system",))
+EXPIRE_BATCH = 100
+
+
+class InventoryService(Probes):
+    """Reserves for orders, turns holds into sales, gives back what was held, and keeps the audit of that."""
+
+    name = "inventory_service"
+
+    db = Database()
+    relay = Relay()
+    context = Context()
+    health = Health()
+
+    # --- for orders, by events ---
+
+    @handles("q.inventory.order-created")
+    def reserve(self, events: Events, tx: Tx) -> None:
+        """Hold stock for each order, or say what is short."""
+        orders = {event.payload.order_id: event.payload for event in events}
+        claimed = models.claim_reservations(tx.session, {order_id: uuid7() for order_id in orders}, State.RESERVED)
+        held = models.lock_reservations(tx.session, orders)
+        skus = {item.sku for order_id in claimed for item in orders[order_id].items}
+        stock = models.lock_stock(tx.session, skus)
+        kept = []
+        for event in events:
+            order_id = event.payload.order_id
+            if order_id in claimed:
+                outcome = domain.reserve(stock, event.payload, held[order_id].reservation_id)
+                claimed.discard(order_id)
+                stock |= {item.sku: item for item in outcome.stock}
+                kept.append((outcome, event.identity, event.trace_id, ""))
+            else:
+                outcome = domain.meet(held[order_id], event.payload)
+            tx.tell(event, *outcome.tells)
+        models.keep(tx.session, kept, made_as=State.RESERVED)
+
+    @handles("q.inventory.commit-requested")
+    def commit(self, events: Events, tx: Tx) -> None:
+        """The orders are paid: their holds become sales."""
+        held = models.lock_reservations(tx.session, [event.payload.order_id for event in events])
+        self._settle(events, tx, COMMIT, held)
+
+    @handles("q.inventory.release-requested")
+    def release(self, events: Events, tx: Tx) -> None:
+        """Give back what the orders hold. A release that comes before its order leaves a tombstone."""
+        orders = [event.payload.order_id for event in events]
+        models.claim_reservations(tx.session, {order_id: uuid7() for order_id in orders}, State.RELEASED)
+        self._settle(events, tx, RELEASE, models.lock_reservations(tx.session, orders))
+
+    def _settle(self, events: Events, tx: Tx, verb: str, held: dict[UUID, domain.Reservation]) -> None:
+        stock = models.lock_stock(tx.session, {sku for item in held.values() for sku in item.quantities})
+        kept = []
+        for event in events:
+            order_id = event.payload.order_id
+            reason = getattr(event.payload, "reason", "paid")
+            try:
+                outcome = domain.settle(stock, held.get(order_id), verb, order_id, reason)
+            except DeadMessage as error:
+                tx.set_apart(event, error)
+                continue
+            held[order_id] = outcome.reservation
+            stock |= {item.sku: item for item in outcome.stock}
+            kept.append((outcome, event.identity, event.trace_id, reason))
+            tx.tell(event, *outcome.tells)
+        models.keep(tx.session, kept)
+
+    # --- for people, by RPC ---
+
+    @rpc
+    def put_stock(self, sku: str, on_hand: int, version: int | None = None) -> dict[str, Any]:
+        """Set what is on hand of a sku. Raises VersionMoved, BelowReserved."""
+        with self.db.begin() as session:
+            stock = models.lock_or_make_stock(session, sku)
+            after, movement = domain.put(stock, sku, on_hand, version)
+            models.keep_stock(session, after, movement, self.context.identity, self.context.trace_id)
+        return models.stock_body(after)
+
+    @rpc
+    def get_stock(self, sku: str) -> dict[str, Any]:
+        """The stock of one sku. Raises NotFound."""
+        with self.db.read() as session:
+            return models.stock_body(models.find_stock(session, sku))
+
+    @rpc
+    def list_stocks(self, limit: int, cursor: str | None = None) -> dict[str, Any]:
+        """A page of stock in order of sku: {items, next_cursor}. Raises InvalidCursor."""
+        with self.db.read() as session:
+            items, next_cursor = models.stock_page(session, limit, cursor)
+        return {"items": items, "next_cursor": next_cursor}
+
+    @rpc
+    def release_events(self, filters: dict[str, Any], limit: int, cursor: str | None = None) -> dict[str, Any]:
+        """A page of the release audit, newest first: {items, next_cursor}. Raises InvalidCursor."""
+        with self.db.read() as session:
+            items, next_cursor = models.release_events_page(session, filters, limit, cursor)
+        return {"items": items, "next_cursor": next_cursor}
+
+    @rpc
+    def reserve_manually(self, order_id: str, items: list[dict[str, Any]]) -> dict[str, Any]:
+        """Hold stock by hand for an order made elsewhere. Raises Conflict: short of stock, or the order_id is taken."""
+        order, quantities = UUID(order_id), domain.summed(tuple(Item(**item) for item in items))
+        with self.db.begin() as session:
+            if not models.claim_reservations(session, {order: uuid7()}, State.RESERVED, Kind.MANUAL):
+                raise Conflict(f"There is a reservation for order {order_id} already.")
+            held = models.lock_reservations(session, [order])[order]
+            stock = models.lock_stock(session, quantities)
+            outcome = domain.hold_manually(stock, order, held.reservation_id, quantities)
+            if not isinstance(outcome, Outcome):
+                shortages = [item.__dict__ for item in outcome]
+                raise Conflict("There is not enough stock.", {"shortages": shortages})
+            models.keep(session, [(outcome, *self._caller(), "")], made_as=State.RESERVED)
+            expires_at = models.set_expiry(session, order, MANUAL_HOLD_S)
+        return {
+            "order_id": order_id,
+            "reservation_id": str(held.reservation_id),
+            "state": State.RESERVED,
+            "items": [{"sku": sku, "quantity": quantity} for sku, quantity in quantities.items()],
+            "expires_at": expires_at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        }
+
+    @rpc
+    def release_reservation(self, reservation_id: str) -> dict[str, Any]:
+        """Give back a reservation made by hand; audited. Raises NotFound, Conflict."""
+        return self._settle_manually(reservation_id, RELEASE, "manual")
+
+    @rpc
+    def commit_reservation(self, reservation_id: str) -> dict[str, Any]:
+        """Turn a reservation made by hand into a sale. Raises NotFound, Conflict."""
+        return self._settle_manually(reservation_id, COMMIT, "manual")
+
+    def _settle_manually(self, reservation_id: str, verb: str, reason: str) -> dict[str, Any]:
+        with self.db.begin() as session:
+            order_id = models.order_of_reservation(session, reservation_id)
+            outcome = self._settle_one(session, order_id, verb, reason, *self._caller())
+        state = outcome.reservation.state
+        return {"order_id": str(order_id), "reservation_id": reservation_id, "state": state}
+
+    def _settle_one(
+        self, session: Any, order_id: UUID, verb: str, reason: str, identity: Identity, trace_id: str
+    ) -> Outcome:
+        held = models.lock_reservations(session, [order_id])[order_id]
+        if verb == COMMIT and held.state == State.RELEASED:
+            raise Conflict("The reservation has been released.")
+        stock = models.lock_stock(session, held.quantities)
+        outcome = domain.settle(stock, held, verb, order_id, reason)
+        models.keep(session, [(outcome, identity, trace_id, reason)])
+        return outcome
+
+    def _caller(self) -> tuple[Identity, str]:
+        return self.context.identity, self.context.trace_id
+
+    @every(5)
+    def release_expired(self) -> None:
+        """Give back reservations made by hand that nobody settled in time."""
+        with self.db.read() as session:
+            overdue = models.expired(session, EXPIRE_BATCH)
+        for order_id in overdue:
+            with self.db.begin() as session:
+                self._settle_one(session, order_id, RELEASE, "expired", EXPIRED, new_trace_id())

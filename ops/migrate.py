@@ -1,0 +1,118 @@
+"""`ecom migrate`: roles, databases, migrations and rights of every service's database.
+
+With DATABASE_ADMIN_URL set, roles and databases are made too: an owner role that runs the migrations and cannot log
+in, an app role with DML only, and `ecom_reader`, which may only read. Without it the service's own URL must be of a
+role that may create tables in its database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+import psycopg2
+from alembic import command
+from alembic.config import Config
+from psycopg2 import sql
+from sqlalchemy import create_engine, make_url, text
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.pool import NullPool
+
+from shared.config import Settings
+from shared.errors import CannotWork
+
+ROOT = Path(__file__).resolve().parent.parent
+READER = "ecom_reader"
+
+# Services that own tables, and those of their tables that the app role may only add to.
+SERVICES = ("order", "inventory", "payment", "auth")
+APPEND_ONLY = {"inventory": ("inventory_release_events",)}
+
+# Two `ecom migrate` at once take turns.
+LOCK_ID = 0x6D69_6772
+
+
+def migrate(settings: Settings, services: Sequence[str] = SERVICES) -> list[str]:
+    """Bring these services' databases to the newest version; one line for each. Raises CannotWork when one is away."""
+    try:
+        return [migrate_one(settings, service) for service in services]
+    except (OperationalError, psycopg2.OperationalError) as error:
+        raise CannotWork(f"the database is away: {str(error).splitlines()[0]}") from error
+
+
+def migrate_one(settings: Settings, service: str) -> str:
+    """Roles, database, migrations, rights of one service."""
+    app = make_url(settings.database_url(service))
+    url, owner = app, None
+    if settings.database_admin_url:
+        admin = make_url(settings.database_admin_url)
+        owner = f"{service}_owner"
+        _provision(admin, app, owner, settings.reader_password)
+        url = admin.set(database=app.database)
+    engine = create_engine(url, poolclass=NullPool)
+    with engine.connect() as connection:
+        connection.execute(text("SELECT pg_advisory_lock(:id)"), {"id": LOCK_ID})
+        if owner:
+            connection.execute(text(f'SET ROLE "{owner}"'))
+        connection.commit()
+        config = Config(str(ROOT / "setup.cfg"), ini_section=service)
+        config.set_section_option(service, "script_location", str(ROOT / f"{service}_service" / "migrations"))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+        connection.commit()
+        version = connection.scalar(text("SELECT version_num FROM alembic_version"))
+        if owner:
+            _grant(connection, service, app.username or "", owner)
+        connection.commit()
+    return f"{service}: {app.database} at {version}"
+
+
+def _provision(admin: URL, app: URL, owner: str, reader_password: str) -> None:
+    with closing(_connect(admin)) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_lock(%s)", [LOCK_ID])
+        _role(cursor, owner, None)
+        _role(cursor, app.username or "", app.password and str(app.password))
+        _role(cursor, READER, reader_password or None)
+        cursor.execute("SELECT 1 FROM pg_database WHERE datname = %s", [app.database])
+        if not cursor.fetchone():
+            cursor.execute(
+                sql.SQL("CREATE DATABASE {} OWNER {} ENCODING 'UTF8' TEMPLATE template0").format(
+                    sql.Identifier(app.database or ""), sql.Identifier(owner)
+                )
+            )
+        database = sql.Identifier(app.database or "")
+        cursor.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(database))
+        for role in (app.username or "", READER):
+            cursor.execute(sql.SQL("GRANT CONNECT ON DATABASE {} TO {}").format(database, sql.Identifier(role)))
+
+
+def _connect(url: URL) -> psycopg2.extensions.connection:
+    connection = psycopg2.connect(url.set(drivername="postgresql").render_as_string(hide_password=False))
+    connection.autocommit = True
+    return connection
+
+
+def _role(cursor: psycopg2.extensions.cursor, name: str, password: str | None) -> None:
+    """Make a role, or set its password anew; without a password it cannot log in."""
+    cursor.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [name])
+    verb = sql.SQL("ALTER" if cursor.fetchone() else "CREATE")
+    login = sql.SQL("LOGIN PASSWORD {}").format(sql.Literal(password)) if password else sql.SQL("NOLOGIN")
+    cursor.execute(sql.SQL("{} ROLE {} {}").format(verb, sql.Identifier(name), login))
+
+
+def _grant(connection, service: str, app: str, owner: str) -> None:  # type: ignore[no-untyped-def]
+    """DML for the app, SELECT for the reader, nothing for anybody else; on tables to come, too."""
+    quoted_app = '"' + app.replace('"', '""') + '"'
+    for statement in (
+        "REVOKE ALL ON SCHEMA public FROM PUBLIC",
+        f'GRANT ALL ON SCHEMA public TO "{owner}"',
+        f"GRANT USAGE ON SCHEMA public TO {quoted_app}, {READER}",
+        f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {quoted_app}",
+        f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {quoted_app}",
+        f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {READER}",
+        f"REVOKE INSERT, UPDATE, DELETE ON alembic_version FROM {quoted_app}",
+        *(f"REVOKE UPDATE, DELETE ON {table} FROM {quoted_app}" for table in APPEND_ONLY.get(service, ())),
+    ):
+        connection.execute(text(statement))

@@ -1,0 +1,219 @@
+"""The life of an order, as a table.
+
+Queues give no order between each other, so every overtaking has a row. Plain values in, plain values out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from uuid import UUID
+
+from shared.errors import UnexpectedEvent, ValidationFailed
+from shared.events import (
+    MAX_AMOUNT,
+    CommitRequested,
+    OrderCancelled,
+    OrderPaid,
+    Payload,
+    PaymentFailed,
+    PaymentSucceeded,
+    PricedItem,
+    RefundRequested,
+    ReleaseRequested,
+    Reserved,
+    type_of,
+)
+
+
+class Status(StrEnum):
+    """Where an order is. Orders come to rest in PAID, CANCELLED or REFUND_FAILED."""
+
+    PENDING = "PENDING"
+    RESERVED = "RESERVED"
+    PAID = "PAID"
+    CANCELLED = "CANCELLED"
+    REFUND_PENDING = "REFUND_PENDING"
+    REFUND_FAILED = "REFUND_FAILED"
+
+
+# What people, not services, say to an order.
+CANCEL = "cancel"
+DEADLINE = "deadline"
+REFUND_RETRY = "refund.retry"
+
+OUT_OF_STOCK = "out_of_stock"
+PAYMENT_FAILED = "payment_failed"
+ORDER_CANCELLED = "order_cancelled"
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the rules know of an order. `followed` holds (event type, id) of each result already followed."""
+
+    order_id: UUID
+    status: Status
+    currency: str
+    total: int
+    reason: str | None = None
+    reservation_id: UUID | None = None
+    payment_id: UUID | None = None
+    refund_id: UUID | None = None
+    cancelled_told: bool = False
+    followed: frozenset[tuple[str, UUID | None]] = frozenset()
+
+
+@dataclass(frozen=True)
+class Step:
+    """What became of an order that heard something: its new state and the events it tells."""
+
+    order: Order
+    tells: tuple[Payload, ...] = ()
+    repeated: bool = False  # it had been followed already: nothing changes, nothing is told
+
+
+# --- the table --------------------------------------------------------------------------------------------------
+
+S = Status
+UNPAID = frozenset({S.PENDING, S.RESERVED})
+REFUNDING = frozenset({S.REFUND_PENDING, S.REFUND_FAILED})
+ANY = frozenset(Status)
+
+SAME = None  # the status stays
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One row: in one of these states, hearing this, the order becomes `becomes` and tells `tells`."""
+
+    states: frozenset[Status]
+    hears: str
+    becomes: Status | None
+    tells: tuple[str, ...] = ()
+    reason: str | None = None
+    older_refund: bool = False  # the row is for a refund_id that is not the current one
+
+
+def _in(*states: Status) -> frozenset[Status]:
+    return frozenset(states)
+
+
+# What a row may tell; `_WORDS` says how each is made.
+PAID_WORD, CANCELLED_WORD, COMMIT, RELEASE = "order.paid", "order.cancelled", "commit", "release"
+NEW_REFUND, SAME_REFUND = "refund with a new id", "refund with the same id"
+
+TABLE: tuple[Rule, ...] = (
+    Rule(_in(S.PENDING), "inventory.reserved", S.RESERVED),
+    Rule(_in(S.PENDING), "inventory.failed", S.CANCELLED, (CANCELLED_WORD,), OUT_OF_STOCK),
+    Rule(UNPAID, "payment.succeeded", S.PAID, (PAID_WORD, COMMIT)),
+    Rule(UNPAID, "payment.failed", S.CANCELLED, (CANCELLED_WORD, RELEASE), PAYMENT_FAILED),
+    Rule(UNPAID, CANCEL, S.CANCELLED, (CANCELLED_WORD, RELEASE), ORDER_CANCELLED),
+    Rule(UNPAID, DEADLINE, S.CANCELLED, (CANCELLED_WORD, RELEASE), DEADLINE),
+    Rule(_in(S.PAID), CANCEL, S.REFUND_PENDING, (NEW_REFUND, RELEASE), ORDER_CANCELLED),
+    Rule(REFUNDING | {S.PAID}, "inventory.reserved", SAME),
+    Rule(_in(S.CANCELLED), "payment.succeeded", S.REFUND_PENDING, (NEW_REFUND,)),
+    Rule(_in(S.CANCELLED), "inventory.reserved", SAME, (RELEASE,)),
+    Rule(_in(S.CANCELLED), "inventory.failed", SAME),
+    Rule(_in(S.CANCELLED), "payment.failed", SAME),
+    Rule(REFUNDING, "payment.refunded", S.CANCELLED, (CANCELLED_WORD,)),
+    Rule(ANY, "payment.refund_failed", SAME, older_refund=True),
+    Rule(_in(S.REFUND_PENDING), "payment.refund_failed", S.REFUND_FAILED),
+    Rule(_in(S.REFUND_FAILED), REFUND_RETRY, S.REFUND_PENDING, (NEW_REFUND,)),
+    Rule(_in(S.REFUND_PENDING), REFUND_RETRY, S.REFUND_PENDING, (SAME_REFUND,)),
+    Rule(REFUNDING | {S.CANCELLED}, CANCEL, SAME),
+    Rule(ANY - UNPAID, DEADLINE, SAME),
+    Rule(ANY, "inventory.released", SAME),
+    Rule(ANY, "inventory.committed", SAME),
+)
+
+# Names that other systems use for the same states.
+ALIASES = {"CREATED": S.PENDING, "VALIDATED": S.RESERVED, "CONFIRMED": S.PAID}
+
+# `inventory.release.requested` knows fewer reasons than an order does.
+_RELEASE_REASONS = {PAYMENT_FAILED: PAYMENT_FAILED, DEADLINE: DEADLINE}
+
+_WORDS: dict[str, Callable[[Order], Payload]] = {
+    PAID_WORD: lambda order: OrderPaid(order.order_id, order.total, order.currency),
+    CANCELLED_WORD: lambda order: OrderCancelled(order.order_id, order.reason or ORDER_CANCELLED),
+    COMMIT: lambda order: CommitRequested(order.order_id),
+    RELEASE: lambda order: ReleaseRequested(order.order_id, _RELEASE_REASONS.get(order.reason or "", ORDER_CANCELLED)),
+    NEW_REFUND: lambda order: _refund(order),
+    SAME_REFUND: lambda order: _refund(order),
+}
+
+
+def _refund(order: Order) -> RefundRequested:
+    if order.payment_id is None or order.refund_id is None:
+        raise UnexpectedEvent(f"order {order.order_id} has no payment to refund")
+    return RefundRequested(
+        order.order_id, order.payment_id, order.refund_id, order.total, order.currency, order.reason or ORDER_CANCELLED
+    )
+
+
+# --- following it -----------------------------------------------------------------------------------------------
+
+
+def subject_of(payload: Payload) -> UUID | None:
+    """The id by which a result is known again: of the reservation, payment or refund it speaks of."""
+    for name in ("refund_id", "payment_id", "reservation_id"):
+        if hasattr(payload, name):
+            return getattr(payload, name)
+    return None
+
+
+def follow(order: Order, payload: Payload, new_refund_id: UUID) -> Step:
+    """What an order does on hearing a result. Raises UnexpectedEvent where the table has no row."""
+    hears, subject = type_of(payload), subject_of(payload)
+    if (hears, subject) in order.followed:
+        return Step(order, repeated=True)
+    rule = _rule(order, hears, subject)
+    noted = replace(order, followed=order.followed | {(hears, subject)})
+    match payload:
+        case Reserved():
+            noted = replace(noted, reservation_id=payload.reservation_id)
+        case PaymentSucceeded() | PaymentFailed():
+            noted = replace(noted, payment_id=payload.payment_id)
+    return _apply(rule, noted, new_refund_id)
+
+
+def command(order: Order, hears: str, new_refund_id: UUID) -> Step:
+    """What an order does on CANCEL, DEADLINE or REFUND_RETRY. Raises UnexpectedEvent where the table has no row."""
+    return _apply(_rule(order, hears, None), order, new_refund_id)
+
+
+def _rule(order: Order, hears: str, subject: UUID | None) -> Rule:
+    for rule in TABLE:
+        applies = order.status in rule.states and hears == rule.hears
+        if applies and not (rule.older_refund and subject == order.refund_id):
+            return rule
+    raise UnexpectedEvent(f"an order that is {order.status} does not expect {hears}")
+
+
+def _apply(rule: Rule, order: Order, new_refund_id: UUID) -> Step:
+    after = replace(
+        order,
+        status=rule.becomes or order.status,
+        # The first reason stays: it says why the order ended, whatever happened to its money later.
+        reason=order.reason or rule.reason,
+        refund_id=new_refund_id if NEW_REFUND in rule.tells else order.refund_id,
+    )
+    words = [word for word in rule.tells if word != CANCELLED_WORD or not order.cancelled_told]
+    tells = tuple(_WORDS[word](after) for word in words)
+    return Step(replace(after, cancelled_told=after.cancelled_told or CANCELLED_WORD in words), tells)
+
+
+# --- making one -------------------------------------------------------------------------------------------------
+
+
+def total_of(items: tuple[PricedItem, ...]) -> int:
+    """The order's total in minor units. Raises ValidationFailed when it could not be kept exact by every reader."""
+    total = sum(item.quantity * item.unit_price for item in items)
+    if total > MAX_AMOUNT:
+        raise ValidationFailed("The order's total is too large.", {"items": [f"total over {MAX_AMOUNT}"]})
+    return total
+
+
+def may_see(owner: str, user_id: str, roles: tuple[str, ...]) -> bool:
+    """Whether someone may see an order: its owner, operators, auditors and admins."""
+    return user_id == owner or not {"operator", "auditor", "admin"}.isdisjoint(roles)

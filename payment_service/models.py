@@ -1,0 +1,242 @@
+"""The payment service's tables and the few queries on them."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import BigInteger, ForeignKey, Index, Text, func, select, text
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from payment_service.domain import Payment, Refund, RefundStatus, Status
+from shared.errors import NotFound
+from shared.events import Envelope, Identity, timestamp
+from shared.ids import payment_id_of
+from shared.tables import MESSAGING_TABLES, NOW, Base, update_many
+
+
+class PaymentRow(Base):
+    """One order's payment, with the trace and the customer it was asked for."""
+
+    __tablename__ = "payments"
+
+    order_id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    payment_id: Mapped[uuid.UUID] = mapped_column(unique=True)
+    status: Mapped[str]
+    amount: Mapped[int] = mapped_column(BigInteger)
+    currency: Mapped[str]
+    method: Mapped[str]
+    reference: Mapped[str] = mapped_column(server_default="")
+    reason: Mapped[str] = mapped_column(server_default="")
+    cancelled: Mapped[bool] = mapped_column(server_default=text("false"))
+    user_id: Mapped[str]
+    roles: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    trace_id: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    updated_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+    __table_args__ = (Index("ix_payments_unknown", "updated_at", postgresql_where=text("status = 'PENDING'")),)
+
+
+class RefundRow(Base):
+    """One try to give a payment back; refund_id is the provider's key."""
+
+    __tablename__ = "refunds"
+
+    refund_id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    order_id: Mapped[uuid.UUID] = mapped_column(ForeignKey(PaymentRow.order_id))
+    status: Mapped[str]
+    user_id: Mapped[str]
+    roles: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    trace_id: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    updated_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+    __table_args__ = (
+        Index(None, "order_id"),
+        Index("ix_refunds_unknown", "updated_at", postgresql_where=text("status = 'PENDING'")),
+    )
+
+
+class LedgerRow(Base):
+    """The mock provider's own book. The service never reads or writes it but through the provider's door."""
+
+    __tablename__ = "provider_ledger"
+
+    key: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    order_id: Mapped[uuid.UUID]
+    amount: Mapped[int] = mapped_column(BigInteger)
+    currency: Mapped[str]
+    done: Mapped[bool]
+    reference: Mapped[str]
+    reason: Mapped[str]
+    at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+    __table_args__ = (Index(None, "order_id"),)
+
+
+TABLES = MESSAGING_TABLES | {"payments", "refunds", "provider_ledger"}
+
+
+def claim_charges(session: Session, events: Iterable[Envelope]) -> None:
+    """Write down, before the provider is asked, that it will be: PENDING where there is no payment yet.
+
+    One statement that commits itself. From here on an answer that gets lost is found out by `settle`.
+    """
+    _claim(
+        session,
+        [
+            {
+                "order_id": event.payload.order_id,
+                "payment_id": payment_id_of(event.payload.order_id),
+                "status": Status.PENDING,
+                "amount": event.payload.total,
+                "currency": event.payload.currency,
+                "method": event.payload.payment_method,
+                **_caused(event),
+            }
+            for event in events
+        ],
+    )
+
+
+def claim_voids(session: Session, events: Iterable[Envelope]) -> None:
+    """VOID for each cancelled order that has no payment yet: it will not be charged. One statement."""
+    _claim(
+        session,
+        [
+            {
+                "order_id": event.payload.order_id,
+                "payment_id": payment_id_of(event.payload.order_id),
+                "status": Status.VOID,
+                "amount": 0,
+                "currency": "",
+                "method": "",
+                **_caused(event),
+            }
+            for event in events
+        ],
+    )
+
+
+def _claim(session: Session, rows: list[dict[str, Any]]) -> None:
+    unique = {row["order_id"]: row for row in rows}
+    ordered = [unique[order_id] for order_id in sorted(unique)]
+    session.execute(upsert(PaymentRow).on_conflict_do_nothing(), ordered)
+
+
+def _caused(event: Envelope) -> dict[str, Any]:
+    return {
+        "user_id": event.identity.user_id,
+        "roles": list(event.identity.roles),
+        "trace_id": event.trace_id,
+    }
+
+
+def payments_of(session: Session, order_ids: Iterable[uuid.UUID], lock: bool = False) -> dict[uuid.UUID, PaymentRow]:
+    """The payments of these orders, if asked locked in one order for everybody. One statement."""
+    query = select(PaymentRow).where(PaymentRow.order_id.in_(set(order_ids))).order_by(PaymentRow.order_id)
+    rows = session.scalars(query.with_for_update() if lock else query)
+    return {row.order_id: row for row in rows}
+
+
+def payment(row: PaymentRow) -> Payment:
+    """A payment as the rules know it."""
+    return Payment(
+        row.order_id,
+        row.payment_id,
+        Status(row.status),
+        row.amount,
+        row.currency,
+        row.reference,
+        row.reason,
+        row.cancelled,
+    )
+
+
+def keep(session: Session, payments: Iterable[Payment]) -> None:
+    """Write payments as they are now. One statement."""
+    update_many(
+        session,
+        PaymentRow,
+        "order_id",
+        [
+            {
+                "order_id": item.order_id,
+                "status": item.status.value,
+                "reference": item.reference,
+                "reason": item.reason,
+                "cancelled": item.cancelled,
+            }
+            for item in payments
+        ],
+        also={"updated_at": func.now()},
+    )
+
+
+def claim_refunds(session: Session, events: Iterable[Envelope]) -> None:
+    """Write down, before the provider is asked, each refund of a payment that is here. One statement."""
+    rows = {
+        event.payload.refund_id: {
+            "refund_id": event.payload.refund_id,
+            "order_id": event.payload.order_id,
+            "status": RefundStatus.PENDING,
+            **_caused(event),
+        }
+        for event in events
+    }
+    if rows:
+        session.execute(upsert(RefundRow).on_conflict_do_nothing(), [rows[key] for key in sorted(rows)])
+
+
+def refunds(session: Session, refund_ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, Refund]:
+    """These refunds. One statement."""
+    query = select(RefundRow).where(RefundRow.refund_id.in_(set(refund_ids)))
+    return {
+        row.refund_id: Refund(row.refund_id, row.order_id, RefundStatus(row.status)) for row in session.scalars(query)
+    }
+
+
+def keep_refunds(session: Session, kept: Iterable[Refund]) -> None:
+    """Write refunds as they are now. One statement."""
+    rows = [{"refund_id": item.refund_id, "status": item.status.value} for item in kept]
+    update_many(session, RefundRow, "refund_id", rows, also={"updated_at": func.now()})
+
+
+def unknown(session: Session, model: type[PaymentRow] | type[RefundRow], age_s: float, limit: int) -> Sequence[Any]:
+    """Payments or refunds whose answer has been unknown for so long, oldest first."""
+    query = (
+        select(model)
+        .where(model.status == "PENDING", model.updated_at < func.now() - func.make_interval(0, 0, 0, 0, 0, 0, age_s))
+        .order_by(model.updated_at)
+        .limit(limit)
+    )
+    return session.scalars(query).all()
+
+
+def visible(session: Session, viewer: Identity, **by: str) -> dict[str, Any]:
+    """One payment as its viewer may see it. Raises NotFound, also for somebody else's."""
+    try:
+        row = session.scalars(select(PaymentRow).filter_by(**{k: uuid.UUID(v) for k, v in by.items()})).first()
+    except ValueError:
+        row = None
+    sees_all = not {"operator", "auditor", "admin"}.isdisjoint(viewer.roles)
+    if row is None or not (sees_all or row.user_id == viewer.user_id):
+        raise NotFound("There is no such payment.")
+    return {
+        "payment_id": str(row.payment_id),
+        "order_id": str(row.order_id),
+        "status": row.status,
+        "amount": row.amount,
+        "currency": row.currency,
+        "payment_method": row.method,
+        "provider_reference": row.reference or None,
+        "reason": row.reason or None,
+        "created_at": timestamp(row.created_at),
+        "updated_at": timestamp(row.updated_at),
+    }

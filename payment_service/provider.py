@@ -1,0 +1,160 @@
+"""The one door to the outside: whoever moves the money.
+
+Every call carries our idempotency key (the payment's or refund's id); the provider does a key once and answers it
+again. The mock behind the door keeps a ledger of its own, committed on connections of its own as a stranger's would
+be, so that a test can prove that nobody was charged twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Protocol
+from uuid import UUID
+
+import eventlet
+from sqlalchemy import Engine, text
+
+from payment_service.domain import Answer
+from shared.errors import ConfigurationFault, ProviderTimeout
+
+
+@dataclass(frozen=True)
+class Charge:
+    """What is asked of the provider; amount in minor units."""
+
+    key: UUID
+    order_id: UUID
+    amount: int
+    currency: str
+    method: str
+
+
+class Provider(Protocol):
+    """What any payment provider must do for us. Each raises ProviderTimeout when no answer came in time."""
+
+    def charge(self, charge: Charge) -> Answer:
+        """Take the money, once for each key."""
+
+    def refund(self, refund: Charge) -> Answer:
+        """Give it back, once for each key."""
+
+    def find(self, key: UUID) -> Answer | None:
+        """What became of a key; None when the provider never heard of it."""
+
+
+DECLINED = "card_declined"
+METHOD_UNKNOWN = "method_unknown"
+REFUND_DECLINED = "refund_declined"
+
+# What the mock does with an order, by its payment_method: whether the money moves, whether the answer arrives.
+METHODS = {
+    "mock_ok": (True, True),
+    "mock_declined": (False, True),
+    "mock_timeout": (False, False),
+    "mock_timeout_charged": (True, False),
+    "mock_refund_declined": (True, True),
+}
+
+_WRITE = text(
+    "INSERT INTO provider_ledger (key, kind, order_id, amount, currency, done, reference, reason)"
+    " VALUES (:key, :kind, :order_id, :amount, :currency, :done, :reference, :reason)"
+    " ON CONFLICT (key) DO NOTHING RETURNING key"
+)
+_FIND = text("SELECT done, reference, reason FROM provider_ledger WHERE key = :key")
+
+
+class MockProvider:
+    """A provider that does what the mode or the payment_method says.
+
+    Modes: `succeed`, `fail`, `fail_share:0.2`, `fail_above:10000` (minor units), `delay:0.5` (seconds), `timeout`.
+    An answer that is lost is lost once: a repeat of the key is answered from the ledger.
+    """
+
+    def __init__(self, ledger: Engine, mode: str, timeout_s: float) -> None:
+        self.ledger = ledger
+        self.mode, self.argument = parse_mode(mode)
+        self.timeout_s = timeout_s
+
+    def charge(self, charge: Charge) -> Answer:
+        """Take the money, once for each key."""
+        moves, answers = METHODS.get(charge.method, (False, True))
+        if charge.method not in METHODS:
+            return self._do("charge", charge, Answer(False, reason=METHOD_UNKNOWN))
+        if self._mode_declines(charge):
+            moves = False
+        if self.mode == "timeout":
+            answers = moves = False
+        known = self.find(charge.key)
+        if known:
+            return known
+        if not moves and not answers:
+            raise self._silence()
+        answer = Answer(True, reference=f"mock-{charge.key.hex[:16]}") if moves else Answer(False, reason=DECLINED)
+        answer = self._do("charge", charge, answer)
+        if not answers:
+            raise self._silence()
+        if self.mode == "delay":
+            self._answer_after(self.argument)
+        return answer
+
+    def refund(self, refund: Charge) -> Answer:
+        """Give it back, once for each key."""
+        if self.mode == "timeout":
+            raise self._silence()
+        if refund.method == "mock_refund_declined":
+            return self._do("refund", refund, Answer(False, reason=REFUND_DECLINED))
+        return self._do("refund", refund, Answer(True, reference=f"mock-{refund.key.hex[:16]}"))
+
+    def find(self, key: UUID) -> Answer | None:
+        """What became of a key; None when it was never heard of."""
+        with self.ledger.connect() as connection:
+            row = connection.execute(_FIND, {"key": key}).first()
+        return Answer(row.done, row.reference, row.reason) if row else None
+
+    def _do(self, kind: str, charge: Charge, answer: Answer) -> Answer:
+        row = {
+            "key": charge.key,
+            "kind": kind,
+            "order_id": charge.order_id,
+            "amount": charge.amount,
+            "currency": charge.currency,
+            "done": answer.done,
+            "reference": answer.reference,
+            "reason": answer.reason,
+        }
+        with self.ledger.connect() as connection:
+            if connection.execute(_WRITE, row).first():
+                return answer
+        known = self.find(charge.key)
+        assert known is not None
+        return known
+
+    def _mode_declines(self, charge: Charge) -> bool:
+        if self.mode == "fail_share":
+            # By the key, so that a repeat meets the same fate.
+            return int(hashlib.sha256(charge.key.bytes).hexdigest()[:8], 16) / 2**32 < self.argument
+        return self.mode == "fail" or (self.mode == "fail_above" and charge.amount > self.argument)
+
+    def _answer_after(self, seconds: float) -> None:
+        eventlet.sleep(min(seconds, self.timeout_s))
+        if seconds >= self.timeout_s:
+            raise ProviderTimeout()
+
+    def _silence(self) -> ProviderTimeout:
+        eventlet.sleep(self.timeout_s)
+        return ProviderTimeout()
+
+
+MODES = {"succeed": False, "fail": False, "fail_share": True, "fail_above": True, "delay": True, "timeout": False}
+
+
+def parse_mode(mode: str) -> tuple[str, float]:
+    """A PAYMENT_MODE as (name, argument). Raises ConfigurationFault for one that is not known."""
+    name, _, argument = mode.partition(":")
+    if name in MODES and bool(argument) == MODES[name]:
+        try:
+            return name, float(argument or 0)
+        except ValueError:
+            pass
+    raise ConfigurationFault(f"PAYMENT_MODE must be one of {', '.join(MODES)} (name:number), not {mode!r}")

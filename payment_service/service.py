@@ -1,0 +1,188 @@
+"""The payment service: looks, calls, keeps; and settles what stayed unknown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+import eventlet
+
+from payment_service import domain, models
+from payment_service.domain import Answer
+from payment_service.provider import Charge, MockProvider
+from shared import outbox
+from shared.edge.consumer import handles
+from shared.edge.context import Context
+from shared.edge.database import Database
+from shared.edge.door import Door
+from shared.edge.http import Health, Probes
+from shared.edge.rpc import rpc
+from shared.edge.timer import every
+from shared.edge.tx import Events, Tx
+from shared.errors import DeadMessage
+from shared.events import Identity, envelope
+from shared.relay import Relay
+
+# Calls to the provider at one time. More would only queue there.
+SIDE_BY_SIDE = 20
+
+# An answer that is unknown for so long is asked for by key: no call of ours can still be under way.
+UNKNOWN_AFTER_S = 30
+SETTLE_EVERY_S = 5
+SETTLE_BATCH = 100
+
+
+class PaymentService(Probes):
+    """Charges what was reserved, gives back what is asked for, and never charges twice."""
+
+    name = "payment_service"
+
+    db = Database()
+    relay = Relay()
+    context = Context()
+    health = Health()
+    provider = Door(lambda ledger, settings: MockProvider(ledger, settings.payment_mode, settings.provider_timeout_s))
+
+    @handles("q.payment.inventory-reserved", ask="ask_for_charges")
+    def charge(self, events: Events, tx: Tx) -> None:
+        """Keep what the provider answered, and tell it."""
+        rows = models.payments_of(tx.session, [event.payload.order_id for event in events], lock=True)
+        changed = {}
+        for event in events:
+            answer = tx.answers.get(event.message_id)
+            before = changed.get(event.payload.order_id) or models.payment(rows[event.payload.order_id])
+            if answer is not None:
+                after, tells = domain.charged(before, answer)
+                tx.tell(event, *tells)
+                if after is not before:
+                    changed[after.order_id] = after
+        models.keep(tx.session, changed.values())
+
+    def ask_for_charges(self, events: Events) -> dict[UUID, Answer | Exception]:
+        """Look and call: write down what will be asked, then ask the provider, side by side, no transaction open."""
+        with self.db.autocommit() as session:
+            models.claim_charges(session, events)
+            rows = models.payments_of(session, [event.payload.order_id for event in events])
+        calls = {}
+        for event in events:
+            row = rows[event.payload.order_id]
+            if domain.is_to_be_charged(models.payment(row)):
+                calls[event.message_id] = _charge_of(row, row.payment_id)
+        return side_by_side(self.provider.charge, calls)
+
+    @handles("q.payment.refund-requested", ask="ask_for_refunds")
+    def refund(self, events: Events, tx: Tx) -> None:
+        """Keep what the provider answered to a refund, and tell it."""
+        rows = models.payments_of(tx.session, [event.payload.order_id for event in events], lock=True)
+        payments = {order_id: models.payment(row) for order_id, row in rows.items()}
+        refunds = models.refunds(tx.session, [event.payload.refund_id for event in events])
+        for event in events:
+            order_id, refund_id = event.payload.order_id, event.payload.refund_id
+            asked = refunds.get(refund_id) or domain.Refund(refund_id, order_id, domain.RefundStatus.PENDING)
+            try:
+                payment, refund, tells = domain.refunded(
+                    payments.get(order_id), order_id, asked, tx.answers.get(event.message_id)
+                )
+            except DeadMessage as error:
+                tx.set_apart(event, error)
+                continue
+            payments[order_id], refunds[refund_id] = payment, refund
+            tx.tell(event, *tells)
+        models.keep(tx.session, payments.values())
+        models.keep_refunds(tx.session, refunds.values())
+
+    def ask_for_refunds(self, events: Events) -> dict[UUID, Answer | Exception]:
+        """Look and call, for refunds."""
+        with self.db.autocommit() as session:
+            rows = models.payments_of(session, [event.payload.order_id for event in events])
+            known = [event for event in events if event.payload.order_id in rows]
+            models.claim_refunds(session, known)
+            refunds = models.refunds(session, [event.payload.refund_id for event in known])
+        calls = {}
+        for event in known:
+            row, refund = rows[event.payload.order_id], refunds[event.payload.refund_id]
+            unknown = refund.status == domain.RefundStatus.PENDING
+            if unknown and domain.is_to_be_refunded(models.payment(row)):
+                calls[event.message_id] = _charge_of(row, refund.refund_id)
+        return side_by_side(self.provider.refund, calls)
+
+    @handles("q.payment.order-cancelled")
+    def void(self, events: Events, tx: Tx) -> None:
+        """An order that ended and was not charged yet will not be."""
+        models.claim_voids(tx.session, events)
+        rows = models.payments_of(tx.session, [event.payload.order_id for event in events], lock=True)
+        before = [models.payment(row) for row in rows.values()]
+        after = [domain.cancelled(payment) for payment in before]
+        models.keep(tx.session, [new for old, new in zip(before, after, strict=True) if new != old])
+
+    @every(SETTLE_EVERY_S)
+    def settle(self) -> None:
+        """Ask the provider by key what became of payments and refunds whose answer is unknown, and tell it."""
+        self._settle_charges()
+        self._settle_refunds()
+
+    def _settle_charges(self) -> None:
+        with self.db.read() as session:
+            rows = models.unknown(session, models.PaymentRow, UNKNOWN_AFTER_S, SETTLE_BATCH)
+        found = side_by_side(self.provider.find, {row.payment_id: row.payment_id for row in rows})
+        for row in rows:
+            answer = found.get(row.payment_id)
+            if isinstance(answer, Exception):
+                continue  # asked again at the next turn
+            with self.db.begin() as session:
+                locked = models.payments_of(session, [row.order_id], lock=True)[row.order_id]
+                before = models.payment(locked)
+                if before.status != domain.Status.PENDING:
+                    continue
+                after, tells = domain.charged(before, answer) if answer else (domain.unknown_to_provider(before), ())
+                models.keep(session, [after])
+                identity = Identity(locked.user_id, tuple(locked.roles))
+                outbox.tell(session, [envelope(self.name, told, locked.trace_id, identity) for told in tells])
+
+    def _settle_refunds(self) -> None:
+        with self.db.read() as session:
+            rows = models.unknown(session, models.RefundRow, UNKNOWN_AFTER_S, SETTLE_BATCH)
+        found = side_by_side(self.provider.find, {row.refund_id: row.refund_id for row in rows})
+        for row in rows:
+            answer = found.get(row.refund_id)
+            if isinstance(answer, Exception):
+                continue
+            with self.db.begin() as session:
+                locked = models.payments_of(session, [row.order_id], lock=True)[row.order_id]
+                refund = models.refunds(session, [row.refund_id])[row.refund_id]
+                after, settled, tells = domain.refunded(models.payment(locked), row.order_id, refund, answer)
+                models.keep(session, [after])
+                models.keep_refunds(session, [settled])
+                identity = Identity(row.user_id, tuple(row.roles))
+                outbox.tell(session, [envelope(self.name, told, row.trace_id, identity) for told in tells])
+
+    @rpc
+    def get_payment(self, payment_id: str) -> dict[str, Any]:
+        """One payment. Raises NotFound, also for somebody else's."""
+        with self.db.read() as session:
+            return models.visible(session, self.context.identity, payment_id=payment_id)
+
+    @rpc
+    def payment_of_order(self, order_id: str) -> dict[str, Any]:
+        """The payment of an order. Raises NotFound, also for somebody else's."""
+        with self.db.read() as session:
+            return models.visible(session, self.context.identity, order_id=order_id)
+
+
+def _charge_of(row: models.PaymentRow, key: UUID) -> Charge:
+    return Charge(key, row.order_id, row.amount, row.currency, row.method)
+
+
+def side_by_side(call: Callable[[Any], Any], asked: dict[UUID, Any]) -> dict[UUID, Any]:
+    """Call for each, at most SIDE_BY_SIDE at a time; each key's answer, or the exception it raised."""
+
+    def one(item: tuple[UUID, Any]) -> tuple[UUID, Any]:
+        key, argument = item
+        try:
+            return key, call(argument)
+        except Exception as error:
+            return key, error
+
+    pool = eventlet.GreenPool(SIDE_BY_SIDE)
+    return dict(pool.imap(one, asked.items()))

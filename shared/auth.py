@@ -1,0 +1,107 @@
+"""Bearer tokens: signed by auth_service, verified wherever they arrive without asking it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import jwt
+
+from shared.errors import Unauthenticated
+from shared.events import Identity
+from shared.ids import uuid7
+
+Keys = tuple[tuple[str, str], ...]  # (kid, secret); the first signs, every one verifies
+
+CUSTOMER, OPERATOR, AUDITOR, ADMIN, SERVICE = ROLES = ("customer", "operator", "auditor", "admin", "service")
+
+# Never read from a token: whoever forges one would choose it.
+ALGORITHM = "HS256"
+ISSUER = "ecom"
+AUDIENCE = "ecom-api"
+REQUIRED = ("exp", "iat", "iss", "aud", "sub", "jti")
+
+LIFE_S = 900
+MAX_LIFE_S = 3600
+# Clocks of two hosts may differ: a token may come from a little in the future.
+SKEW_S = 10
+MAX_TOKEN_LENGTH = 4096
+MAX_NAME_LENGTH = 200
+
+_JWT = jwt.PyJWT(
+    options={
+        "require": list(REQUIRED),
+        "enforce_minimum_key_length": True,
+        "strict_aud": True,
+        # PyJWT takes "exp" as a string too, and any life: the times are checked below.
+        "verify_exp": False,
+        "verify_iat": False,
+    }
+)
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What a verified token says."""
+
+    identity: Identity
+    issued_at: int
+    expires_at: int
+    token_id: str
+
+
+def issue(keys: Keys, sub: str, roles: tuple[str, ...], ttl_s: int = LIFE_S, now: float | None = None) -> str:
+    """A token for the user `sub`, signed with the first key."""
+    kid, secret = keys[0]
+    issued_at = int(time.time() if now is None else now)
+    claims = {
+        "iss": ISSUER,
+        "aud": AUDIENCE,
+        "sub": sub,
+        "roles": list(roles),
+        "iat": issued_at,
+        "exp": issued_at + ttl_s,
+        "jti": str(uuid7()),
+    }
+    return _JWT.encode(claims, secret, algorithm=ALGORITHM, headers={"kid": kid})
+
+
+def verify(token: str, keys: Keys, now: float | None = None) -> Claims:
+    """What the token says. Raises the same Unauthenticated for every fault, so that a forger learns nothing."""
+    try:
+        return _claims(_decode(token, keys), time.time() if now is None else now)
+    except (jwt.PyJWTError, LookupError, TypeError, ValueError) as fault:
+        raise Unauthenticated from fault
+
+
+def _decode(token: str, keys: Keys) -> dict[str, Any]:
+    if len(token) > MAX_TOKEN_LENGTH or not token.isascii():
+        raise ValueError("too long, or not ASCII")
+    secret = dict(keys)[jwt.get_unverified_header(token)["kid"]]
+    return _JWT.decode(token, secret, algorithms=[ALGORITHM], audience=AUDIENCE, issuer=ISSUER)
+
+
+def _claims(payload: dict[str, Any], now: float) -> Claims:
+    sub, roles, token_id = payload["sub"], payload["roles"], payload["jti"]
+    issued_at, expires_at = payload["iat"], payload["exp"]
+    if type(issued_at) is not int or type(expires_at) is not int:
+        raise TypeError("times are integers")
+    if not (issued_at <= now + SKEW_S and now < expires_at and 0 < expires_at - issued_at <= MAX_LIFE_S):
+        raise ValueError("not valid now, or valid for too long")
+    if not is_name(sub) or not isinstance(roles, list) or not all(is_name(role) for role in roles):
+        raise ValueError("sub is a name and roles a list of names")
+    if not isinstance(token_id, str):
+        raise TypeError("jti is text")
+    return Claims(Identity(sub, tuple(roles)), issued_at, expires_at, token_id)
+
+
+def is_name(value: Any) -> bool:
+    """Whether a value may name a user or a role: text that every part of the system can store."""
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_NAME_LENGTH or "\0" in value:
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # a lone surrogate
+        return False
+    return True

@@ -1,0 +1,142 @@
+"""One connection to the broker, on bare py-amqp, that never hangs for ever.
+
+kombu waits for a close-ok from a broker that is frozen, and its reconnect backoff grows to 30 s. A Line gives up
+its transport instead, and whoever uses it reconnects after at most `MAX_BACKOFF_S`.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import socket
+import time
+from collections.abc import Callable, Iterator
+from urllib.parse import unquote, urlsplit
+
+import amqp
+import eventlet
+from amqp.exceptions import AMQPError
+from eventlet.greenthread import GreenThread
+
+log = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT_S = 5.0
+MAX_BACKOFF_S = 5.0
+
+# amqp's own ConnectionError is not the builtin one: a broken pipe arrives as OSError.
+BROKER_ERRORS = (AMQPError, OSError)
+
+
+class BrokerSilent(OSError):
+    """The broker sent nothing, not even a heartbeat, for two heartbeat intervals."""
+
+
+class Line:
+    """An open connection with one channel. Only one greenlet may read from it; any may write."""
+
+    def __init__(self, uri: str, heartbeat_s: float) -> None:
+        """Connect within CONNECT_TIMEOUT_S. Raises one of BROKER_ERRORS."""
+        parts = urlsplit(uri)
+        self.heartbeat_s = heartbeat_s
+        self.connection = amqp.Connection(
+            host=f"{parts.hostname or '127.0.0.1'}:{parts.port or 5672}",
+            userid=unquote(parts.username or "guest"),
+            password=unquote(parts.password or "guest"),
+            login_method="PLAIN",
+            virtual_host=unquote(parts.path[1:]) or "/",
+            heartbeat=int(heartbeat_s),
+            connect_timeout=CONNECT_TIMEOUT_S,
+            socket_settings={socket.TCP_USER_TIMEOUT: int(heartbeat_s * 2000)},
+        )
+        self._pulse: GreenThread | None = None
+        try:
+            with eventlet.Timeout(CONNECT_TIMEOUT_S * 2, TimeoutError("the broker did not finish the handshake")):
+                self.connection.connect()
+                self.channel = self.connection.channel()
+        except BaseException:
+            self.drop()
+            raise
+        self._heard = time.monotonic()
+        self._bytes_heard = self.connection.bytes_recv
+        self._pulse = eventlet.spawn(self._send_heartbeats)
+
+    def read(self, timeout_s: float) -> bool:
+        """Handle what the broker sends next; False when nothing came in time. Raises one of BROKER_ERRORS."""
+        try:
+            self.connection.drain_events(timeout=timeout_s)
+            return True
+        except TimeoutError:  # also socket.timeout
+            return False
+        finally:
+            self._listen()
+
+    def rest(self) -> None:
+        """Say that nobody was reading for a while: silence is counted from now."""
+        self._heard = time.monotonic()
+
+    def _listen(self) -> None:
+        now = time.monotonic()
+        if self.connection.bytes_recv != self._bytes_heard:
+            self._bytes_heard, self._heard = self.connection.bytes_recv, now
+        elif now - self._heard > 2 * self.heartbeat_s:
+            raise BrokerSilent(f"the broker has been silent for {now - self._heard:.0f} s")
+
+    def _send_heartbeats(self) -> None:
+        while True:
+            eventlet.sleep(self.heartbeat_s / 2)
+            try:
+                self.connection.send_heartbeat()
+            except BROKER_ERRORS:
+                return  # the reader meets the same fault and reconnects
+
+    def drop(self) -> None:
+        """Let go of the transport at once, saying nothing to a broker that may not listen."""
+        if self._pulse is not None:
+            self._pulse.kill()
+            self._pulse = None
+        # A frozen broker never says close-ok; closing the socket requeues all that was not acked.
+        self.connection.collect()
+
+
+def keep_line(
+    uri: str,
+    heartbeat_s: float,
+    serve: Callable[[Line], None],
+    stopping: Callable[[], bool],
+    trouble: Callable[[str | None], None],
+    name: str,
+) -> None:
+    """Run `serve(line)` until stopping, over as many connections as it takes; each old one is dropped first.
+
+    `trouble` hears why there is no connection; `serve` clears it with None when it is ready.
+    """
+    waits = backoff()
+    while not stopping():
+        line = None
+        opened = time.monotonic()
+        try:
+            line = Line(uri, heartbeat_s)
+            opened = time.monotonic()
+            serve(line)
+        except BROKER_ERRORS as error:
+            if line is not None and time.monotonic() - opened > MAX_BACKOFF_S:
+                waits = backoff()
+            wait = next(waits)
+            trouble(f"{name}: the broker is away ({type(error).__name__})")
+            log.warning("%s: the broker is away (%s: %s); next try in %.1f s", name, type(error).__name__, error, wait)
+            # The old socket goes first: what it had prefetched would be stranded otherwise.
+            if line is not None:
+                line.drop()
+            if not stopping():
+                eventlet.sleep(wait)
+        finally:
+            if line is not None:
+                line.drop()
+
+
+def backoff() -> Iterator[float]:
+    """Seconds to wait before each next try: 0.1 growing to MAX_BACKOFF_S, with jitter so replicas spread."""
+    wait = 0.1
+    while True:
+        yield wait * random.uniform(0.7, 1.0)
+        wait = min(wait * 2, MAX_BACKOFF_S)

@@ -1,0 +1,211 @@
+"""`@handles(queue)`: a method that gets the messages of one queue in batches, and never loses one.
+
+Nameko's own consumer acks what it cannot decode and what raised, loses finished acks on SIGTERM, dies of a broken
+socket and hangs on a frozen broker. This one has a connection and a channel of its own.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, cast
+from uuid import UUID
+
+import amqp
+from eventlet.event import Event
+from nameko.extensions import Entrypoint
+
+from shared.config import Settings
+from shared.edge.batch import Batch, Stopping
+from shared.edge.broker import Line, keep_line
+from shared.edge.database import Database
+from shared.edge.publisher import Publisher
+from shared.edge.tx import Events, Tx
+from shared.failures import Delivery
+from shared.metrics import BATCH_SECONDS, PAUSES
+from topology.table import BY_NAME
+
+log = logging.getLogger(__name__)
+
+# At 50 a batch costs a third of what single messages cost; larger ones gain little and hold their locks longer.
+BATCH_SIZE = 50
+
+# Two batches: one in work, one on its way. A new process starts with 1, so that a message which kills it is
+# charged alone; it opens after the first that passed.
+PREFETCH = 100
+PREFETCH_CAREFUL = 1
+
+# A message that went back this often is suspected of killing its process.
+SUSPECT_DELIVERIES = 3
+CLEAN_TO_OPEN = 50
+
+# On a graceful stop what is already here is finished within this; the rest goes back to the queue.
+FINISH_S = 5.0
+
+
+class Handles(Entrypoint):
+    """The messaging entrypoint. `ask` names a method of the service that runs before the transaction is opened."""
+
+    def __init__(self, queue: str, ask: str | None = None) -> None:
+        self.queue = queue
+        self.ask = ask
+        # A failing handler is this entrypoint's business: Nameko need not report it as a surprise too.
+        super().__init__(expected_exceptions=(Exception,))
+
+    def setup(self) -> None:
+        config = self.container.config
+        self.settings = cast(Settings, config["settings"])
+        database = next(item for item in self.container.dependencies if isinstance(item, Database))
+        self._stopping = False
+        self._broker_trouble: str | None = "not connected yet"
+        self._publisher = Publisher(self.settings.amqp_uri, self.settings.heartbeat_s)
+        self.batch = Batch(
+            BY_NAME[self.queue].service,
+            self.queue,
+            lambda: database.sessions,
+            self._publisher,
+            handle=lambda events, tx: self._work(self, events, tx),
+            ask=self._asker(),
+            stopping=lambda: self._stopping,
+        )
+
+    def trouble(self) -> str | None:
+        """Why this consumer is not ready, or None."""
+        return self._broker_trouble or self.batch.trouble
+
+    def start(self) -> None:
+        self._thread = self.container.spawn_managed_thread(self.run, identifier=f"consumer of {self.queue}")
+
+    def stop(self) -> None:
+        self._stopping = True
+        self._thread.wait()
+
+    def kill(self) -> None:
+        self._stopping = True
+        self._thread.kill()
+
+    # --- a worker for each call of the service's method ---
+
+    def _asker(self) -> Callable[[Events], dict[UUID, Any]] | None:
+        if self.ask is None:
+            return None
+        step = copy.copy(self)
+        step.method_name = self.ask
+        return lambda events: self._work(step, events)
+
+    def _work(self, entrypoint: Handles, *args: Events | Tx) -> Any:
+        done = Event()
+
+        def handle_result(worker: Any, result: Any, exc_info: Any) -> tuple[Any, Any]:
+            done.send(result, exc_info)
+            return result, exc_info
+
+        self.container.spawn_worker(entrypoint, args, {}, handle_result=handle_result)
+        return done.wait()
+
+    # --- the loop ---
+
+    def run(self) -> None:
+        """Consume until stopped."""
+        try:
+            keep_line(
+                self.settings.amqp_uri,
+                self.settings.heartbeat_s,
+                self._consume,
+                lambda: self._stopping,
+                self._hear_trouble,
+                self.queue,
+            )
+        except Stopping:
+            log.info("%s stops while paused; what it held goes back to the queue", self.queue)
+        self._publisher.close()
+
+    def _hear_trouble(self, trouble: str | None) -> None:
+        self._broker_trouble = trouble
+
+    def _consume(self, line: Line) -> None:
+        self._line = line
+        self._held: deque[Delivery] = deque()
+        self._clean_needed = 0
+        self._tag: str | None = None
+        self._subscribe(PREFETCH_CAREFUL)
+        self._broker_trouble = None
+        while not self._stopping:
+            if self._held or line.read(timeout_s=0.5):
+                while len(self._held) < PREFETCH and line.read(timeout_s=0):
+                    pass
+                self._settle(self._take())
+        line.channel.basic_cancel(self._tag)
+        deadline = time.monotonic() + FINISH_S
+        while self._held and time.monotonic() < deadline:
+            self._settle(self._take())
+
+    def _subscribe(self, prefetch: int) -> None:
+        """Consume with another prefetch: it is fixed when a consumer starts (a global one is refused by 4.3)."""
+        channel = self._line.channel
+        if self._tag is not None:
+            channel.basic_cancel(self._tag)
+        channel.basic_qos(0, prefetch, False)
+        self._tag = channel.basic_consume(self.queue, callback=self._receive)
+        self._prefetch = prefetch
+
+    def _receive(self, message: amqp.Message) -> None:
+        body = message.body
+        self._held.append(
+            Delivery(
+                tag=message.delivery_info["delivery_tag"],
+                body=body.encode() if isinstance(body, str) else bytes(body),
+                routing_key=message.delivery_info["routing_key"],
+                message_id=message.properties.get("message_id"),
+                headers=message.headers or {},
+            )
+        )
+
+    def _take(self) -> list[Delivery]:
+        """The next messages to handle together: up to BATCH_SIZE, or one where a killer may be among them."""
+        suspects = [item for item in self._held if item.deliveries_before >= SUSPECT_DELIVERIES]
+        if suspects:
+            if not self._clean_needed:
+                log.warning("%s: a message was delivered often and never settled; going one by one", self.queue)
+            self._clean_needed = CLEAN_TO_OPEN
+            if self._prefetch != PREFETCH_CAREFUL:
+                self._subscribe(PREFETCH_CAREFUL)
+        if not self._clean_needed:
+            return [self._held.popleft() for _ in range(min(BATCH_SIZE, len(self._held)))]
+        # The unsuspected first: once they are settled, the next death is charged to the suspect alone.
+        chosen = next((item for item in self._held if item not in suspects), None)
+        if chosen is None and not self._held:
+            return []
+        chosen = chosen or self._held[0]
+        self._held.remove(chosen)
+        return [chosen]
+
+    def _settle(self, deliveries: list[Delivery]) -> None:
+        if not deliveries:
+            return
+        paused = self.batch.trouble is not None
+        with BATCH_SECONDS.labels(self.batch.service, self.queue).time():
+            self.batch.settle(deliveries)
+        if paused:
+            PAUSES.labels(self.queue).inc()
+        self._ack(deliveries)
+        self._line.rest()
+        if self._clean_needed:
+            self._clean_needed -= 1
+        if not self._clean_needed and self._prefetch != PREFETCH:
+            self._subscribe(PREFETCH)
+
+    def _ack(self, deliveries: list[Delivery]) -> None:
+        """One ack for all where nothing older is still held: the channel is this consumer's alone."""
+        channel, last = self._line.channel, deliveries[-1].tag
+        if all(item.tag > last for item in self._held):
+            channel.basic_ack(last, multiple=True)
+        else:
+            for item in deliveries:
+                channel.basic_ack(item.tag)
+
+
+handles = Handles.decorator

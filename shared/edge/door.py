@@ -1,0 +1,37 @@
+"""A dependency made from the settings and an engine of its own: the way to the outside world."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+from nameko.containers import WorkerContext
+from nameko.extensions import DependencyProvider
+from sqlalchemy import Engine
+
+from shared.config import Settings
+from shared.edge.database import connect
+
+POOL_SIZE = 20
+
+
+class Door(DependencyProvider):
+    """Injects what `make(engine, settings)` makes. The engine's statements commit themselves, as a stranger's do."""
+
+    def __init__(self, make: Callable[[Engine, Settings], Any]) -> None:
+        self.make = make
+
+    def setup(self) -> None:
+        settings = cast(Settings, self.container.config["settings"])
+        (url,) = self.container.config["DB_URIS"].values()
+        engine = connect(url, f"{self.container.service_name} provider", pool_size=POOL_SIZE)
+        self.engine = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self.outside = self.make(self.engine, settings)
+
+    def get_dependency(self, worker_ctx: WorkerContext) -> Any:
+        return self.outside
+
+    def stop(self) -> None:
+        self.engine.dispose()
+
+    kill = stop

@@ -1,0 +1,161 @@
+"""HTTP entrypoints: routes, and the probes that every service answers on its own port."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import eventlet
+from eventlet.event import Event
+from nameko.containers import WorkerContext
+from nameko.exceptions import ContainerBeingKilled
+from nameko.extensions import DependencyProvider
+from nameko.web.handlers import HttpRequestHandler
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from werkzeug.exceptions import HTTPException
+from werkzeug.routing import Rule
+from werkzeug.wrappers import Request, Response
+
+from shared.edge.webserver import BODY, Environ, WebServer
+from shared.errors import ServiceUnavailable
+
+__all__ = ["BODY", "Environ", "Probes", "Route"]
+
+# A probe's caller gives up after a few seconds.
+DATABASE_ANSWERS_S = 2.0
+
+Call = tuple[tuple[Any, ...], Mapping[str, Any]]
+
+
+class Route(HttpRequestHandler):
+    """An HTTP entrypoint. A subclass says how a request is read, answered and refused."""
+
+    server = WebServer()
+
+    @property
+    def label(self) -> str:
+        """The route as metrics and documents show it: /api/orders/{order_id}."""
+        return re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", self.url)
+
+    def setup(self) -> None:
+        super().setup()
+        self.server.refusal = self.refusal
+
+    def stop(self) -> None:
+        self.server.drain()
+        super().stop()
+
+    def url_rules(self) -> Iterable[Rule]:
+        """Every path that leads here."""
+        yield Rule(self.url, methods=[self.method])
+
+    def handle_request(self, request: Request) -> Response:
+        """Read in the connection's own greenlet, so that what is refused never takes a worker; then run."""
+        try:
+            args, context = self.prepare(request)
+            return self.answer(request, self._in_a_worker(args, request.path_values, context))  # type: ignore[attr-defined]
+        except Exception as error:
+            return self.refuse(request, error)
+
+    def prepare(self, request: Request) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The method's arguments before those in the path, and the context that travels with its calls."""
+        return (request,), {}
+
+    def answer(self, request: Request, result: Any) -> Response:
+        """What the method returned, as a response."""
+        return self.response_from_result(result)
+
+    def refuse(self, request: Request, error: Exception) -> Response:
+        """An error, from wherever it came, as a response."""
+        raise error
+
+    def refusal(self, error: HTTPException, environ: Environ) -> Response:
+        """A refusal of the server itself: no such path or method, or a request that could not be read."""
+        return error.get_response(environ)
+
+    def _in_a_worker(self, args: Any, kwargs: Any, context: dict[str, Any]) -> Any:
+        done = Event()
+        try:
+            self.container.spawn_worker(
+                self, args, kwargs, context_data=context, handle_result=partial(self.handle_result, done)
+            )
+        except ContainerBeingKilled as error:
+            raise ServiceUnavailable("the service is stopping") from error
+        return done.wait()
+
+
+class Probe:
+    """A path that the server answers by itself, with no worker: also when all of them are busy."""
+
+    def __init__(self, path: str, respond: Callable[[], Response]) -> None:
+        self.label = path
+        self._respond = respond
+
+    def url_rules(self) -> Iterable[Rule]:
+        """Its one path."""
+        yield Rule(self.label, methods=["GET"])
+
+    def handle_request(self, request: Request) -> Response:
+        """Answer whoever asks: probes need no token."""
+        return self._respond()
+
+
+class Health(DependencyProvider):
+    """Answers /healthz, /readyz and /metrics, and injects itself."""
+
+    server = WebServer()
+
+    def setup(self) -> None:
+        for path, respond in {"/healthz": self.healthz, "/readyz": self.readyz, "/metrics": self.metrics}.items():
+            self.server.register_provider(Probe(path, respond))
+
+    def get_dependency(self, worker_ctx: WorkerContext) -> Health:
+        return self
+
+    def healthz(self) -> Response:
+        """The process lives and its hub turns."""
+        return _json({"status": "ok"})
+
+    def readyz(self) -> Response:
+        """The service can do its work now, or why not."""
+        reasons = self.reasons()
+        return _json({"ready": not reasons, "reasons": reasons}, 503 if reasons else 200)
+
+    def metrics(self) -> Response:
+        """This process's own numbers."""
+        return Response(generate_latest(), content_type=CONTENT_TYPE_LATEST)
+
+    def reasons(self) -> list[str]:
+        """What keeps the service from working: the troubles of all its extensions."""
+        troubles = (_trouble(extension) for extension in list(self.container.extensions))
+        return sorted({trouble for trouble in troubles if trouble})
+
+
+def _trouble(extension: Any) -> str | None:
+    sessions = getattr(extension, "sessions", None)
+    if sessions is not None:
+        return _silence_of(sessions)
+    ask = getattr(extension, "trouble", None)
+    return ask() if callable(ask) else None
+
+
+def _silence_of(sessions: Any) -> str | None:
+    try:
+        with eventlet.Timeout(DATABASE_ANSWERS_S), sessions.read() as session:
+            session.connection().exec_driver_sql("select 1")
+    except (Exception, eventlet.Timeout) as error:
+        return f"the database does not answer ({type(error).__name__})"
+    return None
+
+
+def _json(body: dict[str, Any], status: int = 200) -> Response:
+    return Response(json.dumps(body), status, [("Cache-Control", "no-store")], content_type="application/json")
+
+
+class Probes:
+    """Mixed into every service: GET /healthz, /readyz and /metrics on the service's own port."""
+
+    health = Health()

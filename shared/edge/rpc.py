@@ -1,0 +1,185 @@
+"""RPC as Nameko speaks it on the wire, so a stock `nameko shell` can call; bounded where Nameko's waits for ever.
+
+At most once and transient: no confirms, nothing on disk. The Idempotency-Key of a POST makes a client's retry safe.
+A call carries its deadline, and what nobody waits for any more is refused. `shared.edge.rpc_proxy` is the caller.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import time
+from functools import partial
+from typing import Any, cast
+
+import amqp
+from nameko.exceptions import (
+    ContainerBeingKilled,
+    MalformedRequest,
+    MethodNotFound,
+    deserialize_to_instance,
+    serialize,
+)
+from nameko.extensions import Entrypoint, ProviderCollector, SharedExtension
+
+from shared import errors
+from shared.config import Settings
+from shared.edge.broker import BROKER_ERRORS, Line, keep_line
+from shared.errors import EcomError, ServiceUnavailable
+
+log = logging.getLogger(__name__)
+
+RPC_EXCHANGE = "nameko-rpc"
+HEADER_PREFIX = "nameko."
+DEADLINE = "deadline"
+TRANSIENT = 1
+# On a graceful stop the calls at work are finished within this.
+FINISH_S = 8.0
+
+# Errors raised on purpose cross as themselves.
+for _error in vars(errors).values():
+    if inspect.isclass(_error) and issubclass(_error, EcomError):
+        deserialize_to_instance(_error)
+
+
+class OnLine(SharedExtension, ProviderCollector):
+    """What server and client share: a connection that is kept, and why it is not there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._thread: Any = None
+        self._stopping = False
+        self._trouble: str | None = "not connected yet"
+
+    def trouble(self) -> str | None:
+        """Why calls cannot cross now, or None."""
+        return self._trouble
+
+    def _hear_trouble(self, trouble: str | None) -> None:
+        self._trouble = trouble
+
+    def start(self) -> None:
+        if self._thread is None:
+            settings = cast(Settings, self.container.config["settings"])
+            name = f"{type(self).__name__} of {self.container.service_name}"
+            self._thread = self.container.spawn_managed_thread(
+                partial(
+                    keep_line,
+                    settings.amqp_uri,
+                    settings.heartbeat_s,
+                    self._serve,
+                    lambda: self._stopping,
+                    self._hear_trouble,
+                    name,
+                ),
+                identifier=name,
+            )
+
+    def _serve(self, line: Line) -> None:
+        raise NotImplementedError
+
+    def kill(self) -> None:
+        self._stopping = True
+        if self._thread is not None:
+            self._thread.kill()
+
+
+class RpcServer(OnLine):
+    """One for each service: takes calls from `rpc-<service>` and spawns a worker for each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._at_work = 0
+
+    def stop(self) -> None:
+        """Take no more calls and finish those at work."""
+        self._stopping = True
+        if self._thread is not None:
+            self._thread.wait()
+
+    def _serve(self, line: Line) -> None:
+        service = self.container.service_name
+        queue = f"rpc-{service}"
+        channel = line.channel
+        channel.exchange_declare(RPC_EXCHANGE, "topic", durable=True, auto_delete=False)
+        channel.queue_declare(queue, durable=True, auto_delete=False)
+        channel.queue_bind(queue, RPC_EXCHANGE, f"{service}.*")
+        channel.basic_qos(0, self.container.max_workers, False)
+        tag = channel.basic_consume(queue, callback=partial(self._receive, line))
+        self._trouble = None
+        while not self._stopping:
+            line.read(timeout_s=0.5)
+        channel.basic_cancel(tag)
+        deadline = time.monotonic() + FINISH_S
+        while self._at_work and time.monotonic() < deadline:
+            line.read(timeout_s=0.05)
+
+    def _receive(self, line: Line, message: amqp.Message) -> None:
+        reply = partial(self._reply, line, message)
+        self._at_work += 1
+        try:
+            method = message.delivery_info["routing_key"].rpartition(".")[2]
+            entrypoint = next((item for item in self._providers if item.method_name == method), None)
+            if entrypoint is None:
+                raise MethodNotFound(method)
+            call = json.loads(message.body)
+            if not isinstance(call, dict) or not {"args", "kwargs"} <= call.keys():
+                raise MalformedRequest("Message missing `args` or `kwargs`")
+            context = {key.removeprefix(HEADER_PREFIX): value for key, value in (message.headers or {}).items()}
+            if float(context.pop(DEADLINE, "inf")) < time.time():
+                raise ServiceUnavailable("the caller does not wait any more")
+            entrypoint.check_signature(call["args"], call["kwargs"])
+            self.container.spawn_worker(
+                entrypoint, call["args"], call["kwargs"], context_data=context, handle_result=reply
+            )
+        except ContainerBeingKilled:
+            self._at_work -= 1  # unacked: another replica takes it
+        except Exception as error:
+            reply(None, None, (type(error), error, None))
+
+    def _reply(self, line: Line, message: amqp.Message, worker: Any, result: Any, exc_info: Any) -> tuple[Any, Any]:
+        """Answer, then ack. A caller that cannot be reached times out; the service lives on."""
+        self._at_work -= 1
+        body = {"result": result, "error": serialize(exc_info[1]) if exc_info else None}
+        try:
+            text = json.dumps(body)
+        except (TypeError, ValueError) as error:
+            log.exception("the result of %s is not JSON", message.delivery_info["routing_key"])
+            text = json.dumps({"result": None, "error": serialize(error)})
+        properties = message.properties
+        try:
+            if properties.get("reply_to"):
+                line.channel.basic_publish(
+                    amqp.Message(
+                        text,
+                        content_type="application/json",
+                        content_encoding="utf-8",
+                        delivery_mode=TRANSIENT,
+                        correlation_id=properties.get("correlation_id", ""),
+                    ),
+                    RPC_EXCHANGE,
+                    properties["reply_to"],
+                )
+            line.channel.basic_ack(message.delivery_info["delivery_tag"])
+        except BROKER_ERRORS as error:
+            log.warning("a reply could not be sent: %s", error)
+        return result, exc_info
+
+
+class Rpc(Entrypoint):
+    """The RPC entrypoint: errors raised on purpose are answers, any other is logged with its traceback."""
+
+    server = RpcServer()
+
+    def __init__(self) -> None:
+        super().__init__(expected_exceptions=(EcomError,))
+
+    def setup(self) -> None:
+        self.server.register_provider(self)
+
+    def stop(self) -> None:
+        self.server.stop()
+
+
+rpc = Rpc.decorator

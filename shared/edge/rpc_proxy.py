@@ -1,0 +1,119 @@
+"""Calling another service: `orders = RpcProxy("order_service")`. Every call has a timeout and carries its deadline."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import amqp
+import eventlet
+from eventlet.event import Event
+from nameko.containers import WorkerContext
+from nameko.exceptions import deserialize, serialize
+from nameko.extensions import DependencyProvider
+
+from shared.edge.broker import BROKER_ERRORS, Line
+from shared.edge.rpc import DEADLINE, HEADER_PREFIX, RPC_EXCHANGE, TRANSIENT, OnLine
+from shared.errors import ServiceUnavailable
+
+CALL_TIMEOUT_S = 10.0
+
+
+class Replies(OnLine):
+    """One for each calling service: sends calls and hands replies to whoever waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._waiting: dict[str, Event] = {}
+        self._line: Line | None = None
+
+    def setup(self) -> None:
+        self._reply_to = str(uuid.uuid4())
+
+    def stop(self) -> None:
+        self.kill()
+
+    def _serve(self, line: Line) -> None:
+        channel = line.channel
+        channel.exchange_declare(RPC_EXCHANGE, "topic", durable=True, auto_delete=False)
+        queue = channel.queue_declare(f"rpc.reply-{self._reply_to}", exclusive=True, auto_delete=True).queue
+        channel.queue_bind(queue, RPC_EXCHANGE, self._reply_to)
+        channel.basic_consume(queue, callback=self._receive, no_ack=True)
+        channel.events["basic_return"].add(self._on_return)
+        self._line, self._trouble = line, None
+        try:
+            while not self._stopping:
+                line.read(timeout_s=0.5)
+        finally:
+            self._line = None
+
+    def _receive(self, message: amqp.Message) -> None:
+        self._answer(message.properties.get("correlation_id"), json.loads(message.body))
+
+    def _on_return(self, error: Exception, exchange: str, routing_key: str, message: amqp.Message) -> None:
+        nobody = ServiceUnavailable(f"there is no service for {routing_key}")
+        self._answer(message.properties.get("correlation_id"), {"error": serialize(nobody), "result": None})
+
+    def _answer(self, correlation_id: str | None, body: dict[str, Any]) -> None:
+        waiting = self._waiting.pop(correlation_id or "", None)
+        if waiting is not None:
+            waiting.send(body)
+
+    def call(self, routing_key: str, args: Any, kwargs: Any, context: dict[str, Any], timeout_s: float) -> Any:
+        """The result of one call. Raises what the callee raised, or ServiceUnavailable when no answer came."""
+        if self._line is None:
+            raise ServiceUnavailable(f"no connection for {routing_key}")
+        correlation_id = uuid.uuid4().hex
+        waiting = self._waiting[correlation_id] = Event()
+        context = {**context, DEADLINE: str(time.time() + timeout_s)}
+        message = amqp.Message(
+            json.dumps({"args": args, "kwargs": kwargs}),
+            content_type="application/json",
+            content_encoding="utf-8",
+            delivery_mode=TRANSIENT,
+            reply_to=self._reply_to,
+            correlation_id=correlation_id,
+            expiration=str(int(timeout_s * 1000)),
+            application_headers={HEADER_PREFIX + key: value for key, value in context.items() if value is not None},
+        )
+        try:
+            with eventlet.Timeout(timeout_s):
+                self._line.channel.basic_publish(message, RPC_EXCHANGE, routing_key, mandatory=True)
+                body = waiting.wait()
+        except (*BROKER_ERRORS, eventlet.Timeout) as error:
+            raise ServiceUnavailable(f"{routing_key} did not answer") from error
+        finally:
+            self._waiting.pop(correlation_id, None)
+        if body.get("error"):
+            raise deserialize(body["error"])
+        return body["result"]
+
+
+class RpcProxy(DependencyProvider):
+    """Injects another service: `self.orders.get_order(order_id)`, with trace, identity and a deadline."""
+
+    replies = Replies()
+
+    def __init__(self, service: str, timeout_s: float = CALL_TIMEOUT_S) -> None:
+        self.service = service
+        self.timeout_s = timeout_s
+
+    def get_dependency(self, worker_ctx: WorkerContext) -> Proxy:
+        return Proxy(
+            lambda method, args, kwargs: self.replies.call(
+                f"{self.service}.{method}", args, kwargs, worker_ctx.context_data, self.timeout_s
+            )
+        )
+
+
+class Proxy:
+    """Turns attribute access into calls."""
+
+    def __init__(self, call: Callable[[str, Any, Any], Any]) -> None:
+        self._call = call
+
+    def __getattr__(self, method: str) -> Callable[..., Any]:
+        return lambda *args, **kwargs: self._call(method, args, kwargs)

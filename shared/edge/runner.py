@@ -1,0 +1,103 @@
+"""Runs one service in this process: patches, reads the settings, starts the container, stops it gracefully.
+
+Import this before anything that opens sockets: eventlet must patch first.
+"""
+
+# ruff: noqa: E402
+from __future__ import annotations
+
+import warnings
+
+warnings.filterwarnings("ignore", category=DeprecationWarning, message=r"\s*Eventlet is deprecated")
+import eventlet
+
+eventlet.monkey_patch()
+
+import importlib
+import logging
+import signal
+from typing import Any
+
+from eventlet.event import Event
+from nameko.containers import ServiceContainer
+
+from shared import logs
+from shared.config import DATABASES, Settings, read
+from shared.errors import ConfigurationFault
+
+log = logging.getLogger(__name__)
+
+# Workers are shared by RPC, batches and timers of a process; each may hold a database connection.
+MAX_WORKERS = 20
+# The gateway holds no connection for a request: a worker there is a greenlet that waits for an RPC.
+GATEWAY_WORKERS = 200
+
+MODULES = {
+    "gateway": "gateway.service",
+    "order": "order_service.service",
+    "inventory": "inventory_service.service",
+    "payment": "payment_service.service",
+    "auth": "auth_service.service",
+}
+
+
+def service_class(service: str) -> Any:
+    """The Nameko service class of a module: the one with a `name`."""
+    module = importlib.import_module(MODULES[service])
+    classes = [
+        item
+        for item in vars(module).values()
+        if isinstance(item, type) and item.__module__ == module.__name__ and isinstance(getattr(item, "name", 0), str)
+    ]
+    (found,) = classes
+    return found
+
+
+def nameko_config(settings: Settings, service: str, replica: int = 0) -> dict[str, Any]:
+    """Nameko's configuration, built from the settings; there is no YAML."""
+    config: dict[str, Any] = {
+        "AMQP_URI": settings.amqp_uri,
+        "WEB_SERVER_ADDRESS": f"{settings.host}:{settings.port(service, replica)}",
+        "DB_URIS": {},
+        "serializer": "json",
+        "max_workers": GATEWAY_WORKERS if service == "gateway" else MAX_WORKERS,
+        "settings": settings,
+    }
+    if service in DATABASES:
+        config["DB_URIS"] = {f"{service}_service:Base": settings.database_url(service)}
+    return config
+
+
+def run(service: str, replica: int = 0) -> int:
+    """Serve until SIGTERM or SIGINT; the exit code. Raises ConfigurationFault before anything is started."""
+    if service not in MODULES:
+        raise ConfigurationFault(f"there is no service {service!r}; one of {', '.join(MODULES)}")
+    settings = read()
+    logs.configure(settings.log_level, service=service, replica=replica)
+    container = ServiceContainer(service_class(service), nameko_config(settings, service, replica))
+    asked = Event()
+
+    def ask_to_stop(number: int, frame: Any) -> None:
+        if not asked.ready():
+            asked.send(signal.Signals(number).name)
+
+    signal.signal(signal.SIGTERM, ask_to_stop)
+    signal.signal(signal.SIGINT, ask_to_stop)
+
+    def stop_when_asked() -> None:
+        log.info("stopping on %s", asked.wait())
+        container.stop()
+        log.info("stopped")
+
+    eventlet.spawn(stop_when_asked)
+    # A signal is only seen when the hub wakes up, and an idle hub sleeps up to 60 s.
+    eventlet.spawn(_pulse)
+    container.start()
+    log.info("%s is up on %s", service, container.config["WEB_SERVER_ADDRESS"])
+    container.wait()
+    return 0
+
+
+def _pulse() -> None:
+    while True:
+        eventlet.sleep(0.25)

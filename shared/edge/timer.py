@@ -1,0 +1,56 @@
+"""`@every(seconds)`: a method that one replica runs, again and again: the one whose relay leads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import eventlet
+from eventlet.event import Event
+from nameko.extensions import Entrypoint
+
+from shared.relay import Relay
+
+
+class Every(Entrypoint):
+    """The timer entrypoint. A run that fails is logged and the next one comes as planned; runs never overlap."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        super().__init__()
+
+    def setup(self) -> None:
+        self._relay = next(item for item in self.container.dependencies if isinstance(item, Relay))
+        self._stopping = Event()
+
+    def start(self) -> None:
+        self._thread = self.container.spawn_managed_thread(self.run, identifier=f"timer {self.method_name}")
+
+    def run(self) -> None:
+        """Run until stopped."""
+        while not self._stopping.ready():
+            with eventlet.Timeout(self.seconds, False):
+                self._stopping.wait()
+            if self._relay.leading and not self._stopping.ready():
+                self.run_once()
+
+    def run_once(self) -> None:
+        """One run, in a worker of its own."""
+        done = Event()
+
+        def handle_result(worker: Any, result: Any, exc_info: Any) -> tuple[Any, Any]:
+            done.send()
+            return result, exc_info
+
+        self.container.spawn_worker(self, (), {}, handle_result=handle_result)
+        done.wait()
+
+    def stop(self) -> None:
+        if not self._stopping.ready():
+            self._stopping.send()
+        self._thread.wait()
+
+    def kill(self) -> None:
+        self._thread.kill()
+
+
+every = Every.decorator

@@ -1,0 +1,54 @@
+"""What a batch handler is given: its events, and the transaction it may speak in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy.orm import Session
+
+from shared.events import Envelope, Payload
+
+
+class Events(Sequence[Envelope]):
+    """The events of a batch; it knows which one the handler's loop is at."""
+
+    def __init__(self, events: Sequence[Envelope]) -> None:
+        self._events = events
+        self.in_work: Envelope | None = None
+
+    def __iter__(self) -> Iterator[Envelope]:
+        for event in self._events:
+            self.in_work = event
+            yield event
+        self.in_work = None
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self._events[place]
+
+
+class Tx:
+    """What a handler has: the session of the batch's one transaction, and the words it may say."""
+
+    def __init__(self, session: Session, source: str, answers: dict[UUID, Any]) -> None:
+        self.session = session
+        self.answers = answers
+        self.apart: dict[UUID, Exception] = {}
+        self._source = source
+        self._told: list[Envelope] = []
+
+    def tell(self, cause: Envelope, *payloads: Payload) -> None:
+        """Say events caused by `cause`, with its trace and identity; they go out if the transaction commits."""
+        self._told += [cause.caused(self._source, payload) for payload in payloads]
+
+    def set_apart(self, event: Envelope, error: Exception) -> None:
+        """Leave one message out: it takes no effect here and goes to retry or, for a DeadMessage, to the DLQ."""
+        self.apart[event.message_id] = error
+
+    def told(self) -> list[Envelope]:
+        """What goes out: all that was told, except by messages set apart."""
+        return [envelope for envelope in self._told if envelope.causation_id not in self.apart]

@@ -1,0 +1,56 @@
+"""Acting once: which messages of a batch this consumer has not seen.
+
+The rows are written in the transaction of the effect, never before it and never in another one: if the effect is
+rolled back, so is the memory of the message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from uuid import UUID
+
+from sqlalchemy import bindparam, delete, select, text
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from shared.tables import ConsumedMessage, unnest
+
+# Longer than any DLQ is expected to wait for its operator: a replay of an older message is refused without --force.
+KEEP_DAYS = 90
+
+_given = unnest(ConsumedMessage, "message_id")
+_CLAIM = (
+    insert(ConsumedMessage)
+    .from_select(
+        ["consumer", "message_id"],
+        # One order for everybody, so that two replicas with the same messages cannot deadlock.
+        select(bindparam("consumer", type_=ConsumedMessage.consumer.type), _given.c.message_id).order_by(
+            _given.c.message_id
+        ),
+    )
+    .on_conflict_do_nothing()
+    .returning(ConsumedMessage.message_id)
+)
+
+
+def claim(session: Session, consumer: str, message_ids: Iterable[UUID]) -> set[UUID]:
+    """Remember these messages and return those not remembered before. One statement.
+
+    A concurrent transaction that holds one of them is waited for, and then seen to have it.
+    """
+    parameters = {"consumer": consumer, "message_id": list(set(message_ids))}
+    return set(session.scalars(_CLAIM, parameters))
+
+
+def forget(session: Session, consumer: str, message_ids: Sequence[UUID]) -> None:
+    """Take back what was claimed in this transaction for messages that were set apart after all."""
+    session.execute(
+        delete(ConsumedMessage).where(ConsumedMessage.consumer == consumer, ConsumedMessage.message_id.in_(message_ids))
+    )
+
+
+PURGE = text(
+    "DELETE FROM consumed_messages WHERE (consumer, message_id) IN ("
+    " SELECT consumer, message_id FROM consumed_messages"
+    " WHERE consumed_at < now() - make_interval(days => :days) LIMIT :limit)"
+).bindparams(days=KEEP_DAYS)

@@ -1,0 +1,47 @@
+"""Logs: one JSON object a line on standard error, through the standard library's logging.
+
+Only what is passed on purpose is logged: no bodies, no tokens, no keys.
+"""
+
+from __future__ import annotations
+
+import logging
+import logging.config
+from typing import Any
+
+import structlog
+
+
+def configure(level: str, **always: Any) -> None:
+    """Send every logger of this process to standard error; `always` is in each line (service, replica)."""
+
+    def add_constants(logger: Any, name: str, line: Any) -> Any:
+        return {**line, **always}
+
+    shared: list[Any] = [
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        add_constants,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
+    logging.config.dictConfig(
+        {
+            "version": 1,
+            "disable_existing_loggers": False,  # Nameko's would vanish
+            "formatters": {
+                "json": {
+                    "()": structlog.stdlib.ProcessorFormatter,
+                    "processors": [
+                        structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                        structlog.processors.JSONRenderer(),
+                    ],
+                    "foreign_pre_chain": shared,
+                }
+            },
+            "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
+            "root": {"level": level, "handlers": ["stderr"]},
+            # amqp logs each heartbeat and kombu raw bodies it could not decode.
+            "loggers": {name: {"level": "WARNING"} for name in ("amqp", "kombu", "pika", "alembic")},
+        }
+    )

@@ -1,0 +1,15 @@
+"""What is measured; each process serves its own registry at /metrics."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+REQUESTS = Counter("ecom_http_requests_total", "HTTP requests answered.", ["service", "method", "route", "status"])
+REQUEST_SECONDS = Histogram("ecom_http_request_seconds", "Time to answer an HTTP request.", ["service", "route"])
+EVENTS = Counter("ecom_events_total", "Messages settled, by what became of them.", ["service", "queue", "outcome"])
+BATCH_SECONDS = Histogram("ecom_batch_seconds", "Time to settle one batch of messages.", ["service", "queue"])
+PAUSES = Counter("ecom_pauses_total", "Times a consumer paused because its service could not work.", ["queue"])
+OUTBOX_PENDING = Gauge("ecom_outbox_pending", "Events told and not yet published.", ["service"])
+OUTBOX_HELD = Gauge("ecom_outbox_held", "Events that could not be published and hold back their order.", ["service"])
+OUTBOX_OLDEST = Gauge("ecom_outbox_oldest_seconds", "Age of the oldest unpublished event.", ["service"])
+OUTBOX_LEADER = Gauge("ecom_outbox_leader", "1 where this replica's relay leads.", ["service"])

@@ -1,0 +1,97 @@
+"""What every service's Alembic environment does, and the messaging tables they all begin with."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import context, op
+
+from shared.tables import Base
+
+
+def run(tables: Collection[str]) -> None:
+    """Run the migrations of one service on the connection that `ecom migrate` handed over."""
+
+    def include(name: str | None, kind: str, parents: Any) -> bool:
+        return kind != "table" or name in tables
+
+    context.configure(
+        connection=context.config.attributes["connection"],
+        target_metadata=Base.metadata,
+        include_name=include,
+        include_object=lambda item, name, kind, reflected, other: include(name, kind, None),
+        compare_server_default=False,
+        transaction_per_migration=True,
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+def create_messaging_tables_v1() -> None:
+    """Inbox, outbox and dead messages as of their first version. Never edited: a change is a new function."""
+    now = sa.text("now()")
+    moment = sa.DateTime(timezone=True)
+    op.create_table(
+        "consumed_messages",
+        sa.Column("consumer", sa.Text, nullable=False),
+        sa.Column("message_id", sa.Uuid, nullable=False),
+        sa.Column("consumed_at", moment, nullable=False, server_default=now),
+        sa.PrimaryKeyConstraint("consumer", "message_id", name="pk_consumed_messages"),
+    )
+    op.create_index("ix_consumed_messages_consumed_at", "consumed_messages", ["consumed_at"], postgresql_using="brin")
+    op.create_table(
+        "outbox",
+        sa.Column("id", sa.BigInteger, sa.Identity(), nullable=False),
+        sa.Column("message_id", sa.Uuid, nullable=False),
+        sa.Column("aggregate_id", sa.Uuid, nullable=False),
+        sa.Column("event_type", sa.Text, nullable=False),
+        sa.Column("traceparent", sa.Text, nullable=False),
+        sa.Column("body", sa.Text, nullable=False),
+        sa.Column("created_at", moment, nullable=False, server_default=now),
+        sa.Column("published_at", moment),
+        sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
+        sa.Column("last_error", sa.Text),
+        sa.Column("held_until", moment),
+        sa.PrimaryKeyConstraint("id", name="pk_outbox"),
+        sa.UniqueConstraint("message_id", name="uq_outbox_message_id"),
+        # Rows live a short life: clean up after few of them, or the index of the unpublished bloats.
+        postgresql_with={"autovacuum_vacuum_scale_factor": "0.01", "autovacuum_vacuum_threshold": "1000"},
+    )
+    op.create_index("ix_outbox_unpublished", "outbox", ["id"], postgresql_where=sa.text("published_at IS NULL"))
+    op.create_index(
+        "ix_outbox_held", "outbox", ["aggregate_id", "id"], postgresql_where=sa.text("held_until IS NOT NULL")
+    )
+    op.create_index("ix_outbox_published_at", "outbox", ["published_at"], postgresql_using="brin")
+    op.create_table(
+        "dead_messages",
+        sa.Column("id", sa.BigInteger, sa.Identity(), nullable=False),
+        sa.Column("message_id", sa.Uuid, nullable=False),
+        sa.Column("queue", sa.Text, nullable=False),
+        sa.Column("service", sa.Text, nullable=False),
+        sa.Column("event_type", sa.Text),
+        sa.Column("order_id", sa.Uuid),
+        sa.Column("trace_id", sa.Text),
+        sa.Column("reason", sa.Text, nullable=False),
+        sa.Column("error_class", sa.Text, nullable=False),
+        sa.Column("error_message", sa.Text, nullable=False),
+        sa.Column("attempts", sa.Integer, nullable=False),
+        sa.Column("replays", sa.Integer, nullable=False, server_default="0"),
+        sa.Column("first_failed_at", moment, nullable=False),
+        sa.Column("died_at", moment, nullable=False, server_default=now),
+        sa.Column("left_at", moment),
+        sa.Column("left_how", sa.Text),
+        sa.PrimaryKeyConstraint("id", name="pk_dead_messages"),
+        sa.UniqueConstraint("queue", "message_id", name="uq_dead_messages_queue_message_id"),
+    )
+    op.create_index("ix_dead_messages_order_id", "dead_messages", ["order_id"])
+    op.create_index(
+        "ix_dead_messages_there", "dead_messages", ["queue", "died_at"], postgresql_where=sa.text("left_at IS NULL")
+    )
+
+
+def drop_messaging_tables_v1() -> None:
+    """Undo create_messaging_tables_v1."""
+    for table in ("dead_messages", "outbox", "consumed_messages"):
+        op.drop_table(table)

@@ -1,0 +1,56 @@
+"""Saying something in the same transaction as the change it speaks of.
+
+Lock the row of the aggregate before telling about it, so that outbox ids of one aggregate are in commit order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from sqlalchemy import event, insert, text
+from sqlalchemy.orm import Session, sessionmaker
+
+from shared.events import Envelope
+from shared.tables import OutboxRow
+from shared.tracing import traceparent
+
+# Long enough to see what was said during an incident; the inbox of the hearers remembers longer.
+KEEP_PUBLISHED_DAYS = 7
+
+_TOLD = "outbox.told"
+
+
+def tell(session: Session, envelopes: Iterable[Envelope]) -> None:
+    """Put events into the outbox of this transaction: one statement.
+
+    Raises InvalidSchema when a payload breaks its own schema; nothing is then told.
+    """
+    rows = [
+        {
+            "message_id": envelope.message_id,
+            "aggregate_id": envelope.payload.order_id,
+            "event_type": envelope.type,
+            "traceparent": traceparent(envelope.trace_id),
+            "body": envelope.to_json(),
+        }
+        for envelope in envelopes
+    ]
+    if rows:
+        session.execute(insert(OutboxRow), rows)
+        session.info[_TOLD] = True
+
+
+def wake_after_commit(sessions: sessionmaker[Session], wake: Callable[[], None]) -> None:
+    """Call `wake` after each commit of these sessions that told something, so the relay need not poll for it."""
+
+    def committed(session: Session) -> None:
+        if session.info.pop(_TOLD, False):
+            wake()
+
+    event.listen(sessions, "after_commit", committed)
+
+
+PURGE = text(
+    "DELETE FROM outbox WHERE id IN ("
+    " SELECT id FROM outbox WHERE published_at < now() - make_interval(days => :days) LIMIT :limit)"
+).bindparams(days=KEEP_PUBLISHED_DAYS)

@@ -1,0 +1,256 @@
+"""The relay: publishes what the outbox holds, in order, with confirms, and then marks it published.
+
+One leader for each database, by a session advisory lock; every replica runs a relay and one of them leads. The
+lock, the reading and the marking use one session that the server ends when it falls silent, so a frozen leader
+loses the lock. No transaction is open while the broker is spoken to. Losing a mark only repeats a message, and
+the inbox of every hearer absorbs that.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any, cast
+from uuid import UUID
+
+import eventlet
+from eventlet.event import Event
+from nameko.extensions import DependencyProvider
+from sqlalchemy import Connection, Engine, bindparam, text
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.exc import DBAPIError, InterfaceError
+from sqlalchemy.types import BigInteger
+
+from shared import inbox, outbox
+from shared.config import Settings
+from shared.edge.broker import backoff
+from shared.edge.database import Database, connect, quietly, wait_for_notice
+from shared.edge.publisher import Outgoing, Publisher
+from shared.errors import PublishFailed
+from shared.events import CONTRACT_VERSION, UNHEARD
+from shared.metrics import OUTBOX_HELD, OUTBOX_LEADER, OUTBOX_OLDEST, OUTBOX_PENDING
+from topology.table import EVENTS_EXCHANGE
+
+log = logging.getLogger(__name__)
+
+# Any constant will do, the same in every replica: the lock lives in the service's own database.
+LOCK_ID = 0x6563_6F6D
+CHANNEL = "outbox"
+
+BATCH_SIZE = 500
+
+# For what a crash left and a lost NOTIFY; also the beat that tells the server this session lives.
+POLL_S = 1.0
+# The server ends a leader's session after this silence; another replica then leads.
+FROZEN_AFTER_MS = 10_000
+# How soon a replica notices that nobody leads.
+STANDBY_S = 0.5
+# A replica that does not lead says at most so often that there is something to publish.
+NOTIFY_GAP_S = 0.02
+# A row that the broker refused holds back its order's later events, and is tried again after this.
+HOLD_S = 5
+PURGE_EVERY_S = 60
+PURGE_LIMIT = 5000
+
+_READ = text(
+    "SELECT id, message_id, aggregate_id, event_type, traceparent, body FROM outbox o"
+    " WHERE published_at IS NULL AND NOT EXISTS ("
+    "  SELECT 1 FROM outbox held WHERE held.aggregate_id = o.aggregate_id AND held.id <= o.id"
+    "  AND held.held_until > now())"
+    " ORDER BY id LIMIT :limit"
+)
+_MARK = text("UPDATE outbox SET published_at = now(), held_until = NULL WHERE id = ANY(:ids)").bindparams(
+    bindparam("ids", type_=ARRAY(BigInteger))
+)
+_HOLD = text(
+    "UPDATE outbox SET attempts = attempts + 1, last_error = :error,"
+    " held_until = now() + make_interval(secs => :seconds) WHERE id = :id"
+)
+_COUNT = text(
+    "SELECT count(*), count(held_until), coalesce(extract(epoch FROM now() - min(created_at)), 0)"
+    " FROM outbox WHERE published_at IS NULL"
+)
+
+
+def publish_once(connection: Connection, publisher: Publisher) -> int:
+    """Publish the oldest waiting rows and mark them; how many were published.
+
+    A row that the broker refuses stays, and its aggregate's later rows with it. Raises PublishFailed when the
+    broker is away; nothing is then marked.
+    """
+    rows = connection.execute(_READ, {"limit": BATCH_SIZE}).all()
+    outcomes = publisher.publish_all(
+        [
+            Outgoing(
+                EVENTS_EXCHANGE,
+                row.event_type,
+                row.body,
+                str(row.message_id),
+                row.event_type,
+                {"event-contract-version": CONTRACT_VERSION, "traceparent": row.traceparent},
+                mandatory=row.event_type not in UNHEARD,
+            )
+            for row in rows
+        ]
+    )
+    held: set[UUID] = set()
+    published = []
+    for row, refused in zip(rows, outcomes, strict=True):
+        if row.aggregate_id in held:
+            continue  # it may be out already; it goes out again after the one before it
+        if refused:
+            held.add(row.aggregate_id)
+            log.error("event %s %s stays in the outbox: %s", row.event_type, row.message_id, refused)
+            connection.execute(_HOLD, {"id": row.id, "error": refused, "seconds": HOLD_S})
+        else:
+            published.append(row.id)
+    if published:
+        connection.execute(_MARK, {"ids": published})
+    return len(published)
+
+
+class Relay(DependencyProvider):
+    """Runs in every producing service. Also says who leads: purges and timers run on the leader alone."""
+
+    def setup(self) -> None:
+        self.settings = cast(Settings, self.container.config["settings"])
+        self.leading = False
+        self.gauges_due: dict[str, float] = defaultdict(float)
+        self._stopping = False
+        self._wake = Event()
+        self._trouble: str | None = "the relay has not started"
+        self._publisher = Publisher(self.settings.amqp_uri, self.settings.heartbeat_s)
+        self._database = next(item for item in self.container.dependencies if isinstance(item, Database))
+
+    def start(self) -> None:
+        database = self._database
+        outbox.wake_after_commit(database.Session, self.wake)
+        # A mark need not wait for the disk: losing one only repeats a message.
+        engine = connect(
+            database.db_uri,
+            f"{self.container.service_name} relay",
+            idle_session_timeout=FROZEN_AFTER_MS,
+            synchronous_commit="off",
+        )
+        self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
+        listener = connect(database.db_uri, f"{self.container.service_name} relay listener")
+        self._listener = listener.execution_options(isolation_level="AUTOCOMMIT")
+        self._thread = self.container.spawn_managed_thread(self.run, identifier="relay")
+        self._ears = self.container.spawn_managed_thread(self._listen, identifier="relay listener")
+
+    def get_dependency(self, worker_ctx: Any) -> Callable[[], None]:
+        return self.wake
+
+    def trouble(self) -> str | None:
+        """Why nothing can be published, or None."""
+        return self._trouble
+
+    def wake(self) -> None:
+        """There is something to publish."""
+        if not self._wake.ready():
+            self._wake.send()
+
+    def _wait(self, seconds: float) -> bool:
+        with eventlet.Timeout(seconds, False):
+            self._wait_for_wake()
+            return True
+        return False
+
+    def _wait_for_wake(self) -> None:
+        self._wake.wait()
+        self._wake = Event()
+
+    def run(self) -> None:
+        """Lead, or wait to lead, until stopped; over as many sessions and connections as it takes."""
+        waits = backoff()
+        while not self._stopping:
+            try:
+                with self._engine.connect() as connection:
+                    self._trouble = None
+                    waits = backoff()
+                    self._serve(connection)
+            except (DBAPIError, InterfaceError, PublishFailed) as error:
+                self._trouble = f"the relay cannot work: {type(error).__name__}"
+                wait = next(waits)
+                log.warning("%s: %s; next try in %.1f s", self._trouble, error, wait)
+                eventlet.sleep(wait)
+            finally:
+                self._lead(False)
+
+    def _serve(self, connection: Connection) -> None:
+        while not self._stopping:
+            if self.leading or connection.execute(text("SELECT pg_try_advisory_lock(:id)"), {"id": LOCK_ID}).scalar():
+                self._lead(True)
+                while not self._stopping and publish_once(connection, self._publisher):
+                    pass
+                self._housekeep(connection)
+                self._wait(POLL_S)
+            elif self._wait(STANDBY_S):
+                connection.execute(text(f"NOTIFY {CHANNEL}"))
+                eventlet.sleep(NOTIFY_GAP_S)
+
+    def _lead(self, leading: bool) -> None:
+        if leading != self.leading:
+            log.info("the relay of this replica %s", "leads" if leading else "does not lead any more")
+        self.leading = leading
+        OUTBOX_LEADER.labels(self.container.service_name).set(int(leading))
+
+    def _housekeep(self, connection: Connection) -> None:
+        now = time.monotonic()
+        if now >= self.gauges_due["count"]:
+            self.gauges_due["count"] = now + POLL_S
+            pending, held, oldest = connection.execute(_COUNT).one()
+            for gauge, value in ((OUTBOX_PENDING, pending), (OUTBOX_HELD, held), (OUTBOX_OLDEST, oldest)):
+                gauge.labels(self.container.service_name).set(float(value))
+        if now >= self.gauges_due["purge"]:
+            self.gauges_due["purge"] = now + PURGE_EVERY_S
+            purge(connection)
+
+    def _listen(self) -> None:
+        """Hear the replicas that do not lead."""
+        waits = backoff()
+        while not self._stopping:
+            try:
+                with self._listener.connect() as connection:
+                    connection.execute(text(f"LISTEN {CHANNEL}"))
+                    waits = backoff()
+                    raw = connection.connection.dbapi_connection
+                    while not self._stopping:
+                        if wait_for_notice(raw, POLL_S) and self.leading:
+                            self.wake()
+            except Exception as error:
+                # Polling finds what is not heard; the relay itself says when the database is away.
+                log.info("the relay's listener lost its connection: %s", error)
+                eventlet.sleep(next(waits))
+
+    def stop(self) -> None:
+        self._stopping = True
+        self.wake()
+        self._thread.wait()
+        self._ears.kill()
+        self._close()
+
+    def kill(self) -> None:
+        self._stopping = True
+        for thread in (self._thread, self._ears):
+            thread.kill()
+        self._close()
+
+    def _close(self) -> None:
+        self._publisher.close()
+        for engine in (self._engine, self._listener):
+            quietly(cast(Engine, engine).dispose)
+
+
+def purge(connection: Connection) -> int:
+    """Forget what was published 7 days ago and consumed 90 days ago; how many rows went."""
+    gone = 0
+    for statement in (outbox.PURGE, inbox.PURGE):
+        while True:
+            count = connection.execute(statement, {"limit": PURGE_LIMIT}).rowcount
+            gone += count
+            if count < PURGE_LIMIT:
+                break
+    return gone

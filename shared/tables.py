@@ -1,0 +1,147 @@
+"""The tables every messaging service has, beside its own: inbox, outbox and the record of what died."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, ClassVar
+
+from sqlalchemy import (
+    BigInteger,
+    DateTime,
+    Identity,
+    Index,
+    Integer,
+    MetaData,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    bindparam,
+    func,
+    text,
+    update,
+)
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.sql.selectable import TableValuedAlias
+
+NOW = text("now()")
+
+
+class Base(DeclarativeBase):
+    """One registry for all services' tables; each database holds its own service's and the messaging ones."""
+
+    type_annotation_map: ClassVar = {str: Text, datetime: DateTime(timezone=True), uuid.UUID: Uuid}
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class ConsumedMessage(Base):
+    """The inbox: a row says that the effect of a message on a consumer is in this database."""
+
+    __tablename__ = "consumed_messages"
+
+    consumer: Mapped[str] = mapped_column(primary_key=True)
+    message_id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    consumed_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+    # Rows come in time order, so a block-range index is enough for the purge and costs almost nothing.
+    __table_args__ = (Index(None, "consumed_at", postgresql_using="brin"),)
+
+
+class OutboxRow(Base):
+    """An event said in the same transaction as the change it speaks of, until the relay has published it."""
+
+    __tablename__ = "outbox"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    message_id: Mapped[uuid.UUID] = mapped_column(unique=True)
+    aggregate_id: Mapped[uuid.UUID]
+    event_type: Mapped[str]
+    traceparent: Mapped[str]
+    body: Mapped[str]  # the envelope as it goes out, so that the relay only copies
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    published_at: Mapped[datetime | None]
+    attempts: Mapped[int] = mapped_column(server_default="0")
+    last_error: Mapped[str | None]
+    held_until: Mapped[datetime | None]
+
+    __table_args__ = (
+        Index("ix_outbox_unpublished", "id", postgresql_where=text("published_at IS NULL")),
+        Index("ix_outbox_held", "aggregate_id", "id", postgresql_where=text("held_until IS NOT NULL")),
+        Index(None, "published_at", postgresql_using="brin"),
+    )
+
+
+class DeadMessageRow(Base):
+    """A message that this service sent to a DLQ, and why; written before it is sent."""
+
+    __tablename__ = "dead_messages"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    message_id: Mapped[uuid.UUID]
+    queue: Mapped[str]
+    service: Mapped[str]
+    event_type: Mapped[str | None]
+    order_id: Mapped[uuid.UUID | None]
+    trace_id: Mapped[str | None]
+    reason: Mapped[str]
+    error_class: Mapped[str]
+    error_message: Mapped[str]
+    attempts: Mapped[int] = mapped_column(Integer)
+    replays: Mapped[int] = mapped_column(Integer, server_default="0")
+    first_failed_at: Mapped[datetime]
+    died_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    left_at: Mapped[datetime | None]
+    left_how: Mapped[str | None]
+
+    __table_args__ = (
+        UniqueConstraint("queue", "message_id"),
+        Index(None, "order_id"),
+        Index("ix_dead_messages_there", "queue", "died_at", postgresql_where=text("left_at IS NULL")),
+    )
+
+
+MESSAGING_TABLES = frozenset({"consumed_messages", "outbox", "dead_messages"})
+
+
+def columns_of(rows: Iterable[Mapping[str, Any]], names: Sequence[str]) -> dict[str, list[Any]]:
+    """Rows turned into one list for each column: how many rows cross in one statement as arrays."""
+    rows = list(rows)
+    return {name: [row[name] for row in rows] for name in names}
+
+
+def unnest(model: type[Base], *names: str) -> TableValuedAlias:
+    """A FROM item that holds one row for each element of the array parameters `names`, typed like the model."""
+    table = model.__table__
+    arrays = [bindparam(name, type_=ARRAY(table.c[name].type)) for name in names]
+    return func.unnest(*arrays).table_valued(*(table.c[name] for name in names), name="given").render_derived()
+
+
+def update_many(
+    session: Session,
+    model: type[Base],
+    key: str,
+    rows: Sequence[Mapping[str, Any]],
+    also: Mapping[str, Any] | None = None,
+) -> None:
+    """Set the named columns of many rows, found by `key`, in one statement; `also` is the same for all of them."""
+    if not rows:
+        return
+    names = [key, *(name for name in rows[0] if name != key)]
+    given = unnest(model, *names)
+    statement = (
+        update(model)
+        .where(model.__table__.c[key] == given.c[key])
+        .values({**{name: given.c[name] for name in names[1:]}, **(also or {})})
+        .execution_options(synchronize_session=False)
+    )
+    session.execute(statement, columns_of(rows, names))
