@@ -5,17 +5,19 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     ForeignKey,
     Index,
+    Table,
     Text,
     UniqueConstraint,
     func,
     insert,
+    literal,
     select,
     text,
     tuple_,
@@ -136,17 +138,17 @@ def claim_reservations(
     """
     given = unnest(ReservationRow, "order_id", "reservation_id")
     statement = (
-        upsert(ReservationRow)
+        upsert(cast(Table, ReservationRow.__table__))
         .from_select(
             ["order_id", "reservation_id", "state", "kind"],
             select(
-                given.c.order_id, given.c.reservation_id, func.cast(state.value, Text), func.cast(kind.value, Text)
+                given.c.order_id, given.c.reservation_id, literal(state.value, Text), literal(kind.value, Text)
             ).order_by(given.c.order_id),
         )
         .on_conflict_do_nothing()
         .returning(ReservationRow.order_id)
     )
-    arrays = {"order_id": list(ids), "reservation_id": list(ids.values())}
+    arrays = {"given_order_id": list(ids), "given_reservation_id": list(ids.values())}
     return set(session.scalars(statement, arrays))
 
 

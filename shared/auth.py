@@ -71,7 +71,7 @@ def verify(token: str, keys: Keys, now: float | None = None) -> Claims:
     """What the token says. Raises the same Unauthenticated for every fault, so that a forger learns nothing."""
     try:
         return _claims(_decode(token, keys), time.time() if now is None else now)
-    except (jwt.PyJWTError, LookupError, TypeError, ValueError) as fault:
+    except (jwt.PyJWTError, LookupError, TypeError, ValueError, RecursionError) as fault:
         raise Unauthenticated from fault
 
 

@@ -7,9 +7,10 @@ rolled back, so is the memory of the message.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import cast
 from uuid import UUID
 
-from sqlalchemy import bindparam, delete, select, text
+from sqlalchemy import Table, bindparam, delete, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -20,7 +21,7 @@ KEEP_DAYS = 90
 
 _given = unnest(ConsumedMessage, "message_id")
 _CLAIM = (
-    insert(ConsumedMessage)
+    insert(cast(Table, ConsumedMessage.__table__))  # of the table: the ORM takes parameters for rows
     .from_select(
         ["consumer", "message_id"],
         # One order for everybody, so that two replicas with the same messages cannot deadlock.
@@ -38,7 +39,7 @@ def claim(session: Session, consumer: str, message_ids: Iterable[UUID]) -> set[U
 
     A concurrent transaction that holds one of them is waited for, and then seen to have it.
     """
-    parameters = {"consumer": consumer, "message_id": list(set(message_ids))}
+    parameters = {"consumer": consumer, "given_message_id": list(set(message_ids))}
     return set(session.scalars(_CLAIM, parameters))
 
 

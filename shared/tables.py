@@ -114,15 +114,15 @@ MESSAGING_TABLES = frozenset({"consumed_messages", "outbox", "dead_messages"})
 
 
 def columns_of(rows: Iterable[Mapping[str, Any]], names: Sequence[str]) -> dict[str, list[Any]]:
-    """Rows turned into one list for each column: how many rows cross in one statement as arrays."""
+    """Rows turned into one list for each column, as `unnest` takes them: many rows cross in one statement."""
     rows = list(rows)
-    return {name: [row[name] for row in rows] for name in names}
+    return {f"given_{name}": [row[name] for row in rows] for name in names}
 
 
 def unnest(model: type[Base], *names: str) -> TableValuedAlias:
-    """A FROM item that holds one row for each element of the array parameters `names`, typed like the model."""
+    """A FROM item with one row for each element of the array parameters `given_<name>`, typed like the model."""
     table = model.__table__
-    arrays = [bindparam(name, type_=ARRAY(table.c[name].type)) for name in names]
+    arrays = [bindparam(f"given_{name}", type_=ARRAY(table.c[name].type)) for name in names]
     return func.unnest(*arrays).table_valued(*(table.c[name] for name in names), name="given").render_derived()
 
 

@@ -1,0 +1,39 @@
+# The work is done by ops/stack.py, which runs on a bare Python 3.11; ARGS are passed on to it.
+PYTHON ?= python3
+STACK = $(PYTHON) ops/stack.py
+COMPILE = .venv/bin/uv pip compile setup.cfg --extra test --extra dev --extra rootless \
+	--universal --python-version 3.11 --generate-hashes --custom-compile-command 'make lock' --quiet --output-file requirements.lock
+
+.PHONY: help demo up down status test test-long check lock clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## install, start everything, show orders on their way, stop
+	@$(STACK) demo $(ARGS)
+
+up: ## start everything and stay (Ctrl-C stops it); ARGS='--replicas 2'
+	@$(STACK) up $(ARGS)
+
+down: ## stop what `make up` runs
+	@$(STACK) down
+
+status: ## every URL; ARGS=--json adds passwords and pids
+	@$(STACK) status $(ARGS)
+
+test: ## all tests, on servers of their own; ARGS='-k words'
+	@$(STACK) test $(ARGS)
+
+test-long: ## the same tests at full size
+	@$(STACK) test --long $(ARGS)
+
+check: ## format, lint, types, import rules
+	@$(STACK) check
+
+lock: ## resolve requirements.lock anew from setup.cfg
+	@$(STACK) install
+	@$(COMPILE) --upgrade
+
+clean: ## stop everything and delete its data and logs
+	@$(STACK) clean

@@ -1,0 +1,50 @@
+"""Users, and the two questions asked of them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import datetime
+
+from sqlalchemy import Text, false, select
+from sqlalchemy.dialects.postgresql import ARRAY, insert
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from auth_service.domain import Account
+from shared.tables import NOW, Base
+
+TABLES = frozenset({"users"})
+
+
+class User(Base):
+    """Who may sign in with a password."""
+
+    __tablename__ = "users"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    password_hash: Mapped[str]
+    roles: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    disabled: Mapped[bool] = mapped_column(server_default=false())
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+def find(session: Session, name: str) -> Account | None:
+    """The account by that name."""
+    user = session.get(User, name)
+    return user and Account(user.name, user.password_hash, tuple(user.roles), user.disabled)
+
+
+def names(session: Session) -> set[str]:
+    """The names that are taken."""
+    return set(session.scalars(select(User.name)))
+
+
+def add(session: Session, accounts: Collection[Account]) -> None:
+    """Add the accounts whose names are not taken: whoever came first stays as he is."""
+    if accounts:
+        session.execute(
+            insert(User).on_conflict_do_nothing(),
+            [
+                {"name": account.name, "password_hash": account.password_hash, "roles": list(account.roles)}
+                for account in accounts
+            ],
+        )

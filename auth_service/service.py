@@ -1,0 +1,83 @@
+"""Knows users by their passwords and speaks for them in tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nameko.dependency_providers import Config
+
+from auth_service import domain, models, passwords
+from auth_service.domain import Account
+from shared import auth
+from shared.config import Settings
+from shared.edge.database import Database
+from shared.edge.http import Probes
+from shared.edge.once import once
+from shared.edge.rpc import rpc
+from shared.errors import Unauthenticated
+from shared.events import Identity
+
+
+class AuthService(Probes):
+    """Issues tokens and looks into them; whoever receives one verifies it without asking here."""
+
+    name = "auth_service"
+
+    config = Config()
+    db = Database()
+
+    @once
+    def add_development_users(self) -> None:
+        """Add the users of the documentation, except in production."""
+        if self._settings.production:
+            return
+        with self.db.read() as session:
+            missing = domain.DEVELOPMENT_PASSWORDS.keys() - models.names(session)
+        accounts = [
+            Account(name, passwords.hash_of(domain.DEVELOPMENT_PASSWORDS[name]), (name,)) for name in sorted(missing)
+        ]
+        with self.db.begin() as session:
+            models.add(session, accounts)
+
+    @rpc
+    def issue_token(self, username: str, password: str) -> dict[str, Any]:
+        """A token for a name and its password. Raises Unauthenticated."""
+        with self.db.read() as session:
+            account = models.find(session, username)
+        fits = passwords.fits(account and account.password_hash, password)
+        return self._token(domain.sign_in(account, fits))
+
+    @rpc
+    def issue_mock_token(self, user_id: str, roles: list[str]) -> dict[str, Any]:
+        """A token for whom it names, where AUTH_MOCK is on. Raises Forbidden."""
+        return self._token(domain.sign_in_as(user_id, tuple(roles), self._settings.auth_mock))
+
+    @rpc
+    def introspect(self, token: str) -> dict[str, Any]:
+        """What a token says (RFC 7662); one that is not valid, for whatever reason, is not active."""
+        try:
+            claims = auth.verify(token, self._settings.auth_keys)
+        except Unauthenticated:
+            return {"active": False}
+        return {
+            "active": True,
+            "token_type": "Bearer",
+            "sub": claims.identity.user_id,
+            "username": claims.identity.user_id,
+            "roles": list(claims.identity.roles),
+            "scope": " ".join(claims.identity.roles),
+            "iss": auth.ISSUER,
+            "aud": auth.AUDIENCE,
+            "iat": claims.issued_at,
+            "exp": claims.expires_at,
+            "jti": claims.token_id,
+        }
+
+    @property
+    def _settings(self) -> Settings:
+        settings: Settings = self.config["settings"]
+        return settings
+
+    def _token(self, identity: Identity) -> dict[str, Any]:
+        token = auth.issue(self._settings.auth_keys, identity.user_id, identity.roles)
+        return {"access_token": token, "token_type": "Bearer", "expires_in": auth.LIFE_S}

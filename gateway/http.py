@@ -1,0 +1,318 @@
+"""JSON over HTTP: how a request is read, who may ask, and how every answer and every error looks."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import marshmallow
+from werkzeug.exceptions import HTTPException
+from werkzeug.routing import Rule
+from werkzeug.wrappers import Request, Response
+
+from shared import auth, errors
+from shared.config import Settings
+from shared.edge.http import BODY, Environ, Route
+from shared.errors import EcomError
+from shared.events import Identity
+from shared.ids import new_trace_id
+from shared.tracing import as_uuid, trace_id_from_correlation, trace_id_of, traceparent
+
+log = logging.getLogger(__name__)
+
+# The nearest class above an error decides; what has none is our fault and tells nothing.
+STATUS: dict[type[EcomError], int] = {
+    errors.BadRequest: 400,
+    errors.Unauthenticated: 401,
+    errors.Forbidden: 403,
+    errors.NotFound: 404,
+    errors.MethodNotAllowed: 405,
+    errors.RequestTimeout: 408,
+    errors.Conflict: 409,
+    errors.LengthRequired: 411,
+    errors.PayloadTooLarge: 413,
+    errors.UnsupportedMediaType: 415,
+    errors.ValidationFailed: 422,
+    errors.RateLimited: 429,
+    errors.CannotWork: 503,
+    errors.ServiceUnavailable: 503,
+}
+INTERNAL = 500
+
+HEADERS: dict[type[EcomError], tuple[tuple[str, str], ...]] = {
+    errors.Unauthenticated: (("WWW-Authenticate", 'Bearer realm="ecom", error="invalid_token"'),),
+    errors.IdempotencyInProgress: (("Retry-After", "1"),),
+    errors.RateLimited: (("Retry-After", "10"),),
+    errors.CannotWork: (("Retry-After", "2"),),
+    errors.ServiceUnavailable: (("Retry-After", "2"),),
+}
+
+# What the server itself refuses, before any route was asked.
+REFUSALS: dict[int, type[EcomError]] = {
+    404: errors.NotFound,
+    405: errors.MethodNotAllowed,
+    408: errors.RequestTimeout,
+    411: errors.LengthRequired,
+    413: errors.PayloadTooLarge,
+    500: EcomError,
+    503: errors.ServiceUnavailable,
+}
+
+# Roles of a route: None is anyone, without a token; SIGNED_IN is anyone with one.
+SIGNED_IN = frozenset(auth.ROLES)
+
+PREFIXES = ("/api/", "/api/v1/")
+
+_IDEMPOTENCY_KEY = re.compile(r'("?)([A-Za-z0-9_.:-]{1,128})\1')
+_CORRELATION = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+_TRACE = "ecom.trace"
+
+# No limit of ours has as many digits, and Python refuses to read 4,300 and more.
+MAX_DIGITS = 19
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The trace of one request, and the correlation id its client knows it by."""
+
+    trace_id: str
+    correlation_id: str
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request that was read, checked and allowed."""
+
+    trace_id: str
+    identity: Identity | None
+    body: dict[str, Any] = field(default_factory=dict)
+    query: dict[str, Any] = field(default_factory=dict)
+    key: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A result that is more than a body with status 200."""
+
+    body: dict[str, Any]
+    status: int = 200
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+class Api(Route):
+    """A route under /api: everything about it is said in its decorator."""
+
+    def __init__(
+        self,
+        method: str,
+        path: str,
+        *,
+        roles: Iterable[str] | None,
+        summary: str,
+        body: type[marshmallow.Schema] | None = None,
+        query: type[marshmallow.Schema] | None = None,
+        idempotent: bool = False,
+    ) -> None:
+        super().__init__(method, path)
+        self.roles = None if roles is None else frozenset(roles)
+        self.summary = summary
+        self.body = body
+        self.query = query
+        self.idempotent = idempotent
+
+    def setup(self) -> None:
+        super().setup()
+        settings: Settings = self.container.config["settings"]
+        self._keys = settings.auth_keys
+        self._body = self.body() if self.body else None
+        self._query = self.query() if self.query else None
+
+    def url_rules(self) -> Iterable[Rule]:
+        """`/api/v1/...` is the same handler as `/api/...`."""
+        for prefix in PREFIXES:
+            yield Rule(self.url.replace(PREFIXES[0], prefix, 1), methods=[self.method])
+
+    def prepare(self, request: Request) -> tuple[tuple[Call], dict[str, Any]]:
+        """Who asks, then what: so that a stranger learns nothing about schemas or keys."""
+        environ = request.environ
+        trace_id = trace_of(environ).trace_id
+        identity = self._identity(environ)
+        query = read_query(request, self._query)
+        body = read_body(environ, self._body) if self._body else {}
+        key = idempotency_key(environ) if self.idempotent else ""
+        context: dict[str, Any] = {"trace_id": trace_id}
+        if identity is not None:
+            context |= {"user_id": identity.user_id, "roles": list(identity.roles)}
+        return (Call(trace_id, identity, body, query, key),), context
+
+    def _identity(self, environ: Environ) -> Identity | None:
+        if self.roles is None:
+            return None
+        scheme, _, token = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+        if scheme.lower() != "bearer":
+            raise errors.Unauthenticated
+        identity = auth.verify(token.strip(), self._keys).identity
+        if self.roles.isdisjoint(identity.roles):
+            raise errors.Forbidden
+        return identity
+
+    def answer(self, request: Request, result: Any) -> Response:
+        result = result if isinstance(result, Answer) else Answer(result)
+        return respond(request.environ, result.status, result.body, result.headers)
+
+    def refuse(self, request: Request, error: Exception) -> Response:
+        return respond_with_error(request.environ, error)
+
+    def refusal(self, error: HTTPException, environ: Environ) -> Response:
+        kind = REFUSALS.get(error.code or INTERNAL, errors.BadRequest)
+        says = error.description if kind is errors.BadRequest else None
+        allowed = [(name, value) for name, value in error.get_headers(environ) if name == "Allow"]
+        return respond_with_error(environ, kind(says or ""), allowed)
+
+
+api = Api.decorator
+
+
+# --- reading ---------------------------------------------------------------------------------------------------
+
+
+def trace_of(environ: Environ) -> Trace:
+    """The request's trace: its traceparent's, else its correlation id's, else a new one."""
+    trace: Trace | None = environ.get(_TRACE)
+    if trace is None:
+        correlation = environ.get("HTTP_X_CORRELATION_ID", "")
+        given = trace_id_of(environ.get("HTTP_TRACEPARENT")) or trace_id_from_correlation(correlation) or ""
+        trace_id = given if given.strip("0") else new_trace_id()  # W3C: a trace id of zeros is none
+        known = _CORRELATION.fullmatch(correlation)
+        trace = environ[_TRACE] = Trace(trace_id, correlation if known else as_uuid(trace_id))
+    return trace
+
+
+def read_query(request: Request, schema: marshmallow.Schema | None) -> dict[str, Any]:
+    """The query parameters. Raises UnknownParameter, or BadRequest with details by parameter."""
+    if not request.environ.get("QUERY_STRING"):
+        given: dict[str, list[str]] = {}
+    else:
+        given = request.args.to_dict(flat=False)
+    unknown = sorted(given.keys() - (schema.fields.keys() if schema else set()))
+    if unknown:
+        raise errors.UnknownParameter(details={"parameters": unknown})
+    repeated = {name: ["Given more than once."] for name, values in given.items() if len(values) > 1}
+    if repeated:
+        raise errors.BadRequest("A query parameter is not valid.", repeated)
+    if schema is None:
+        return {}
+    try:
+        loaded: dict[str, Any] = schema.load({name: values[0] for name, values in given.items()})
+    except marshmallow.ValidationError as error:
+        raise errors.BadRequest("A query parameter is not valid.", by_field(error)) from error
+    return loaded
+
+
+def read_body(environ: Environ, schema: marshmallow.Schema) -> dict[str, Any]:
+    """The JSON body. Raises UnsupportedMediaType, BadJson, or ValidationFailed with details by field."""
+    kind, _, parameters = (environ.get("CONTENT_TYPE") or "").partition(";")
+    if kind.strip().lower() != "application/json" or not _is_utf8(parameters):
+        raise errors.UnsupportedMediaType
+    data = read_json(environ[BODY])
+    try:
+        loaded: dict[str, Any] = schema.load(data)
+    except marshmallow.ValidationError as error:
+        raise errors.ValidationFailed(details=by_field(error)) from error
+    return loaded
+
+
+def _is_utf8(parameters: str) -> bool:
+    name, _, value = parameters.strip().lower().partition("=")
+    return name.strip() != "charset" or value.strip(' "') in ("utf-8", "utf8")
+
+
+def read_json(body: bytes) -> dict[str, Any]:
+    """A JSON object, read strictly: UTF-8, no name twice, no NaN. Raises BadJson, or ValidationFailed for no object."""
+    try:
+        data = json.loads(
+            body.decode("utf-8"), object_pairs_hook=_no_name_twice, parse_constant=_refused, parse_int=_integer
+        )
+    except (ValueError, RecursionError) as error:
+        raise errors.BadJson from error
+    if not isinstance(data, dict):
+        raise errors.ValidationFailed(details={"body": ["Must be an object."]})
+    return data
+
+
+def _no_name_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    read = dict(pairs)
+    if len(read) != len(pairs):
+        raise ValueError("a name is given twice")
+    return read
+
+
+def _refused(constant: str) -> Any:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _integer(digits: str) -> int | float:
+    return int(digits) if len(digits) <= MAX_DIGITS else float(digits)  # and no float passes for an integer
+
+
+def by_field(error: marshmallow.ValidationError) -> dict[str, Any]:
+    """What is wrong, by the name of the field; places in a list are names too."""
+    messages = error.messages
+    details = messages if isinstance(messages, Mapping) else {"body": messages}
+    return {str(name).replace("_schema", "body"): problem for name, problem in details.items()}
+
+
+def idempotency_key(environ: Environ) -> str:
+    """The Idempotency-Key, without the quotes it may wear."""
+    header = environ.get("HTTP_IDEMPOTENCY_KEY")
+    if header is None:
+        raise errors.IdempotencyKeyRequired
+    match = _IDEMPOTENCY_KEY.fullmatch(header.strip())
+    if match is None:
+        raise errors.IdempotencyKeyInvalid
+    return match[2]
+
+
+# --- answering -------------------------------------------------------------------------------------------------
+
+
+def respond(
+    environ: Environ, status: int, body: Mapping[str, Any], headers: Iterable[tuple[str, str]] = ()
+) -> Response:
+    """A JSON response with the headers that every answer has."""
+    trace = trace_of(environ)
+    return Response(
+        json.dumps(body, separators=(",", ":")),
+        status,
+        [
+            ("Content-Type", "application/json"),
+            ("X-Content-Type-Options", "nosniff"),
+            ("Cache-Control", "no-store"),
+            ("X-Correlation-ID", trace.correlation_id),
+            ("traceparent", traceparent(trace.trace_id)),
+            *headers,
+        ],
+    )
+
+
+def respond_with_error(environ: Environ, error: Exception, headers: Iterable[tuple[str, str]] = ()) -> Response:
+    """The one shape of all errors. What was not raised on purpose is logged, and told as `internal`."""
+    trace_id = trace_of(environ).trace_id
+    status = next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), INTERNAL)
+    if status == INTERNAL or not isinstance(error, EcomError):
+        log.error("unexpected, under trace %s: %s", trace_id, type(error).__name__, exc_info=error)
+        error = EcomError()
+    own = next((HEADERS[kind] for kind in type(error).__mro__ if kind in HEADERS), ())
+    body = {
+        "error": {
+            "code": error.code,
+            "message": error.message,
+            "details": error.details,
+            "traceId": as_uuid(trace_id),
+        }
+    }
+    return respond(environ, status, body, [*own, *headers])

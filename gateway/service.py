@@ -1,0 +1,146 @@
+"""The one door for clients: checks who asks and what, calls the services by RPC, and decides nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from nameko.dependency_providers import Config
+
+from gateway import schemas
+from gateway.http import SIGNED_IN, Answer, Call, api
+from gateway.schemas import sku_or
+from shared.auth import ADMIN, AUDITOR, CUSTOMER, OPERATOR, SERVICE
+from shared.edge.http import Probes
+from shared.edge.rpc_proxy import RpcProxy
+from shared.errors import NotFound, ValidationFailed
+
+# Whose order or payment it is, the services check: the gateway passes on who asks.
+READERS = (CUSTOMER, OPERATOR, AUDITOR, ADMIN)
+
+
+class GatewayService(Probes):
+    """Everything under /api."""
+
+    name = "gateway"
+
+    config = Config()
+    auth = RpcProxy("auth_service")
+    orders = RpcProxy("order_service")
+    inventory = RpcProxy("inventory_service")
+    payments = RpcProxy("payment_service")
+
+    # --- tokens ------------------------------------------------------------------------------------------------
+
+    @api("POST", "/api/auth/token", roles=None, body=schemas.TokenRequest, summary="Sign in")
+    def token(self, call: Call) -> dict[str, Any]:
+        """A bearer token for a name and its password or, in mock mode, for whom it names."""
+        if "username" in call.body:
+            return self.auth.issue_token(**call.body)
+        return self.auth.issue_mock_token(**call.body)
+
+    @api(
+        "POST",
+        "/api/auth/introspect",
+        roles=(SERVICE, ADMIN),
+        body=schemas.IntrospectionRequest,
+        summary="Look into a token",
+    )
+    def introspect(self, call: Call) -> dict[str, Any]:
+        """What RFC 7662 answers; a bad token is `{"active": false}`."""
+        return self.auth.introspect(call.body["token"])
+
+    # --- orders ------------------------------------------------------------------------------------------------
+
+    @api("POST", "/api/orders", roles=(CUSTOMER,), body=schemas.Order, idempotent=True, summary="Post an order")
+    def create_order(self, call: Call) -> Answer:
+        """The order as it was made, now or when this key was first used."""
+        order = schemas.with_payment_method(call.body, self.config["settings"].production)
+        made = self.orders.create_order(order, call.key)
+        replayed = [("Idempotent-Replayed", "true")] if made["replayed"] else []
+        return Answer(made["body"], made["status"], (("Location", made["location"]), *replayed))
+
+    @api("GET", "/api/orders", roles=READERS, query=schemas.Orders, summary="List orders")
+    def list_orders(self, call: Call) -> dict[str, Any]:
+        """A page of the orders that the caller may see."""
+        return self.orders.list_orders(**call.query)
+
+    @api("GET", "/api/orders/<uuid:order_id>", roles=READERS, summary="Read an order")
+    def get_order(self, call: Call, order_id: UUID) -> dict[str, Any]:
+        """One order."""
+        return self.orders.get_order(str(order_id))
+
+    @api("GET", "/api/orders/<uuid:order_id>/timeline", roles=READERS, summary="Follow an order")
+    def timeline(self, call: Call, order_id: UUID) -> dict[str, Any]:
+        """Every step so far, and what is awaited."""
+        return self.orders.timeline(str(order_id))
+
+    # --- stock -------------------------------------------------------------------------------------------------
+
+    @api("PUT", "/api/stocks/<sku>", roles=(ADMIN,), body=schemas.Stock, summary="Set what is on hand")
+    def put_stock(self, call: Call, sku: str) -> dict[str, Any]:
+        """The stock as it is now; the difference is a movement."""
+        sku = sku_or(ValidationFailed, sku)
+        return self.inventory.put_stock(sku, call.body["on_hand"], call.body.get("version"))
+
+    @api("GET", "/api/stocks", roles=SIGNED_IN, query=schemas.Page, summary="List stock")
+    def list_stocks(self, call: Call) -> dict[str, Any]:
+        """A page of the stock."""
+        return self.inventory.list_stocks(**call.query)
+
+    @api("GET", "/api/stocks/<sku>", roles=SIGNED_IN, summary="Read the stock of a sku")
+    def get_stock(self, call: Call, sku: str) -> dict[str, Any]:
+        """The stock of one sku."""
+        return self.inventory.get_stock(sku_or(NotFound, sku))
+
+    @api("POST", "/api/stocks/reserve", roles=(ADMIN, SERVICE), body=schemas.Reserve, summary="Reserve by hand")
+    def reserve(self, call: Call) -> dict[str, Any]:
+        """A reservation that no order made; it expires."""
+        return self.inventory.reserve(call.body["order_id"], call.body["items"])
+
+    @api(
+        "POST",
+        "/api/stocks/reservations/<uuid:reservation_id>/release",
+        roles=(ADMIN, SERVICE),
+        summary="Release a reservation made by hand",
+    )
+    def release_reservation(self, call: Call, reservation_id: UUID) -> dict[str, Any]:
+        """What it held is available again."""
+        return self.inventory.release_reservation(str(reservation_id))
+
+    @api(
+        "POST",
+        "/api/stocks/reservations/<uuid:reservation_id>/commit",
+        roles=(ADMIN, SERVICE),
+        summary="Commit a reservation made by hand",
+    )
+    def commit_reservation(self, call: Call, reservation_id: UUID) -> dict[str, Any]:
+        """What it held has left the stock."""
+        return self.inventory.commit_reservation(str(reservation_id))
+
+    @api(
+        "GET",
+        "/api/stocks/release-events",
+        roles=(AUDITOR, ADMIN),
+        query=schemas.ReleaseEvents,
+        summary="Audit what was released",
+    )
+    def release_events(self, call: Call) -> dict[str, Any]:
+        """A page of the releases that pass every filter."""
+        filters = schemas.release_filters(call.query)
+        return self.inventory.release_events(filters, call.query["limit"], call.query["cursor"])
+
+    # --- payments ----------------------------------------------------------------------------------------------
+
+    @api("GET", "/api/payments/<uuid:payment_id>", roles=READERS, summary="Read a payment")
+    def get_payment(self, call: Call, payment_id: UUID) -> dict[str, Any]:
+        """One payment."""
+        return self.payments.get_payment(str(payment_id))
+
+    @api("GET", "/api/payments", roles=READERS, query=schemas.PaymentOf, summary="Read the payment of an order")
+    def payment_of_order(self, call: Call) -> dict[str, Any]:
+        """The one payment an order can have."""
+        order_id = schemas.uuid_in(call.query["order_id"])
+        if order_id is None:
+            raise NotFound
+        return self.payments.payment_of_order(order_id)

@@ -1,0 +1,303 @@
+"""`ecom`, the command line of people who run this.
+
+Every command takes --json. Exit codes: 0 done, 1 found something or some failed, 2 misuse, 3 could not be done
+(broker or database away, refused by a guard). What cannot be done is one line on stderr; a traceback is a defect.
+
+Only click and the standard library are imported here: `ecom --help` answers at once, and `ecom run` must patch
+the standard library before anything else is imported.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import redirect_stdout
+from datetime import datetime
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from shared.config import SERVICES, masked, read
+from shared.errors import CannotWork, EcomError, TopologyDrift
+
+FOUND, COULD_NOT = 1, 3  # and 2 is misuse, which click says itself
+
+# In a pipe nobody sees the width of a terminal, and a row that wraps cannot be searched with grep.
+PIPE_WIDTH = 200
+CONNECT_TIMEOUT_S = 5
+STATEMENT_TIMEOUT_MS = 10_000
+# The databases whose service tells events.
+TELLERS = ("order", "inventory", "payment")
+
+# Unpublished rows, and those among them that the broker refused, each with how many wait behind it.
+_OUTBOX = (
+    "SELECT count(*), coalesce(extract(epoch FROM now() - min(created_at)), 0) FROM outbox WHERE published_at IS NULL"
+)
+_HELD = (
+    "SELECT id, message_id, aggregate_id, event_type, created_at, attempts, last_error, held_until,"
+    " (SELECT count(*) FROM outbox later WHERE later.aggregate_id = o.aggregate_id AND later.id > o.id"
+    "  AND later.published_at IS NULL) AS behind"
+    " FROM outbox o WHERE published_at IS NULL AND attempts > 0 ORDER BY id LIMIT :limit"
+)
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """The console script. Ends the process with one of the exit codes above."""
+    try:
+        ecom.main(args=arguments, prog_name="ecom")
+    except EcomError as error:
+        complain(error)
+    except Exception:
+        traceback.print_exc()
+    sys.exit(COULD_NOT)
+
+
+def complain(error: EcomError) -> None:
+    """Say in one line on stderr what went wrong."""
+    click.echo(f"ecom: {' '.join(str(error).split())}", err=True)
+
+
+def json_option(command: Command) -> Command:
+    """--json, which every command takes."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
+
+
+def print_json(value: Any) -> None:
+    """JSON for programs: one document on stdout, times as RFC 3339."""
+
+    def plain(item: Any) -> str:
+        return item.isoformat() if isinstance(item, datetime) else str(item)
+
+    click.echo(json.dumps(value, indent=2, default=plain))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> None:
+    """A table for people."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*columns, title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        # Text and not str: a value with brackets is no markup.
+        table.add_row(*(Text("" if value is None else str(value)) for value in row))
+    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def ecom() -> None:
+    """Run, look into and repair the order management back end."""
+
+
+# --- the stack on this machine ---------------------------------------------------------------------------------
+
+
+@ecom.command()
+@click.option("--replicas", type=click.IntRange(1, 9), metavar="N", help="How many of each service.")
+@json_option
+def up(replicas: int | None, as_json: bool) -> None:
+    """Start broker, databases and services here and watch over them, in the foreground."""
+    _stack("up", *(["--replicas", str(replicas)] if replicas else []), as_json=as_json)
+
+
+@ecom.command()
+@json_option
+def down(as_json: bool) -> None:
+    """Stop what `up` started."""
+    _stack("down", as_json=as_json)
+
+
+@ecom.command()
+@json_option
+def demo(as_json: bool) -> None:
+    """Start everything here, show an order's way through it, and stop."""
+    _stack("demo", as_json=as_json)
+
+
+@ecom.command()
+@json_option
+def status(as_json: bool) -> None:
+    """Every URL of the running stack, its broker and its databases."""
+    _stack("status", as_json=as_json)
+
+
+def _stack(*arguments: str, as_json: bool) -> NoReturn:
+    """Hand over to ops.stack. Only its status speaks JSON; of the others --json prints how they ended."""
+    from ops import stack
+
+    if not as_json or arguments == ("status",):
+        sys.exit(stack.main([*arguments, *(["--json"] if as_json else [])]))
+    with redirect_stdout(sys.stderr):
+        code = stack.main(arguments)
+    print_json({"command": arguments[0], "exit_code": code})
+    sys.exit(code)
+
+
+@ecom.command()
+@click.argument("service", type=click.Choice(SERVICES))
+@click.option("--replica", type=click.IntRange(0), default=0, show_default=True, metavar="N")
+@json_option
+def run(service: str, replica: int, as_json: bool) -> None:
+    """Run one replica of one service in the foreground."""
+    from shared.edge import runner  # first of all: it patches the standard library
+
+    sys.exit(runner.run(service, replica))
+
+
+# --- settings, databases, broker -------------------------------------------------------------------------------
+
+
+@ecom.command()
+@json_option
+def config(as_json: bool) -> None:
+    """The settings as this environment gives them, secrets masked."""
+    settings = masked(read())
+    if as_json:
+        print_json(settings)
+        return
+    rows: list[tuple[str, Any]] = []
+    for name, value in settings.items():
+        if isinstance(value, dict):  # a row for each of its keys: five database URLs on one line are not for people
+            rows += [(f"{name}.{key}", item) for key, item in value.items()]
+        else:
+            rows.append((name, ", ".join(value) if isinstance(value, list) else value))
+    print_table(("setting", "value"), rows)
+
+
+@ecom.command()
+@click.argument("service", required=False)
+@json_option
+def migrate(service: str | None, as_json: bool) -> None:
+    """Bring the databases of all services, or of one, to the newest version."""
+    from ops import migrate as migrations
+
+    if service and service not in migrations.SERVICES:
+        raise click.BadParameter(f"{service!r} is not one of {', '.join(migrations.SERVICES)}", param_hint="SERVICE")
+    done = migrations.migrate(read(), [service] if service else migrations.SERVICES)
+    if as_json:
+        print_json({"migrated": done})
+    else:
+        click.echo("\n".join(done))
+
+
+@ecom.group()
+def topology() -> None:
+    """Exchanges, queues and bindings."""
+
+
+@topology.command()
+@json_option
+def apply(as_json: bool) -> None:
+    """Declare what the broker has not; what it has otherwise is reported and left alone."""
+    from topology import declare
+
+    try:
+        declare.apply(read().amqp_uri)
+    except TopologyDrift as error:
+        _report([declare.Drift(**found) for found in error.details["drift"]], as_json, "applied")
+    else:
+        _report([], as_json, "applied")
+
+
+@topology.command()
+@click.option("--management", metavar="URL", default="", help="http://host:15672, to compare the bindings as well.")
+@json_option
+def check(management: str, as_json: bool) -> None:
+    """Where the broker differs from the table. Changes nothing."""
+    from topology import declare
+
+    _report(declare.check(read().amqp_uri, management), as_json, "clean", bindings_seen=bool(management))
+
+
+def _report(drift: Sequence[Any], as_json: bool, done: str, bindings_seen: bool = True) -> None:
+    """Print the drift, or that there is none with what was looked at; exit 1 when there is any."""
+    from topology import table
+
+    seen = {
+        "exchanges": len(table.exchanges()),
+        "queues": len(table.queue_arguments()),
+        # None: AMQP alone cannot see them.
+        "bindings": len(table.bindings()) if bindings_seen else None,
+    }
+    if as_json:
+        print_json({"drift": [vars(found) for found in drift], "compared": seen})
+    elif drift:
+        for found in drift:
+            click.echo(found)
+    else:
+        unseen = "" if bindings_seen else " (bindings not seen: give --management, or apply again, which is harmless)"
+        counts = ", ".join(f"{count} {name}" for name, count in seen.items() if count is not None)
+        click.echo(f"{done}: {counts}{unseen}")
+    if drift:
+        sys.exit(FOUND)
+
+
+# --- outbox ----------------------------------------------------------------------------------------------------
+
+
+@ecom.group()
+def outbox() -> None:
+    """Events that wait to be published."""
+
+
+@outbox.command("ls")
+@click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="Held rows of each service.")
+@json_option
+def outbox_ls(limit: int, as_json: bool) -> None:
+    """What waits in each service's outbox, and which events the broker refuses; exit 1 when there are any."""
+    settings = read()
+    found: list[dict[str, Any]] = []
+    away: list[EcomError] = []
+    for service in TELLERS:
+        url = settings.database_url(service)
+        try:
+            found.append({"service": service, **_outbox_of(service, url, limit)})
+        except EcomError as absence:
+            away.append(absence)  # the other services' rows are still worth seeing
+    held = [{"service": one["service"], **row} for one in found for row in one["held"]]
+    if as_json:
+        print_json({"outboxes": found})
+    elif found:
+        print_table(
+            ("service", "unpublished", "oldest", "held"),
+            [(one["service"], one["unpublished"], f"{one['oldest_age_s']:.0f} s", len(one["held"])) for one in found],
+        )
+        if held:
+            columns = ("service", "id", "event_type", "aggregate_id", "attempts", "behind", "last_error")
+            print_table(columns, [[row[name] for name in columns] for row in held], title="held")
+    for fault in away:
+        complain(fault)
+    sys.exit(COULD_NOT if away else FOUND if held else 0)
+
+
+def _outbox_of(service: str, url: str, limit: int) -> dict[str, Any]:
+    """One service's outbox. Raises CannotWork when its database is away or has no outbox yet."""
+    from sqlalchemy import NullPool, create_engine, text
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        engine = create_engine(
+            url,
+            poolclass=NullPool,
+            connect_args={
+                "connect_timeout": CONNECT_TIMEOUT_S,
+                "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS}",
+                "application_name": "ecom outbox ls",
+            },
+        )
+        with engine.connect() as connection:
+            unpublished, oldest_age_s = connection.execute(text(_OUTBOX)).one()
+            held = connection.execute(text(_HELD), {"limit": limit}).mappings().all()
+    except SQLAlchemyError as error:
+        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+        raise CannotWork(f"the database of {service} cannot be used: {reason}") from error
+    return {"unpublished": unpublished, "oldest_age_s": float(oldest_age_s), "held": [dict(row) for row in held]}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,315 @@
+"""The broker is made to look like the table, and told where it does not."""
+
+import json
+import os
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import ClassVar
+
+import pika
+import pytest
+from kombu import Connection
+from nameko.standalone.events import get_event_exchange
+
+from ops import cli
+from shared.errors import CannotWork, TopologyDrift
+from topology import declare, table
+
+QUEUE = "q.order.payment-result"
+RETRY = f"{QUEUE}.retry"
+DLQ = f"{QUEUE}.dlq"
+
+
+@pytest.fixture(scope="module")
+def amqp_uri():
+    uri = os.environ.get("AMQP_URI")
+    if uri is None and os.environ.get("CI") == "true":
+        raise RuntimeError("AMQP_URI is not set: in CI the broker must be there")
+    if uri is None:
+        pytest.skip("AMQP_URI is not set")
+    return uri
+
+
+@pytest.fixture
+def channel(amqp_uri):
+    """A channel to spoil the topology with; what a test did to it is undone afterwards."""
+    declare.apply(amqp_uri)
+    connection = pika.BlockingConnection(declare._parameters(amqp_uri))
+    yield connection.channel()
+    with connection.channel() as broom:
+        for drift in declare.check(amqp_uri):
+            if drift.kind == "queue":
+                broom.queue_delete(drift.name)
+            elif drift.kind == "exchange":
+                broom.exchange_delete(drift.name)
+        broom.queue_unbind(QUEUE, table.EVENTS_EXCHANGE, "payment.#")
+    connection.close()
+    declare.apply(amqp_uri)
+
+
+def lines(drift):
+    return [str(found) for found in drift]
+
+
+def exists(amqp_uri, queue):
+    connection = pika.BlockingConnection(declare._parameters(amqp_uri))
+    try:
+        connection.channel().queue_declare(queue, passive=True)
+    except pika.exceptions.ChannelClosedByBroker:
+        return False
+    finally:
+        connection.close()
+    return True
+
+
+def routes(channel, exchange, routing_key):
+    """Whether a message finds a queue. It stays there: only for a DLQ, which nobody consumes."""
+    channel.confirm_delivery()
+    try:
+        channel.basic_publish(exchange, routing_key, b"{}", mandatory=True)
+    except pika.exceptions.UnroutableError:
+        return False
+    channel.queue_purge(routing_key)
+    return True
+
+
+def test_an_empty_broker_lacks_everything_and_check_adds_nothing_to_it(amqp_uri, channel):
+    for name in table.queue_arguments():
+        channel.queue_delete(name)
+    for name in table.exchanges():
+        channel.exchange_delete(name)
+    missing = [f"{thing.kind} {thing.name}: is missing" for thing in declare.things()]
+    assert lines(declare.check(amqp_uri)) == missing
+    assert lines(declare.check(amqp_uri)) == missing
+
+
+def test_what_was_applied_is_clean_and_may_be_applied_again(amqp_uri, channel):
+    assert declare.check(amqp_uri) == []
+    declare.apply(amqp_uri)
+    assert declare.check(amqp_uri) == []
+
+
+def test_two_who_apply_at_once_do_not_hinder_each_other(amqp_uri, channel):
+    for name in table.queue_arguments():
+        channel.queue_delete(name)
+    faults = []
+
+    def apply():
+        try:
+            declare.apply(amqp_uri)
+        except Exception as error:
+            faults.append(error)
+
+    threads = [threading.Thread(target=apply) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert faults == []
+    assert declare.check(amqp_uri) == []
+
+
+def test_a_missing_queue_is_reported_and_made(amqp_uri, channel):
+    channel.queue_delete(RETRY)
+    assert lines(declare.check(amqp_uri)) == [f"queue {RETRY}: is missing"]
+    assert not exists(amqp_uri, RETRY)
+    declare.apply(amqp_uri)
+    assert declare.check(amqp_uri) == []
+
+
+def test_a_queue_with_another_wait_is_reported_with_both_values_and_left_alone(amqp_uri, channel):
+    channel.queue_delete(RETRY)
+    channel.queue_declare(RETRY, durable=True, arguments={**table.queue_arguments()[RETRY], "x-message-ttl": 5000})
+    drift = [f"queue {RETRY}: x-message-ttl is 5000, the table says 1000"]
+    assert lines(declare.check(amqp_uri)) == drift
+    with pytest.raises(TopologyDrift) as refused:
+        declare.apply(amqp_uri)
+    assert drift[0] in str(refused.value)
+    assert lines(declare.Drift(**found) for found in refused.value.details["drift"]) == drift
+    assert lines(declare.check(amqp_uri)) == drift
+
+
+def test_every_difference_of_a_queue_is_reported_not_only_the_first(amqp_uri, channel):
+    channel.queue_delete(DLQ)
+    channel.queue_declare(DLQ, durable=False, arguments={"x-message-ttl": 60_000, "x-max-length": 7})
+    assert sorted(lines(declare.check(amqp_uri))) == [
+        f"queue {DLQ}: durable is false, the table says true",
+        f"queue {DLQ}: x-max-length is 7, the table says not set",
+        f"queue {DLQ}: x-message-ttl is 60000, the table says not set",
+        f"queue {DLQ}: x-queue-type is not set, the table says quorum",
+    ]
+
+
+def test_one_drift_does_not_keep_the_rest_from_being_declared(amqp_uri, channel):
+    channel.queue_delete(DLQ)
+    channel.queue_declare(DLQ, durable=False)
+    channel.queue_delete(RETRY)
+    with pytest.raises(TopologyDrift):
+        declare.apply(amqp_uri)
+    assert exists(amqp_uri, RETRY)
+
+
+def test_an_exchange_of_another_type_is_reported_and_left_alone(amqp_uri, channel):
+    exchange = table.failed_exchange("order")
+    channel.exchange_delete(exchange)
+    channel.exchange_declare(exchange, "fanout", durable=True, arguments={"alternate-exchange": "amq.fanout"})
+    drift = [
+        f"exchange {exchange}: type is fanout, the table says direct",
+        f"exchange {exchange}: alternate-exchange is amq.fanout, the table says not set",
+    ]
+    assert lines(declare.check(amqp_uri)) == drift
+    with pytest.raises(TopologyDrift):
+        declare.apply(amqp_uri)
+    assert lines(declare.check(amqp_uri)) == drift
+
+
+def test_a_lost_binding_is_made_again(amqp_uri, channel):
+    exchange = table.failed_exchange("order")
+    assert routes(channel, exchange, DLQ)
+    channel.queue_unbind(DLQ, exchange, DLQ)
+    assert not routes(channel, exchange, DLQ)
+    declare.apply(amqp_uri)
+    assert routes(channel, exchange, DLQ)
+
+
+class Management(BaseHTTPRequestHandler):
+    """Answers as RabbitMQ's management API does to the one question it is asked."""
+
+    rows: ClassVar[list[dict]] = []
+    asked: ClassVar[list[tuple[str, str]]] = []
+
+    def do_GET(self):
+        self.asked.append((self.path, self.headers["Authorization"]))
+        body = json.dumps(self.rows).encode()
+        self.send_response(200 if self.rows else 404)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def management_url():
+    """A management API that knows every binding of the table, and a default binding of the broker's own."""
+    Management.rows = [
+        {"source": exchange, "destination": queue, "routing_key": key, "destination_type": "queue", "arguments": {}}
+        for exchange, queue, key in [*table.bindings(), ("", QUEUE, QUEUE)]
+    ]
+    Management.asked = []
+    server = HTTPServer(("127.0.0.1", 0), Management)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://auditor:p%40ss@127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()
+
+
+def test_with_a_management_api_bindings_are_compared_too(amqp_uri, channel, management_url):
+    assert declare.check(amqp_uri, management_url) == []
+    lost = next(row for row in Management.rows if row["source"] == table.EVENTS_EXCHANGE)
+    Management.rows.remove(lost)
+    Management.rows.append({**lost, "destination": QUEUE, "routing_key": "payment.#"})
+    assert lines(declare.check(amqp_uri, management_url)) == [
+        f"binding ecom.events -> {lost['destination']} ({lost['routing_key']}): is missing",
+        f"binding ecom.events -> {QUEUE} (payment.#): is not in the table",
+    ]
+    path, authorization = Management.asked[0]
+    assert path.startswith("/api/bindings/")
+    assert "/" not in path.removeprefix("/api/bindings/")
+    assert authorization == "Basic YXVkaXRvcjpwQHNz"  # auditor:p@ss
+
+
+def test_a_management_api_that_refuses_is_said_in_one_line(amqp_uri, channel, management_url):
+    Management.rows = []
+    with pytest.raises(CannotWork, match=r"management API at .* 404") as refused:
+        declare.check(amqp_uri, management_url)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.skipif("MANAGEMENT_URL" not in os.environ, reason="MANAGEMENT_URL is not set")
+def test_the_real_management_api_shows_the_bindings_as_they_are(amqp_uri, channel):
+    url = os.environ["MANAGEMENT_URL"]
+    assert declare.check(amqp_uri, url) == []
+    channel.queue_unbind(QUEUE, table.EVENTS_EXCHANGE, "payment.*")
+    channel.queue_bind(QUEUE, table.EVENTS_EXCHANGE, "payment.#")
+    assert lines(declare.check(amqp_uri, url)) == [
+        f"binding ecom.events -> {QUEUE} (payment.*): is missing",
+        f"binding ecom.events -> {QUEUE} (payment.#): is not in the table",
+    ]
+
+
+def test_namekos_own_declare_of_the_events_exchange_gets_along_with_ours(amqp_uri, channel):
+    assert get_event_exchange("ecom", {}).name == table.EVENTS_EXCHANGE
+    with Connection(amqp_uri) as connection:
+        get_event_exchange("ecom", {})(connection.channel()).declare()
+    assert declare.check(amqp_uri) == []
+    # And the other way round: a shell that was there first.
+    channel.exchange_delete(table.EVENTS_EXCHANGE)
+    with Connection(amqp_uri) as connection:
+        get_event_exchange("ecom", {})(connection.channel()).declare()
+    declare.apply(amqp_uri)
+    assert declare.check(amqp_uri) == []
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("amqp://guest:hidden@127.0.0.1:1//", "127.0.0.1:1"),
+        ("amqp://guest:hidden@nowhere.invalid//", "nowhere.invalid:5672"),
+    ],
+)
+def test_a_broker_that_is_away_is_said_in_one_line_without_the_password(uri, said):
+    for ask in (declare.apply, declare.check):
+        with pytest.raises(CannotWork) as refused:
+            ask(uri)
+        assert said in str(refused.value)
+        assert "hidden" not in str(refused.value)
+        assert "\n" not in str(refused.value)
+
+
+def test_a_wrong_password_and_an_unknown_vhost_are_told_apart(amqp_uri):
+    base, _, _ = amqp_uri.rpartition("/")
+    base = base.rstrip("/")
+    with pytest.raises(CannotWork, match=r"vhost nowhere.*not found"):
+        declare.check(f"{base}/nowhere")
+    scheme, _, rest = amqp_uri.partition("://")
+    with pytest.raises(CannotWork, match="ACCESS_REFUSED"):
+        declare.check(f"{scheme}://guest:wrong@{rest.rpartition('@')[2]}")
+
+
+def ecom(*arguments):
+    """The command line's exit code."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    return ended.value.code or 0
+
+
+def test_the_command_line_applies_checks_and_finds(amqp_uri, channel, monkeypatch, capsys):
+    monkeypatch.setenv("AMQP_URI", amqp_uri)
+    assert ecom("topology", "apply") == 0
+    assert capsys.readouterr().out == "applied: 4 exchanges, 40 queues, 48 bindings\n"
+    assert ecom("topology", "check") == 0
+    assert capsys.readouterr().out.startswith("clean: 4 exchanges, 40 queues (bindings not seen")
+    channel.queue_delete(RETRY)
+    assert ecom("topology", "check") == 1
+    assert capsys.readouterr().out == f"queue {RETRY}: is missing\n"
+    assert ecom("topology", "check", "--json") == 1
+    assert json.loads(capsys.readouterr().out) == {
+        "drift": [{"kind": "queue", "name": RETRY, "problem": "is missing"}],
+        "compared": {"exchanges": 4, "queues": 40, "bindings": None},
+    }
+    channel.queue_declare(RETRY, durable=False)
+    assert ecom("topology", "apply") == 1
+    assert f"queue {RETRY}: durable is false, the table says true" in capsys.readouterr().out
+
+
+def test_the_command_line_ends_with_3_when_the_broker_is_away(monkeypatch, capsys):
+    monkeypatch.setenv("AMQP_URI", "amqp://guest:guest@127.0.0.1:1//")
+    for command in ("apply", "check"):
+        assert ecom("topology", command, "--json") == 3
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert said.err.count("\n") == 1
+        assert said.err.startswith("ecom: the broker at 127.0.0.1:1 ")

@@ -1,0 +1,140 @@
+"""The import rules hold, and every one of them is seen to fail when it is broken."""
+
+import ast
+import configparser
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SETUP = configparser.ConfigParser()
+SETUP.read(ROOT / "setup.cfg")
+PACKAGES = SETUP["importlinter"]["root_packages"].split()
+CONTRACTS = [SETUP[section]["name"] for section in SETUP.sections() if section.startswith("importlinter:contract:")]
+
+INDEPENDENT = "Services never import each other"
+LAYERS = "Services stand on shared, and shared on topology"
+NOBODY = "Nobody imports ops or tests"
+GATEWAY = "The gateway has no database"
+PURE = "Rules, catalogue, errors, ids and table need only the standard library"
+DOMAIN = "The rules have no clock, no chance and no I/O"
+MODELS = "Models know tables and nothing of messages"
+NAMEKO = "Only the edge, the relay and the services' entrypoints know Nameko"
+BROKER = "Only the edge, the relay, topology and ops speak to the broker"
+
+# (contract, where an import is planted, what it imports)
+PLANTS = [
+    (INDEPENDENT, "payment_service.service", "order_service"),
+    (INDEPENDENT, "gateway.http", "auth_service"),
+    (LAYERS, "shared.inbox", "order_service"),
+    (LAYERS, "topology.table", "shared.errors"),
+    (NOBODY, "shared.outbox", "ops.cli"),
+    (NOBODY, "gateway.service", "ops"),
+    (NOBODY, "ops.cli", "tests.conftest"),
+    (GATEWAY, "gateway.pages", "sqlalchemy.orm"),
+    (GATEWAY, "gateway.http", "shared.outbox"),
+    (PURE, "order_service.domain", "sqlalchemy"),
+    (PURE, "payment_service.domain", "shared.edge.tx"),
+    (PURE, "shared.events", "marshmallow"),
+    (PURE, "shared.errors", "nameko.exceptions"),
+    (PURE, "shared.ids", "shared.config"),
+    (PURE, "topology.table", "topology.declare"),
+    (DOMAIN, "inventory_service.domain", "time"),
+    (DOMAIN, "order_service.domain", "urllib.request"),
+    (MODELS, "order_service.models", "nameko.events"),
+    (MODELS, "inventory_service.models", "eventlet"),
+    (MODELS, "payment_service.models", "shared.edge.tx"),
+    (NAMEKO, "order_service.queries", "nameko.rpc"),
+    (NAMEKO, "payment_service.provider", "nameko.extensions"),
+    (NAMEKO, "shared.auth", "nameko_sqlalchemy"),
+    (BROKER, "order_service.service", "kombu"),
+    (BROKER, "shared.metrics", "amqp"),
+    (BROKER, "gateway.service", "pika"),
+]
+
+
+def lint_imports(tree: Path) -> tuple[int, str]:
+    """The exit code and the words of import-linter on a tree."""
+    ended = subprocess.run(
+        [Path(sys.executable).with_name("lint-imports"), "--config", "setup.cfg", "--no-cache"],
+        cwd=tree,
+        env={"PYTHONPATH": str(tree), "PATH": "/usr/bin:/bin", "COLUMNS": "200"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+    )
+    return ended.returncode, ended.stdout
+
+
+@pytest.fixture(scope="module")
+def clean_tree(tmp_path_factory):
+    """A copy of what the rules speak of."""
+    tree = tmp_path_factory.mktemp("architecture")
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, tree / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "setup.cfg", tree)
+    return tree
+
+
+def test_the_tree_keeps_every_rule():
+    code, said = lint_imports(ROOT)
+    assert code == 0, said
+    assert f"{len(CONTRACTS)} kept, 0 broken" in said
+
+
+def test_every_rule_has_an_import_that_breaks_it():
+    assert {contract for contract, _, _ in PLANTS} == set(CONTRACTS)
+
+
+@pytest.mark.parametrize(("contract", "importer", "imported"), PLANTS)
+def test_a_planted_import_breaks_its_rule(clean_tree, contract, importer, imported):
+    path = clean_tree / f"{importer.replace('.', '/')}.py"
+    before = path.read_text() if path.exists() else None
+    path.write_text(f"{before or ''}\nimport {imported}\n")
+    try:
+        code, said = lint_imports(clean_tree)
+    finally:
+        path.unlink() if before is None else path.write_text(before)
+    assert code == 1, said
+    assert f"{contract} BROKEN" in said
+    # What external packages have inside, the linter does not look at.
+    seen = imported if imported.split(".")[0] in PACKAGES else imported.split(".")[0]
+    assert any(importer in line and seen in line for line in said.splitlines()), said
+
+
+# --- what the linter cannot say --------------------------------------------------------------------------------
+
+PURE_SHARED = {"shared.events", "shared.errors", "shared.ids", "topology.table"}
+PURE_FILES = sorted(
+    [ROOT / f"{name.replace('.', '/')}.py" for name in PURE_SHARED]
+    + [path for package in PACKAGES for path in (ROOT / package).glob("domain.py")]
+)
+
+
+def imports_of(path: Path) -> set[str]:
+    """Every module that a file imports anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            whole = f"{'.' * node.level}{node.module or ''}"
+            # `from shared import ids` imports a module, `from shared.ids import uuid7` a name in one.
+            found |= {f"{whole}.{name.name}" for name in node.names} if whole in PACKAGES else {whole}
+    return found
+
+
+@pytest.mark.parametrize("path", PURE_FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_pure_module_imports_the_standard_library_and_its_like_alone(path):
+    """The linter knows a list of what is forbidden; this one knows what is allowed, so it also stops a newcomer."""
+    others = {name for name in imports_of(path) if name.split(".")[0] not in sys.stdlib_module_names}
+    assert others <= PURE_SHARED
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "shared/edge").glob("*.py")), ids=lambda path: path.name)
+def test_a_file_of_the_edge_is_small_enough_to_be_replaced(path):
+    assert len(path.read_text().splitlines()) <= 250

@@ -1,0 +1,135 @@
+"""The command line keeps its promises: quick help, exit codes, one line for what cannot be done, JSON for programs."""
+
+import json
+import subprocess
+import sys
+
+import click
+import pytest
+
+from ops import cli
+from shared.errors import CannotWork
+
+HEAVY = {"alembic", "amqp", "eventlet", "kombu", "nameko", "pika", "rich", "sqlalchemy", "socket", "ssl"}
+
+
+def ecom(*arguments):
+    """The command line's exit code."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    return ended.value.code or 0
+
+
+def commands(group):
+    """Every command with the words that call it."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from ((f"{name} {words}", found) for words, found in commands(command))
+        else:
+            yield name, command
+
+
+def test_help_needs_nothing_heavy():
+    """`ecom run` patches the standard library first of all, so nothing may open sockets before it."""
+    code = "import sys, ops.cli; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    assert HEAVY & set(ended.stdout.split()) == set()
+
+
+@pytest.mark.parametrize(("words", "command"), list(commands(cli.ecom)))
+def test_every_command_explains_itself_and_takes_json(words, command, capsys):
+    assert ecom(*words.split(), "--help") == 0
+    assert "--json" in capsys.readouterr().out
+    assert command.help
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nope"], ["run", "nope"], ["migrate", "gateway"], ["topology", "apply", "--nope"]]
+)
+def test_misuse_is_2(arguments):
+    assert ecom(*arguments) == 2
+
+
+def test_a_setting_that_is_unusable_is_3_and_one_line(monkeypatch, capsys):
+    monkeypatch.setenv("ECOM_ENV", "staging")
+    assert ecom("config", "--json") == 3
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == "ecom: ECOM_ENV must be development or production, not 'staging'\n"
+
+
+def test_a_defect_of_ours_shows_its_traceback_and_does_not_look_like_a_finding(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "read", lambda: 1 / 0)
+    assert ecom("config") == 3
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_the_settings_are_printed_without_secrets(monkeypatch, capsys):
+    monkeypatch.setenv("AMQP_URI", "amqp://user:hidden@broker//")
+    assert ecom("config") == 0
+    as_table = capsys.readouterr().out
+    assert ecom("config", "--json") == 0
+    as_json = capsys.readouterr().out
+    assert json.loads(as_json)["amqp_uri"] == "amqp://user:***@broker//"
+    assert "amqp://user:***@broker//" in as_table
+    assert "hidden" not in as_table + as_json
+
+
+HELD = {
+    "id": 7,
+    "message_id": "m-1",
+    "aggregate_id": "a-1",
+    "event_type": "order.created",
+    "created_at": "2026-01-14T10:30:00Z",
+    "attempts": 3,
+    "last_error": "returned: NO_ROUTE [312]",
+    "held_until": "2026-01-14T10:30:05Z",
+    "behind": 2,
+}
+
+
+@pytest.fixture
+def outboxes(monkeypatch):
+    """What each service's database says, or the error it raises."""
+    said = {service: {"unpublished": 0, "oldest_age_s": 0.0, "held": []} for service in cli.TELLERS}
+
+    def outbox_of(service, url, limit):
+        if isinstance(said[service], Exception):
+            raise said[service]
+        return said[service]
+
+    monkeypatch.setattr(cli, "_outbox_of", outbox_of)
+    for service in cli.TELLERS:
+        monkeypatch.setenv(f"{service.upper()}_DATABASE_URL", "postgresql://nowhere/x")
+    return said
+
+
+def test_outboxes_without_a_held_row_are_fine_whatever_waits(outboxes, capsys):
+    outboxes["order"]["unpublished"] = 12
+    assert ecom("outbox", "ls") == 0
+    assert "order" in capsys.readouterr().out
+
+
+def test_a_held_row_is_a_finding_and_says_why_on_one_line(outboxes, capsys):
+    outboxes["order"].update(unpublished=3, held=[HELD])
+    assert ecom("outbox", "ls") == 1
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if "order.created" in line]
+    assert row.split()[:3] == ["order", "7", "order.created"]
+    assert "returned: NO_ROUTE [312]" in row
+    assert ecom("outbox", "ls", "--json") == 1
+    assert json.loads(capsys.readouterr().out)["outboxes"][0]["held"] == [HELD]
+
+
+def test_a_database_that_is_away_does_not_hide_the_others(outboxes, capsys):
+    outboxes["order"].update(unpublished=3, held=[HELD])
+    outboxes["payment"] = CannotWork("the database of payment cannot be used: gone")
+    assert ecom("outbox", "ls") == 3
+    said = capsys.readouterr()
+    assert "order.created" in said.out
+    assert said.err == "ecom: the database of payment cannot be used: gone\n"
+
+
+def test_a_database_that_is_not_set_is_named(monkeypatch, capsys):
+    monkeypatch.delenv("ORDER_DATABASE_URL", raising=False)
+    assert ecom("outbox", "ls") == 3
+    assert capsys.readouterr().err == "ecom: ORDER_DATABASE_URL is not set\n"

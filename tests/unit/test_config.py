@@ -1,0 +1,153 @@
+"""Settings: typed, read from variables or files, refused when unusable, printed without secrets."""
+
+import json
+
+import pytest
+
+from shared import config
+from shared.errors import ConfigurationFault
+
+SECRET = "s3cret-" * 5
+
+
+def test_nothing_set_is_a_development_environment():
+    settings = config.read({})
+    assert settings.env == "development"
+    assert not settings.production
+    assert settings.amqp_uri == "amqp://guest:guest@127.0.0.1:5672//"
+    assert settings.auth_mock is True
+    assert settings.database_urls == {}
+    assert (settings.rate_user_per_min, settings.rate_address_per_min) == (0, 0)
+
+
+def test_production_limits_rates_and_does_not_mock():
+    settings = config.read({"ECOM_ENV": "production", "AUTH_KEYS": f"k1:{SECRET}"})
+    assert settings.production
+    assert settings.auth_mock is False
+    assert (settings.rate_user_per_min, settings.rate_address_per_min) == (100, 1000)
+
+
+def test_the_environment_of_the_process_is_read_unless_another_is_given(monkeypatch):
+    monkeypatch.setenv("HOST", "192.0.2.1")
+    assert config.read().host == "192.0.2.1"
+    assert config.read({}).host == "127.0.0.1"
+
+
+def test_every_replica_has_a_port_of_its_own():
+    settings = config.read({"ORDER_PORT": "9100"})
+    assert [settings.port("order", replica) for replica in range(3)] == [9100, 9110, 9120]
+    ports = [settings.port(service, replica) for service in config.SERVICES for replica in range(10)]
+    assert len(set(ports)) == len(ports)
+    assert config.read({}).port("gateway") == 8000
+
+
+@pytest.mark.parametrize("given", ["postgresql://u:p@h/db", "postgres://u:p@h/db", "postgresql+psycopg2://u:p@h/db"])
+def test_a_database_url_always_means_psycopg2(given):
+    settings = config.read({"ORDER_DATABASE_URL": given})
+    assert settings.database_url("order") == "postgresql+psycopg2://u:p@h/db"
+
+
+def test_the_url_of_a_database_that_is_not_set_is_asked_for_by_its_variable():
+    with pytest.raises(ConfigurationFault, match=r"^PAYMENT_DATABASE_URL is not set$"):
+        config.read({}).database_url("payment")
+
+
+def test_the_first_key_signs_and_the_others_verify():
+    settings = config.read({"AUTH_KEYS": f"new:{SECRET}, old:{SECRET}:with:colons"})
+    assert settings.auth_keys == (("new", SECRET), ("old", f"{SECRET}:with:colons"))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("1", True), ("true", True), ("ON", True), ("0", False), ("no", False), ("", False)]
+)
+def test_a_flag_is_read_in_the_usual_words(text, value):
+    assert config.read({"AUTH_MOCK": text}).auth_mock is value
+
+
+def test_a_setting_can_be_read_from_a_file_without_its_last_newline(tmp_path):
+    path = tmp_path / "uri"
+    path.write_text("amqp://user:pass@broker/vhost\n")
+    assert config.read({"AMQP_URI_FILE": str(path)}).amqp_uri == "amqp://user:pass@broker/vhost"
+
+
+def test_a_number_can_be_read_from_a_file_too(tmp_path):
+    path = tmp_path / "seconds"
+    path.write_text("2.5\n")
+    assert config.read({"PROVIDER_TIMEOUT_S_FILE": str(path)}).provider_timeout_s == 2.5
+
+
+FAULTS = {
+    "an environment that is not known": ({"ECOM_ENV": "staging"}, "ECOM_ENV"),
+    "a number that is none": ({"PROVIDER_TIMEOUT_S": "five"}, "PROVIDER_TIMEOUT_S"),
+    "not a number": ({"PROVIDER_TIMEOUT_S": "nan"}, "PROVIDER_TIMEOUT_S"),
+    "a time of nothing": ({"PROVIDER_TIMEOUT_S": "0"}, "PROVIDER_TIMEOUT_S"),
+    "a deadline under a second": ({"ORDER_DEADLINE_S": "0.5"}, "ORDER_DEADLINE_S"),
+    "a heartbeat under a second": ({"AMQP_HEARTBEAT_S": "0"}, "AMQP_HEARTBEAT_S"),
+    "a port that is none": ({"GATEWAY_PORT": "http"}, "GATEWAY_PORT"),
+    "a port of 0": ({"GATEWAY_PORT": "0"}, "GATEWAY_PORT"),
+    "half a request": ({"RATE_USER_PER_MIN": "0.5"}, "RATE_USER_PER_MIN"),
+    "fewer requests than none": ({"RATE_ADDRESS_PER_MIN": "-1"}, "RATE_ADDRESS_PER_MIN"),
+    "a flag that is neither": ({"AUTH_MOCK": "maybe"}, "AUTH_MOCK"),
+    "a file that is not there": ({"AMQP_URI_FILE": "/nowhere/uri"}, "AMQP_URI_FILE"),
+    "a value and a file": ({"AMQP_URI": "amqp://", "AMQP_URI_FILE": "/nowhere/uri"}, "not both"),
+    "keys without a kid": ({"AUTH_KEYS": SECRET}, "kid:secret"),
+    "keys with an empty kid": ({"AUTH_KEYS": f":{SECRET}"}, "kid:secret"),
+    "a short secret": ({"AUTH_KEYS": "k1:" + "x" * 31}, "under 32 bytes"),
+    "no key": ({"AUTH_KEYS": " , "}, "AUTH_KEYS is not set"),
+    "a kid twice": ({"AUTH_KEYS": f"k1:{SECRET},k1:{SECRET}"}, "twice"),
+    "production without a key": ({"ECOM_ENV": "production"}, "AUTH_KEYS is not set"),
+    "production with the development key": (
+        {"ECOM_ENV": "production", "AUTH_KEYS": config.DEVELOPMENT_KEY},
+        "development key",
+    ),
+    "production that issues tokens to anyone": (
+        {"ECOM_ENV": "production", "AUTH_KEYS": f"k1:{SECRET}", "AUTH_MOCK": "1"},
+        "AUTH_MOCK",
+    ),
+}
+
+
+@pytest.mark.parametrize(("environ", "named"), FAULTS.values(), ids=FAULTS)
+def test_a_setting_that_is_unusable_is_refused_by_name(environ, named):
+    with pytest.raises(ConfigurationFault, match=named):
+        config.read(environ)
+
+
+def test_a_refusal_does_not_print_the_secret():
+    with pytest.raises(ConfigurationFault) as refused:
+        config.read({"AUTH_KEYS": "k1:too-short-secret"})
+    assert "too-short-secret" not in str(refused.value)
+
+
+def test_no_secret_is_printed():
+    secrets = {name: f"hidden-{name}-" + "x" * 32 for name in ("amqp", "db", "admin", "reader", "key", "audit")}
+    settings = config.read(
+        {
+            "AMQP_URI": f"amqp://user:{secrets['amqp']}@broker:5672/v",
+            **{
+                f"{name.upper()}_DATABASE_URL": f"postgresql://app:{secrets['db']}@h/{name}"
+                for name in config.DATABASES
+            },
+            "DATABASE_ADMIN_URL": f"postgresql://postgres:{secrets['admin']}@h/postgres",
+            "READER_PASSWORD": secrets["reader"],
+            "AUTH_KEYS": f"k1:{secrets['key']},k2:{secrets['key']}2",
+            "AUDIT_KEY": secrets["audit"],
+        }
+    )
+    printed = json.dumps(config.masked(settings))
+    assert [name for name, secret in secrets.items() if secret in printed] == []
+    assert "hidden" not in printed
+
+
+def test_what_is_no_secret_is_printed_as_it_is():
+    printed = config.masked(config.read({"AMQP_URI": "amqp://user:pass@broker:5672/v", "AUTH_KEYS": f"k1:{SECRET}"}))
+    assert printed["amqp_uri"] == "amqp://user:***@broker:5672/v"
+    assert printed["auth_keys"] == ["k1:***"]
+    assert printed["reader_password"] == ""
+    assert printed["ports"]["gateway"] == 8000
+    assert printed["host"] == "127.0.0.1"
+
+
+def test_every_setting_is_printed():
+    settings = config.read({})
+    assert set(config.masked(settings)) == set(vars(settings))

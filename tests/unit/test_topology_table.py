@@ -1,0 +1,179 @@
+"""The topology as data: every name is derived, nothing is left without a retry or an end."""
+
+import pytest
+
+from topology import table
+from topology.declare import Drift, _difference, binding_drift, things
+
+QUEUES = [queue.name for queue in table.QUEUES]
+
+
+def test_the_names_of_a_queue_are_derived_from_its_own():
+    assert table.retry_queues("q.a.b") == ("q.a.b.retry", "q.a.b.retry.2s", "q.a.b.retry.4s")
+    assert table.dead_letter_queue("q.a.b") == "q.a.b.dlq"
+    assert table.dead_letter_queue("q.a.b.dlq") == "q.a.b.dlq"
+    assert table.main_queue("q.a.b.dlq") == table.main_queue("q.a.b") == "q.a.b"
+    assert table.failed_exchange("order") == "ecom.failed.order"
+
+
+def test_a_queue_is_named_for_its_service():
+    for queue in table.QUEUES:
+        assert queue.name.startswith(f"q.{queue.service}."), queue
+
+
+def test_no_queue_has_two_rows():
+    assert len(table.BY_NAME) == len(table.QUEUES)
+
+
+@pytest.mark.parametrize("name", QUEUES)
+def test_every_queue_has_its_retry_levels_and_its_dlq_and_nothing_else_exists(name):
+    derived = {name, *table.retry_queues(name), table.dead_letter_queue(name)}
+    assert len(derived) == 2 + len(table.RETRY_WAITS_S)
+    assert {queue for queue in table.queue_arguments() if queue == name or queue.startswith(f"{name}.")} == derived
+    assert len(table.queue_arguments()) == len(table.QUEUES) * len(derived)
+
+
+@pytest.mark.parametrize("name", QUEUES)
+def test_a_retry_returns_to_its_own_queue_alone_after_its_wait(name):
+    arguments = table.queue_arguments()
+    for level, wait in zip(table.retry_queues(name), (1, 2, 4), strict=True):
+        # The default exchange: through the topic exchange every other subscriber would get a copy.
+        assert arguments[level]["x-dead-letter-exchange"] == ""
+        assert arguments[level]["x-dead-letter-routing-key"] == name
+        assert arguments[level]["x-message-ttl"] == wait * 1000
+        assert "x-delivery-limit" not in arguments[level]
+
+
+@pytest.mark.parametrize("name", QUEUES)
+def test_a_message_that_kills_its_process_ends_in_the_dlq(name):
+    arguments = table.queue_arguments()[name]
+    assert arguments["x-dead-letter-exchange"] == ""
+    assert arguments["x-dead-letter-routing-key"] == table.dead_letter_queue(name)
+    assert arguments["x-delivery-limit"] == table.BY_NAME[name].delivery_limit
+
+
+@pytest.mark.parametrize("name", QUEUES)
+def test_what_is_dead_stays_until_somebody_takes_it_away(name):
+    assert table.queue_arguments()[table.dead_letter_queue(name)] == {
+        "x-queue-type": "quorum",
+        "x-delivery-limit": 2_147_483_647,
+    }
+
+
+def test_whatever_dead_letters_does_so_at_least_once():
+    for name, arguments in table.queue_arguments().items():
+        assert arguments["x-queue-type"] == "quorum", name
+        if "x-dead-letter-routing-key" in arguments:
+            assert arguments["x-dead-letter-strategy"] == "at-least-once", name
+            assert arguments["x-overflow"] == "reject-publish", name
+
+
+def test_every_dead_letter_has_a_target():
+    arguments = table.queue_arguments()
+    targets = {
+        value["x-dead-letter-routing-key"] for value in arguments.values() if "x-dead-letter-routing-key" in value
+    }
+    assert targets <= set(arguments)
+
+
+def test_every_queue_is_bound_to_what_its_row_says_and_by_name_to_its_services_failed_exchange():
+    bindings = table.bindings()
+    assert len(set(bindings)) == len(bindings)
+    for queue in table.QUEUES:
+        assert [key for exchange, name, key in bindings if (exchange, name) == ("ecom.events", queue.name)] == [
+            queue.binding
+        ]
+        for name in (queue.name, *table.retry_queues(queue.name), table.dead_letter_queue(queue.name)):
+            assert (f"ecom.failed.{queue.service}", name, name) in bindings
+    assert {exchange for exchange, _, _ in bindings} == set(table.exchanges())
+
+
+def test_the_events_exchange_is_the_only_topic_exchange():
+    kinds = table.exchanges()
+    assert kinds.pop(table.EVENTS_EXCHANGE) == "topic"
+    assert set(kinds.values()) == {"direct"}
+
+
+@pytest.mark.parametrize(
+    ("binding", "routing_key", "heard"),
+    [
+        ("order.created", "order.created", True),
+        ("order.created", "order.cancelled", False),
+        ("order.created", "order.created.again", False),
+        ("order.created", "order", False),
+        ("inventory.*", "inventory.reserved", True),
+        ("inventory.*", "inventory.release.requested", False),
+        ("inventory.*", "inventory", False),
+        ("inventory.*", "payment.failed", False),
+        ("*.failed", "payment.failed", True),
+    ],
+)
+def test_a_binding_hears_as_a_topic_exchange_does(binding, routing_key, heard):
+    assert table.hears(table.Queue("q.x.y", "x", binding), routing_key) is heard
+
+
+def test_results_do_not_reach_those_who_take_commands():
+    def hearers(routing_key):
+        return {queue.name for queue in table.QUEUES if table.hears(queue, routing_key)}
+
+    assert hearers("inventory.released") == {"q.order.inventory-result"}
+    assert hearers("inventory.reserved") == {"q.order.inventory-result", "q.payment.inventory-reserved"}
+    assert hearers("inventory.release.requested") == {"q.inventory.release-requested"}
+
+
+def test_targets_are_declared_before_what_dead_letters_to_them():
+    order = [thing.name for thing in things() if thing.kind == "queue"]
+    assert sorted(order) == sorted(table.queue_arguments())
+    for name, arguments in table.queue_arguments().items():
+        target = arguments.get("x-dead-letter-routing-key")
+        assert target is None or order.index(str(target)) < order.index(name)
+
+
+# What a RabbitMQ 3.10.8 said, word for word.
+REFUSALS = [
+    ("inequivalent arg 'x-message-ttl' for queue 'q.x' in vhost '/': received '1000' but current is '5000'", 5000),
+    (
+        "inequivalent arg 'x-message-ttl' for queue 'q.x' in vhost '/': received none but current is"
+        " the value '5000' of type 'signedint'",
+        5000,
+    ),
+    (
+        "inequivalent arg 'x-message-ttl' for queue 'q.x' in vhost '/': received the value '5' of type 'signedint'"
+        " but current is none",
+        None,
+    ),
+    ("inequivalent arg 'durable' for queue 'q.x' in vhost '/': received 'true' but current is 'false'", False),
+    ("inequivalent arg 'x-overflow' for queue 'q.x' in vhost '/': received 'a' but current is ''", ""),
+]
+
+
+@pytest.mark.parametrize(("text", "current"), REFUSALS)
+def test_a_refusal_is_read_as_the_argument_and_its_value_at_the_broker(text, current):
+    name = text.split("'")[1]
+    assert _difference(f"PRECONDITION_FAILED - {text}") == (name, current)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "PRECONDITION_FAILED - invalid arg 'x-dead-letter-strategy' for queue 'q.x' in vhost '/'",
+        # The broker cuts its text at 255 bytes.
+        "PRECONDITION_FAILED - inequivalent arg 'x-dead-letter-routing-key' for queue 'q.x' in vhost '/': rece...",
+    ],
+)
+def test_a_refusal_that_says_something_else_is_not_guessed_at(text):
+    assert _difference(text) is None
+
+
+def test_the_bindings_of_the_table_and_those_of_others_are_no_drift():
+    seen = {*table.bindings(), ("", "q.order.inventory-result", "q.order.inventory-result")}
+    assert binding_drift({*seen, ("ecom.events", "somebody-elses", "#")}) == []
+
+
+def test_a_lost_binding_and_one_too_many_are_drift():
+    lost = ("ecom.events", "q.order.inventory-result", "inventory.*")
+    seen = {*table.bindings(), ("ecom.events", "q.order.inventory-result", "inventory.#")} - {lost}
+    assert binding_drift(seen) == [
+        Drift("binding", "ecom.events -> q.order.inventory-result (inventory.*)", "is missing"),
+        Drift("binding", "ecom.events -> q.order.inventory-result (inventory.#)", "is not in the table"),
+    ]

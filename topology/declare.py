@@ -1,0 +1,348 @@
+"""Makes the broker look like `topology.table`, and tells where it does not. Nothing else declares anything.
+
+    apply(amqp_uri)   declares what is missing; touches nothing that exists otherwise, and raises TopologyDrift for it
+    check(amqp_uri)   lists the drift and changes nothing
+
+What `check` cannot see over AMQP alone: bindings. The protocol has no passive bind, and the only probe of one, a
+message that is published through it, would reach the consumers. (In a transaction that is rolled back the broker
+routes it but returns nothing.) Given the URL of a management API it compares the bindings as well; without one,
+`apply` is the cure: to bind again what is bound already changes nothing. Nor does it see arguments that the broker
+itself does not compare, such as those of an exchange beside alternate-exchange.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import ssl
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from urllib.parse import quote, unquote, urlsplit
+
+import pika
+from pika.adapters.blocking_connection import BlockingChannel
+from pika.adapters.utils.connection_workflow import AMQPConnectorException
+from pika.exceptions import AMQPError, ChannelClosedByBroker, ConnectionClosedByBroker
+
+from shared.errors import CannotWork, ConfigurationFault, TopologyDrift
+from topology import table
+
+CONNECT_TIMEOUT_S = 5.0
+# A frozen broker answers nothing and closes nothing: pika gives it up after four of these.
+HEARTBEAT_S = 3
+# A broker with a memory or disk alarm stops reading from whoever publishes.
+BLOCKED_TIMEOUT_S = 10.0
+
+# What a declare says beside the arguments; the broker compares these too and names them alike.
+DURABLE: Mapping[str, table.Argument | bool] = {"durable": True, "auto_delete": False}
+
+NO_AT_LEAST_ONCE = (
+    "feature flag stream_queue is off, so at-least-once dead-lettering falls back silently to one that loses "
+    "messages; run: rabbitmqctl enable_feature_flag stream_queue"
+)
+
+# What pika raises, and what it lets through: a handshake that takes too long is no AMQPError of its own.
+BROKER_ERRORS = (AMQPError, AMQPConnectorException, OSError)
+
+Properties = dict[str, table.Argument | bool]
+
+
+@dataclass(frozen=True)
+class Drift:
+    """One difference between broker and table."""
+
+    kind: str  # broker, exchange, queue or binding
+    name: str
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{f'{self.kind} {self.name}'.strip()}: {self.problem}"
+
+
+@dataclass(frozen=True)
+class Thing:
+    """An exchange or a queue as the table wants it."""
+
+    kind: str
+    name: str
+    properties: Properties
+
+
+def things() -> list[Thing]:
+    """Every exchange and queue, targets before sources: no dead letter ever waits for a target that is missing."""
+    exchanges = [Thing("exchange", name, {"type": kind, **DURABLE}) for name, kind in table.exchanges().items()]
+    arguments = table.queue_arguments()
+    dead = [table.dead_letter_queue(queue.name) for queue in table.QUEUES]
+    main = [queue.name for queue in table.QUEUES]
+    retry = [name for queue in table.QUEUES for name in table.retry_queues(queue.name)]
+    return exchanges + [Thing("queue", name, {**DURABLE, **arguments[name]}) for name in (*dead, *main, *retry)]
+
+
+def apply(amqp_uri: str) -> None:
+    """Declare whatever the table has and the broker has not. Harmless to repeat, also from two places at once.
+
+    What exists otherwise than in the table is left as it is, everything else is declared all the same, and then
+    TopologyDrift is raised with the list. Raises CannotWork when the broker is away or refuses.
+    """
+    with _broker(amqp_uri) as broker:
+        drift = [found for thing in things() for found in broker.declare(thing)]
+        for binding in table.bindings():
+            drift += broker.bind(*binding)
+        drift += broker.at_least_once_drift()
+    if drift:
+        raise TopologyDrift(
+            f"the broker does not look like the table: {'; '.join(map(str, drift))}",
+            {"drift": [vars(found) for found in drift]},
+        )
+
+
+def check(amqp_uri: str, management_url: str = "") -> list[Drift]:
+    """The differences between broker and table; empty when there are none. Changes nothing.
+
+    Bindings are compared only when `management_url` (http://host:15672) is given: see the top of this module.
+    Raises CannotWork when the broker, or the management API, is away or refuses.
+    """
+    with _broker(amqp_uri) as broker:
+        drift = []
+        for thing in things():
+            # A declare would create what is missing, so ask first whether it is there.
+            drift += broker.declare(thing) if broker.has(thing) else [Drift(thing.kind, thing.name, "is missing")]
+        drift += broker.at_least_once_drift()
+    if management_url:
+        drift += binding_drift(_bindings_seen(management_url, amqp_uri))
+    return drift
+
+
+def binding_drift(seen: set[tuple[str, str, str]]) -> list[Drift]:
+    """What is wrong with the bindings that the broker has, as (exchange, queue, routing key).
+
+    Others may listen to the events exchange with queues of their own; our queues hear only what the table says.
+    """
+    wanted = set(table.bindings())
+    queues = table.queue_arguments()
+    failed = set(table.exchanges()) - {table.EVENTS_EXCHANGE}
+    ours = {found for found in seen if found[0] and (found[1] in queues or found[0] in failed)}
+    return [Drift("binding", _arrow(*lost), "is missing") for lost in sorted(wanted - seen)] + [
+        Drift("binding", _arrow(*extra), "is not in the table") for extra in sorted(ours - wanted)
+    ]
+
+
+def _arrow(exchange: str, queue: str, routing_key: str) -> str:
+    return f"{exchange} -> {queue} ({routing_key})"
+
+
+class _Broker:
+    """A connection whose channel is opened again each time the broker closes it to say no."""
+
+    def __init__(self, connection: pika.BlockingConnection) -> None:
+        self.connection = connection
+        self._channel: BlockingChannel | None = None
+
+    @property
+    def channel(self) -> BlockingChannel:
+        if self._channel is None or not self._channel.is_open:
+            self._channel = self.connection.channel()
+        return self._channel
+
+    def has(self, thing: Thing) -> bool:
+        """Whether an exchange or queue of that name exists."""
+        try:
+            if thing.kind == "exchange":
+                self.channel.exchange_declare(thing.name, passive=True)
+            else:
+                self.channel.queue_declare(thing.name, passive=True)
+        except ChannelClosedByBroker as refusal:
+            if refusal.reply_code == 403:
+                raise
+            # 405 is a queue that belongs to another connection: there, but not ours.
+            return refusal.reply_code != 404
+        return True
+
+    def declare(self, thing: Thing) -> list[Drift]:
+        """Declare it, and tell in what it differs if it exists otherwise.
+
+        The broker names one difference at a time, so what it has is taken over into the question until it agrees.
+        """
+        asked = dict(thing.properties)
+        drift: list[Drift] = []
+        while True:
+            try:
+                self._declare(thing, asked)
+                return drift
+            except ChannelClosedByBroker as refusal:
+                if refusal.reply_code == 403:
+                    raise
+                difference = _difference(refusal.reply_text)
+                if difference is None:
+                    return [*drift, Drift(thing.kind, thing.name, refusal.reply_text)]
+            name, value = difference
+            wanted = thing.properties.get(name)
+            if asked.get(name) == value:  # agreed already, so the broker means something that we cannot say
+                return [*drift, Drift(thing.kind, thing.name, f"{name} differs")]
+            drift.append(Drift(thing.kind, thing.name, f"{name} is {_shown(value)}, the table says {_shown(wanted)}"))
+            if value is None:
+                del asked[name]
+            else:
+                asked[name] = value
+
+    def _declare(self, thing: Thing, properties: Properties) -> None:
+        arguments = {name: value for name, value in properties.items() if name not in ("type", *DURABLE)}
+        durable, auto_delete = bool(properties["durable"]), bool(properties["auto_delete"])
+        if thing.kind == "exchange":
+            self.channel.exchange_declare(
+                thing.name,
+                exchange_type=str(properties["type"]),
+                durable=durable,
+                auto_delete=auto_delete,
+                arguments=arguments or None,
+            )
+        else:
+            self.channel.queue_declare(thing.name, durable=durable, auto_delete=auto_delete, arguments=arguments)
+
+    def bind(self, exchange: str, queue: str, routing_key: str) -> list[Drift]:
+        """Bind, which changes nothing where it is bound already."""
+        try:
+            self.channel.queue_bind(queue, exchange, routing_key)
+        except ChannelClosedByBroker as refusal:
+            if refusal.reply_code != 404:
+                raise
+            # Its queue could not be declared: that is in the list already, and the other bindings are still to do.
+            return [Drift("binding", _arrow(exchange, queue, routing_key), refusal.reply_text)]
+        return []
+
+    def at_least_once_drift(self) -> list[Drift]:
+        """Whether quorum queues really dead-letter at least once. Ask it last: a no closes the connection.
+
+        The question is a declare that never succeeds, since a stream cannot be exclusive; but a broker without
+        the feature flag refuses the stream before it looks at that.
+        """
+        try:
+            self.channel.queue_declare("ecom.probe", durable=True, exclusive=True, arguments={"x-queue-type": "stream"})
+        except ChannelClosedByBroker:
+            return []
+        except ConnectionClosedByBroker as refusal:
+            if "feature flag" not in refusal.reply_text:
+                raise
+            return [Drift("broker", "", NO_AT_LEAST_ONCE)]
+        return []
+
+
+@contextmanager
+def _broker(amqp_uri: str) -> Iterator[_Broker]:
+    """A connection for as long as the block lasts; whatever the broker does to it becomes CannotWork in one line."""
+    parameters = _parameters(amqp_uri)
+    where = f"{parameters.host}:{parameters.port} (vhost {parameters.virtual_host})"
+    connection = None
+    try:
+        connection = pika.BlockingConnection(parameters)
+        yield _Broker(connection)
+    except BROKER_ERRORS as error:
+        raise CannotWork(f"the broker at {where} cannot be used: {_reason(error)}") from error
+    finally:
+        if connection is not None and connection.is_open:
+            _close(connection)
+
+
+def _close(connection: pika.BlockingConnection) -> None:
+    # All that was asked has been answered: how the connection ends tells nothing more.
+    with suppress(*BROKER_ERRORS):
+        connection.close()
+
+
+def _parameters(amqp_uri: str) -> pika.ConnectionParameters:
+    """The URI as kombu and Nameko read it: `//` at the end is the vhost `/` (pika's own reading is an empty name)."""
+    try:
+        parts = urlsplit(amqp_uri)
+        host, port = parts.hostname or "127.0.0.1", parts.port
+    except ValueError as error:
+        raise ConfigurationFault(f"AMQP_URI: {error}") from None
+    if parts.scheme not in ("amqp", "amqps", "pyamqp"):
+        raise ConfigurationFault("AMQP_URI must read amqp://user:password@host:port/vhost")
+    encrypted = parts.scheme == "amqps"
+    return pika.ConnectionParameters(
+        host=host,
+        port=port or (5671 if encrypted else 5672),
+        virtual_host=unquote(parts.path[1:]) or "/",
+        credentials=pika.PlainCredentials(*_credentials(amqp_uri)),
+        ssl_options=pika.SSLOptions(ssl.create_default_context(), host) if encrypted else None,
+        connection_attempts=1,
+        socket_timeout=CONNECT_TIMEOUT_S,
+        stack_timeout=CONNECT_TIMEOUT_S * 2,
+        heartbeat=HEARTBEAT_S,
+        blocked_connection_timeout=BLOCKED_TIMEOUT_S,
+    )
+
+
+def _credentials(uri: str) -> tuple[str, str]:
+    parts = urlsplit(uri)
+    return unquote(parts.username or "guest"), unquote(parts.password or "guest")
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong, in the innermost words there are: pika wraps the cause in up to three layers of itself."""
+    while len(error.args) == 1 and isinstance(error.args[0], Exception):
+        error = error.args[0]
+    cause = getattr(error, "exception", None)
+    if isinstance(cause, Exception):
+        return _reason(cause)
+    text = getattr(error, "reply_text", "") or str(error) or repr(error)
+    return " ".join(text.split())
+
+
+# "inequivalent arg 'x-message-ttl' for queue 'q.x' in vhost '/': received '1000' but current is '5000'". An argument
+# that one side has not is "none", and the other one's then "the value '5000' of type 'signedint'".
+_INEQUIVALENT = re.compile(
+    r"inequivalent arg '(?P<name>[^']+)' for .* but current is (?:the value )?"
+    r"(?:(?P<none>none)|'(?P<value>.*?)'(?: of type '(?P<type>\w+)')?)$",
+    re.DOTALL,
+)
+
+
+def _difference(refusal: str) -> tuple[str, table.Argument | bool | None] | None:
+    """The property that the broker has otherwise, with its value there; None where the text says no such thing."""
+    found = _INEQUIVALENT.search(refusal)
+    if found is None:
+        return None
+    name, value = found["name"], found["value"]
+    if found["none"]:
+        return name, None
+    if name in DURABLE or found["type"] == "bool":
+        return name, value == "true"
+    return name, int(value) if value.isdecimal() and found["type"] != "longstr" else value
+
+
+def _shown(value: table.Argument | bool | None) -> str:
+    if value is None:
+        return "not set"
+    return json.dumps(value) if value == "" or isinstance(value, bool) else str(value)
+
+
+def _bindings_seen(management_url: str, amqp_uri: str) -> set[tuple[str, str, str]]:
+    """Every binding of the vhost, asked of the management API as the user of its URL, or else of the AMQP one."""
+    try:
+        parts = urlsplit(management_url)
+        netloc = f"{parts.hostname}:{parts.port or 15672}"
+    except ValueError as error:
+        raise ConfigurationFault(f"management URL: {error}") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigurationFault("the management URL must read http://host:15672")
+    user = _credentials(management_url if parts.username else amqp_uri)
+    vhost = quote(_parameters(amqp_uri).virtual_host, safe="")
+    request = urllib.request.Request(
+        f"{parts.scheme}://{netloc}{parts.path.rstrip('/')}/api/bindings/{vhost}",
+        headers={"Authorization": "Basic " + base64.b64encode(":".join(user).encode()).decode()},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=CONNECT_TIMEOUT_S) as answer:
+            rows = json.load(answer)
+        return {
+            (row["source"], row["destination"], row["routing_key"])
+            for row in rows
+            if row["destination_type"] == "queue"
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CannotWork(f"the management API at {netloc} cannot be used: {error}") from error
