@@ -1,0 +1,99 @@
+"""`make demo`: three orders and what became of them, on the stack whose gateway is at GATEWAY_URL."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+import requests
+from rich.console import Console
+from rich.table import Table
+
+from ops.flow import Flow
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One order: what is asked, how it must end, and the step after which nothing more happens."""
+
+    title: str
+    quantity: int
+    payment: str
+    status: str
+    reason: str | None
+    last: str
+
+
+ON_HAND = 10
+SCENES = (
+    Scene("A customer buys 2 of 10", 2, "mock_ok", "PAID", None, "inventory.committed"),
+    Scene("A customer wants more than there is", 1000, "mock_ok", "CANCELLED", "out_of_stock", "inventory.failed"),
+    Scene("A card is declined", 3, "mock_declined", "CANCELLED", "payment_failed", "inventory.released"),
+)
+LEFT_ON_HAND = 8
+
+
+def main() -> int:
+    """Run the scenes; 0 when each order ended as it must, 1 otherwise."""
+    flow = Flow(os.environ["GATEWAY_URL"])
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    sku = f"demo-{uuid.uuid4().hex[:8]}"
+    wrong = []
+    try:
+        stock = flow.stock(sku, ON_HAND)
+        console.print(f"\nStock of {sku}: {stock['on_hand']} on hand\n")
+        for scene in SCENES:
+            began = time.monotonic()
+            posted = flow.order(sku, scene.quantity, scene.payment)
+            order = flow.at_rest(posted["order_id"])
+            took = time.monotonic() - began
+            show(console, scene, flow.timeline(order["order_id"], last=scene.last), took)
+            if (order["status"], order["reason"]) != (scene.status, scene.reason):
+                wrong.append(f"{scene.title}: {order['status']} ({order['reason']})")
+        wrong += audit(console, flow, sku)
+    except (requests.RequestException, TimeoutError) as error:
+        wrong.append(f"{type(error).__name__}: {error}")
+    for line in wrong:
+        console.print(f"[bold red]wrong:[/] {line}")
+    console.print("\n[bold green]All three orders ended as they must.[/]" if not wrong else "\n[bold red]Failed.[/]")
+    return 1 if wrong else 0
+
+
+def show(console: Console, scene: Scene, timeline: dict[str, Any], took_s: float) -> None:
+    """Print one order's way."""
+    end = timeline["status"] + (f" ({timeline['reason']})" if timeline["reason"] else "")
+    table = Table(
+        "at", "event", "status", "told by", "details", title=f"{scene.title}: {end} after {took_s * 1000:.0f} ms"
+    )
+    for step in timeline["steps"]:
+        change = step["to"] if step["from"] in (None, step["to"]) else f"{step['from']} -> {step['to']}"
+        details = ", ".join(f"{name} {value}" for name, value in step["details"].items() if name != "shortages")
+        table.add_row(step["at"][11:23], step["event"], change, step["source"], details)
+    console.print(table)
+    console.print(f"order {timeline['order_id']}  trace {timeline['trace_id']}\n")
+
+
+def audit(console: Console, flow: Flow, sku: str) -> list[str]:
+    """Print what is left and what was released; what is not as it must be."""
+    stock = flow.get(f"/api/stocks/{sku}")
+    releases = flow.get(f"/api/stocks/release-events?sku={sku}", user="auditor")["items"]
+    console.print(f"Stock of {sku}: {stock['on_hand']} on hand, {stock['reserved']} reserved")
+    for item in releases:
+        console.print(
+            f"Release event {item['id']}: {item['quantity']} of {item['sku']} back, {item['reason']},"
+            f" for {item['requested_by']}, trace {item['trace_id']}"
+        )
+    wrong = []
+    if (stock["on_hand"], stock["reserved"]) != (LEFT_ON_HAND, 0):
+        wrong.append(f"stock is {stock}")
+    if [item["quantity"] for item in releases] != [SCENES[2].quantity]:
+        wrong.append(f"release events are {releases}")
+    return wrong
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""Drives orders through the gateway as a client would: for the demo, for developers and for tests."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import requests
+
+# Where an order comes to rest; RESERVED and the like are under way.
+AT_REST = frozenset({"PAID", "CANCELLED", "REFUND_FAILED"})
+PATIENCE_S = 30.0
+POLL_S = 0.05
+
+
+class Flow:
+    """One gateway, and the development users with their tokens."""
+
+    def __init__(self, url: str, timeout_s: float = 15.0) -> None:
+        self.url = url.rstrip("/")
+        self.timeout_s = timeout_s
+        self.http = requests.Session()
+        self._tokens: dict[str, str] = {}
+
+    def token(self, user: str) -> str:
+        """A development user's bearer token, asked for once."""
+        if user not in self._tokens:
+            answer = self.send("POST", "/api/auth/token", {"username": user, "password": f"demo-{user}"}, user=None)
+            answer.raise_for_status()
+            self._tokens[user] = answer.json()["access_token"]
+        return self._tokens[user]
+
+    def send(
+        self, method: str, path: str, body: Any = None, user: str | None = "customer", **headers: str
+    ) -> requests.Response:
+        """One request; underscores in header names stand for hyphens. The answer, whatever its status."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        if user is not None:
+            named.setdefault("Authorization", f"Bearer {self.token(user)}")
+        return self.http.request(method, self.url + path, json=body, headers=named, timeout=self.timeout_s)
+
+    def get(self, path: str, user: str = "customer") -> Any:
+        """The JSON of a path. Raises requests.HTTPError for any error."""
+        answer = self.send("GET", path, user=user)
+        answer.raise_for_status()
+        return answer.json()
+
+    def stock(self, sku: str, on_hand: int) -> dict[str, Any]:
+        """Set what is on hand."""
+        answer = self.send("PUT", f"/api/stocks/{sku}", {"on_hand": on_hand}, user="admin")
+        answer.raise_for_status()
+        return dict(answer.json())
+
+    def order(
+        self, sku: str, quantity: int = 1, payment: str = "mock_ok", unit_price: int = 1000, key: str | None = None
+    ) -> dict[str, Any]:
+        """Post an order; its body as answered."""
+        body = {
+            "currency": "EUR",
+            "payment_method": payment,
+            "items": [{"sku": sku, "quantity": quantity, "unit_price": unit_price}],
+        }
+        answer = self.send("POST", "/api/orders", body, Idempotency_Key=key or str(uuid.uuid4()))
+        answer.raise_for_status()
+        return dict(answer.json())
+
+    def at_rest(self, order_id: str, patience_s: float = PATIENCE_S) -> dict[str, Any]:
+        """The order once it has come to rest. Raises TimeoutError."""
+        return dict(
+            self.until(lambda: self.get(f"/api/orders/{order_id}"), lambda it: it["status"] in AT_REST, patience_s)
+        )
+
+    def timeline(self, order_id: str, last: str | None = None, patience_s: float = PATIENCE_S) -> dict[str, Any]:
+        """The order's steps; with `last`, once a step of that event is among them. Raises TimeoutError."""
+
+        def has_last(timeline: Any) -> bool:
+            return last is None or any(step["event"] == last for step in timeline["steps"])
+
+        return dict(self.until(lambda: self.get(f"/api/orders/{order_id}/timeline"), has_last, patience_s))
+
+    @staticmethod
+    def until(read: Callable[[], Any], good: Callable[[Any], bool], patience_s: float = PATIENCE_S) -> Any:
+        """Read again and again until it is good. Raises TimeoutError with what was read last."""
+        deadline = time.monotonic() + patience_s
+        while not good(seen := read()):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"after {patience_s:.0f} s it is still {seen}")
+            time.sleep(POLL_S)
+        return seen

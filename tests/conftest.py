@@ -1,0 +1,31 @@
+"""What every test finds.
+
+`make test` gives the environment of a private stack. Where there is none, tests that need servers are skipped on a
+laptop and fail in CI: a missing broker must never look like a pass.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="the same tests at full size")
+
+
+@pytest.fixture(scope="session")
+def long(request: pytest.FixtureRequest) -> bool:
+    """Whether the tests run at full size."""
+    return bool(request.config.getoption("--long"))
+
+
+@pytest.fixture(scope="session")
+def servers() -> None:
+    """Needs RabbitMQ and PostgreSQL, as `make test` starts them."""
+    if "AMQP_URI" in os.environ and "DATABASE_ADMIN_URL" in os.environ:
+        return
+    if os.environ.get("CI"):
+        pytest.fail("no servers: run the tests by `make test`")
+    pytest.skip("no servers: run the tests by `make test`")

@@ -1,0 +1,67 @@
+"""Integration tests run parts of services in this process, on a real RabbitMQ and a real PostgreSQL."""
+
+import tests.patched  # noqa: F401  # isort: skip
+
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import Engine, create_engine, make_url, text
+
+from ops.migrate import migrate
+from shared.config import Settings, read
+from topology.declare import apply
+
+
+@pytest.fixture(scope="session")
+def settings(servers: None) -> Settings:
+    """The settings of this run, with every database migrated and the topology applied."""
+    settings = read()
+    migrate(settings)
+    apply(settings.amqp_uri)
+    return settings
+
+
+@pytest.fixture
+def database(settings: Settings) -> "Iterator[Databases]":
+    """Every service's database, empty, reached as the superuser."""
+    databases = Databases(settings)
+    databases.empty()
+    yield databases
+    databases.close()
+
+
+class Databases:
+    """One engine for each service's database, whose statements commit themselves."""
+
+    def __init__(self, settings: Settings) -> None:
+        admin = make_url(settings.database_admin_url)
+        self.engines: dict[str, Engine] = {
+            name: create_engine(
+                admin.set(database=make_url(settings.database_url(name)).database), isolation_level="AUTOCOMMIT"
+            )
+            for name in ("order", "inventory", "payment", "auth")
+        }
+
+    def rows(self, name: str, statement: str, **parameters: object) -> list[dict[str, object]]:
+        """What a statement returns, as dicts."""
+        with self.engines[name].connect() as connection:
+            return [dict(row) for row in connection.execute(text(statement), parameters).mappings()]
+
+    def run(self, name: str, statement: str, **parameters: object) -> None:
+        """A statement that returns nothing."""
+        with self.engines[name].connect() as connection:
+            connection.execute(text(statement), parameters)
+
+    def empty(self) -> None:
+        """Delete all rows of all services' tables."""
+        for name in self.engines:
+            tables = self.rows(
+                name, "SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'alembic_version'"
+            )
+            if tables:
+                self.run(name, "TRUNCATE " + ", ".join(str(row["tablename"]) for row in tables) + " CASCADE")
+
+    def close(self) -> None:
+        """Give the connections back."""
+        for engine in self.engines.values():
+            engine.dispose()
