@@ -30,7 +30,7 @@ class User(Base):
 def find(session: Session, name: str) -> Account | None:
     """The account by that name."""
     user = session.get(User, name)
-    return user and Account(user.name, user.password_hash, tuple(user.roles), user.disabled)
+    return Account(user.name, user.password_hash, tuple(user.roles), user.disabled) if user else None
 
 
 def names(session: Session) -> set[str]:

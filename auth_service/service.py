@@ -44,7 +44,7 @@ class AuthService(Probes):
         """A token for a name and its password. Raises Unauthenticated."""
         with self.db.read() as session:
             account = models.find(session, username)
-        fits = passwords.fits(account and account.password_hash, password)
+        fits = passwords.fits(account.password_hash if account else None, password)
         return self._token(domain.sign_in(account, fits))
 
     @rpc

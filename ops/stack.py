@@ -25,11 +25,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-if sys.version_info < (3, 11):
+if sys.version_info < (3, 11):  # noqa: UP036 - older ones run this line and no further
     for _newer in ("python3.13", "python3.12", "python3.11"):
         if shutil.which(_newer):
             os.execvp(_newer, [_newer, *sys.argv])
-    sys.exit("ecom: Python 3.11 or later is needed; install it as python3.11 or later, then repeat")
+    print("ecom: Python 3.11 or later is needed", file=sys.stderr)
+    sys.exit(2)
 
 if __name__ == "__main__":
     sys.path[0] = str(
@@ -74,8 +75,8 @@ TYPED = (
     "ops",
 )
 CHECKS = (
-    ("ruff", "format", "--check", "--line-length=120", "."),
-    ("ruff", "check", "--line-length=120", "."),
+    ("ruff", "format", "--check", "."),
+    ("ruff", "check", "."),
     ("mypy", *TYPED),
     ("lint-imports",),
 )

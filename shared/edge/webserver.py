@@ -175,6 +175,9 @@ class Server(wsgi.Server):
 class WebServer(nameko.web.server.WebServer):
     """One for each service: listens alone on its port, serves the providers, drains when the service stops."""
 
+    _starting: bool
+    _is_accepting: bool
+
     def __init__(self) -> None:
         super().__init__()
         self.refusal: Refusal = plain_refusal
