@@ -385,6 +385,7 @@ class Broker(Server):
             "RABBITMQ_NODENAME": self.node,
             "RABBITMQ_NODE_IP_ADDRESS": LOOPBACK,
             "RABBITMQ_DIST_PORT": str(self.facts["dist_port"]),
+            "RABBITMQ_LOG": "-color",  # its log is read in files and under errors
             "RABBITMQ_MNESIA_BASE": str(self.home / "mnesia"),
             "RABBITMQ_LOG_BASE": str(self.home),
             "RABBITMQ_SCHEMA_DIR": str(self.home / "schema"),

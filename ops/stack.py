@@ -74,12 +74,12 @@ TYPED = (
     "gateway",
     "ops",
 )
-CHECKS = (
-    ("ruff", "format", "--check", "."),
-    ("ruff", "check", "."),
-    ("mypy", *TYPED),
-    ("lint-imports",),
-)
+CHECKS = {
+    "format": ("ruff", "format", "--check", "."),
+    "lint": ("ruff", "check", "."),
+    "types": ("mypy", *TYPED),
+    "imports": ("lint-imports",),
+}
 
 
 class Interrupted(BaseException):
@@ -469,10 +469,10 @@ def check() -> int:
     """Format, lint, types, import rules: all run, and one that fails fails the whole."""
     packages(Progress())
     failed = []
-    for words in CHECKS:
+    for what, words in CHECKS.items():
         print(f"$ {' '.join(words)}", flush=True)
         if subprocess.call([str(VENV / "bin" / words[0]), *words[1:]], cwd=ROOT):
-            failed.append(" ".join(words[:2]))
+            failed.append(what)
     if failed:
         raise StackFault(f"failed: {', '.join(failed)}", exit_code=1)
     return 0
@@ -596,10 +596,10 @@ def _pytest(stack: Stack, kind: str, arguments: Sequence[str]) -> int:
     if paths:
         paths = [path for path in paths if _kind_of(path) == kind]
     else:
-        paths = [folder for folder in TEST_RUNS[kind] if (ROOT / folder).is_dir()]
+        paths = [folder for folder in TEST_RUNS[kind] if any((ROOT / folder).rglob("test_*.py"))]
         if kind == "patched":
             paths += [str(path.relative_to(ROOT)) for path in sorted((ROOT / "tests").glob("test_*.py"))]
-    if not paths:  # pytest would take that for everything
+    if not paths:  # pytest would take that for everything, and a run of nothing would have the last word
         return PYTEST_NO_TESTS
     environment = project_environment(stack.environment)
     environment |= {STACK_FILE_VARIABLE: str(stack.file), RUN_KIND_VARIABLE: kind}

@@ -407,14 +407,16 @@ def _uuid(value: Any, path: str) -> UUID:
     return UUID(value)
 
 
+_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?(Z|[+-][0-9]{2}:[0-9]{2})")
+
+
 def _datetime(value: Any, path: str) -> datetime:
     try:
-        moment = datetime.fromisoformat(_string(value, path))
+        if _TIME.fullmatch(_string(value, path)):
+            return datetime.fromisoformat(value)
     except ValueError:
-        raise _fault(path, "an RFC 3339 time", value) from None
-    if moment.tzinfo is None:
-        raise _fault(path, "a time with its zone", value)
-    return moment
+        pass  # it looks like a time and is none, like the 30th of February
+    raise _fault(path, "an RFC 3339 time with its zone", value)
 
 
 def _limited(inner: Decode, limits: Limits) -> Decode:
@@ -512,5 +514,5 @@ def _schema(annotation: Any) -> dict[str, Any]:
         str: {"type": "string"},
         int: {"type": "integer"},
         UUID: {"type": "string", "format": "uuid", "pattern": f"^{_UUID.pattern}$"},
-        datetime: {"type": "string", "format": "date-time"},
+        datetime: {"type": "string", "format": "date-time", "pattern": f"^{_TIME.pattern}$"},
     }[annotation].copy()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import eventlet
@@ -19,7 +19,8 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.routing import Rule
 from werkzeug.wrappers import Request, Response
 
-from shared.edge.webserver import BODY, Environ, WebServer
+from shared.edge.connection import BODY, Environ
+from shared.edge.webserver import WebServer
 from shared.errors import ServiceUnavailable
 
 __all__ = ["BODY", "Environ", "Probes", "Route"]
@@ -35,7 +36,7 @@ class Route(HttpRequestHandler):
 
     server = WebServer()
 
-    @property
+    @cached_property
     def label(self) -> str:
         """The route as metrics and documents show it: /api/orders/{order_id}."""
         return re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", self.url)

@@ -1,74 +1,45 @@
-"""Nameko's web server, bounded where the stock one hangs, dies or leaks.
+"""Nameko's web server, for services that must live: it listens alone, turns away the surplus, drains when it stops.
 
-A request is read whole, head and body, within a deadline and a size, or refused, before a worker is asked for: slow
-clients cost a connection and never a worker. No fault of a client, and no shortage of file descriptors, kills the
-container.
+No fault of a client, and no shortage of file descriptors, kills the container.
 """
 
 from __future__ import annotations
 
-import email.errors
 import errno
 import logging
 import resource
 import socket
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
-from typing import Any, cast
-from urllib.parse import unquote_to_bytes
+from collections.abc import Iterable
+from typing import Any
 
 import eventlet
 import nameko.web.server
 from eventlet import wsgi
 from eventlet.greenio import shutdown_safe
-from nameko.web.server import HttpOnlyProtocol
-from werkzeug.exceptions import (
-    BadRequest,
-    HTTPException,
-    InternalServerError,
-    LengthRequired,
-    RequestEntityTooLarge,
-    RequestTimeout,
-    ServiceUnavailable,
-    default_exceptions,
-)
+from werkzeug.exceptions import HTTPException, InternalServerError, ServiceUnavailable
 from werkzeug.routing import Map
 from werkzeug.wrappers import Request, Response
 
+from shared.edge.connection import REFUSED, SOCKET_S, Environ, Refuse, Server, linger
 from shared.errors import ConfigurationFault
 from shared.metrics import REQUEST_SECONDS, REQUESTS
 
 log = logging.getLogger(__name__)
 
-Environ = dict[str, Any]
-
-MAX_BODY_BYTES = 64 * 1024
-# Silence between two requests, and the time to send a request's head, and then its body.
-IDLE_S = 5.0
-HEAD_S = 5.0
-BODY_S = 5.0
-# One read or write: only a client that takes no answer meets it, reads have the shorter limits above.
-SOCKET_S = 10.0
-# After a refusal the client may still be sending; closing on unread bytes would throw the answer away.
-LINGER_S = 1.0
 # A call to another service may take 10 s; past this a connection is cut when the service stops.
 DRAIN_S = 15.0
 BACKLOG = 512
 ACCEPT_AGAIN_S = 0.1
+# More than this at once are cut off without an answer.
 MAX_TURNING_AWAY = 64
 
-BODY = "ecom.body"
-REFUSED = "ecom.refused"
 UNMATCHED = "unmatched"
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
-# How a refusal looks; a service's routes may give another one.
-Refusal = Callable[[HTTPException, Environ], Response]
-
 
 def plain_refusal(error: HTTPException, environ: Environ) -> Response:
-    """A refusal as one line of text."""
+    """A refusal as one line of text; a service's routes may give it another look."""
     return Response(f"{error.name}\n", error.code, mimetype="text/plain")
 
 
@@ -77,112 +48,22 @@ def max_connections() -> int:
     return min(1000, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
 
 
-def linger(sock: socket.socket) -> None:
-    """End our side and read on until the client ends its own, for a moment."""
-    with suppress(OSError), eventlet.Timeout(LINGER_S, False):
-        sock.shutdown(socket.SHUT_WR)
-        while sock.recv(MAX_BODY_BYTES):
-            pass
-
-
-class Connection(HttpOnlyProtocol):
-    """One client's connection. States are eventlet's: idle, request, close."""
-
-    server: Server
-    capitalize_response_headers = False
-
-    def handle_one_request(self) -> None:
-        self.refused: HTTPException | None = None
-        super().handle_one_request()
-
-    def _read_request_line(self) -> bytes:
-        with eventlet.Timeout(IDLE_S, TimeoutError("idle")):
-            return cast(bytes, super()._read_request_line())
-
-    def parse_request(self) -> bool:
-        with eventlet.Timeout(HEAD_S, TimeoutError("the head did not arrive")):
-            return super().parse_request()
-
-    def handle_one_response(self) -> None:
-        try:
-            self.environ[BODY] = self._body()
-        except HTTPException as refused:
-            self.refused = self.environ[REFUSED] = refused
-            self.close_connection = True
-        if self.conn_state[2] == wsgi.STATE_CLOSE:
-            self.close_connection = True
-        super().handle_one_response()
-
-    def _body(self) -> bytes:
-        """The whole body. Raises the HTTPException that refuses it, or OSError when the client has gone."""
-        if any(isinstance(defect, email.errors.MissingHeaderBodySeparatorDefect) for defect in self.headers.defects):
-            raise BadRequest("A header line is malformed.")
-        if self.headers.get("Transfer-Encoding") is not None:
-            raise LengthRequired
-        lengths = self.headers.get_all("Content-Length", [])
-        if not lengths:
-            return b""
-        # Python's int() takes "+5" and "5_0", a proxy in front of us may not: two readings smuggle requests.
-        digits = lengths[0].strip(" \t")
-        if len(lengths) > 1 or not (digits.isascii() and digits.isdecimal()):
-            raise BadRequest("One Content-Length in digits is allowed.")
-        length = int(digits)
-        if length > MAX_BODY_BYTES:
-            raise RequestEntityTooLarge
-        with eventlet.Timeout(BODY_S, RequestTimeout()):
-            body = cast(bytes, self.environ["wsgi.input"].read(length))
-        if len(body) < length:
-            raise ConnectionResetError(errno.ECONNRESET, "the client left before its body was complete")
-        return body
-
-    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """The standard library could not read the head."""
-        self.close_connection = True
-        self.refused = default_exceptions.get(code, BadRequest)()
-        self.wfile.write(self.server.as_bytes(self.refused))
-        self.wfile.flush()
-
-    def finish(self) -> None:
-        if self.refused is not None:
-            linger(self.connection)
-        super().finish()
-
-
-class Server(wsgi.Server):
-    """eventlet's WSGI server with our connections and without its access log: /metrics counts requests."""
-
-    def __init__(self, sock: socket.socket, app: App) -> None:
-        super().__init__(
-            sock,
-            sock.getsockname(),
-            app,
-            protocol=Connection,
-            socket_timeout=SOCKET_S,
-            debug=False,
-            log_output=False,
-            log=log,
-        )
-        self.capitalize_response_headers = False
-
-    def as_bytes(self, error: HTTPException) -> bytes:
-        """A refusal for a connection that has no request to answer."""
-        response = self.app.refuse(error, {"REQUEST_METHOD": "GET"})
-        response.headers["Connection"] = "close"
-        response.headers["Content-Length"] = str(len(response.data))
-        return f"HTTP/1.1 {response.status}\r\n{response.headers}".encode("latin-1") + response.data
-
-
 class WebServer(nameko.web.server.WebServer):
-    """One for each service: listens alone on its port, serves the providers, drains when the service stops."""
+    """One for each service."""
 
     _starting: bool
     _is_accepting: bool
 
     def __init__(self) -> None:
         super().__init__()
-        self.refusal: Refusal = plain_refusal
+        self.refusal: Refuse = plain_refusal
         self._connections: dict[Any, list[Any]] = {}
         self._turning_away = 0
+
+    @property
+    def port(self) -> int:
+        """Where it listens, also when any free port was asked for."""
+        return int(self._sock.getsockname()[1])
 
     def start(self) -> None:
         """Listen and serve. Raises ConfigurationFault when the port is taken."""
@@ -199,7 +80,8 @@ class WebServer(nameko.web.server.WebServer):
             raise ConfigurationFault(f"cannot listen on {host}:{port}: {error.strerror}") from error
         self._sock.settimeout(None)
         self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by what it accepts
-        self._serv = Server(self._sock, self.get_wsgi_app())
+        app = App(self)
+        self._serv = Server(self._sock, app, app.refuse)
         self._max_connections = max_connections()
         self._gt = self.container.spawn_managed_thread(self.run, identifier=f"web server on {host}:{port}")
 
@@ -212,14 +94,18 @@ class WebServer(nameko.web.server.WebServer):
                 log.warning("a connection could not be accepted: %s", error)
                 eventlet.sleep(ACCEPT_AGAIN_S)
                 continue
-            serve = self.process_request if len(self._connections) < self._max_connections else self._turn_away
             sock.settimeout(SOCKET_S)
-            # Not a managed thread: its faults are the client's, and must not kill the container.
-            eventlet.spawn_n(serve, sock, address)
+            # Not managed threads: their faults are the clients', and must not kill the container.
+            if len(self._connections) < self._max_connections:
+                connection = self._connections[sock] = [address, sock, wsgi.STATE_IDLE]
+                eventlet.spawn_n(self._serve, connection)
+            else:
+                self._turning_away += 1
+                eventlet.spawn_n(self._turn_away, sock)
 
-    def process_request(self, sock: Any, address: Any) -> None:
+    def _serve(self, connection: list[Any]) -> None:
         """Serve one connection until either side ends it."""
-        connection = self._connections[sock] = [address, sock, wsgi.STATE_IDLE]
+        sock = connection[1]
         try:
             self._serv.process_request(connection)
         except OSError as error:
@@ -230,11 +116,10 @@ class WebServer(nameko.web.server.WebServer):
             self._connections.pop(sock, None)
             sock.close()
 
-    def _turn_away(self, sock: Any, address: Any) -> None:
-        self._turning_away += 1
+    def _turn_away(self, sock: Any) -> None:
         try:
-            sock.sendall(self._serv.as_bytes(ServiceUnavailable("Too many connections.")))
             if self._turning_away <= MAX_TURNING_AWAY:
+                sock.sendall(self._serv.as_bytes(ServiceUnavailable("Too many connections.")))
                 linger(sock)
         except OSError as error:
             log.debug("a client that was turned away has gone: %s", error)
@@ -245,9 +130,7 @@ class WebServer(nameko.web.server.WebServer):
     def drain(self) -> None:
         """Take no new connection, end the idle ones, wait for the answers under way. Any number may call."""
         if self._is_accepting and self._gt is not None:
-            self._is_accepting = False
-            self._gt.kill()
-            self._sock.close()
+            self.kill()
             for connection in self._connections.values():
                 was, connection[2] = connection[2], wsgi.STATE_CLOSE
                 if was == wsgi.STATE_IDLE:
@@ -264,9 +147,6 @@ class WebServer(nameko.web.server.WebServer):
             self._is_accepting = False
             self._gt.kill()
             self._sock.close()
-
-    def get_wsgi_app(self) -> App:
-        return App(self)
 
     def make_url_map(self) -> Map:
         url_map = Map(merge_slashes=False)
@@ -297,8 +177,10 @@ class App:
         """The template of the route that was met, and its answer."""
         if REFUSED in environ:
             return UNMATCHED, self.refuse(environ[REFUSED], environ)
+        # WSGI hands bytes over as latin-1; what is no UTF-8 matches no route.
+        path = environ["PATH_INFO"].encode("latin-1").decode("utf-8", "replace")
         try:
-            provider, values = self.routes.match(path_of(environ), environ["REQUEST_METHOD"])
+            provider, values = self.routes.match(path, environ["REQUEST_METHOD"])
         except HTTPException as error:
             return UNMATCHED, self.refuse(error, environ)
         request = Request(environ, populate_request=False)
@@ -312,10 +194,3 @@ class App:
     def refuse(self, error: HTTPException, environ: Environ) -> Response:
         """Every answer that no route gave looks as the service's routes want it."""
         return self.server.refusal(error, environ)
-
-
-def path_of(environ: Environ) -> str:
-    """The path as text; what is no UTF-8 matches no route."""
-    raw = environ.get("RAW_PATH_INFO")
-    path = environ["PATH_INFO"].encode("latin-1") if raw is None else unquote_to_bytes(raw)
-    return path.decode("utf-8", "replace")

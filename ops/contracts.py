@@ -1,0 +1,115 @@
+"""Writes docs/contracts from the catalogue and the topology: `python -m ops.contracts`.
+
+One JSON Schema for each event type, and an AsyncAPI 3 document of who tells and hears what. A test fails when the
+files are not what this writes.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from shared.events import CATALOGUE, CONTRACT_VERSION, UNHEARD, json_schema
+from topology.table import EVENTS_EXCHANGE, QUEUES, Queue, hears
+
+FOLDER = Path(__file__).resolve().parent.parent / "docs" / "contracts"
+
+# The first word of an event says who tells it; commands, of three words, are told by the order service.
+COMMAND_WORDS = 3
+TELLERS = {"order": "order", "inventory": "inventory", "payment": "payment"}
+
+
+def teller(type_: str) -> str:
+    """The service that tells an event type."""
+    words = type_.split(".")
+    return "order" if len(words) == COMMAND_WORDS else TELLERS[words[0]]
+
+
+def documents() -> dict[str, dict[str, Any]]:
+    """Every file under docs/contracts with its content."""
+    schemas = {f"{CONTRACT_VERSION}/{type_}.schema.json": json_schema(type_) for type_ in CATALOGUE}
+    return {**schemas, "asyncapi.json": asyncapi()}
+
+
+def asyncapi() -> dict[str, Any]:
+    """The AsyncAPI 3.0 document."""
+    operations: dict[str, Any] = {}
+    for type_ in CATALOGUE:
+        operations[f"tell-{type_}"] = {
+            "action": "send",
+            "channel": {"$ref": f"#/channels/{_key(type_)}"},
+            "summary": f"{teller(type_)} tells {type_}, by its outbox and relay",
+            "bindings": {"amqp": {"mandatory": type_ not in UNHEARD, "deliveryMode": 2, "bindingVersion": "0.3.0"}},
+        }
+    for queue in QUEUES:
+        for type_ in heard_by(queue):
+            operations[f"hear-{queue.name}-{type_}"] = {
+                "action": "receive",
+                "channel": {"$ref": f"#/channels/{_key(type_)}"},
+                "summary": f"{queue.service} hears {type_} in {queue.name}",
+                "bindings": {"amqp": {"ack": True, "bindingVersion": "0.3.0"}},
+            }
+    return {
+        "asyncapi": "3.0.0",
+        "info": {
+            "title": "ecom events",
+            "version": CONTRACT_VERSION,
+            "description": "Order, inventory and payment settle each order among themselves by these events.",
+        },
+        "defaultContentType": "application/json",
+        "channels": {
+            _key(type_): {
+                "address": type_,
+                "messages": {_key(type_): {"$ref": f"#/components/messages/{_key(type_)}"}},
+                "bindings": {
+                    "amqp": {
+                        "is": "routingKey",
+                        "exchange": {"name": EVENTS_EXCHANGE, "type": "topic", "durable": True, "autoDelete": False},
+                        "bindingVersion": "0.3.0",
+                    }
+                },
+            }
+            for type_ in CATALOGUE
+        },
+        "operations": operations,
+        "components": {
+            "messages": {
+                _key(type_): {
+                    "name": type_,
+                    "contentType": "application/json",
+                    "payload": {
+                        "schemaFormat": "application/schema+json;version=draft-07",
+                        "schema": {key: value for key, value in json_schema(type_).items() if key != "$schema"},
+                    },
+                }
+                for type_ in CATALOGUE
+            }
+        },
+    }
+
+
+def heard_by(queue: Queue) -> list[str]:
+    """The event types a queue is bound to."""
+    return [type_ for type_ in CATALOGUE if hears(queue, type_)]
+
+
+def _key(type_: str) -> str:
+    return type_.replace(".", "-")
+
+
+def text(document: dict[str, Any]) -> str:
+    """A document as it stands in its file."""
+    return json.dumps(document, indent=2) + "\n"
+
+
+def main() -> None:
+    """Write them all."""
+    for name, document in documents().items():
+        path = FOLDER / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text(document), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Services on a port of their own, with no broker and no database."""
+
+import http.client
+import json
+import socket
+from contextlib import contextmanager
+
+from nameko.containers import ServiceContainer
+from nameko.extensions import DependencyProvider
+
+from shared.config import Settings
+from shared.edge.webserver import WebServer
+
+SECRET = "a-secret-of-more-than-thirty-two-bytes"
+KEYS = (("k1", SECRET),)
+
+
+class Fake(DependencyProvider):
+    """Injects whatever object stands in."""
+
+    def __init__(self, stand_in):
+        self.stand_in = stand_in
+
+    def get_dependency(self, worker_ctx):
+        return self.stand_in.under(worker_ctx.data) if hasattr(self.stand_in, "under") else self.stand_in
+
+
+@contextmanager
+def serving(service, max_workers=4, settings=None):
+    """The WebServer of a service that runs; it is stopped at the end."""
+    config = {
+        "WEB_SERVER_ADDRESS": "127.0.0.1:0",
+        "max_workers": max_workers,
+        "settings": settings or Settings(auth_keys=KEYS),
+    }
+    container = ServiceContainer(service, config)
+    container.start()
+    try:
+        yield next(item for item in container.subextensions if isinstance(item, WebServer))
+    finally:
+        container.stop()
+
+
+def ask(server, method, path, body=None, headers=None):
+    """One request: (status, headers, body), the body decoded where it is JSON."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    try:
+        connection.request(method, path, body, headers or {})
+        answer = connection.getresponse()
+        text = answer.read()
+        is_json = answer.headers.get("Content-Type") == "application/json"
+        return answer.status, answer.headers, json.loads(text) if is_json and text else text.decode()
+    finally:
+        connection.close()
+
+
+def dial(server):
+    """A bare socket to the server."""
+    return socket.create_connection(("127.0.0.1", server.port), timeout=10)
+
+
+def hear(sock):
+    """All that comes until the other side ends, or resets."""
+    heard = b""
+    try:
+        while chunk := sock.recv(65536):
+            heard += chunk
+    except ConnectionResetError:
+        pass
+    return heard.decode()
+
+
+def say(server, text):
+    """What the server answers to raw bytes until it ends the connection."""
+    with dial(server) as sock:
+        sock.sendall(text.encode())
+        return hear(sock)

@@ -1,0 +1,231 @@
+"""The catalogue: what is decoded, what is refused, and that schema, decoder and documents say the same."""
+
+import copy
+import json
+from typing import Any
+from uuid import uuid4
+
+import jsonschema
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ops import contracts
+from shared import events
+from shared.errors import EcomError, InvalidSchema, Poison, UnknownType
+from shared.events import (
+    CATALOGUE,
+    UNHEARD,
+    Envelope,
+    Identity,
+    OrderCreated,
+    PricedItem,
+    decode,
+    envelope,
+    json_schema,
+)
+from topology.table import QUEUES, hears
+
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+
+VALUES: dict[str, Any] = {
+    "order_id": str(uuid4()),
+    "reservation_id": str(uuid4()),
+    "payment_id": str(uuid4()),
+    "refund_id": str(uuid4()),
+    "currency": "EUR",
+    "total": 500,
+    "amount": 500,
+    "items": [{"sku": "lamp", "quantity": 5, "unit_price": 100}],
+    "payment_method": "mock_ok",
+    "reason": "payment_failed",
+    "shortages": [{"sku": "lamp", "requested": 5, "available": 4}],
+    "provider_reference": "ref-1",
+}
+
+
+def body(type_: str) -> dict[str, Any]:
+    """A good message of a type."""
+    schema = json_schema(type_)["properties"]["payload"]
+    values = copy.deepcopy(VALUES)
+    if "items" in schema["required"]:
+        values["items"] = [
+            {name: VALUES["items"][0][name] for name in schema["properties"]["items"]["items"]["required"]}
+        ]
+    return {
+        "message_id": str(uuid4()),
+        "type": type_,
+        "version": 1,
+        "occurred_at": "2026-01-14T10:30:00.123Z",
+        "source": "order_service",
+        "trace_id": TRACE,
+        "causation_id": None,
+        "identity": {"user_id": "ann", "roles": ["customer"]},
+        "payload": {name: values[name] for name in schema["required"]},
+    }
+
+
+def read(message: dict[str, Any]) -> Envelope:
+    return decode(json.dumps(message), message["type"])
+
+
+@pytest.mark.parametrize("type_", CATALOGUE)
+def test_a_good_message_of_each_type_is_read_and_written_as_it_came(type_: str) -> None:
+    message = body(type_)
+
+    assert json.loads(read(message).to_json()) == message
+    jsonschema.validate(message, json_schema(type_))
+
+
+def spoilt() -> st.SearchStrategy[Any]:
+    return st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.floats(allow_nan=False),
+        st.text(max_size=5),
+        st.just([]),
+        st.just({}),
+    )
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.data())
+def test_decoder_and_schema_agree_on_every_spoilt_message(data: st.DataObject) -> None:
+    type_ = data.draw(st.sampled_from(sorted(CATALOGUE)))
+    message = body(type_)
+    place, name = data.draw(st.sampled_from(_places(message)))
+    if data.draw(st.booleans()):
+        del place[name]
+    else:
+        place[name] = data.draw(spoilt())
+    if not isinstance(message.get("payload"), dict) or message.get("type") != type_ or "message_id" not in message:
+        return  # then it is another kind of message altogether
+    validator = jsonschema.Draft202012Validator(
+        json_schema(type_), format_checker=jsonschema.FormatChecker(["date-time"])
+    )
+    try:
+        decode(json.dumps(message), type_)
+        accepted = True
+    except EcomError:
+        accepted = False
+
+    # The decoder also refuses what no schema can say: NUL in text, times without a zone that look like ones.
+    if accepted:
+        assert validator.is_valid(message)
+    elif "\0" not in str(message.values()):
+        assert not validator.is_valid(message) or _is_textual(place, name)
+
+
+def _places(value: Any) -> list[tuple[Any, Any]]:
+    if isinstance(value, dict):
+        return [(value, name) for name in value] + [place for inner in value.values() for place in _places(inner)]
+    if isinstance(value, list):
+        return [place for inner in value for place in _places(inner)]
+    return []
+
+
+def _is_textual(place: Any, name: Any) -> bool:
+    return isinstance(place, dict) and isinstance(place.get(name), str) and "\0" in place[name]
+
+
+def test_unknown_fields_are_ignored_wherever_they_stand() -> None:
+    message = body("inventory.failed")
+    message["colour"] = message["payload"]["colour"] = message["payload"]["shortages"][0]["colour"] = "red"
+
+    assert read(message).payload.shortages[0].sku == "lamp"
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"{", b"[]", b"3", b'"x"', b"\xff\xfe", b'{"a": NaN}', b"[" * 100_000, b'{"a":' * 50_000]
+)
+def test_what_is_no_json_object_is_poison(text: bytes) -> None:
+    with pytest.raises(Poison):
+        decode(text, "order.created")
+
+
+@pytest.mark.parametrize(
+    "change", [{"type": "order.eaten"}, {"version": 2}, {"version": "1"}, {"type": None}, {"type": ["order.created"]}]
+)
+def test_a_type_or_version_outside_the_catalogue_is_unknown(change: dict[str, Any]) -> None:
+    with pytest.raises(UnknownType):
+        decode(json.dumps(body("order.created") | change), "order.created")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        ("total", True, "payload.total"),
+        ("total", 1.0, "payload.total"),
+        ("total", 2**53, "payload.total"),
+        ("currency", "eur", "payload.currency"),
+        ("items", {}, "payload.items"),
+        ("items", [{"sku": "a b", "quantity": 1, "unit_price": 1}], r"payload.items\[0\].sku"),
+        ("items", [{"sku": "a", "quantity": 0, "unit_price": 1}], r"payload.items\[0\].quantity"),
+        ("payment_method", "a\0b", "payload.payment_method"),
+        ("payment_method", "\ud800", "payload.payment_method"),
+        ("order_id", "1-2-3", "payload.order_id"),
+    ],
+)
+def test_a_value_that_breaks_the_schema_is_named_by_its_path(path: str, value: Any, says: str) -> None:
+    message = body("order.created")
+    message["payload"][path] = value
+
+    with pytest.raises(InvalidSchema, match=says):
+        read(message)
+
+
+def test_what_breaks_its_own_schema_is_not_published() -> None:
+    payload = OrderCreated(uuid4(), "EUR", -1, (PricedItem("a", 1, 1),), "mock_ok")
+
+    with pytest.raises(InvalidSchema, match=r"payload\.total"):
+        envelope("order_service", payload, TRACE, Identity("ann")).to_json()
+
+
+def test_a_bare_payload_is_completed_as_told_by_the_shell() -> None:
+    first, second = (decode(json.dumps(body("order.created")["payload"]), "order.created") for _ in range(2))
+
+    assert (first.type, first.source, first.identity.user_id) == ("order.created", "shell", "shell")
+    assert first.message_id != second.message_id
+
+
+def test_a_bare_payload_by_an_unknown_key_is_of_unknown_type() -> None:
+    with pytest.raises(UnknownType, match=r"q\.x"):
+        decode(b"{}", "q.x")
+
+
+def test_the_next_event_of_a_saga_keeps_trace_and_identity_and_names_its_cause() -> None:
+    cause = read(body("order.created"))
+    effect = cause.caused("inventory_service", read(body("inventory.failed")).payload)
+
+    assert (effect.trace_id, effect.identity, effect.causation_id) == (cause.trace_id, cause.identity, cause.message_id)
+    assert effect.message_id != cause.message_id
+
+
+def test_an_event_may_go_unheard_exactly_when_no_queue_hears_it() -> None:
+    assert {type_ for type_ in CATALOGUE if not any(hears(queue, type_) for queue in QUEUES)} == UNHEARD
+
+
+def test_results_have_two_words_and_commands_three() -> None:
+    for type_ in CATALOGUE:
+        assert len(type_.split(".")) == (3 if type_.endswith(".requested") else 2)
+
+
+def test_the_documents_are_what_the_catalogue_says() -> None:
+    written = {str(path.relative_to(contracts.FOLDER)): path.read_text() for path in contracts.FOLDER.rglob("*.json")}
+
+    assert written == {name: contracts.text(document) for name, document in contracts.documents().items()}, (
+        "run: python -m ops.contracts"
+    )
+
+
+def test_every_event_in_the_asyncapi_document_is_told_and_heard_as_the_table_says() -> None:
+    operations = contracts.asyncapi()["operations"]
+
+    heard = {name for name, operation in operations.items() if operation["action"] == "receive"}
+    assert heard == {f"hear-{queue.name}-{type_}" for queue in QUEUES for type_ in CATALOGUE if hears(queue, type_)}
+    assert {f"tell-{type_}" for type_ in CATALOGUE} == set(operations) - heard
+
+
+def test_each_payload_knows_its_type() -> None:
+    assert {events.type_of(read(body(type_)).payload) for type_ in CATALOGUE} == set(CATALOGUE)

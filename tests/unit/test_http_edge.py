@@ -1,0 +1,338 @@
+"""The HTTP edge: slow, broken and too many clients cost what they may cost, and never the service."""
+
+import contextlib
+import errno
+import socket
+import time
+
+import eventlet
+import pytest
+from eventlet.event import Event
+from nameko.containers import ServiceContainer
+from nameko.extensions import DependencyProvider
+from werkzeug.wrappers import Response
+
+from shared.edge import connection, webserver
+from shared.edge.http import BODY, Probes, Route
+from shared.edge.webserver import max_connections
+from shared.errors import ConfigurationFault
+from tests.unit.serving import ask, dial, hear, say, serving
+
+route = Route.decorator
+
+
+class Trouble(DependencyProvider):
+    """An extension that can be in trouble."""
+
+    words = None
+
+    def trouble(self):
+        return self.words
+
+
+class Echo(Probes):
+    """Answers what it was sent, at once or when it is let go."""
+
+    name = "echo"
+    trouble = Trouble()
+    let_go = None
+
+    @route("POST", "/echo")
+    def echo(self, request):
+        return Response(request.environ[BODY])
+
+    @route("GET", "/wait/<int:n>")
+    def wait(self, request, n):
+        Echo.let_go.wait()
+        return Response(str(n))
+
+    @route("GET", "/fault")
+    def fault(self, request):
+        raise RuntimeError("secret words of a database")
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setattr(Echo, "let_go", Event())
+    monkeypatch.setattr(Trouble, "words", None)
+    with serving(Echo, max_workers=2) as server:
+        yield server
+        if not Echo.let_go.ready():
+            Echo.let_go.send()
+
+
+def post(body, *headers):
+    lines = ["POST /echo HTTP/1.1", "Host: x", *headers]
+    return "\r\n".join(lines) + "\r\n\r\n" + body
+
+
+def lives(server):
+    return ask(server, "GET", "/healthz")[0] == 200
+
+
+# --- one connection --------------------------------------------------------------------------------------------
+
+
+def test_a_connection_is_kept_for_the_next_request(server):
+    with dial(server) as sock:
+        for word in ("one", "two"):
+            sock.sendall(post(word, "Content-Length: 3").encode())
+            assert sock.recv(65536).decode().endswith(word)
+
+
+def test_requests_sent_in_one_go_are_answered_in_turn(server):
+    answer = say(server, post("one", "Content-Length: 3") + post("two", "Content-Length: 3", "Connection: close"))
+    assert answer.count("200 OK") == 2
+    assert answer.index("one") < answer.index("two")
+
+
+def test_a_silent_connection_is_closed(server, monkeypatch):
+    monkeypatch.setattr(connection, "IDLE_S", 0.2)
+    began = time.monotonic()
+    with dial(server) as sock:
+        assert hear(sock) == ""
+    assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize(("limit", "begun"), [("IDLE_S", "GE"), ("HEAD_S", "GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ")])
+def test_a_head_that_drips_is_cut_off(server, monkeypatch, limit, begun):
+    monkeypatch.setattr(connection, limit, 0.3)
+    began = time.monotonic()
+    with dial(server) as sock:
+        sock.sendall(begun.encode())
+        with contextlib.suppress(OSError):
+            while time.monotonic() - began < 5:
+                sock.sendall(b"x")
+                eventlet.sleep(0.05)
+    assert time.monotonic() - began < 2
+
+
+def test_bodies_that_drip_are_408_and_take_no_worker(server, monkeypatch):
+    monkeypatch.setattr(connection, "BODY_S", 0.5)
+    slow = [dial(server) for _ in range(6)]
+    for sock in slow:
+        sock.sendall(post("ab", "Content-Length: 50").encode())
+    eventlet.sleep(0.1)
+    assert ask(server, "POST", "/echo", b"quick")[2] == "quick"
+    answers = [hear(sock) for sock in slow]
+    assert all(answer.startswith("HTTP/1.1 408 ") for answer in answers)
+    assert all("connection: close" in answer.lower() for answer in answers)
+
+
+def test_a_client_that_leaves_in_its_body_harms_nobody(server):
+    for _ in range(5):
+        with dial(server) as sock:
+            sock.sendall(post("ab", "Content-Length: 50").encode())
+    assert lives(server)
+
+
+def test_a_client_that_resets_harms_nobody(server):
+    for text in ("", "GET /wai", post("ab", "Content-Length: 50"), "GET /healthz HTTP/1.1\r\n\r\n"):
+        for _ in range(5):
+            sock = dial(server)
+            sock.sendall(text.encode())
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            sock.close()
+    eventlet.sleep(0.1)
+    assert lives(server)
+
+
+# --- bodies ----------------------------------------------------------------------------------------------------
+
+
+def test_a_body_up_to_the_limit_is_taken(server):
+    body = b"x" * connection.MAX_BODY_BYTES
+    assert ask(server, "POST", "/echo", body)[2] == body.decode()
+
+
+def test_a_body_over_the_limit_is_413_at_once(server):
+    began = time.monotonic()
+    with dial(server) as sock:
+        sock.sendall(post("only the beginning", f"Content-Length: {connection.MAX_BODY_BYTES + 1}").encode())
+        assert sock.recv(65536).startswith(b"HTTP/1.1 413 ")
+    assert time.monotonic() - began < 1
+
+
+def test_a_client_that_sends_too_much_still_hears_why(server):
+    assert ask(server, "POST", "/echo", b"x" * 3_000_000)[0] == 413
+
+
+def test_a_chunked_body_is_411(server):
+    assert say(server, post("3\r\nabc\r\n0\r\n\r\n", "Transfer-Encoding: chunked")).startswith("HTTP/1.1 411 ")
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("Content-Length: 3", "Content-Length: 3"),
+        ("Content-Length: 3", "Content-Length: 30"),
+        ("Content-Length: +3",),
+        ("Content-Length: 0_3",),
+        ("Content-Length: -3",),
+        ("Content-Length: 3, 3",),
+        ("Content-Length: \N{ARABIC-INDIC DIGIT THREE}",),
+        ("Content-Length: 3", "Transfer-Encoding: chunked"),
+        ("no colon", "Content-Length: 3"),
+    ],
+)
+def test_a_length_that_can_be_read_in_two_ways_is_400_and_ends_the_connection(server, lines):
+    answer = say(server, post("abc", *lines) + post("", "Content-Length: 0"))
+    assert answer.split()[1] == "400"
+    assert answer.count("HTTP/1.") == 1
+
+
+def test_a_post_without_a_length_has_an_empty_body(server):
+    assert say(server, post("", "Connection: close")).endswith("\r\n\r\n")
+
+
+def test_a_head_that_is_not_http_is_400(server):
+    for text in ("\x16\x03\x01 tls\r\n\r\n", "GET\r\n\r\n", "GET / HTTP/9.9\r\n\r\n", "one two three four\r\n\r\n"):
+        answer = say(server, text)
+        assert answer[9:10] in ("4", "5"), answer
+        assert "<html" not in answer.lower()
+    assert lives(server)
+
+
+# --- routes ----------------------------------------------------------------------------------------------------
+
+
+def test_a_path_or_method_that_is_not_there_is_refused(server):
+    assert ask(server, "GET", "/nothing")[0] == 404
+    assert ask(server, "GET", "/wait/one")[0] == 404
+    assert ask(server, "GET", "//echo")[0] == 404
+    assert ask(server, "GET", "/%ff%fe")[0] == 404
+    assert ask(server, "DELETE", "/echo")[0] == 405
+
+
+def test_a_fault_tells_the_client_nothing(server):
+    status, _, body = ask(server, "GET", "/fault")
+    assert status == 500
+    assert "secret" not in body
+
+
+def test_requests_are_counted_by_route_and_never_by_path(server):
+    Echo.let_go.send()
+    ask(server, "GET", "/wait/7")
+    ask(server, "GET", "/wait-for-a-secret")
+    ask(server, "HACK", "/echo")
+    counted = ask(server, "GET", "/metrics")[2]
+    assert 'ecom_http_requests_total{method="GET",route="/wait/{n}",service="echo",status="200"}' in counted
+    assert 'method="OTHER",route="unmatched"' in counted
+    assert 'ecom_http_request_seconds_count{route="/wait/{n}",service="echo"}' in counted
+    assert "wait-for-a-secret" not in counted
+    assert "HACK" not in counted
+
+
+# --- probes ----------------------------------------------------------------------------------------------------
+
+
+def test_probes_answer_while_every_worker_is_busy(server):
+    waiting = [eventlet.spawn(ask, server, "GET", f"/wait/{n}") for n in range(4)]
+    eventlet.sleep(0.1)
+    assert ask(server, "GET", "/healthz")[2] == {"status": "ok"}
+    assert ask(server, "GET", "/readyz")[2] == {"ready": True, "reasons": []}
+    assert "ecom_http_requests_total" in ask(server, "GET", "/metrics")[2]
+    Echo.let_go.send()
+    assert [thread.wait()[2] for thread in waiting] == ["0", "1", "2", "3"]
+
+
+def test_a_service_in_trouble_is_not_ready_and_says_why(server, monkeypatch):
+    monkeypatch.setattr(Trouble, "words", "the well is dry")
+    assert ask(server, "GET", "/readyz")[::2] == (503, {"ready": False, "reasons": ["the well is dry"]})
+    assert lives(server)
+
+
+class DeadDatabase(DependencyProvider):
+    """Looks like a database that answers nothing."""
+
+    class Sessions:
+        @contextlib.contextmanager
+        def read(self):
+            eventlet.sleep(60)
+            yield
+
+    sessions = Sessions()
+
+
+class Stranded(Probes):
+    name = "stranded"
+    db = DeadDatabase()
+
+
+def test_a_database_that_does_not_answer_is_said_in_time(monkeypatch):
+    monkeypatch.setattr("shared.edge.http.DATABASE_ANSWERS_S", 0.1)
+    with serving(Stranded) as server:
+        status, _, body = ask(server, "GET", "/readyz")
+    assert (status, body["reasons"]) == (503, ["the database does not answer (Timeout)"])
+
+
+# --- the server ------------------------------------------------------------------------------------------------
+
+
+def test_a_taken_port_is_named(server):
+    container = ServiceContainer(Echo, {**server.container.config, "WEB_SERVER_ADDRESS": f"127.0.0.1:{server.port}"})
+    with pytest.raises(ConfigurationFault, match=f"port {server.port} on 127.0.0.1 is taken"):
+        container.start()
+    container.kill()
+
+
+def test_connections_over_the_cap_are_turned_away_with_503(server):
+    server._max_connections = 3
+    held = [dial(server) for _ in range(3)]
+    eventlet.sleep(0.05)
+    assert ask(server, "GET", "/healthz")[0] == 503
+    held.pop().close()
+    eventlet.sleep(0.05)
+    assert lives(server)
+    for sock in held:
+        sock.close()
+
+
+def test_the_cap_leaves_half_of_the_file_descriptors_to_the_service(monkeypatch):
+    monkeypatch.setattr(webserver.resource, "getrlimit", lambda kind: (200, 200))
+    assert max_connections() == 100
+
+
+def test_running_out_of_file_descriptors_does_not_end_the_service(server, monkeypatch):
+    monkeypatch.setattr(webserver, "ACCEPT_AGAIN_S", 0.01)
+    accept, failures = server._sock.accept, [OSError(errno.EMFILE, "Too many open files")] * 3
+
+    def failing():
+        if failures:
+            raise failures.pop()
+        return accept()
+
+    monkeypatch.setattr(server._sock, "accept", failing)
+    assert lives(server)
+    assert lives(server)
+    assert not failures
+
+
+def test_a_stop_finishes_the_requests_under_way_and_takes_no_more(monkeypatch):
+    monkeypatch.setattr(Echo, "let_go", Event())
+    with serving(Echo) as server:
+        idle = dial(server)
+        port = server.port
+        under_way = eventlet.spawn(ask, server, "GET", "/wait/1")
+        eventlet.sleep(0.1)
+        stopping = eventlet.spawn(server.container.stop)
+        eventlet.sleep(0.1)
+        assert hear(idle) == ""
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port), timeout=1)
+        assert not stopping.dead
+        Echo.let_go.send()
+        assert under_way.wait()[2] == "1"
+        with eventlet.Timeout(2):
+            stopping.wait()
+
+
+def test_a_connection_that_never_ends_does_not_hold_up_the_stop(monkeypatch):
+    monkeypatch.setattr(Echo, "let_go", Event())
+    monkeypatch.setattr(webserver, "DRAIN_S", 0.3)
+    with serving(Echo) as server, dial(server) as sock:
+        sock.sendall(post("ab", "Content-Length: 50").encode())
+        eventlet.sleep(0.1)
+        began = time.monotonic()
+        server.drain()
+        assert 0.2 < time.monotonic() - began < 1

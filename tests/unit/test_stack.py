@@ -1,0 +1,451 @@
+"""The stack's own rules: processes end whole, ports move, errors are one line with the right exit code."""
+
+from __future__ import annotations
+
+import base64
+import configparser
+import hashlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ops import install, processes, servers, stack, supervisor
+from ops.processes import Process, StackFault, spawn, wait_until
+
+# What is started here is started by a supervisor that eventlet has never patched.
+pytestmark = pytest.mark.filterwarnings("ignore:Using fork:DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def own_ground(tmp_path, monkeypatch):
+    """Every test has its own .run and an environment without settings."""
+    for module in (stack, install):
+        monkeypatch.setattr(module, "RUN", tmp_path / "run dir")
+    for name in stack.SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(f"{name}_FILE", raising=False)
+
+
+@pytest.fixture
+def started(tmp_path):
+    """Starts Python programs and kills what a failing test leaves of them."""
+    popens = []
+
+    def start(program: str) -> Process:
+        popens.append(
+            spawn([sys.executable, "-c", program], log=tmp_path / "program.log", env=dict(os.environ), cwd=tmp_path)
+        )
+        process = Process.of(popens[-1].pid)
+        assert process
+        return process
+
+    yield start
+    for popen in popens:
+        process = Process.of(popen.pid)
+        processes.kill(process.family() if process else [])
+        popen.wait()
+
+
+@pytest.fixture
+def listener():
+    """A port that a stranger listens on."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        yield server.getsockname()[1]
+
+
+# A parent that sleeps and a child that leads a session of its own, as PostgreSQL's backends do.
+PARENT = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+STUBBORN = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("deaf", flush=True)
+time.sleep(60)
+"""
+
+
+def said(tmp_path) -> str:
+    """What a started program has printed, once it has."""
+    log = tmp_path / "program.log"
+    assert wait_until(lambda: log.exists() and log.read_text().endswith("\n"), 20)
+    return log.read_text().strip()
+
+
+# --- processes ------------------------------------------------------------------------------------------------------
+
+
+def test_a_later_process_with_the_same_pid_is_not_taken_for_the_earlier_one():
+    me = Process.of(os.getpid())
+    assert me is not None
+    assert me.alive()
+    stranger = Process(me.pid, "started at another time")
+    assert not stranger.alive()
+    assert stranger.family() == []
+    stranger.send(signal.SIGKILL)  # would end this test run
+
+
+def test_a_zombie_is_dead():
+    popen = subprocess.Popen([sys.executable, "-c", ""])
+    process = Process.of(popen.pid)
+    assert process
+    assert wait_until(lambda: not process.alive(), 20)
+    assert popen.wait() == 0
+
+
+def test_ending_a_process_ends_a_child_that_leads_its_own_session(started, tmp_path):
+    parent = started(PARENT)
+    child = Process.of(int(said(tmp_path)))
+    assert child
+    assert child in parent.family()
+    assert parent.end(patience_s=20)
+    assert not parent.alive()
+    assert not child.alive()
+
+
+def test_a_process_that_ignores_sigterm_is_killed_after_the_patience(started, tmp_path):
+    deaf = started(STUBBORN)
+    said(tmp_path)
+    assert deaf.end(patience_s=0.2) is False
+    assert not deaf.alive()
+
+
+def test_a_frozen_family_hears_sigterm_all_the_same(started, tmp_path):
+    parent = started(PARENT)
+    said(tmp_path)
+    parent.send_to_family(signal.SIGSTOP)
+    assert parent.alive()
+    assert parent.end(patience_s=20)
+
+
+def test_what_starts_us_may_die_and_its_servers_with_it(tmp_path):
+    program = (
+        f"import sys; sys.path.insert(0, {str(stack.ROOT)!r})\n"
+        "import os, signal; from pathlib import Path; from ops.processes import spawn\n"
+        f"here = Path({str(tmp_path)!r})\n"
+        "child = spawn(['sleep', '60'], log=here / 'l', env=dict(os.environ), cwd=here, dies_with_us=signal.SIGTERM)\n"
+        "print(child.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    if sys.platform != "linux":
+        pytest.skip("only Linux ties a process to its parent")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    pid = int(done.stdout)
+    orphan = Process.of(pid)
+    assert wait_until(lambda: orphan is None or not orphan.alive(), 20)
+
+
+# --- supervisor -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("deaths", "seconds"), [(1, 0), (2, 0.5), (3, 1), (4, 2), (5, 4), (6, 5), (1000, 5)])
+def test_a_dead_service_is_restarted_at_once_and_then_ever_later_but_within_five_seconds(deaths, seconds):
+    assert supervisor.backoff(deaths) == seconds
+
+
+def watch_over(tmp_path, program: str) -> tuple[supervisor.Supervisor, supervisor.Child, list[str]]:
+    heard: list[str] = []
+    child = supervisor.Child("order", 0, servers.free_port(), tmp_path / "order-0.log")
+    command = [sys.executable, "-c", program, str(child.port)]
+    watcher = supervisor.Supervisor([child], lambda _: command, os.environ, tmp_path, heard.append)
+    return watcher, child, heard
+
+
+def test_a_service_that_dies_is_started_again_and_that_is_said(tmp_path):
+    watcher, child, heard = watch_over(tmp_path, "import time; time.sleep(60)")
+    watcher.start()
+    first = child.popen
+    assert first
+    try:
+        first.kill()
+        assert wait_until(lambda: watcher.run_once() == 1, 20)
+        assert child.popen is not first
+        assert heard == ["order-0 died (signal SIGKILL); restarting at once"]
+    finally:
+        watcher.stop()
+    assert watcher.pids() == {}
+
+
+def test_a_service_that_never_comes_up_ends_the_start_with_the_end_of_its_log(tmp_path):
+    watcher, _, _ = watch_over(tmp_path, "raise SystemExit('ORDER_DATABASE_URL is not set')")
+    watcher.start()
+    with pytest.raises(StackFault, match=r"order-0 died 3 times.*\n(?s:.*)ORDER_DATABASE_URL is not set"):
+        watcher.wait_ready(patience_s=20)
+
+
+def test_a_service_is_ready_only_once_it_says_so(tmp_path):
+    serve = """
+import sys, time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+began = time.monotonic()
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200 if time.monotonic() - began > 0.7 and self.path == "/readyz" else 503)
+        self.end_headers()
+HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+    watcher, child, _ = watch_over(tmp_path, serve)
+    began = time.monotonic()
+    watcher.start()
+    try:
+        watcher.wait_ready(patience_s=20)
+        assert child.ready
+        assert time.monotonic() - began > 0.7
+    finally:
+        watcher.stop()
+
+
+# --- ports and environment ------------------------------------------------------------------------------------------
+
+
+def test_a_port_on_which_somebody_listens_is_not_free(listener):
+    assert not servers.is_free(listener)
+
+
+def test_the_services_move_together_when_one_of_their_ports_is_taken(listener):
+    heard: list[str] = []
+    moved = stack.choose_ports(1, heard.append, first=listener - 2)
+    assert moved[stack.ALL_SERVICES[0]] != listener - 2
+    assert list(moved.values()) == list(range(moved["gateway"], moved["gateway"] + len(stack.ALL_SERVICES)))
+    assert heard == [f"port {listener} is taken: listening from {moved['gateway']} on"]
+
+
+def test_the_ports_of_later_replicas_count_too(listener):
+    first = listener - stack.PORTS_BETWEEN_REPLICAS
+    assert stack.choose_ports(2, first=first)["gateway"] != first
+
+
+def test_a_port_that_the_user_names_is_kept_or_refused_but_never_moved(listener, monkeypatch):
+    free = servers.free_port()
+    monkeypatch.setenv("ORDER_PORT", str(free))
+    assert stack.choose_ports(1, first=servers.free_port())["order"] == free
+    monkeypatch.setenv("ORDER_PORT", str(listener))
+    with pytest.raises(StackFault, match=f"ORDER_PORT: port {listener} is taken") as refused:
+        stack.choose_ports(1)
+    assert refused.value.exit_code == 2
+
+
+def test_some_databases_of_the_user_but_not_all_are_a_mistake(monkeypatch):
+    assert not stack.databases_given()
+    monkeypatch.setenv("ORDER_DATABASE_URL", "postgresql://db/order")
+    with pytest.raises(StackFault, match=r"missing: .*PAYMENT_DATABASE_URL") as refused:
+        stack.databases_given()
+    assert refused.value.exit_code == 2
+    for name in ("INVENTORY", "PAYMENT", "AUTH"):
+        monkeypatch.setenv(f"{name}_DATABASE_URL_FILE", "/run/secrets/url")
+    assert stack.databases_given()
+
+
+def test_no_server_is_started_in_place_of_one_that_the_user_brings(monkeypatch):
+    monkeypatch.setenv("AMQP_URI", "amqp://elsewhere/shop")
+    one = stack.Stack("main")
+    assert one.servers.broker is None
+    assert one.servers.postgres is not None
+
+
+def test_the_environment_names_every_setting_once_and_keeps_the_users(monkeypatch):
+    monkeypatch.setenv("AMQP_URI", "amqp://elsewhere/shop")
+    one = stack.Stack("main")
+    one.directory.mkdir(parents=True)
+    assert one.servers.postgres
+    one.servers.postgres.facts = {"port": 20001, "password": "secret"}
+    one.choose_environment({"order": 8001}, suffix="_x")
+    monkeypatch.delenv("AMQP_URI")
+    monkeypatch.setenv("AMQP_URI_FILE", "/another/terminal")
+    whole = stack.project_environment(stack.Stack("main").environment)
+    assert whole["AMQP_URI"] == "amqp://elsewhere/shop"
+    assert "AMQP_URI_FILE" not in whole  # the name and its file together are refused by shared.config
+    assert whole["ORDER_DATABASE_URL"].startswith("postgresql://order_app:")
+    assert whole["ORDER_DATABASE_URL"].endswith("@127.0.0.1:20001/order_x")
+    assert whole["ORDER_PORT"] == "8001"
+    assert one.file.stat().st_mode & 0o777 == 0o600
+
+
+def test_passwords_stay_the_same_from_one_start_to_the_next():
+    one = stack.Stack("main")
+    one.directory.mkdir(parents=True)
+    assert one.servers.postgres
+    assert one.servers.broker
+    one.servers.postgres.facts = {"port": 20001, "password": "secret"}
+    one.servers.broker.facts = {"port": 20002, "password": "secret"}
+    one.choose_environment({})
+    again = stack.Stack("main")
+    again.servers = one.servers
+    again.choose_environment({})
+    assert again.environment == one.environment
+
+
+# --- one stack at a time --------------------------------------------------------------------------------------------
+
+
+def test_a_stack_has_one_owner_whom_others_can_find():
+    assert stack.Stack("main").owner() is None
+    with stack.Stack("main").owned() as ours:
+        assert ours
+        with stack.Stack("main").owned() as second:
+            assert not second
+        assert stack.Stack("main").owner() == Process.of(os.getpid())
+    assert stack.Stack("main").owner() is None
+
+
+def test_a_stale_state_file_does_not_make_a_stack_run(capsys):
+    one = stack.Stack("main")
+    one.directory.mkdir(parents=True)
+    one.keep(ready=True, children={})
+    (one.directory / "lock").write_text(str(os.getpid()))
+    assert stack.main(["status"]) == 1
+    assert stack.main(["down"]) == 0
+    assert "nothing is running" in capsys.readouterr().out
+
+
+def test_what_a_killed_supervisor_left_running_is_ended(started):
+    orphan = started(STUBBORN)
+    one = stack.Stack("main")
+    one.directory.mkdir(parents=True)
+    one.keep(children={"order-0": {"url": "", "pid": orphan.pid, "started": orphan.started}})
+    processes.kill(orphan.family()[1:])
+    assert stack.main(["down"]) == 0
+    assert not orphan.alive()
+
+
+# --- commands -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [[], ["fly"], ["up", "--replicas", "0"], ["status", "--yaml"], ["exec"]])
+def test_misuse_is_exit_code_two(words, capsys):
+    assert stack.main(words) == 2
+    assert capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("patched", "plain", "narrowed", "code"),
+    [
+        (0, 0, False, 0),
+        (1, 0, False, 1),
+        (0, 2, False, 1),
+        (0, 5, True, 0),
+        (5, 5, True, 1),
+        (5, 5, False, 1),
+        (5, 0, False, 1),
+    ],
+)
+def test_a_run_that_fails_or_finds_none_of_its_tests_fails_the_whole(patched, plain, narrowed, code):
+    codes = {"patched": patched, "plain": plain}
+    if code == 0:
+        assert stack.judge(codes, narrowed) == 0
+    else:
+        with pytest.raises(StackFault) as failed:
+            stack.judge(codes, narrowed)
+        assert failed.value.exit_code == code
+
+
+def test_a_run_without_test_files_may_be_empty(monkeypatch, tmp_path):
+    monkeypatch.setattr(stack, "ROOT", tmp_path)
+    assert stack.judge({"patched": 0, "plain": 5}, narrowed=False) == 0
+
+
+# --- installing -----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_missing_is_named_in_one_line_to_who_is_not_root(monkeypatch, capsys):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(install, "find_rabbitmq", lambda: None)
+    with pytest.raises(StackFault, match="sudo apt-get install -y rabbitmq-server") as refused:
+        install.servers(print, broker=True, postgres=False)
+    assert refused.value.exit_code == 2
+    assert "\n" not in str(refused.value)
+
+
+def test_the_lock_has_hashes_for_everything_and_names_no_host():
+    text = install.LOCK.read_text()
+    requirements = install._requirements()
+    assert {"nameko", "pytest", "ruff", "setuptools", install.ROOTLESS_POSTGRES} <= set(requirements)
+    assert all("--hash=sha256:" in entry for entry in requirements.values())
+    assert "://" not in text
+    assert "index" not in text
+
+
+def test_what_setup_cfg_asks_for_is_in_the_lock():
+    setup = configparser.ConfigParser()
+    setup.read(install.ROOT / "setup.cfg")
+    extras = [setup["options.extras_require"][extra] for extra in ("test", "dev", "rootless")]
+    lines = "\n".join([setup["options"]["install_requires"], *extras]).splitlines()
+    asked = {re.split(r"[\s<>=!~#\[;]", line.strip())[0].lower() for line in lines} - {""}
+    assert asked - set(install._requirements()) == set(), "`make lock` has been forgotten"
+
+
+@pytest.mark.parametrize("before", [None, "#!/bin/sh\nexit 101\n", "something else\n"])
+def test_the_file_that_forbids_starting_servers_is_gone_afterwards_and_the_old_one_back(tmp_path, before):
+    path = tmp_path / "sbin" / "policy-rc.d"
+    if before:
+        path.parent.mkdir()
+        path.write_text(before)
+    for cut_short in (False, True):
+        try:
+            with install._file_for_now(path, install.POLICY_FORBIDS, 0o755):
+                assert path.read_text() == install.POLICY_FORBIDS
+                assert os.access(path, os.X_OK)
+                if cut_short:
+                    raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            pass
+        assert (path.read_text() if path.exists() else None) == before
+    assert list(path.parent.iterdir()) == ([path] if before else [])
+
+
+def test_an_install_that_was_killed_gives_back_the_old_file_the_next_time(tmp_path):
+    path = tmp_path / "policy-rc.d"
+    path.write_text(install.POLICY_FORBIDS)
+    path.with_name("policy-rc.d.ecom-saved").write_text("the old one\n")
+    with install._file_for_now(path, install.POLICY_FORBIDS, 0o755):
+        pass
+    assert path.read_text() == "the old one\n"
+
+
+# --- servers --------------------------------------------------------------------------------------------------------
+
+
+def test_the_highest_postgresql_is_taken_by_number_and_not_by_letter():
+    folders = [Path(f"/usr/lib/postgresql/{version}/bin") for version in ("9.6", "15", "17")]
+    assert sorted(folders, key=servers._version, reverse=True)[0].parent.name == "17"
+
+
+def test_the_brokers_password_is_given_to_it_as_a_salted_hash(tmp_path):
+    broker = servers.Broker(tmp_path)
+    broker.facts["password"] = "secret"
+    definitions = broker._definitions(["a", "b"])
+    digest = base64.b64decode(definitions["users"][0]["password_hash"])
+    assert digest[4:] == hashlib.sha256(digest[:4] + b"secret").digest()
+    assert [grant["vhost"] for grant in definitions["permissions"]] == ["a", "b"]
+
+
+def test_nothing_of_the_systems_broker_is_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("RABBITMQ_NODENAME", "rabbit@system")
+    monkeypatch.setenv("RABBITMQ_USE_LONGNAME", "true")
+    broker = servers.Broker(tmp_path)
+    broker.facts.update(port=1, dist_port=2, epmd_port=3)
+    environment = broker._environment()
+    assert environment["RABBITMQ_NODENAME"] == broker.node
+    assert "RABBITMQ_USE_LONGNAME" not in environment
+    assert environment["HOME"].startswith(str(tmp_path))
+
+
+def test_what_a_server_knows_of_itself_is_found_by_another_process(tmp_path):
+    servers.Broker(tmp_path).keep(port=20001, password="secret", vhosts=["shop"])
+    found = servers.Servers.attach(tmp_path / "state.json")
+    assert found.postgres is None
+    assert found.broker
+    assert found.broker.amqp_uri == "amqp://ecom:secret@127.0.0.1:20001/shop"
+    assert found.broker.process is None
+    assert found.broker.file.stat().st_mode & 0o777 == 0o600
