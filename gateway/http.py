@@ -169,7 +169,7 @@ class Api(Route):
 
     def refusal(self, error: HTTPException, environ: Environ) -> Response:
         kind = REFUSALS.get(error.code or INTERNAL, errors.BadRequest)
-        says = error.description if kind is errors.BadRequest else None
+        says = error.description if kind in (errors.BadRequest, errors.ServiceUnavailable) else None
         allowed = [(name, value) for name, value in error.get_headers(environ) if name == "Allow"]
         return respond_with_error(environ, kind(says or ""), allowed)
 
@@ -198,7 +198,8 @@ def read_query(request: Request, schema: marshmallow.Schema | None) -> dict[str,
         given: dict[str, list[str]] = {}
     else:
         given = request.args.to_dict(flat=False)
-    unknown = sorted(given.keys() - (schema.fields.keys() if schema else set()))
+    known = {item.data_key or name for name, item in schema.fields.items()} if schema else set()
+    unknown = sorted(given.keys() - known)
     if unknown:
         raise errors.UnknownParameter(details={"parameters": unknown})
     repeated = {name: ["Given more than once."] for name, values in given.items() if len(values) > 1}

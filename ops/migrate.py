@@ -15,9 +15,9 @@ import psycopg2
 from alembic import command
 from alembic.config import Config
 from psycopg2 import sql
-from sqlalchemy import create_engine, make_url, text
+from sqlalchemy import Connection, create_engine, make_url, text
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from shared.config import Settings
@@ -35,11 +35,11 @@ LOCK_ID = 0x6D69_6772
 
 
 def migrate(settings: Settings, services: Sequence[str] = SERVICES) -> list[str]:
-    """Bring these services' databases to the newest version; one line for each. Raises CannotWork when one is away."""
+    """Bring these services' databases to the newest version; one line for each. Raises CannotWork."""
     try:
         return [migrate_one(settings, service) for service in services]
-    except (OperationalError, psycopg2.OperationalError) as error:
-        raise CannotWork(f"the database is away: {str(error).splitlines()[0]}") from error
+    except (DBAPIError, psycopg2.Error) as error:
+        raise CannotWork(f"the databases could not be migrated: {str(error).splitlines()[0]}") from error
 
 
 def migrate_one(settings: Settings, service: str) -> str:
@@ -102,7 +102,7 @@ def _role(cursor: psycopg2.extensions.cursor, name: str, password: str | None) -
     cursor.execute(sql.SQL("{} ROLE {} {}").format(verb, sql.Identifier(name), login))
 
 
-def _grant(connection, service: str, app: str, owner: str) -> None:  # type: ignore[no-untyped-def]
+def _grant(connection: Connection, service: str, app: str, owner: str) -> None:
     """DML for the app, SELECT for the reader, nothing for anybody else; on tables to come, too."""
     quoted_app = '"' + app.replace('"', '""') + '"'
     for statement in (

@@ -157,8 +157,9 @@ def _refund(order: Order) -> RefundRequested:
 def subject_of(payload: Payload) -> UUID | None:
     """The id by which a result is known again: of the reservation, payment or refund it speaks of."""
     for name in ("refund_id", "payment_id", "reservation_id"):
-        if hasattr(payload, name):
-            return getattr(payload, name)
+        subject: UUID | None = getattr(payload, name, None)
+        if subject:
+            return subject
     return None
 
 

@@ -48,7 +48,7 @@ class PaymentService(Probes):
     def charge(self, events: Events, tx: Tx) -> None:
         """Keep what the provider answered, and tell it."""
         rows = models.payments_of(tx.session, [event.payload.order_id for event in events], lock=True)
-        changed = {}
+        changed: dict[UUID, domain.Payment] = {}
         for event in events:
             answer = tx.answers.get(event.message_id)
             before = changed.get(event.payload.order_id) or models.payment(rows[event.payload.order_id])

@@ -13,7 +13,6 @@ import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from uuid import UUID
 
@@ -355,9 +354,17 @@ class _Head:
 Decode = Callable[[Any, str], Any]
 
 
-@cache
+_DECODERS: dict[Any, Decode] = {}
+
+
 def _decoder(annotation: Any) -> Decode:
     """A function (value, path) -> decoded value for a type; made once for each type."""
+    if annotation not in _DECODERS:
+        _DECODERS[annotation] = _make_decoder(annotation)
+    return _DECODERS[annotation]
+
+
+def _make_decoder(annotation: Any) -> Decode:
     origin = get_origin(annotation)
     if origin is Annotated:
         kind, limits = get_args(annotation)

@@ -172,7 +172,7 @@ def _short(error: BaseException) -> str:
 
 
 def _whole(value: object) -> int:
-    return value if isinstance(value, int) and value > 0 else 0
+    return value if type(value) is int and value > 0 else 0
 
 
 def _uuid_or_new(text: str | None) -> UUID:

@@ -31,7 +31,7 @@ def decode_cursor(cursor: str, filters: Mapping[str, Any], kinds: Sequence[type]
     fits = len(position) == len(kinds) and all(type(p) is kind for p, kind in zip(position, kinds, strict=False))
     if made_for != _hash(filters) or not fits:
         raise InvalidCursor()
-    return position
+    return list(position)
 
 
 def page_of(rows: Sequence[Any], limit: int) -> tuple[Sequence[Any], bool]:

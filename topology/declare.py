@@ -159,7 +159,7 @@ class _Broker:
             if refusal.reply_code == 403:
                 raise
             # 405 is a queue that belongs to another connection: there, but not ours.
-            return refusal.reply_code != 404
+            return bool(refusal.reply_code != 404)
         return True
 
     def declare(self, thing: Thing) -> list[Drift]:

@@ -6,12 +6,13 @@ clients cost a connection and never a worker.
 
 from __future__ import annotations
 
-import email.errors
 import errno
 import logging
+import re
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from email.errors import MissingHeaderBodySeparatorDefect
 from typing import Any, cast
 
 import eventlet
@@ -22,7 +23,9 @@ from werkzeug.exceptions import (
     HTTPException,
     LengthRequired,
     RequestEntityTooLarge,
+    RequestHeaderFieldsTooLarge,
     RequestTimeout,
+    RequestURITooLarge,
     default_exceptions,
 )
 from werkzeug.wrappers import Response
@@ -46,6 +49,8 @@ LINGER_S = 1.0
 BODY = "ecom.body"
 REFUSED = "ecom.refused"
 
+DIGITS = re.compile(r"[0-9]{1,18}[ \t]*")
+
 
 class Connection(HttpOnlyProtocol):
     """One client's connection. States are eventlet's: idle, request, close."""
@@ -55,11 +60,34 @@ class Connection(HttpOnlyProtocol):
 
     def _read_request_line(self) -> bytes:
         with eventlet.Timeout(IDLE_S, TimeoutError("idle")):
-            return cast(bytes, super()._read_request_line())
+            line = cast(bytes, super()._read_request_line())
+        if len(line) >= wsgi.MAX_REQUEST_LINE:
+            self._refuse(RequestURITooLarge())
+            return b""
+        return line
 
     def parse_request(self) -> bool:
-        with eventlet.Timeout(HEAD_S, TimeoutError("the head did not arrive")):
-            return super().parse_request()
+        try:
+            with eventlet.Timeout(HEAD_S, TimeoutError("the head did not arrive")):
+                if not super().parse_request():
+                    return False
+            self._check_framing()
+        except (wsgi.HeaderLineTooLong, wsgi.HeadersTooLarge):
+            self._refuse(RequestHeaderFieldsTooLarge())
+        except BadRequest as refused:
+            self._refuse(refused)
+        return self.refused is None
+
+    def _check_framing(self) -> None:
+        """Raises BadRequest when a proxy in front of us could see the request end elsewhere than we do."""
+        if any(isinstance(defect, MissingHeaderBodySeparatorDefect) for defect in self.headers.defects):
+            raise BadRequest("A header line is malformed.")
+        lengths = self.headers.get_all("Content-Length", [])
+        if lengths and self.headers.get("Transfer-Encoding") is not None:
+            raise BadRequest("Content-Length and Transfer-Encoding do not go together.")
+        # Python's int() takes "+5" and "5_0" too.
+        if len(lengths) > 1 or not all(DIGITS.fullmatch(length) for length in lengths):
+            raise BadRequest("One Content-Length, in digits, is allowed.")
 
     def handle_one_response(self) -> None:
         try:
@@ -73,18 +101,9 @@ class Connection(HttpOnlyProtocol):
 
     def _body(self) -> bytes:
         """The whole body. Raises the HTTPException that refuses it, or OSError when the client has gone."""
-        if any(isinstance(defect, email.errors.MissingHeaderBodySeparatorDefect) for defect in self.headers.defects):
-            raise BadRequest("A header line is malformed.")
         if self.headers.get("Transfer-Encoding") is not None:
             raise LengthRequired
-        lengths = self.headers.get_all("Content-Length", [])
-        if not lengths:
-            return b""
-        # Python's int() takes "+5" and "5_0", a proxy in front of us may not: two readings smuggle requests.
-        digits = lengths[0].strip(" \t")
-        if len(lengths) > 1 or not (digits.isascii() and digits.isdecimal()):
-            raise BadRequest("One Content-Length, in digits, is allowed.")
-        length = int(digits)
+        length = int(self.headers.get("Content-Length", 0))
         if length > MAX_BODY_BYTES:
             raise RequestEntityTooLarge
         with eventlet.Timeout(BODY_S, RequestTimeout()):
@@ -95,9 +114,13 @@ class Connection(HttpOnlyProtocol):
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """The standard library could not read the head."""
+        self._refuse(default_exceptions.get(code, BadRequest)())
+
+    def _refuse(self, error: HTTPException) -> None:
+        """Answer a head that could not be read."""
+        self.refused = error
         self.close_connection = True
-        self.refused = default_exceptions.get(code, BadRequest)()
-        self.wfile.write(self.server.as_bytes(self.refused))
+        self.wfile.write(self.server.as_bytes(error))
         self.wfile.flush()
 
     def finish(self) -> None:

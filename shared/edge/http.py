@@ -20,8 +20,8 @@ from werkzeug.routing import Rule
 from werkzeug.wrappers import Request, Response
 
 from shared.edge.connection import BODY, Environ
-from shared.edge.webserver import WebServer
-from shared.errors import ServiceUnavailable
+from shared.edge.webserver import WebServer, plain_refusal
+from shared.errors import EcomError, ServiceUnavailable
 
 __all__ = ["BODY", "Environ", "Probes", "Route"]
 
@@ -35,6 +35,9 @@ class Route(HttpRequestHandler):
     """An HTTP entrypoint. A subclass says how a request is read, answered and refused."""
 
     server = WebServer()
+
+    def __init__(self, method: str, url: str) -> None:
+        super().__init__(method, url, expected_exceptions=(EcomError,))
 
     @cached_property
     def label(self) -> str:
@@ -75,7 +78,7 @@ class Route(HttpRequestHandler):
 
     def refusal(self, error: HTTPException, environ: Environ) -> Response:
         """A refusal of the server itself: no such path or method, or a request that could not be read."""
-        return error.get_response(environ)
+        return plain_refusal(error, environ)
 
     def _in_a_worker(self, args: Any, kwargs: Any, context: dict[str, Any]) -> Any:
         done = Event()

@@ -177,7 +177,7 @@ def test_a_chunked_body_is_411(server):
 )
 def test_a_length_that_can_be_read_in_two_ways_is_400_and_ends_the_connection(server, lines):
     answer = say(server, post("abc", *lines) + post("", "Content-Length: 0"))
-    assert answer.split()[1] == "400"
+    assert answer.startswith("HTTP/1.1 400 ")
     assert answer.count("HTTP/1.") == 1
 
 
@@ -189,8 +189,20 @@ def test_a_head_that_is_not_http_is_400(server):
     for text in ("\x16\x03\x01 tls\r\n\r\n", "GET\r\n\r\n", "GET / HTTP/9.9\r\n\r\n", "one two three four\r\n\r\n"):
         answer = say(server, text)
         assert answer[9:10] in ("4", "5"), answer
-        assert "<html" not in answer.lower()
+        assert "<" not in answer
     assert lives(server)
+
+
+def test_a_head_that_is_too_long_is_refused_and_the_client_hears_it(server):
+    many = "".join(f"X-{n}: {'x' * 4_000}\r\n" for n in range(20))
+    for head in (
+        f"GET /{'x' * 9_000} HTTP/1.1\r\n\r\n",
+        f"GET / HTTP/1.1\r\nX-Long: {'x' * 9_000}\r\n\r\n",
+        f"GET / HTTP/1.1\r\n{many}\r\n",
+    ):
+        answer = say(server, head)
+        assert answer[9:12] in ("414", "431"), answer
+        assert answer.split("\r\n\r\n")[1]
 
 
 # --- routes ----------------------------------------------------------------------------------------------------
@@ -199,7 +211,6 @@ def test_a_head_that_is_not_http_is_400(server):
 def test_a_path_or_method_that_is_not_there_is_refused(server):
     assert ask(server, "GET", "/nothing")[0] == 404
     assert ask(server, "GET", "/wait/one")[0] == 404
-    assert ask(server, "GET", "//echo")[0] == 404
     assert ask(server, "GET", "/%ff%fe")[0] == 404
     assert ask(server, "DELETE", "/echo")[0] == 405
 

@@ -64,7 +64,7 @@ def upgrade() -> None:
         sa.Column("source", sa.Text, nullable=False),
         sa.Column("user_id", sa.Text, nullable=False),
         sa.Column("message_id", sa.Uuid, nullable=True),
-        sa.Column("details", postgresql.JSONB(astext_type=sa.Text), nullable=False),
+        sa.Column("details", postgresql.JSONB, nullable=False),
         sa.Column("at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False),
         sa.ForeignKeyConstraint(["order_id"], ["orders.order_id"], name="fk_order_events_order_id"),
         sa.PrimaryKeyConstraint("id", name="pk_order_events"),

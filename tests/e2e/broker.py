@@ -1,0 +1,91 @@
+"""The broker as a bystander uses it: listens in, repeats what it heard, counts, empties."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pika
+from pika.adapters.blocking_connection import BlockingChannel
+
+from topology.table import EVENTS_EXCHANGE, queue_arguments
+
+
+@dataclass(frozen=True)
+class Heard:
+    """One message as it crossed the exchange."""
+
+    routing_key: str
+    body: bytes
+    properties: pika.BasicProperties
+    event: dict[str, Any] = field(hash=False, compare=False)
+
+    @property
+    def order_id(self) -> str:
+        """The order that the event is about."""
+        return str(self.event["payload"]["order_id"])
+
+
+@contextmanager
+def channel(amqp_uri: str) -> Iterator[BlockingChannel]:
+    """A channel of one's own. No heartbeats: nobody serves them while a test does other things."""
+    parameters = pika.URLParameters(amqp_uri)
+    parameters.heartbeat = 0
+    connection = pika.BlockingConnection(parameters)
+    try:
+        yield connection.channel()
+    finally:
+        if connection.is_open:
+            connection.close()
+
+
+class Tap:
+    """A queue that hears every event from now on."""
+
+    def __init__(self, amqp_uri: str) -> None:
+        self._open = channel(amqp_uri)
+        self.channel = self._open.__enter__()
+        self.queue = self.channel.queue_declare("", exclusive=True).method.queue
+        self.channel.queue_bind(self.queue, EVENTS_EXCHANGE, "#")
+        self.heard: list[Heard] = []
+
+    def new(self) -> list[Heard]:
+        """What came since the last call; it is also kept in `heard`."""
+        fresh = []
+        while True:
+            method, properties, body = self.channel.basic_get(self.queue, auto_ack=True)
+            if method is None:
+                break
+            fresh.append(Heard(method.routing_key, body, properties, json.loads(body)))
+        self.heard += fresh
+        return fresh
+
+    def of(self, order_id: str) -> list[Heard]:
+        """All that was heard of one order so far."""
+        self.new()
+        return [item for item in self.heard if item.order_id == order_id]
+
+    def close(self) -> None:
+        """Take the queue away."""
+        self._open.__exit__(None, None, None)
+
+
+def repeat(into: BlockingChannel, heard: Heard) -> None:
+    """Publish a message again as it was."""
+    into.basic_publish(EVENTS_EXCHANGE, heard.routing_key, heard.body, heard.properties)
+
+
+def depths(amqp_uri: str, queues: Iterable[str]) -> dict[str, int]:
+    """How many messages wait in each queue."""
+    with channel(amqp_uri) as opened:
+        return {name: opened.queue_declare(name, passive=True).method.message_count for name in queues}
+
+
+def purge_all(amqp_uri: str) -> None:
+    """Empty every queue of the topology."""
+    with channel(amqp_uri) as opened:
+        for name in queue_arguments():
+            opened.queue_purge(name)

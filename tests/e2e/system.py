@@ -1,0 +1,220 @@
+"""The whole system as clients and operators meet it: its processes, gateways, broker and books."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from ops.flow import Flow
+from ops.processes import wait_until
+from ops.supervisor import SERVICES, Child, Supervisor
+from shared.config import read
+from tests.e2e.broker import depths, purge_all
+from tests.ledger import Databases, disagreements, under_way
+from topology.table import QUEUES, dead_letter_queue
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+ECOM = Path(sys.executable).with_name("ecom")
+MARK = "ECOM_TEST_SYSTEM"  # in the environment of every process that a system starts, so that none is overlooked
+QUIET_PATIENCE_S = 40.0
+READY_PATIENCE_S = 60.0
+
+
+class System:
+    """Every service with some replicas, over the run's broker and databases, emptied first."""
+
+    def __init__(self, directory: Path, replicas: int = 2, **settings: str) -> None:
+        self.settings = read()
+        self.directory = directory
+        self.replicas = replicas
+        self.mark = uuid.uuid4().hex
+        self.databases = Databases(self.settings)
+        self.amqp_uri = self.settings.amqp_uri
+        self._tokens: dict[str, str] = {}
+        self._fault: BaseException | None = None
+        self._ready, self._stopping = threading.Event(), threading.Event()
+        children = [
+            Child(service, replica, self.settings.port(service, replica), directory / f"{service}-{replica}.log")
+            for service in SERVICES
+            for replica in range(replicas)
+        ]
+        environment = {**os.environ, **settings, MARK: self.mark}
+        self.supervisor = Supervisor(children, _command, environment, ROOT, say=lambda text: None)
+        # One thread starts, restarts and stops: a child gets SIGTERM when the thread that started it ends.
+        self._thread = threading.Thread(target=self._supervise, name="supervisor")
+
+    def start(self) -> None:
+        """Make databases and broker as a first start finds them, start everything, return when all is ready."""
+        for arguments in (("migrate",), ("topology", "apply")):
+            subprocess.run([ECOM, *arguments], cwd=ROOT, check=True, capture_output=True)
+        self.databases.empty()
+        purge_all(self.amqp_uri)
+        self._thread.start()
+        self._ready.wait()
+        if self._fault:
+            raise self._fault
+
+    def _supervise(self) -> None:
+        try:
+            self.supervisor.start()
+            self.supervisor.wait_ready()
+            self._ready.set()
+            self.supervisor.run(self._stopping.is_set)
+        except BaseException as fault:
+            self._fault = fault
+        finally:
+            self.supervisor.stop()
+            self._ready.set()
+
+    def stop(self, allowed: Iterable[str] = ()) -> list[str]:
+        """Stop everything; what was not as it must be: a process left, one that had to be killed, a log's fault."""
+        self._stopping.set()
+        self._thread.join()
+        self.databases.close()
+        wrong = [f"the supervisor failed: {self._fault!r}"] if self._fault else []
+        wrong += [f"{child.name} did not end by itself" for child in self.supervisor.children if not _ended(child.log)]
+        wrong += [f"left running: {process}" for process in psutil.process_iter() if _has_mark(process, self.mark)]
+        for child in self.supervisor.children:
+            wrong += [f"{child.log}: {fault}" for fault in faults_in(child.log, allowed)]
+        return wrong
+
+    # --- clients ---
+
+    def flow(self, replica: int = 0) -> Flow:
+        """A client of one gateway. It has one connection: each thread needs its own."""
+        flow = Flow(self.url("gateway", replica))
+        flow._tokens = self._tokens  # asking for each costs 0.1 s of argon2
+        return flow
+
+    def url(self, service: str, replica: int = 0) -> str:
+        """Where a replica listens."""
+        return f"http://127.0.0.1:{self.settings.port(service, replica)}"
+
+    def become(self, user: str, *roles: str) -> str:
+        """Make a user that nobody registered known to every flow, by the mock sign-in; the same name."""
+        answer = self.flow().send("POST", "/api/auth/token", {"user_id": user, "roles": list(roles)}, user=None)
+        answer.raise_for_status()
+        self._tokens[user] = answer.json()["access_token"]
+        return user
+
+    # --- operators ---
+
+    def replicas_of(self, service: str) -> dict[str, int]:
+        """The running processes of a service: pid by name."""
+        return {name: pid for name, pid in self.supervisor.pids().items() if name.rpartition("-")[0] == service}
+
+    def kill(self, *names: str) -> None:
+        """SIGKILL replicas, as a power cut would."""
+        for name in names:
+            if pid := self.supervisor.pids().get(name):
+                os.kill(pid, signal.SIGKILL)
+
+    def kill_service(self, service: str, patience_s: float = READY_PATIENCE_S) -> None:
+        """SIGKILL every replica of a service; return when the supervisor's new ones are ready."""
+        before = set(self.replicas_of(service).values())
+        self.kill(*self.replicas_of(service))
+
+        def renewed() -> bool:
+            now = set(self.replicas_of(service).values())
+            return len(now) == self.replicas and not now & before and self.troubles(service) == {}
+
+        assert wait_until(renewed, patience_s), f"{service} does not come back: {self.troubles(service)}"
+
+    def troubles(self, *services: str) -> dict[str, str]:
+        """Which replicas are not ready, and why."""
+        answers = {child.name: readiness(child.url) for child in self.supervisor.children}
+        chosen = {name: why for name, why in answers.items() if not services or name.rpartition("-")[0] in services}
+        return {name: why for name, why in chosen.items() if why is not None}
+
+    def wait_ready(self, patience_s: float = READY_PATIENCE_S) -> float:
+        """Return when every replica is ready: after how many seconds."""
+        began = time.monotonic()
+        assert wait_until(lambda: not self.troubles(), patience_s), f"after {patience_s} s: {self.troubles()}"
+        return time.monotonic() - began
+
+    def wait_quiet(self, patience_s: float = QUIET_PATIENCE_S) -> None:
+        """Return when every order is at rest, every event heard by all, and all books agree. Nothing may be dead."""
+
+        def open_matters() -> list[str]:
+            return disagreements(self.databases) or under_way(self.databases)
+
+        found = eventually(open_matters, lambda lines: not lines, patience_s, "the books do not agree")
+        assert found == []
+        dead = {name: count for name, count in self.dead_letters().items() if count}
+        assert not dead, f"dead letters: {dead}, {self.deaths()}"
+
+    def dead_letters(self) -> dict[str, int]:
+        """How many messages are in each DLQ."""
+        return depths(self.amqp_uri, [dead_letter_queue(queue.name) for queue in QUEUES])
+
+    def deaths(self) -> list[dict[str, Any]]:
+        """What the services wrote down of messages that died."""
+        statement = "SELECT queue, event_type, reason, error_message FROM dead_messages"
+        return [row for name in ("order", "inventory", "payment") for row in self.databases.rows(name, statement)]
+
+
+def eventually(
+    read: Callable[[], Any], good: Callable[[Any], bool], patience_s: float = 30.0, otherwise: str = "still"
+) -> Any:
+    """Read again and again until it is good; what was read then. Fails with what was read last."""
+    deadline = time.monotonic() + patience_s
+    while not good(seen := read()):
+        if time.monotonic() > deadline:
+            shown = "\n".join(str(line) for line in seen[:20]) if isinstance(seen, list) else seen
+            raise AssertionError(f"after {patience_s:.0f} s {otherwise}: {shown}")
+        time.sleep(0.05)
+    return seen
+
+
+def readiness(url: str) -> str | None:
+    """Why a replica is not ready, or None."""
+    import requests
+
+    try:
+        answer = requests.get(f"{url}/readyz", timeout=5)
+    except requests.RequestException as error:
+        return type(error).__name__
+    return None if answer.status_code == 200 else answer.text
+
+
+def faults_in(log: Path, allowed: Iterable[str]) -> list[str]:
+    """What a log says that nobody wants to read: errors, tracebacks and what is no JSON, but for what is allowed."""
+    found = []
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            entry = json.loads(line)
+            critical = entry["level"] == "critical"
+            bad = critical or entry["level"] == "error" or "Traceback" in entry.get("exception", "")
+        except (ValueError, KeyError, TypeError):
+            critical, bad = False, True
+        if bad and (critical or not any(re.search(pattern, line) for pattern in allowed)):
+            found.append(line)
+    return found
+
+
+def _command(child: Child) -> list[str | Path]:
+    return [ECOM, "run", child.service, "--replica", str(child.replica)]
+
+
+def _ended(log: Path) -> bool:
+    """Whether the last process that wrote this log stopped in its own way."""
+    return '"event": "stopped"' in "".join(log.read_text(encoding="utf-8").splitlines(keepends=True)[-3:])
+
+
+def _has_mark(process: psutil.Process, mark: str) -> bool:
+    try:
+        return process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False

@@ -1,0 +1,118 @@
+"""The verdict on a message that could not be handled."""
+
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from shared.errors import InvalidSchema, Poison, ProviderTimeout, UnknownOrder
+from shared.events import Identity, OrderCancelled, envelope
+from shared.failures import MAX_ERROR_BYTES, Delivery, SetApart, exchange_of, judge
+
+QUEUE = "q.payment.order-cancelled"
+NOW = datetime(2026, 1, 14, 10, 30, tzinfo=UTC)
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+EVENT = envelope("order_service", OrderCancelled(uuid4(), "deadline"), TRACE, Identity("ann"))
+
+OURS = {
+    "x-attempt",
+    "x-reason",
+    "x-error-class",
+    "x-error-message",
+    "x-service",
+    "x-source-queue",
+    "x-first-failed-at",
+    "x-last-failed-at",
+    "x-original-routing-key",
+    "x-replays",
+    "event-contract-version",
+    "traceparent",
+}
+
+
+def apart(error: Exception, message_id: str | None = None, **headers: Any) -> SetApart:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    delivery = Delivery(1, EVENT.to_json().encode(), "order.cancelled", message_id or str(EVENT.message_id), named)
+    return SetApart(delivery, EVENT, error)
+
+
+def verdict(error: Exception, **headers: Any) -> Any:
+    return judge(apart(error, **headers), "payment", QUEUE, NOW)
+
+
+@pytest.mark.parametrize(("failed_before", "target"), [(0, ".retry"), (1, ".retry.2s"), (2, ".retry.4s"), (3, ".dlq")])
+def test_a_message_has_its_first_try_and_three_more(failed_before: int, target: str) -> None:
+    failure = verdict(ValueError("no"), x_attempt=failed_before)
+
+    assert failure.target == QUEUE + target
+    assert failure.headers["x-attempt"] == failed_before + 1
+    assert failure.reason == ("exhausted" if target == ".dlq" else None)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"), [(Poison(), "poison"), (InvalidSchema(), "invalid_schema"), (UnknownOrder(), "unknown_order")]
+)
+def test_what_can_never_succeed_dies_at_once(error: Exception, reason: str) -> None:
+    failure = verdict(error)
+
+    assert (failure.target, failure.reason, failure.headers["x-reason"]) == (QUEUE + ".dlq", reason, reason)
+
+
+def test_the_headers_are_from_our_own_list_and_death_headers_are_never_copied() -> None:
+    failure = verdict(
+        ValueError("no"), x_attempt=3, x_death=[{"count": 4}], x_first_death_queue="q", x_delivery_count=7, other="x"
+    )
+
+    assert set(failure.headers) == OURS
+
+
+def test_the_first_failure_and_the_first_key_are_remembered_over_all_tries() -> None:
+    first = verdict(ProviderTimeout())
+    second = judge(
+        SetApart(Delivery(2, b"", QUEUE, str(EVENT.message_id), first.headers), EVENT, ProviderTimeout()),
+        "payment",
+        QUEUE,
+    )
+
+    assert second.headers["x-first-failed-at"] == "2026-01-14T10:30:00.000Z"
+    assert second.headers["x-last-failed-at"] > second.headers["x-first-failed-at"]
+    assert second.headers["x-original-routing-key"] == "order.cancelled"
+
+
+def test_the_message_keeps_its_id_and_its_body() -> None:
+    failure = verdict(ValueError("no"))
+
+    assert failure.message_id == EVENT.message_id
+    assert failure.body == EVENT.to_json().encode()
+    assert exchange_of(failure) == "ecom.failed.payment"
+
+
+def test_a_bare_payload_goes_on_as_the_event_it_was_completed_to() -> None:
+    failure = judge(apart(ValueError("no"), message_id="none of ours"), "payment", QUEUE)
+
+    assert failure.body == EVENT.to_json()
+    assert failure.message_id == EVENT.message_id
+
+
+@pytest.mark.parametrize("message_id", [None, "", "17"])
+def test_a_message_that_cannot_be_read_gets_an_id_of_its_own_if_it_has_none(message_id: str | None) -> None:
+    failure = judge(SetApart(Delivery(1, b"{", "order.cancelled", message_id, {}), None, Poison()), "payment", QUEUE)
+
+    assert isinstance(failure.message_id, UUID)
+    assert (failure.body, failure.order_id, failure.trace_id) == (b"{", None, None)
+
+
+def test_the_error_is_cut_to_a_kilobyte_and_holds_no_nul() -> None:
+    failure = verdict(ValueError("\0" + "ü" * 2000))
+
+    text = failure.headers["x-error-message"]
+    assert len(text.encode()) <= MAX_ERROR_BYTES
+    assert text.startswith("ValueError: ?ü")
+
+
+@pytest.mark.parametrize("forged", ["3", -1, None, 2.5, True])
+def test_a_forged_count_of_attempts_counts_as_none(forged: object) -> None:
+    failures = judge(apart(ValueError("no"), x_attempt=forged), "payment", QUEUE).headers["x-attempt"]
+
+    assert failures == 1

@@ -1,0 +1,499 @@
+"""The gateway's door: who may ask, what is read, and how every answer looks."""
+
+import json
+import re
+import uuid
+
+import pytest
+from nameko.exceptions import RemoteError
+
+from gateway.http import STATUS, Api
+from gateway.service import GatewayService
+from shared import auth, errors
+from shared.config import Settings
+from tests.unit.serving import KEYS, Fake, ask, say, serving
+
+ORDER_ID = "01a1fcf8-0515-7912-9139-7154577473a5"
+ORDER = {"currency": "EUR", "items": [{"sku": "A-1", "quantity": 2, "unit_price": 100}]}
+JSON = {"Content-Type": "application/json"}
+
+
+class Service:
+    """Stands in for a service behind RPC: answers what it was told to, and remembers how it was asked."""
+
+    def __init__(self):
+        self.asked = []
+        self.answer = {}
+
+    def under(self, context):
+        return _Asked(self, dict(context))
+
+
+class _Asked:
+    def __init__(self, service, context):
+        self._service, self._context = service, context
+
+    def __getattr__(self, method):
+        def call(*args, **kwargs):
+            self._service.asked.append((method, args, kwargs, self._context))
+            if isinstance(self._service.answer, Exception):
+                raise self._service.answer
+            return self._service.answer
+
+        return call
+
+
+BEHIND = Service()
+
+
+class Gateway(GatewayService):
+    name = "gateway"
+    auth = orders = inventory = payments = Fake(BEHIND)
+
+
+@pytest.fixture(scope="module")
+def running():
+    with serving(Gateway) as server:
+        yield server
+
+
+@pytest.fixture
+def gateway(running):
+    BEHIND.asked.clear()
+    BEHIND.answer = {}
+    return running
+
+
+def bearer(*roles, sub="alice"):
+    return {"Authorization": f"Bearer {auth.issue(KEYS, sub, roles)}"}
+
+
+def post_order(gateway, body=ORDER, key="k-1", roles=("customer",), **headers):
+    BEHIND.answer = BEHIND.answer or {
+        "status": 201,
+        "body": {"order_id": ORDER_ID},
+        "location": "/x",
+        "replayed": False,
+    }
+    sent = body if isinstance(body, bytes) else json.dumps(body).encode()
+    keyed = {} if key is None else {"Idempotency-Key": key}
+    return ask(gateway, "POST", "/api/orders", sent, {**JSON, **bearer(*roles), **keyed, **headers})
+
+
+def code(answer):
+    status, _, body = answer
+    return status, body["error"]["code"]
+
+
+# --- who asks --------------------------------------------------------------------------------------------------
+
+ROUTES = [
+    item for name in dir(GatewayService) for item in getattr(getattr(GatewayService, name), "nameko_entrypoints", ())
+]
+EXPECTED_ROLES = {
+    ("POST", "/api/auth/token"): None,
+    ("POST", "/api/auth/introspect"): {"service", "admin"},
+    ("POST", "/api/orders"): {"customer"},
+    ("GET", "/api/orders"): {"customer", "operator", "auditor", "admin"},
+    ("GET", "/api/orders/{order_id}"): {"customer", "operator", "auditor", "admin"},
+    ("GET", "/api/orders/{order_id}/timeline"): {"customer", "operator", "auditor", "admin"},
+    ("PUT", "/api/stocks/{sku}"): {"admin"},
+    ("GET", "/api/stocks"): set(auth.ROLES),
+    ("GET", "/api/stocks/{sku}"): set(auth.ROLES),
+    ("POST", "/api/stocks/reserve"): {"admin", "service"},
+    ("POST", "/api/stocks/reservations/{reservation_id}/release"): {"admin", "service"},
+    ("POST", "/api/stocks/reservations/{reservation_id}/commit"): {"admin", "service"},
+    ("GET", "/api/stocks/release-events"): {"auditor", "admin"},
+    ("GET", "/api/payments/{payment_id}"): {"customer", "operator", "auditor", "admin"},
+    ("GET", "/api/payments"): {"customer", "operator", "auditor", "admin"},
+}
+
+
+def test_every_route_is_in_the_table_of_who_may_ask():
+    assert {(item.method, item.label): item.roles for item in ROUTES} == EXPECTED_ROLES
+
+
+@pytest.mark.parametrize("route", [route for route in EXPECTED_ROLES if EXPECTED_ROLES[route]])
+def test_a_stranger_is_401_and_the_wrong_role_403_before_anything_else_is_looked_at(gateway, route):
+    method, label = route
+    path = re.sub(r"\{\w+_id\}", ORDER_ID, label).replace("{sku}", "A-1")
+    answer = ask(gateway, method, path, b"{not json")
+    assert code(answer) == (401, "unauthenticated")
+    assert answer[1]["WWW-Authenticate"].startswith("Bearer")
+    for role in set(auth.ROLES) - EXPECTED_ROLES[route] or {"nobody"}:
+        assert code(ask(gateway, method, path, b"{not json", bearer(role))) == (403, "forbidden")
+    assert BEHIND.asked == []
+
+
+@pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", "Basic YTpi", "Bearer a.b.c", "bearer  x y", "Token x"])
+def test_what_is_no_valid_bearer_token_is_401(gateway, header):
+    assert code(ask(gateway, "GET", "/api/stocks", headers={"Authorization": header})) == (401, "unauthenticated")
+
+
+def test_the_identity_and_the_trace_travel_with_the_call(gateway):
+    trace_id = uuid.uuid4().hex
+    headers = {**bearer("customer", "auditor"), "traceparent": f"00-{trace_id}-00f067aa0ba902b7-01"}
+    ask(gateway, "GET", f"/api/orders/{ORDER_ID}", headers=headers)
+    assert BEHIND.asked[0][3] | {"call_id_stack": None} == {
+        "trace_id": trace_id,
+        "user_id": "alice",
+        "roles": ["customer", "auditor"],
+        "call_id_stack": None,
+    }
+
+
+# --- what every answer has -------------------------------------------------------------------------------------
+
+
+def test_every_answer_says_its_trace_and_is_never_stored_or_guessed(gateway):
+    for path in ("/api/stocks", "/api/nothing", "/api/auth/token"):
+        _, headers, _ = ask(gateway, "GET", path, headers=bearer("customer"))
+        assert headers["Content-Type"] == "application/json"
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert headers["Cache-Control"] == "no-store"
+        correlation = uuid.UUID(headers["X-Correlation-ID"])
+        assert headers["traceparent"].split("-")[1] == correlation.hex
+
+
+@pytest.mark.parametrize(
+    ("sent", "trace_id", "correlation_id"),
+    [
+        ({"X-Correlation-ID": ORDER_ID}, ORDER_ID.replace("-", ""), ORDER_ID),
+        ({"traceparent": "00-" + "ab" * 16 + "-00f067aa0ba902b7-01"}, "ab" * 16, str(uuid.UUID("ab" * 16))),
+        (
+            {"traceparent": "00-" + "ab" * 16 + "-00f067aa0ba902b7-01", "X-Correlation-ID": "cart-7"},
+            "ab" * 16,
+            "cart-7",
+        ),
+        ({"X-Correlation-ID": "cart-7"}, None, "cart-7"),
+        ({"X-Correlation-ID": "a b"}, None, None),
+        ({"X-Correlation-ID": "x" * 129}, None, None),
+        ({"X-Correlation-ID": str(uuid.UUID(int=0))}, None, str(uuid.UUID(int=0))),
+        ({"traceparent": "00-nonsense"}, None, None),
+    ],
+)
+def test_a_trace_is_taken_from_the_client_or_made(gateway, sent, trace_id, correlation_id):
+    _, headers, body = ask(gateway, "GET", "/api/nothing", headers=sent)
+    answered = headers["traceparent"].split("-")[1]
+    assert uuid.UUID(body["error"]["traceId"]).hex == answered
+    assert answered == trace_id or (trace_id is None and answered.strip("0"))
+    assert headers["X-Correlation-ID"] == (correlation_id or body["error"]["traceId"])
+
+
+def test_errors_have_one_shape(gateway):
+    BEHIND.answer = errors.BelowReserved("Twelve are reserved.", {"reserved": 12})
+    status, _, body = ask(gateway, "GET", "/api/stocks/A-1", headers=bearer("customer"))
+    assert status == 409
+    assert body["error"].pop("traceId")
+    assert body == {"error": {"code": "below_reserved", "message": "Twelve are reserved.", "details": {"reserved": 12}}}
+
+
+@pytest.mark.parametrize("kind", STATUS)
+def test_an_error_of_a_service_has_the_status_of_the_table(gateway, kind):
+    BEHIND.answer = kind()
+    assert code(ask(gateway, "GET", "/api/stocks", headers=bearer("customer"))) == (STATUS[kind], kind.code)
+
+
+def test_the_table_holds_every_error_a_client_can_be_told():
+    told = {errors.ServiceUnavailable, errors.RateLimited, errors.IdempotencyKeyReused, errors.VersionMoved}
+    assert all(any(kind in STATUS for kind in error.__mro__) for error in told)
+    assert {STATUS[kind] for kind in STATUS} == {400, 401, 403, 404, 405, 408, 409, 411, 413, 415, 422, 429, 503}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("password=secret"),
+        RemoteError("IntegrityError", "Failing row contains (secret)"),
+        errors.UnknownOrder("secret"),
+        errors.ConfigurationFault("secret"),
+    ],
+)
+def test_what_was_not_meant_for_a_client_is_500_and_tells_nothing(gateway, error, caplog):
+    BEHIND.answer = error
+    answer = ask(gateway, "GET", "/api/stocks", headers=bearer("customer"))
+    assert code(answer) == (500, "internal")
+    assert "secret" not in json.dumps(answer[2])
+    assert uuid.UUID(answer[2]["error"]["traceId"]).hex in caplog.text
+
+
+@pytest.mark.parametrize("error", [errors.ServiceUnavailable, errors.RateLimited, errors.IdempotencyInProgress])
+def test_who_should_come_again_is_told_when(gateway, error):
+    BEHIND.answer = error()
+    _, headers, _ = ask(gateway, "GET", "/api/stocks", headers=bearer("customer"))
+    assert int(headers["Retry-After"]) > 0
+
+
+def test_a_method_that_is_not_there_is_405_and_says_which_are(gateway):
+    answer = ask(gateway, "DELETE", "/api/orders")
+    assert code(answer) == (405, "method_not_allowed")
+    assert {"GET", "POST"} <= set(answer[1]["Allow"].split(", "))
+
+
+def test_what_the_server_refuses_looks_like_every_error(gateway):
+    big = ask(gateway, "POST", "/api/orders", b" " * 70_000, JSON)
+    assert code(big) == (413, "payload_too_large")
+    chunked = ask(gateway, "POST", "/api/orders", iter([b"{}"]), JSON)
+    assert code(chunked) == (411, "length_required")
+    head, _, body = say(gateway, "POST /api/orders HTTP/1.1\r\nContent-Length: +1\r\n\r\n").partition("\r\n\r\n")
+    assert head.startswith("HTTP/1.1 400 ")
+    assert "application/json" in head
+    assert json.loads(body)["error"]["code"] == "bad_request"
+
+
+def test_a_client_turned_away_is_told_when_to_come_again(gateway, monkeypatch):
+    monkeypatch.setattr(gateway, "_max_connections", 0)
+    answer = ask(gateway, "GET", "/api/stocks")
+    assert code(answer) == (503, "unavailable")
+    assert answer[1]["Retry-After"]
+    assert answer[2]["error"]["message"] == "Too many connections."
+
+
+def test_the_versioned_path_is_the_same_handler(gateway):
+    BEHIND.answer = {"items": [], "next_cursor": None}
+    assert ask(gateway, "GET", "/api/v1/stocks", headers=bearer("customer"))[2] == BEHIND.answer
+    assert ask(gateway, "GET", "/api/v2/stocks", headers=bearer("customer"))[0] == 404
+
+
+def test_a_head_request_has_the_headers_and_no_body(gateway):
+    assert ask(gateway, "HEAD", "/api/stocks", headers=bearer("customer"))[::2] == (200, "")
+
+
+# --- bodies ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"{} {}",
+        b"\xff\xfe{}",
+        b"\xef\xbb\xbf{}",
+        '{"sku": "\N{SNOWMAN}"}'.encode("utf-16"),
+        b'{"currency": "EUR", "currency": "USD"}',
+        b'{"items": [{"sku": "a", "sku": "b"}]}',
+        b'{"currency": NaN}',
+        b'{"currency": -Infinity}',
+        b"[" * 60_000,
+        b'{"a":' * 10_000,
+        b"{'currency': 'EUR'}",
+    ],
+)
+def test_what_is_not_strict_json_is_400(gateway, body):
+    assert code(post_order(gateway, body)) == (400, "bad_json")
+
+
+@pytest.mark.parametrize("body", [b"[]", b'"text"', b"7", b"null", b"true"])
+def test_json_that_is_no_object_is_422(gateway, body):
+    assert code(post_order(gateway, body)) == (422, "validation_failed")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["", "text/plain", "application/x-www-form-urlencoded", "application/json; charset=latin-1", "application/jsonx"],
+)
+def test_a_body_that_is_not_json_by_its_name_is_415(gateway, kind):
+    assert code(post_order(gateway, **{"Content-Type": kind})) == (415, "unsupported_media_type")
+
+
+@pytest.mark.parametrize(
+    "kind", ["application/json", 'Application/JSON; charset="UTF-8"', "application/json;charset=utf-8"]
+)
+def test_json_by_any_of_its_names_is_taken(gateway, kind):
+    assert post_order(gateway, **{"Content-Type": kind})[0] == 201
+
+
+# --- the idempotency key ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("header", "key"), [("k-1", "k-1"), ('"k-1"', "k-1"), ("a" * 128, "a" * 128), ("A_z.9:-", "A_z.9:-")]
+)
+def test_a_key_is_taken_with_or_without_quotes(gateway, header, key):
+    assert post_order(gateway, key=header)[0] == 201
+    assert BEHIND.asked[0][:2] == ("create_order", ({**ORDER, "payment_method": "mock_ok"}, key))
+
+
+@pytest.mark.parametrize("header", ["", '""', "a b", 'k-1"', '"k-1', "a" * 129, "\xe9", "a,b", "a/b"])
+def test_a_key_of_another_shape_is_400(gateway, header):
+    assert code(post_order(gateway, key=header)) == (400, "idempotency_key_invalid")
+    assert BEHIND.asked == []
+
+
+def test_a_missing_key_is_400(gateway):
+    assert code(post_order(gateway, key=None)) == (400, "idempotency_key_required")
+
+
+def test_body_and_schema_are_looked_at_before_the_key(gateway):
+    assert code(post_order(gateway, b"{", key=None)) == (400, "bad_json")
+    assert code(post_order(gateway, {}, key=None)) == (422, "validation_failed")
+
+
+def test_an_order_is_answered_as_it_was_stored(gateway):
+    BEHIND.answer = {
+        "status": 201,
+        "body": {"order_id": ORDER_ID},
+        "location": f"/api/orders/{ORDER_ID}",
+        "replayed": True,
+    }
+    status, headers, body = post_order(gateway)
+    assert (status, body) == (201, {"order_id": ORDER_ID})
+    assert headers["Location"] == f"/api/orders/{ORDER_ID}"
+    assert headers["Idempotent-Replayed"] == "true"
+    BEHIND.answer = {**BEHIND.answer, "replayed": False}
+    assert "Idempotent-Replayed" not in post_order(gateway)[1]
+
+
+class ProductionGateway(Gateway):
+    name = "gateway"
+
+
+def test_production_wants_a_payment_method(gateway):
+    with serving(ProductionGateway, settings=Settings(env="production", auth_keys=KEYS)) as production:
+        answer = post_order(production)
+        assert code(answer) == (422, "validation_failed")
+        assert list(answer[2]["error"]["details"]) == ["payment_method"]
+        assert post_order(production, {**ORDER, "payment_method": "card"})[0] == 201
+
+
+# --- query parameters and paths --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/api/stocks?page=2",
+        "/api/stocks/A-1?limit=1",
+        f"/api/orders/{ORDER_ID}?x",
+        "/api/stocks/release-events?User_id=a",
+    ],
+)
+def test_an_unknown_parameter_is_400(gateway, path):
+    assert code(ask(gateway, "GET", path, headers=bearer("admin"))) == (400, "unknown_parameter")
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        *("limit=0", "limit=201", "limit=1.0", "limit=-1", "limit=", "limit=1&limit=2", "limit=%D9%A3", "limit=1e2"),
+        *("cursor=", "cursor=a%00b", "order_id=7", "sku=-", "trace_id=7", "reason="),
+        *("from=2026-01-14T10:30:00", "from=yesterday", "to=2026-01-14", "from=0001-01-01T00:00:00%2B14:00"),
+        "from=2026-01-15T00:00:00Z&to=2026-01-14T00:00:00Z",
+    ],
+)
+def test_a_parameter_with_a_bad_value_is_400_and_named(gateway, query):
+    answer = ask(gateway, "GET", f"/api/stocks/release-events?{query}", headers=bearer("auditor"))
+    assert code(answer) == (400, "bad_request")
+    assert set(answer[2]["error"]["details"]) <= {pair.split("=")[0] for pair in query.split("&")}
+
+
+def test_filters_reach_the_inventory_in_one_spelling(gateway):
+    query = (
+        f"limit=7&cursor=abc&order_id={ORDER_ID.upper()}&sku=A-1&reason=expired&user_id=alice&trace_id={ORDER_ID}"
+        "&from=2026-01-14T12:00:00%2B02:00&to=2026-01-15T00:00:00Z"
+    )
+    assert ask(gateway, "GET", f"/api/stocks/release-events?{query}", headers=bearer("auditor"))[0] == 200
+    (method, (filters, limit, cursor), _, _) = BEHIND.asked[0]
+    assert (method, limit, cursor) == ("release_events", 7, "abc")
+    assert filters == {
+        "order_id": ORDER_ID,
+        "sku": "A-1",
+        "reason": "expired",
+        "user_id": "alice",
+        "trace_id": ORDER_ID.replace("-", ""),
+        "from": "2026-01-14T10:00:00.000Z",
+        "to": "2026-01-15T00:00:00.000Z",
+    }
+
+
+def test_a_list_has_fifty_a_page_unless_asked(gateway):
+    ask(gateway, "GET", "/api/stocks", headers=bearer("customer"))
+    assert BEHIND.asked[0][:3] == ("list_stocks", (), {"limit": 50, "cursor": None})
+
+
+@pytest.mark.parametrize(
+    "path", ["/api/orders/7", "/api/orders/7/timeline", "/api/payments/x", "/api/payments?order_id=7"]
+)
+def test_an_id_that_is_no_uuid_is_404(gateway, path):
+    assert code(ask(gateway, "GET", path, headers=bearer("customer"))) == (404, "not_found")
+
+
+def test_an_id_is_the_same_in_capitals(gateway):
+    ask(gateway, "GET", f"/api/orders/{ORDER_ID.upper()}", headers=bearer("customer"))
+    assert BEHIND.asked[0][1] == (ORDER_ID,)
+
+
+def test_a_sku_that_cannot_be_is_404_to_read_and_422_to_write(gateway):
+    for sku in ("-A", "a%00", "a%20b", "a" * 65, "%E2%98%83"):
+        assert ask(gateway, "GET", f"/api/stocks/{sku}", headers=bearer("admin"))[0] == 404
+        body = json.dumps({"on_hand": 1}).encode()
+        assert ask(gateway, "PUT", f"/api/stocks/{sku}", body, {**JSON, **bearer("admin")})[0] == 422
+    assert BEHIND.asked == []
+
+
+def test_words_of_the_api_may_be_read_as_skus(gateway):
+    assert ask(gateway, "GET", "/api/stocks/reserve", headers=bearer("customer"))[0] == 200
+    assert BEHIND.asked[0][:2] == ("get_stock", ("reserve",))
+
+
+def test_stock_is_set_with_or_without_a_version(gateway):
+    headers = {**JSON, **bearer("admin")}
+    ask(gateway, "PUT", "/api/stocks/A-1", b'{"on_hand": 5}', headers)
+    ask(gateway, "PUT", "/api/stocks/A-1", b'{"on_hand": 5, "version": 3}', headers)
+    assert [asked[1] for asked in BEHIND.asked] == [("A-1", 5, None), ("A-1", 5, 3)]
+
+
+def test_a_reservation_is_released_and_committed_without_a_body(gateway):
+    for verb in ("release", "commit"):
+        assert ask(gateway, "POST", f"/api/stocks/reservations/{ORDER_ID}/{verb}", headers=bearer("service"))[0] == 200
+    assert [asked[:2] for asked in BEHIND.asked] == [
+        ("release_reservation", (ORDER_ID,)),
+        ("commit_reservation", (ORDER_ID,)),
+    ]
+
+
+# --- tokens ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "asked"),
+    [
+        ({"username": "a", "password": "b"}, "issue_token"),
+        ({"user_id": "a", "roles": ["admin"]}, "issue_mock_token"),
+    ],
+)
+def test_a_token_is_asked_for_without_one(gateway, body, asked):
+    assert ask(gateway, "POST", "/api/auth/token", json.dumps(body).encode(), JSON)[0] == 200
+    assert BEHIND.asked[0][0] == asked
+    assert BEHIND.asked[0][2] == body
+
+
+def test_wrong_credentials_are_401_with_a_challenge(gateway):
+    BEHIND.answer = errors.Unauthenticated("The name or the password is wrong.")
+    answer = ask(gateway, "POST", "/api/auth/token", b'{"username": "a", "password": "b"}', JSON)
+    assert code(answer) == (401, "unauthenticated")
+    assert answer[1]["WWW-Authenticate"].startswith("Bearer")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"username": "a"},
+        {"username": "a", "roles": ["admin"]},
+        {"username": "a", "password": "b", "user_id": "c", "roles": ["admin"]},
+        {"user_id": "a", "roles": []},
+        {"user_id": "a", "roles": ["root"]},
+        {"user_id": "a", "roles": "admin"},
+        {"user_id": "a\0", "roles": ["admin"]},
+    ],
+)
+def test_a_token_request_is_one_of_the_two_shapes(gateway, body):
+    answer = ask(gateway, "POST", "/api/auth/token", json.dumps(body).encode(), JSON)
+    assert code(answer) == (422, "validation_failed")
+
+
+def test_a_route_says_everything_about_itself():
+    assert ROUTES
+    assert all(isinstance(item, Api) and item.summary for item in ROUTES)
