@@ -33,8 +33,11 @@ ROUNDS = 3
 T = TypeVar("T")
 
 
-class Stopping(Exception):
-    """The service stops while its consumer is paused: what it holds goes back to the queue."""
+class Stopping(BaseException):
+    """The service stops while its consumer is paused: what it holds goes back to the queue.
+
+    No Exception, or it would be taken for the failure of a message.
+    """
 
 
 class Batch:

@@ -150,8 +150,9 @@ class Server(wsgi.Server):
         """A refusal for a connection that has no request to answer."""
         response = self._refuse(error, {"REQUEST_METHOD": "GET"})
         response.headers["Connection"] = "close"
-        response.headers["Content-Length"] = str(len(response.data))
-        return f"HTTP/1.1 {response.status}\r\n{response.headers}".encode("latin-1") + response.data
+        body: bytes = response.data
+        response.headers["Content-Length"] = str(len(body))
+        return f"HTTP/1.1 {response.status}\r\n{response.headers}".encode("latin-1") + body
 
 
 def linger(sock: socket.socket) -> None:

@@ -16,6 +16,7 @@ from uuid import UUID
 
 import amqp
 from eventlet.event import Event
+from nameko.exceptions import ContainerBeingKilled
 from nameko.extensions import Entrypoint
 
 from shared.config import Settings
@@ -103,7 +104,10 @@ class Handles(Entrypoint):
             done.send(result, exc_info)
             return result, exc_info
 
-        self.container.spawn_worker(entrypoint, args, {}, handle_result=handle_result)
+        try:
+            self.container.spawn_worker(entrypoint, args, {}, handle_result=handle_result)
+        except ContainerBeingKilled:
+            raise Stopping from None
         return done.wait()
 
     # --- the loop ---

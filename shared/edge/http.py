@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, cast
 
 import eventlet
 from eventlet.event import Event
@@ -70,7 +70,7 @@ class Route(HttpRequestHandler):
 
     def answer(self, request: Request, result: Any) -> Response:
         """What the method returned, as a response."""
-        return self.response_from_result(result)
+        return cast(Response, self.response_from_result(result))
 
     def refuse(self, request: Request, error: Exception) -> Response:
         """An error, from wherever it came, as a response."""
