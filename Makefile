@@ -31,9 +31,9 @@ test-long: ## the same tests at full size
 check: ## format, lint, types, import rules
 	@$(STACK) check
 
-lock: ## resolve requirements.lock anew from setup.cfg
+lock: ## bring requirements.lock up to setup.cfg; ARGS=--upgrade takes the newest of everything
 	@$(STACK) install
-	@$(COMPILE) --upgrade
+	@$(COMPILE) $(ARGS)
 
 clean: ## stop everything and delete its data and logs
 	@$(STACK) clean

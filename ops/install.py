@@ -178,11 +178,8 @@ def _file_for_now(path: Path, text: str, mode: int) -> Iterator[None]:
     """Let a file say this for a while, then put back what was there, or nothing."""
     aside = path.with_name(path.name + ".ecom-saved")
     path.parent.mkdir(parents=True, exist_ok=True)
-    if aside.exists():  # an earlier install was killed before it could put this back
-        os.replace(aside, path)
-    elif path.exists() and path.read_text() == text:
-        path.unlink()
-    if path.exists():
+    # Ours may still lie there, with the old one aside, from an install that was killed before it could clean up.
+    if path.exists() and path.read_text() != text:
         os.replace(path, aside)
     try:
         path.write_text(text)

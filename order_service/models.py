@@ -264,7 +264,8 @@ def keep_steps(session: Session, steps: Sequence[tuple[Envelope, Order, Step]]) 
     )
     if steps:
         session.execute(
-            insert(OrderEventRow),
+            # Without it rows with an empty column make a statement of their own.
+            insert(OrderEventRow).execution_options(render_nulls=True),
             [
                 {
                     "order_id": step.order.order_id,

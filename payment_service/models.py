@@ -127,7 +127,8 @@ def claim_voids(session: Session, events: Iterable[Envelope]) -> None:
 def _claim(session: Session, rows: list[dict[str, Any]]) -> None:
     unique = {row["order_id"]: row for row in rows}
     ordered = [unique[order_id] for order_id in sorted(unique)]
-    session.execute(upsert(PaymentRow).on_conflict_do_nothing(), ordered)
+    # What is returned nobody needs; without it each row would be a statement of its own.
+    session.execute(upsert(PaymentRow).on_conflict_do_nothing().returning(PaymentRow.order_id), ordered)
 
 
 def _caused(event: Envelope) -> dict[str, Any]:
@@ -191,7 +192,8 @@ def claim_refunds(session: Session, events: Iterable[Envelope]) -> None:
         for event in events
     }
     if rows:
-        session.execute(upsert(RefundRow).on_conflict_do_nothing(), [rows[key] for key in sorted(rows)])
+        statement = upsert(RefundRow).on_conflict_do_nothing().returning(RefundRow.refund_id)
+        session.execute(statement, [rows[key] for key in sorted(rows)])
 
 
 def refunds(session: Session, refund_ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, Refund]:

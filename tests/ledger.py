@@ -122,8 +122,16 @@ def stock_is_the_sum_of_its_movements(databases: Readable) -> list[str]:
         " USING (order_id) WHERE i.sku = s.sku AND r.state = 'RESERVED'), 0) AS held FROM stock_items s",
     )
     return [
-        *(f"{row['sku']}: {row['on_hand']} on hand, {row['moved']} moved" for row in moved if row["on_hand"] != row["moved"]),
-        *(f"{row['sku']}: {row['reserved']} reserved, {row['held']} held" for row in held if row["reserved"] != row["held"]),
+        *(
+            f"{row['sku']}: {row['on_hand']} on hand, {row['moved']} moved"
+            for row in moved
+            if row["on_hand"] != row["moved"]
+        ),
+        *(
+            f"{row['sku']}: {row['reserved']} reserved, {row['held']} held"
+            for row in held
+            if row["reserved"] != row["held"]
+        ),
         *(f"{row['sku']}: impossible stock {row}" for row in held if not 0 <= row["reserved"] <= row["on_hand"]),
     ]
 
@@ -180,7 +188,9 @@ def totals_are_the_sum_of_the_items(databases: Readable) -> list[str]:
 
 def orders_are_at_rest(databases: Readable) -> list[str]:
     """Every order has come to its end."""
-    rows = databases.rows("order", "SELECT order_id, status, updated_at FROM orders WHERE status <> ALL(:rest)", rest=list(AT_REST))
+    rows = databases.rows(
+        "order", "SELECT order_id, status, updated_at FROM orders WHERE status <> ALL(:rest)", rest=list(AT_REST)
+    )
     return [f"order {row['order_id']} is {row['status']} since {row['updated_at']}" for row in rows]
 
 

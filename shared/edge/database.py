@@ -70,7 +70,7 @@ def connect(url: str, application: str, pool_size: int = 0, **settings: Any) -> 
     pool: dict[str, Any] = {"poolclass": NullPool}
     if pool_size:
         pool = {"pool_size": pool_size, "max_overflow": 0, "pool_timeout": POOL_TIMEOUT_S, "pool_pre_ping": True}
-    return create_engine(
+    engine = create_engine(
         url,
         **pool,
         connect_args={
@@ -81,6 +81,14 @@ def connect(url: str, application: str, pool_size: int = 0, **settings: Any) -> 
             "keepalives_interval": 5,
         },
     )
+    # SQLAlchemy names the level when it leaves AUTOCOMMIT, and psycopg2 then sends a SET with each change to and fro.
+    engine.dialect.set_isolation_level = _set_autocommit  # type: ignore[method-assign]
+    return engine
+
+
+def _set_autocommit(connection: Any, level: str) -> None:
+    """The two levels in use: AUTOCOMMIT, and the server's own READ COMMITTED."""
+    connection.autocommit = level == "AUTOCOMMIT"
 
 
 def is_conflict(error: BaseException) -> bool:

@@ -46,7 +46,10 @@ def test_an_order_for_more_than_there_is_ends_out_of_stock_and_nobody_is_asked_f
     ]
     assert timeline["steps"][1]["details"]["shortages"] == [{"sku": "short", "requested": 3, "available": 2}]
     assert stock_of(system, "short") == (2, 0)
-    assert system.databases.rows("payment", "SELECT 1 FROM provider_ledger WHERE order_id = :id", id=order["order_id"]) == []
+    assert (
+        system.databases.rows("payment", "SELECT 1 FROM provider_ledger WHERE order_id = :id", id=order["order_id"])
+        == []
+    )
 
 
 def test_an_order_for_an_unknown_sku_is_cancelled(system: System) -> None:

@@ -2,13 +2,14 @@
 
 import tests.patched  # noqa: F401  # isort: skip
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from sqlalchemy import Engine, create_engine, make_url, text
 
 from ops.migrate import migrate
 from shared.config import Settings, read
+from tests.integration.support import Bench, Mail, Wire
 from topology.declare import apply
 
 
@@ -28,6 +29,38 @@ def database(settings: Settings) -> "Iterator[Databases]":
     databases.empty()
     yield databases
     databases.close()
+
+
+@pytest.fixture
+def mail(settings: Settings) -> Iterator[Mail]:
+    """Hands in the broker, whose queues are empty."""
+    hands = Mail(settings)
+    hands.empty()
+    yield hands
+    hands.close()
+
+
+@pytest.fixture
+def bench(settings: Settings, database: "Databases") -> Iterator[Callable[..., Bench]]:
+    """Makes a service with its empty database and no container: bench("order")."""
+    made: list[Bench] = []
+
+    def make(service: str, **how: object) -> Bench:
+        made.append(Bench(settings, service, **how))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+@pytest.fixture
+def wire(settings: Settings) -> Iterator[Wire]:
+    """A wire to the database server."""
+    url = make_url(settings.database_admin_url)
+    wire = Wire(url.host or "127.0.0.1", url.port or 5432)
+    yield wire
+    wire.close()
 
 
 class Databases:

@@ -1,0 +1,306 @@
+"""What integration tests share: events, deliveries, one consumer without its loop, hands in the broker, a wire to cut."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
+from uuid import UUID, uuid4
+
+import amqp
+import eventlet
+from eventlet.green import socket
+from nameko.containers import ServiceContainer
+from sqlalchemy import make_url
+
+from inventory_service.service import InventoryService
+from order_service.service import OrderService
+from payment_service.provider import MockProvider
+from payment_service.service import PaymentService
+from shared.config import Settings
+from shared.edge.batch import Batch
+from shared.edge.broker import Line
+from shared.edge.consumer import Handles
+from shared.edge.context import RequestContext
+from shared.edge.database import POOL_SPARE, Database, connect
+from shared.edge.publisher import Outgoing, Publisher
+from shared.edge.runner import nameko_config
+from shared.events import Envelope, Identity, OrderCreated, Payload, PricedItem, envelope
+from shared.failures import Delivery
+from shared.ids import new_trace_id
+from topology.table import BY_NAME, EVENTS_EXCHANGE, queue_arguments
+
+CUSTOMER = Identity("customer", ("customer",))
+SERVICES: dict[str, Any] = {"order": OrderService, "inventory": InventoryService, "payment": PaymentService}
+
+T = TypeVar("T")
+
+
+def until(found: Callable[[], T], within_s: float = 5.0, every_s: float = 0.02) -> T:
+    """What `found` returns as soon as it is true; the test fails when it is not in time."""
+    deadline = time.monotonic() + within_s
+    while not (result := found()):
+        assert time.monotonic() < deadline, f"not within {within_s} s: {inspect.getsource(found).strip()}"
+        eventlet.sleep(every_s)
+    return result
+
+
+def throughout(holds: Callable[[], bool], for_s: float) -> None:
+    """Fail as soon as something that must hold for a while does not."""
+    deadline = time.monotonic() + for_s
+    while time.monotonic() < deadline:
+        assert holds(), inspect.getsource(holds).strip()
+        eventlet.sleep(0.02)
+
+
+# --- events ---------------------------------------------------------------------------------------------------------
+
+
+def told(payload: Payload, source: str = "order_service", trace_id: str | None = None) -> Envelope:
+    """An event as a service tells it."""
+    return envelope(source, payload, trace_id or new_trace_id(), CUSTOMER)
+
+
+def order_created(
+    order_id: UUID | None = None,
+    skus: Sequence[str] = ("apple",),
+    quantity: int = 1,
+    method: str = "mock_ok",
+) -> OrderCreated:
+    """An order of the same quantity of some skus."""
+    items = tuple(PricedItem(sku, quantity, 100) for sku in skus)
+    return OrderCreated(order_id or uuid4(), "EUR", 100 * quantity * len(items), items, method)
+
+
+def delivery(event: Envelope, tag: int = 1, headers: Mapping[str, Any] | None = None, queue: str = "") -> Delivery:
+    """An event as the broker hands it over; one that was tried before comes with its queue for its key."""
+    return Delivery(tag, event.to_json().encode(), queue or event.type, str(event.message_id), headers or {})
+
+
+def deliveries(events: Iterable[Envelope]) -> list[Delivery]:
+    """Events as the broker hands them over, tags in order."""
+    return [delivery(event, tag) for tag, event in enumerate(events, start=1)]
+
+
+# --- one consumer without its loop ----------------------------------------------------------------------------------
+
+
+def handler_of(queue: str) -> Handles:
+    """The entrypoint of a queue, as its service declares it; `method_name` says on which method."""
+    for name, method in inspect.getmembers(SERVICES[BY_NAME[queue].service], inspect.isfunction):
+        for entrypoint in getattr(method, "nameko_entrypoints", ()):
+            if isinstance(entrypoint, Handles) and entrypoint.queue == queue:
+                entrypoint.method_name = name
+                return entrypoint
+    raise LookupError(queue)
+
+
+class _Container:
+    """What an extension asks of its container; Nameko keeps only a weak reference to it."""
+
+    def __init__(self, service_name: str, config: dict[str, Any], max_workers: int) -> None:
+        self.service_name = service_name
+        self.config = config
+        self.max_workers = max_workers
+
+
+class Bench:
+    """A service and its database, with no container around them; `batch(queue)` settles what a test hands it."""
+
+    def __init__(self, settings: Settings, service: str, url: str = "", pool_size: int = 15) -> None:
+        config = nameko_config(settings, service)
+        if url:
+            config["DB_URIS"] = dict.fromkeys(config["DB_URIS"], url)
+        self._container = _Container(f"{service}_service", config, pool_size - POOL_SPARE)
+        self.name = service
+        self.database = Database().bind(self._container, "db")
+        self.database.setup()
+        self.sessions = self.database.sessions
+        self.service = SERVICES[service]()
+        self.service.db = self.sessions
+        self.service.context = RequestContext(new_trace_id(), CUSTOMER)
+        self.ledger = connect(settings.database_url("payment"), "provider", pool_size=20).execution_options(
+            isolation_level="AUTOCOMMIT"
+        )
+        self.service.provider = MockProvider(self.ledger, settings.payment_mode, timeout_s=0.05)
+        self.publisher = Publisher(settings.amqp_uri, settings.heartbeat_s)
+
+    def batch(self, queue: str, **changed: Any) -> Batch:
+        """The queue's batch with the service's own handler; `changed` replaces what a test wants otherwise."""
+        entrypoint = handler_of(queue)
+        parts: dict[str, Any] = {
+            "publisher": self.publisher,
+            "handle": getattr(self.service, entrypoint.method_name),
+            "ask": getattr(self.service, entrypoint.ask) if entrypoint.ask else None,
+            **changed,
+        }
+        return Batch(self.name, queue, lambda: self.sessions, **parts)
+
+    def settle(self, queue: str, events: Iterable[Envelope], **changed: Any) -> None:
+        """Settle these events as one batch."""
+        self.batch(queue, **changed).settle(deliveries(events))
+
+    def close(self) -> None:
+        """Let go of every connection."""
+        self.publisher.close()
+        self.database.stop()
+        self.ledger.dispose()
+
+
+# --- hands in the broker --------------------------------------------------------------------------------------------
+
+
+class Mail:
+    """What a test puts into queues and takes out of them."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.publisher = Publisher(settings.amqp_uri, heartbeat_s=30)
+        self.open()
+
+    def open(self) -> None:
+        """Connect, also again."""
+        self.line = Line(self.settings.amqp_uri, heartbeat_s=30)
+        self.channel = self.line.channel
+
+    def empty(self) -> None:
+        """Throw away what is in any queue of the table."""
+        for name in queue_arguments():
+            self.channel.queue_purge(name)
+
+    def get(self, queue: str) -> amqp.Message | None:
+        """The next message of a queue, or None."""
+        return self.channel.basic_get(queue, no_ack=True)
+
+    def take(self, queue: str, within_s: float = 5.0) -> amqp.Message:
+        """The next message of a queue, waited for."""
+        return until(lambda: self.get(queue), within_s)
+
+    def all(self, queue: str) -> list[amqp.Message]:
+        """Everything that is in a queue now."""
+        return list(iter(lambda: self.get(queue), None))
+
+    def waiting(self, queue: str) -> int:
+        """How many messages are ready in a queue."""
+        return int(self.channel.queue_declare(queue, passive=True).message_count)
+
+    def tell(self, events: Iterable[Envelope]) -> None:
+        """Publish events as the relay does."""
+        self.send([Outgoing(EVENTS_EXCHANGE, e.type, e.to_json(), str(e.message_id), e.type) for e in events])
+
+    def send(self, messages: Sequence[Outgoing]) -> None:
+        """Publish messages; each must be taken."""
+        assert self.publisher.publish_all(messages, deadline_s=30) == [None] * len(messages)
+
+    def put(self, queue: str, body: str | bytes, headers: Mapping[str, Any] | None = None) -> None:
+        """Put one message into one queue, past all bindings."""
+        self.send([Outgoing("", queue, body, str(uuid4()), "", headers or {})])
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self.publisher.close()
+        self.line.drop()
+
+
+def headers_of(message: amqp.Message) -> dict[str, Any]:
+    """A message's headers without those that the broker adds itself."""
+    ours = message.headers or {}
+    added = ("x-death", "x-first-death", "x-last-death", "x-delivery-count")
+    return {name: value for name, value in ours.items() if not name.startswith(added)}
+
+
+def body_of(message: amqp.Message) -> dict[str, Any]:
+    """A message's body."""
+    return dict(json.loads(message.body))
+
+
+# --- a service in its container -------------------------------------------------------------------------------------
+
+
+def container_of(settings: Settings, service: Any, replica: int = 0, **config: Any) -> ServiceContainer:
+    """A service as its process runs it, not started. `service` is one of ours by its short name, or a class."""
+    short = service if isinstance(service, str) else service.name.removesuffix("_service")
+    chosen = nameko_config(settings, short, replica) | config
+    return ServiceContainer(SERVICES[service] if isinstance(service, str) else service, chosen)
+
+
+def extension(container: ServiceContainer, kind: type[T], **attributes: Any) -> T:
+    """The container's extension of a kind."""
+    return next(
+        item
+        for item in container.extensions
+        if isinstance(item, kind) and all(getattr(item, name) == value for name, value in attributes.items())
+    )
+
+
+# --- a wire to PostgreSQL or RabbitMQ -------------------------------------------------------------------------------
+
+
+class Wire:
+    """A TCP proxy: counts PostgreSQL's completed statements, and can go silent, refuse or be cut."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.target = (host, port)
+        self.silent = False
+        self.completed: list[str] = []  # the command tag of each statement: SELECT 3, INSERT 0 50, BEGIN, COMMIT
+        self._sockets: list[Any] = []
+        self._listener = eventlet.listen(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self._threads = [eventlet.spawn(self._accept)]
+
+    def url(self, url: str) -> str:
+        """A database URL that leads through this wire, unencrypted, so that it can be read."""
+        through = make_url(url).set(host="127.0.0.1", port=self.port)
+        return through.update_query_dict({"sslmode": "disable", "gssencmode": "disable"}).render_as_string(False)
+
+    def statements(self) -> list[str]:
+        """What has completed but for BEGIN, COMMIT and ROLLBACK."""
+        return [tag for tag in self.completed if tag not in ("BEGIN", "COMMIT", "ROLLBACK")]
+
+    def _accept(self) -> None:
+        while True:
+            near, _ = self._listener.accept()
+            far = socket.create_connection(self.target)
+            self._sockets += [near, far]
+            self._threads += [
+                eventlet.spawn(self._forward, near, far, lambda data: None),
+                eventlet.spawn(self._forward, far, near, _Tags(self.completed)),
+            ]
+
+    def _forward(self, source: Any, sink: Any, heard: Callable[[bytes], None]) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                heard(data)
+                while self.silent:
+                    eventlet.sleep(0.01)
+                sink.sendall(data)
+        with suppress(OSError):
+            sink.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        """Cut every connection and take no more."""
+        for thread in self._threads:
+            thread.kill()
+        for end in (self._listener, *self._sockets):
+            end.close()
+
+
+class _Tags:
+    """Reads the command tags from what PostgreSQL's server says."""
+
+    def __init__(self, completed: list[str]) -> None:
+        self.completed = completed
+        self.buffer = b""
+
+    def __call__(self, data: bytes) -> None:
+        self.buffer += data
+        while len(self.buffer) >= 5:
+            size = 1 + int.from_bytes(self.buffer[1:5], "big")
+            if len(self.buffer) < size:
+                return
+            if self.buffer[:1] == b"C":
+                self.completed.append(self.buffer[5 : size - 1].decode())
+            self.buffer = self.buffer[size:]

@@ -1,0 +1,193 @@
+"""What each batch handler costs: 50 waiting messages are one transaction of at most 12 statements."""
+
+from collections.abc import Callable
+from uuid import UUID, uuid4
+
+import pytest
+
+from shared.events import (
+    CommitRequested,
+    Envelope,
+    OrderCancelled,
+    PaymentFailed,
+    PaymentSucceeded,
+    RefundRequested,
+    ReleaseRequested,
+    ReservationFailed,
+    Reserved,
+)
+from shared.ids import payment_id_of
+from tests.integration.conftest import Databases
+from tests.integration.support import Bench, Mail, Wire, order_created, told
+from topology.table import BY_NAME, QUEUES
+
+BATCH = 50
+AT_MOST = 12
+SKUS = [f"sku-{number}" for number in range(10)]
+
+Benches = Callable[..., Bench]
+
+CREATED = "q.inventory.order-created"
+COMMITS = "q.inventory.commit-requested"
+RELEASES = "q.inventory.release-requested"
+CHARGES = "q.payment.inventory-reserved"
+REFUNDS = "q.payment.refund-requested"
+VOIDS = "q.payment.order-cancelled"
+INVENTORY_RESULTS = "q.order.inventory-result"
+PAYMENT_RESULTS = "q.order.payment-result"
+
+
+def stock(database: Databases, on_hand: int = 100_000) -> None:
+    for sku in SKUS:
+        database.run("inventory", "INSERT INTO stock_items (sku, on_hand) VALUES (:sku, :n)", sku=sku, n=on_hand)
+
+
+def some(number: int) -> list[str]:
+    return [SKUS[(number + step) % len(SKUS)] for step in range(3)]
+
+
+def reserved(order_id: UUID, method: str = "mock_ok") -> Reserved:
+    order = order_created(order_id, method=method)
+    return Reserved(order_id, uuid4(), order.items, order.total, order.currency, method)
+
+
+def posted(bench: Bench, number: int = BATCH) -> list[UUID]:
+    """Orders as clients post them."""
+    order = {
+        "currency": "EUR",
+        "payment_method": "mock_ok",
+        "items": [{"sku": sku, "quantity": 1, "unit_price": 100} for sku in some(0)],
+    }
+    return [UUID(bench.service.create_order(order, f"key-{place}")["body"]["order_id"]) for place in range(number)]
+
+
+# Each makes what came before the batch, and returns the batch: 50 messages that drive every branch of the handler.
+
+
+def to_reserve(bench: Bench, database: Databases) -> list[Envelope]:
+    stock(database)
+    wanted = [order_created(skus=some(n), quantity=2 if n % 5 else 900_000) for n in range(BATCH)]
+    return [told(order) for order in wanted]
+
+
+def to_commit(bench: Bench, database: Databases) -> list[Envelope]:
+    stock(database)
+    orders = [order_created(skus=some(n)) for n in range(BATCH)]
+    bench.settle(CREATED, [told(order) for order in orders])
+    bench.settle(RELEASES, [told(ReleaseRequested(order.order_id, "deadline")) for order in orders[:5]])
+    return [told(CommitRequested(order.order_id)) for order in orders]
+
+
+def to_release(bench: Bench, database: Databases) -> list[Envelope]:
+    stock(database)
+    orders = [order_created(skus=some(n)) for n in range(BATCH)]
+    bench.settle(CREATED, [told(order) for order in orders[5:]])  # those released first leave tombstones
+    bench.settle(COMMITS, [told(CommitRequested(order.order_id)) for order in orders[25:]])
+    return [told(ReleaseRequested(order.order_id, "order_cancelled")) for order in orders]
+
+
+def to_charge(bench: Bench, database: Databases) -> list[Envelope]:
+    orders = [uuid4() for _ in range(BATCH)]
+    bench.settle(VOIDS, [told(OrderCancelled(order_id, "deadline")) for order_id in orders[:5]])
+    return [told(reserved(order_id, "mock_declined" if n % 7 else "mock_ok")) for n, order_id in enumerate(orders)]
+
+
+def to_refund(bench: Bench, database: Databases) -> list[Envelope]:
+    orders = [uuid4() for _ in range(BATCH)]
+    methods = ["mock_refund_declined" if n % 7 == 0 else "mock_ok" for n in range(BATCH)]
+    bench.settle(CHARGES, [told(reserved(*pair)) for pair in zip(orders, methods, strict=True)])
+    return [
+        told(RefundRequested(order_id, payment_id_of(order_id), uuid4(), 100, "EUR", "order_cancelled"))
+        for order_id in orders
+    ]
+
+
+def to_void(bench: Bench, database: Databases) -> list[Envelope]:
+    orders = [uuid4() for _ in range(BATCH)]
+    bench.settle(CHARGES, [told(reserved(order_id)) for order_id in orders[:5]])
+    database.run("payment", "UPDATE payments SET status = 'PENDING'")  # a call under way
+    return [told(OrderCancelled(order_id, "deadline")) for order_id in orders]
+
+
+def to_follow_inventory(bench: Bench, database: Databases) -> list[Envelope]:
+    orders = posted(bench)
+    return [
+        told(reserved(order_id) if n % 5 else ReservationFailed(order_id, "out_of_stock", ()))
+        for n, order_id in enumerate(orders)
+    ]
+
+
+def to_follow_payment(bench: Bench, database: Databases) -> list[Envelope]:
+    orders = posted(bench)
+    return [
+        told(
+            PaymentSucceeded(order_id, payment_id_of(order_id), 300, "EUR", "reference")
+            if n % 5
+            else PaymentFailed(order_id, payment_id_of(order_id), "card_declined")
+        )
+        for n, order_id in enumerate(orders)
+    ]
+
+
+# What has taken effect when all 50 have; the statement must return one row, and its value.
+CASES: dict[str, tuple[Callable[[Bench, Databases], list[Envelope]], str, int]] = {
+    CREATED: (to_reserve, "SELECT count(*) AS n FROM reservations WHERE state IN ('RESERVED', 'REFUSED')", 50),
+    COMMITS: (to_commit, "SELECT count(*) AS n FROM reservations WHERE state = 'COMMITTED'", 45),
+    RELEASES: (to_release, "SELECT count(*) AS n FROM reservations WHERE state = 'RELEASED'", 50),
+    CHARGES: (to_charge, "SELECT count(*) AS n FROM payments WHERE status IN ('COMPLETED', 'FAILED')", 45),
+    REFUNDS: (to_refund, "SELECT count(*) AS n FROM refunds WHERE status IN ('COMPLETED', 'FAILED')", 50),
+    VOIDS: (to_void, "SELECT count(*) AS n FROM payments WHERE status = 'VOID' OR cancelled", 50),
+    INVENTORY_RESULTS: (to_follow_inventory, "SELECT count(*) AS n FROM orders WHERE status <> 'PENDING'", 50),
+    PAYMENT_RESULTS: (to_follow_payment, "SELECT count(*) AS n FROM orders WHERE status <> 'PENDING'", 50),
+}
+
+
+def test_every_queue_of_the_table_is_measured() -> None:
+    assert set(CASES) == {queue.name for queue in QUEUES}
+
+
+@pytest.mark.parametrize("queue", CASES)
+def test_fifty_messages_are_one_transaction_of_at_most_twelve_statements(
+    queue: str, bench: Benches, database: Databases, mail: Mail, wire: Wire, settings, record_property
+) -> None:
+    service = BY_NAME[queue].service
+    prepare, effect, expected = CASES[queue]
+    events = prepare(bench(service), database)
+    measured = bench(service, url=wire.url(settings.database_url(service)))
+    with measured.sessions.read() as session:
+        session.connection()  # what a connection asks when it is made costs no batch anything
+    wire.completed.clear()
+
+    measured.settle(queue, events)
+
+    statements = wire.statements()
+    shown = f"{queue}: {len(statements)} statements in {wire.completed.count('BEGIN')} transactions: {wire.completed}"
+    record_property("statements", f"{queue} {len(statements)}")
+    print(shown)
+    assert database.rows(service, effect) == [{"n": expected}], shown
+    assert len(statements) <= AT_MOST, shown
+    assert wire.completed.count("BEGIN") == wire.completed.count("COMMIT") == 1, shown
+
+
+@pytest.mark.parametrize("queue", CASES)
+def test_fifty_repeated_messages_change_and_tell_nothing(
+    queue: str, bench: Benches, database: Databases, mail: Mail
+) -> None:
+    service = BY_NAME[queue].service
+    prepare, _, _ = CASES[queue]
+    one = bench(service)
+    events = prepare(one, database)
+    tables = [
+        str(row["tablename"])
+        for row in database.rows(service, "SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+    ]
+
+    def everything() -> dict[str, object]:
+        return {table: database.rows(service, f'SELECT * FROM "{table}" ORDER BY ctid') for table in tables}
+
+    one.settle(queue, events + events + events)
+    once = everything()
+    one.settle(queue, events)
+    one.settle(queue, list(reversed(events)))
+
+    assert everything() == once
