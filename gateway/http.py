@@ -165,6 +165,10 @@ class Api(Route):
         return respond(request.environ, result.status, result.body, result.headers)
 
     def refuse(self, request: Request, error: Exception) -> Response:
+        if isinstance(error, errors.CannotWork | errors.ServiceUnavailable):
+            # Which part of us is away helps an operator and nobody else.
+            log.warning("%s is unavailable, under trace %s: %s", self.label, trace_of(request.environ).trace_id, error)
+            error = errors.ServiceUnavailable()
         return respond_with_error(request.environ, error)
 
     def refusal(self, error: HTTPException, environ: Environ) -> Response:
@@ -232,17 +236,14 @@ def _is_utf8(parameters: str) -> bool:
     return name.strip() != "charset" or value.strip(' "') in ("utf-8", "utf8")
 
 
-def read_json(body: bytes) -> dict[str, Any]:
-    """A JSON object, read strictly: UTF-8, no name twice, no NaN. Raises BadJson, or ValidationFailed for no object."""
+def read_json(body: bytes) -> Any:
+    """JSON read strictly: UTF-8, no name twice, no NaN. Raises BadJson."""
     try:
-        data = json.loads(
+        return json.loads(
             body.decode("utf-8"), object_pairs_hook=_no_name_twice, parse_constant=_refused, parse_int=_integer
         )
     except (ValueError, RecursionError) as error:
         raise errors.BadJson from error
-    if not isinstance(data, dict):
-        raise errors.ValidationFailed(details={"body": ["Must be an object."]})
-    return data
 
 
 def _no_name_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -96,7 +96,7 @@ class GatewayService(Probes):
     @api("POST", "/api/stocks/reserve", roles=(ADMIN, SERVICE), body=schemas.Reserve, summary="Reserve by hand")
     def reserve(self, call: Call) -> dict[str, Any]:
         """A reservation that no order made; it expires."""
-        return self.inventory.reserve(call.body["order_id"], call.body["items"])
+        return self.inventory.reserve_manually(call.body["order_id"], call.body["items"])
 
     @api(
         "POST",

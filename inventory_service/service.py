@@ -10,7 +10,7 @@ from inventory_service.domain import COMMIT, RELEASE, Kind, Outcome, State
 from shared.edge.consumer import handles
 from shared.edge.context import Context
 from shared.edge.database import Database
-from shared.edge.http import Health, Probes
+from shared.edge.http import Probes
 from shared.edge.rpc import rpc
 from shared.edge.timer import every
 from shared.edge.tx import Events, Tx
@@ -33,7 +33,6 @@ class InventoryService(Probes):
     db = Database()
     relay = Relay()
     context = Context()
-    health = Health()
 
     # --- for orders, by events ---
 

@@ -9,7 +9,7 @@ from shared import outbox
 from shared.edge.consumer import handles
 from shared.edge.context import Context
 from shared.edge.database import Database
-from shared.edge.http import Health, Probes
+from shared.edge.http import Probes
 from shared.edge.rpc import rpc
 from shared.edge.timer import every
 from shared.edge.tx import Events, Tx
@@ -27,7 +27,6 @@ class OrderService(Probes):
     db = Database()
     relay = Relay()
     context = Context()
-    health = Health()
 
     @rpc
     def create_order(self, order: dict[str, Any], key: str) -> dict[str, Any]:

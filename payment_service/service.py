@@ -16,7 +16,7 @@ from shared.edge.consumer import handles
 from shared.edge.context import Context
 from shared.edge.database import Database
 from shared.edge.door import Door
-from shared.edge.http import Health, Probes
+from shared.edge.http import Probes
 from shared.edge.rpc import rpc
 from shared.edge.timer import every
 from shared.edge.tx import Events, Tx
@@ -41,7 +41,6 @@ class PaymentService(Probes):
     db = Database()
     relay = Relay()
     context = Context()
-    health = Health()
     provider = Door(lambda ledger, settings: MockProvider(ledger, settings.payment_mode, settings.provider_timeout_s))
 
     @handles("q.payment.inventory-reserved", ask="ask_for_charges")

@@ -27,6 +27,9 @@ from topology.table import RETRY_WAITS_S, dead_letter_queue, failed_exchange, re
 MAX_ERROR_BYTES = 1024
 EXHAUSTED = "exhausted"
 
+# Headers come from whoever publishes: what is kept of them fits the columns of `dead_messages`.
+MAX_COUNT = 1_000_000
+
 Headers = Mapping[str, Any]
 
 
@@ -104,7 +107,7 @@ def judge(apart: SetApart, service: str, queue: str, now: datetime | None = None
         "x-error-message": _short(error),
         "x-service": service,
         "x-source-queue": queue,
-        "x-first-failed-at": str(delivery.headers.get("x-first-failed-at") or moment),
+        "x-first-failed-at": _moment(delivery.headers.get("x-first-failed-at")) or moment,
         "x-last-failed-at": moment,
         "x-original-routing-key": delivery.original_routing_key,
         "x-replays": _whole(delivery.headers.get("x-replays")),
@@ -172,7 +175,14 @@ def _short(error: BaseException) -> str:
 
 
 def _whole(value: object) -> int:
-    return value if type(value) is int and value > 0 else 0
+    return min(value, MAX_COUNT) if type(value) is int and value > 0 else 0
+
+
+def _moment(value: object) -> str | None:
+    try:
+        return timestamp(datetime.fromisoformat(str(value)))
+    except (ValueError, OverflowError):
+        return None
 
 
 def _uuid_or_new(text: str | None) -> UUID:

@@ -22,7 +22,7 @@ from shared.edge.tx import Events, Tx
 from shared.errors import CannotWork, DeadMessage, UnknownType
 from shared.events import Envelope, decode
 from shared.failures import Delivery, Failure, SetApart, exchange_of, judge, record_deaths
-from shared.metrics import EVENTS
+from shared.metrics import EVENTS, PAUSES
 from topology.table import BY_NAME, hears
 
 log = logging.getLogger(__name__)
@@ -103,12 +103,19 @@ class Batch:
         if self.ask is None or not events:
             return {}
         try:
-            return self._patiently(lambda: self.ask(Events(events)))  # type: ignore[misc]
+            return self._patiently(lambda: self._asked(Events(events)))
         except Exception as error:
             if len(events) == 1:
                 return {events[0].message_id: error}
             log.warning("asking for %d messages failed, they are asked for one by one", len(events), exc_info=True)
             return {key: answer for event in events for key, answer in self._answers([event]).items()}
+
+    def _asked(self, events: Events) -> dict[UUID, Any]:
+        answers = self.ask(events)  # type: ignore[misc]
+        for answer in answers.values():
+            if isinstance(answer, Exception) and _is_ours(answer):
+                raise answer
+        return answers
 
     def _together(self, events: list[Envelope], answers: dict[UUID, Any]) -> tuple[int, dict[UUID, Exception]]:
         """Run the events in as few transactions as it takes; how many were seen before, and what failed with what."""
@@ -165,8 +172,9 @@ class Batch:
         dead = [failure for failure in failures if failure.dead]
         if dead:
             self._patiently(lambda: self._record(dead))
-        if failures:
-            self._patiently(lambda: self._publish(failures))
+        unsafe = list(failures)
+        if unsafe:
+            self._patiently(lambda: self._publish(unsafe))
         return len(failures) - len(dead), len(dead)
 
     def _record(self, dead: list[Failure]) -> None:
@@ -174,6 +182,7 @@ class Batch:
             record_deaths(session, dead)
 
     def _publish(self, failures: list[Failure]) -> None:
+        """Publish them, and take those that are safe from the list: a repeat must not send them again."""
         outcomes = self.publisher.publish_all(
             [
                 Outgoing(
@@ -187,6 +196,7 @@ class Batch:
                 for failure in failures
             ]
         )
+        failures[:] = [failure for failure, refused in zip(failures, outcomes, strict=True) if refused]
         refused = [outcome for outcome in outcomes if outcome]
         if refused:
             raise CannotWork(f"{len(refused)} failed messages could not be sent on: {refused[0]}")
@@ -202,7 +212,7 @@ class Batch:
             except Exception as error:
                 if is_conflict(error):
                     eventlet.sleep(random.uniform(0.001, 0.05))
-                elif isinstance(error, CannotWork) or is_outage(error):
+                elif _is_ours(error):
                     self._pause(error, next(waits))
                 else:
                     raise
@@ -210,6 +220,7 @@ class Batch:
     def _pause(self, error: Exception, wait: float) -> None:
         if self.trouble is None:
             log.warning("%s is paused: %s", self.queue, error)
+            PAUSES.labels(self.queue).inc()
         self.trouble = f"{self.queue} is paused: {type(error).__name__}"
         eventlet.sleep(wait)
         if self.stopping():
@@ -226,3 +237,8 @@ class Batch:
             error,
             exc_info=None if isinstance(error, DeadMessage) else error,
         )
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether the service itself cannot work, so that nothing is wrong with any message."""
+    return isinstance(error, CannotWork) or is_outage(error)

@@ -11,6 +11,7 @@ import random
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from urllib.parse import unquote, urlsplit
 
 import amqp
@@ -53,6 +54,8 @@ class Line:
             with eventlet.Timeout(CONNECT_TIMEOUT_S * 2, TimeoutError("the broker did not finish the handshake")):
                 self.connection.connect()
                 self.channel = self.connection.channel()
+                # Bodies stay bytes: a sender's content_encoding could make text of them that nothing can encode.
+                self.channel.auto_decode = False
         except BaseException:
             self.drop()
             raise
@@ -69,6 +72,13 @@ class Line:
             return False
         finally:
             self._listen()
+
+    @contextmanager
+    def patience(self) -> Iterator[None]:
+        """Bounds what waits for the broker's answer: a frozen one gives none. Raises BrokerSilent."""
+        limit = 2 * self.heartbeat_s
+        with eventlet.Timeout(limit, BrokerSilent(f"the broker did not answer in {limit:.0f} s")):
+            yield
 
     def rest(self) -> None:
         """Say that nobody was reading for a while: silence is counted from now."""

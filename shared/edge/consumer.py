@@ -26,7 +26,7 @@ from shared.edge.database import Database
 from shared.edge.publisher import Publisher
 from shared.edge.tx import Events, Tx
 from shared.failures import Delivery
-from shared.metrics import BATCH_SECONDS, PAUSES
+from shared.metrics import BATCH_SECONDS
 from topology.table import BY_NAME
 
 log = logging.getLogger(__name__)
@@ -142,19 +142,27 @@ class Handles(Entrypoint):
                 while len(self._held) < PREFETCH and line.read(timeout_s=0):
                     pass
                 self._settle(self._take())
-        line.channel.basic_cancel(self._tag)
+        self._cancel()
         deadline = time.monotonic() + FINISH_S
         while self._held and time.monotonic() < deadline:
             self._settle(self._take())
 
     def _subscribe(self, prefetch: int) -> None:
         """Consume with another prefetch: it is fixed when a consumer starts (a global one is refused by 4.3)."""
-        channel = self._line.channel
-        if self._tag is not None:
-            channel.basic_cancel(self._tag)
-        channel.basic_qos(0, prefetch, False)
-        self._tag = channel.basic_consume(self.queue, callback=self._receive)
+        if self._stopping:
+            return
+        self._cancel()
+        with self._line.patience():
+            self._line.channel.basic_qos(0, prefetch, False)
+            self._tag = self._line.channel.basic_consume(self.queue, callback=self._receive)
         self._prefetch = prefetch
+
+    def _cancel(self) -> None:
+        """Take nothing more."""
+        if self._tag is not None:
+            with self._line.patience():
+                self._line.channel.basic_cancel(self._tag)
+            self._tag = None
 
     def _receive(self, message: amqp.Message) -> None:
         body = message.body
@@ -190,16 +198,17 @@ class Handles(Entrypoint):
     def _settle(self, deliveries: list[Delivery]) -> None:
         if not deliveries:
             return
-        paused = self.batch.trouble is not None
         with BATCH_SECONDS.labels(self.batch.service, self.queue).time():
             self.batch.settle(deliveries)
-        if paused:
-            PAUSES.labels(self.queue).inc()
-        self._ack(deliveries)
-        self._line.rest()
         if self._clean_needed:
             self._clean_needed -= 1
-        if not self._clean_needed and self._prefetch != PREFETCH:
+        opens = not self._clean_needed and self._prefetch != PREFETCH
+        if opens or self._stopping:
+            # Before the ack: what that makes room for would come to a consumer that is gone, and be charged for it.
+            self._cancel()
+        self._ack(deliveries)
+        self._line.rest()
+        if opens:
             self._subscribe(PREFETCH)
 
     def _ack(self, deliveries: list[Delivery]) -> None:

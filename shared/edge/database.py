@@ -18,6 +18,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, TimeoutError
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import NullPool
 
+from shared.errors import CannotWork
 from shared.tables import Base
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ def connect(url: str, application: str, pool_size: int = 0, **settings: Any) -> 
     engine = create_engine(
         url,
         **pool,
+        hide_parameters=True,  # an error's text goes into logs and dead letters: no keys, no bodies
         connect_args={
             "application_name": application,
             "options": " ".join(f"-c {name}={value}" for name, value in limits.items()),
@@ -82,7 +84,7 @@ def connect(url: str, application: str, pool_size: int = 0, **settings: Any) -> 
         },
     )
     # SQLAlchemy names the level when it leaves AUTOCOMMIT, and psycopg2 then sends a SET with each change to and fro.
-    engine.dialect.set_isolation_level = _set_autocommit  # type: ignore[method-assign]
+    engine.dialect.set_isolation_level = _set_autocommit  # type: ignore[method-assign, assignment]
     return engine
 
 
@@ -143,6 +145,33 @@ class Sessions:
     read = autocommit
 
 
+class WorkerSessions(Sessions):
+    """The same for the methods of a service: an outage is CannotWork, so a client is asked to try again."""
+
+    @contextmanager
+    def begin(self) -> Iterator[Session]:
+        with telling_outages(), super().begin() as session:
+            yield session
+
+    @contextmanager
+    def autocommit(self) -> Iterator[Session]:
+        with telling_outages(), super().autocommit() as session:
+            yield session
+
+    read = autocommit
+
+
+@contextmanager
+def telling_outages() -> Iterator[None]:
+    """Raises CannotWork where the database is away or unable."""
+    try:
+        yield
+    except Exception as error:
+        if is_outage(error):
+            raise CannotWork(f"the database is away: {type(getattr(error, 'orig', error)).__name__}") from error
+        raise
+
+
 @contextmanager
 def closing(session: Session) -> Iterator[Session]:
     """Give the connection back, or throw it away when its backend has died."""
@@ -181,9 +210,10 @@ class Database(nameko_sqlalchemy.Database):
             self.engine.execution_options(isolation_level="AUTOCOMMIT"), expire_on_commit=False, autoflush=False
         )
         self.sessions = Sessions(self.Session, self.Singles)
+        self.worker_sessions = WorkerSessions(self.Session, self.Singles)
 
     def get_dependency(self, worker_ctx: WorkerContext) -> Sessions:
-        return self.sessions
+        return self.worker_sessions
 
     def worker_teardown(self, worker_ctx: WorkerContext) -> None:
         """Nothing is left to tear down: each block has given its connection back."""

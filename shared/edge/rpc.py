@@ -102,15 +102,17 @@ class RpcServer(OnLine):
         service = self.container.service_name
         queue = f"rpc-{service}"
         channel = line.channel
-        channel.exchange_declare(RPC_EXCHANGE, "topic", durable=True, auto_delete=False)
-        channel.queue_declare(queue, durable=True, auto_delete=False)
-        channel.queue_bind(queue, RPC_EXCHANGE, f"{service}.*")
-        channel.basic_qos(0, self.container.max_workers, False)
-        tag = channel.basic_consume(queue, callback=partial(self._receive, line))
+        with line.patience():
+            channel.exchange_declare(RPC_EXCHANGE, "topic", durable=True, auto_delete=False)
+            channel.queue_declare(queue, durable=True, auto_delete=False)
+            channel.queue_bind(queue, RPC_EXCHANGE, f"{service}.*")
+            channel.basic_qos(0, self.container.max_workers, False)
+            tag = channel.basic_consume(queue, callback=partial(self._receive, line))
         self._trouble = None
         while not self._stopping:
             line.read(timeout_s=0.5)
-        channel.basic_cancel(tag)
+        with line.patience():
+            channel.basic_cancel(tag)
         deadline = time.monotonic() + FINISH_S
         while self._at_work and time.monotonic() < deadline:
             line.read(timeout_s=0.05)
@@ -140,8 +142,7 @@ class RpcServer(OnLine):
 
     def _reply(self, line: Line, message: amqp.Message, worker: Any, result: Any, exc_info: Any) -> tuple[Any, Any]:
         """Answer, then ack. A caller that cannot be reached times out; the service lives on."""
-        self._at_work -= 1
-        body = {"result": result, "error": serialize(exc_info[1]) if exc_info else None}
+        body = {"result": result, "error": serialized(exc_info[1]) if exc_info else None}
         try:
             text = json.dumps(body)
         except (TypeError, ValueError) as error:
@@ -164,7 +165,17 @@ class RpcServer(OnLine):
             line.channel.basic_ack(message.delivery_info["delivery_tag"])
         except BROKER_ERRORS as error:
             log.warning("a reply could not be sent: %s", error)
+        finally:
+            self._at_work -= 1
         return result, exc_info
+
+
+def serialized(error: BaseException) -> dict[str, Any]:
+    """An error as Nameko sends it. Nameko makes text of the numbers in it; in the details of ours they stay numbers."""
+    data = cast(dict[str, Any], serialize(error))
+    if isinstance(error, EcomError):
+        data["exc_args"] = [error.message, error.details]
+    return data
 
 
 class Rpc(Entrypoint):

@@ -38,10 +38,11 @@ class Replies(OnLine):
 
     def _serve(self, line: Line) -> None:
         channel = line.channel
-        channel.exchange_declare(RPC_EXCHANGE, "topic", durable=True, auto_delete=False)
-        queue = channel.queue_declare(f"rpc.reply-{self._reply_to}", exclusive=True, auto_delete=True).queue
-        channel.queue_bind(queue, RPC_EXCHANGE, self._reply_to)
-        channel.basic_consume(queue, callback=self._receive, no_ack=True)
+        with line.patience():
+            channel.exchange_declare(RPC_EXCHANGE, "topic", durable=True, auto_delete=False)
+            queue = channel.queue_declare(f"rpc.reply-{self._reply_to}", exclusive=True, auto_delete=True).queue
+            channel.queue_bind(queue, RPC_EXCHANGE, self._reply_to)
+            channel.basic_consume(queue, callback=self._receive, no_ack=True)
         channel.events["basic_return"].add(self._on_return)
         self._line, self._trouble = line, None
         try:

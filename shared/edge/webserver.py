@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 DRAIN_S = 15.0
 BACKLOG = 512
 ACCEPT_AGAIN_S = 0.1
-# More than this at once are cut off without an answer.
-MAX_TURNING_AWAY = 64
+# Of those that are turned away, so many at once are given time to read why.
+MAX_LINGERING = 16
 
 UNMATCHED = "unmatched"
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -118,8 +118,8 @@ class WebServer(nameko.web.server.WebServer):
 
     def _turn_away(self, sock: Any) -> None:
         try:
-            if self._turning_away <= MAX_TURNING_AWAY:
-                sock.sendall(self._serv.as_bytes(ServiceUnavailable("Too many connections.")))
+            sock.sendall(self._serv.as_bytes(ServiceUnavailable("Too many connections.")))
+            if self._turning_away <= MAX_LINGERING:
                 linger(sock)
         except OSError as error:
             log.debug("a client that was turned away has gone: %s", error)

@@ -1,4 +1,4 @@
-"""What integration tests share: events, deliveries, one consumer without its loop, hands in the broker, a wire to cut."""
+"""What integration tests share: events, one consumer without its loop, hands in the broker, a wire to cut."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from shared.edge.context import RequestContext
 from shared.edge.database import POOL_SPARE, Database, connect
 from shared.edge.publisher import Outgoing, Publisher
 from shared.edge.runner import nameko_config
-from shared.events import Envelope, Identity, OrderCreated, Payload, PricedItem, envelope
+from shared.events import Envelope, Identity, OrderCreated, Payload, PricedItem, Reserved, envelope
 from shared.failures import Delivery
 from shared.ids import new_trace_id
 from topology.table import BY_NAME, EVENTS_EXCHANGE, queue_arguments
@@ -73,6 +73,13 @@ def order_created(
     """An order of the same quantity of some skus."""
     items = tuple(PricedItem(sku, quantity, 100) for sku in skus)
     return OrderCreated(order_id or uuid4(), "EUR", 100 * quantity * len(items), items, method)
+
+
+def reserved_event(order_id: UUID | None = None, method: str = "mock_ok") -> Envelope:
+    """An order's items are held: what payment_service charges."""
+    order = order_created(order_id, method=method)
+    payload = Reserved(order.order_id, uuid4(), order.items, order.total, order.currency, method)
+    return told(payload, source="inventory_service")
 
 
 def delivery(event: Envelope, tag: int = 1, headers: Mapping[str, Any] | None = None, queue: str = "") -> Delivery:

@@ -84,6 +84,7 @@ def test_a_rotated_key_still_verifies_and_the_first_signs():
         (signed(CLAIMS, secret=NEW[1]), NOW),
         (signed(CLAIMS, {"alg": "none", "kid": "k1"}), NOW),
         (signed(CLAIMS, {"alg": "HS512", "kid": "k1"}), NOW),
+        (jwt.encode(CLAIMS, OLD[1] * 2, algorithm="HS512", headers={"kid": "long"}), NOW),
         (signed(CLAIMS, {"alg": "HS256"}), NOW),
         (signed(CLAIMS, {"alg": "HS256", "kid": "K1"}), NOW),
         (signed(CLAIMS, {"alg": "HS256", "kid": ["k1"]}), NOW),
@@ -115,9 +116,22 @@ def test_a_rotated_key_still_verifies_and_the_first_signs():
 )
 def test_every_fault_of_a_token_has_the_same_answer(token, now):
     with pytest.raises(Unauthenticated) as caught:
-        auth.verify(token, (OLD,), now=now)
+        auth.verify(token, (OLD, ("long", OLD[1] * 2)), now=now)
     assert caught.value.message == "A valid bearer token is required."
     assert caught.value.details == {}
+
+
+def test_a_token_that_was_valid_is_refused_when_it_has_expired_or_its_key_is_gone():
+    token = auth.issue((OLD,), "alice", (), now=NOW)
+    assert auth.verify(token, (OLD,), now=NOW + 899)
+    for keys, now in (((OLD,), NOW + 900), ((NEW,), NOW), ((("k1", NEW[1]),), NOW)):
+        with pytest.raises(Unauthenticated):
+            auth.verify(token, keys, now=now)
+
+
+def test_a_secret_that_is_too_short_signs_nothing():
+    with pytest.raises(jwt.InvalidKeyError):
+        auth.issue((("k1", "short"),), "alice", ())
 
 
 def test_the_clocks_of_two_hosts_may_differ_a_little():

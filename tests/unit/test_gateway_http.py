@@ -130,6 +130,12 @@ def test_what_is_no_valid_bearer_token_is_401(gateway, header):
     assert code(ask(gateway, "GET", "/api/stocks", headers={"Authorization": header})) == (401, "unauthenticated")
 
 
+def test_a_good_token_under_another_scheme_is_401_and_the_scheme_may_be_in_any_case(gateway):
+    token = bearer("customer")["Authorization"].split()[1]
+    for scheme, status in (("Basic", 401), ("Token", 401), ("BEARER", 200), ("bearer", 200)):
+        assert ask(gateway, "GET", "/api/stocks", headers={"Authorization": f"{scheme} {token}"})[0] == status
+
+
 def test_the_identity_and_the_trace_travel_with_the_call(gateway):
     trace_id = uuid.uuid4().hex
     headers = {**bearer("customer", "auditor"), "traceparent": f"00-{trace_id}-00f067aa0ba902b7-01"}
@@ -151,6 +157,7 @@ def test_every_answer_says_its_trace_and_is_never_stored_or_guessed(gateway):
         assert headers["Content-Type"] == "application/json"
         assert headers["X-Content-Type-Options"] == "nosniff"
         assert headers["Cache-Control"] == "no-store"
+        assert {"X-Correlation-ID", "traceparent"} <= set(headers.keys()), "as they are written in the documents"
         correlation = uuid.UUID(headers["X-Correlation-ID"])
         assert headers["traceparent"].split("-")[1] == correlation.hex
 
@@ -191,7 +198,17 @@ def test_errors_have_one_shape(gateway):
 @pytest.mark.parametrize("kind", STATUS)
 def test_an_error_of_a_service_has_the_status_of_the_table(gateway, kind):
     BEHIND.answer = kind()
-    assert code(ask(gateway, "GET", "/api/stocks", headers=bearer("customer"))) == (STATUS[kind], kind.code)
+    told = "unavailable" if STATUS[kind] == 503 else kind.code
+    assert code(ask(gateway, "GET", "/api/stocks", headers=bearer("customer"))) == (STATUS[kind], told)
+
+
+@pytest.mark.parametrize("kind", [errors.CannotWork, errors.PublishFailed, errors.ServiceUnavailable])
+def test_what_is_away_is_logged_and_not_told(gateway, kind, caplog):
+    BEHIND.answer = kind("the database the-db-host is away", {"host": "the-db-host"})
+    answer = ask(gateway, "GET", "/api/stocks", headers=bearer("customer"))
+    assert code(answer) == (503, "unavailable")
+    assert "the-db-host" not in json.dumps(answer[2])
+    assert "the-db-host" in caplog.text
 
 
 def test_the_table_holds_every_error_a_client_can_be_told():

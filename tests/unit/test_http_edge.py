@@ -36,9 +36,11 @@ class Echo(Probes):
     name = "echo"
     trouble = Trouble()
     let_go = None
+    heard = 0
 
     @route("POST", "/echo")
     def echo(self, request):
+        Echo.heard += 1
         return Response(request.environ[BODY])
 
     @route("GET", "/wait/<int:n>")
@@ -54,6 +56,7 @@ class Echo(Probes):
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setattr(Echo, "let_go", Event())
+    monkeypatch.setattr(Echo, "heard", 0)
     monkeypatch.setattr(Trouble, "words", None)
     with serving(Echo, max_workers=2) as server:
         yield server
@@ -119,14 +122,15 @@ def test_bodies_that_drip_are_408_and_take_no_worker(server, monkeypatch):
     assert all("connection: close" in answer.lower() for answer in answers)
 
 
-def test_a_client_that_leaves_in_its_body_harms_nobody(server):
+def test_a_client_that_leaves_in_its_body_harms_nobody_and_takes_no_worker(server):
     for _ in range(5):
         with dial(server) as sock:
             sock.sendall(post("ab", "Content-Length: 50").encode())
     assert lives(server)
+    assert Echo.heard == 0
 
 
-def test_a_client_that_resets_harms_nobody(server):
+def test_a_client_that_resets_harms_nobody_and_is_no_news(server, caplog):
     for text in ("", "GET /wai", post("ab", "Content-Length: 50"), "GET /healthz HTTP/1.1\r\n\r\n"):
         for _ in range(5):
             sock = dial(server)
@@ -135,6 +139,23 @@ def test_a_client_that_resets_harms_nobody(server):
             sock.close()
     eventlet.sleep(0.1)
     assert lives(server)
+    assert "failed" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(OSError("raw readinto() returned invalid length"), False), (RuntimeError("an error of ours"), True)],
+)
+def test_a_fault_of_one_connection_ends_it_alone_and_only_ours_is_news(server, monkeypatch, caplog, error, told):
+    def fail(connection):
+        raise error
+
+    with monkeypatch.context() as broken:
+        broken.setattr(server._serv, "process_request", fail)
+        with dial(server) as sock:
+            assert hear(sock) == ""
+    assert lives(server)
+    assert ("a connection failed" in caplog.text) is told
 
 
 # --- bodies ----------------------------------------------------------------------------------------------------
@@ -154,7 +175,7 @@ def test_a_body_over_the_limit_is_413_at_once(server):
 
 
 def test_a_client_that_sends_too_much_still_hears_why(server):
-    assert ask(server, "POST", "/echo", b"x" * 3_000_000)[0] == 413
+    assert ask(server, "POST", "/echo", b"x" * 30_000_000)[0] == 413
 
 
 def test_a_chunked_body_is_411(server):
@@ -292,6 +313,7 @@ def test_connections_over_the_cap_are_turned_away_with_503(server):
     held = [dial(server) for _ in range(3)]
     eventlet.sleep(0.05)
     assert ask(server, "GET", "/healthz")[0] == 503
+    assert ask(server, "POST", "/echo", b"x" * 30_000_000)[0] == 503
     held.pop().close()
     eventlet.sleep(0.05)
     assert lives(server)
@@ -327,8 +349,8 @@ def test_a_stop_finishes_the_requests_under_way_and_takes_no_more(monkeypatch):
         under_way = eventlet.spawn(ask, server, "GET", "/wait/1")
         eventlet.sleep(0.1)
         stopping = eventlet.spawn(server.container.stop)
-        eventlet.sleep(0.1)
-        assert hear(idle) == ""
+        with eventlet.Timeout(2):
+            assert hear(idle) == ""
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port), timeout=1)
         assert not stopping.dead
@@ -336,6 +358,20 @@ def test_a_stop_finishes_the_requests_under_way_and_takes_no_more(monkeypatch):
         assert under_way.wait()[2] == "1"
         with eventlet.Timeout(2):
             stopping.wait()
+
+
+def test_a_request_that_is_still_arriving_is_answered_and_told_that_it_was_the_last(server):
+    with dial(server) as sock:
+        sock.sendall(post("ab", "Content-Length: 4").encode())
+        eventlet.sleep(0.1)
+        draining = eventlet.spawn(server.drain)
+        eventlet.sleep(0.1)
+        sock.sendall(b"cd")
+        answer = hear(sock)
+        draining.wait()
+    assert answer.startswith("HTTP/1.1 200 ")
+    assert "connection: close" in answer.lower()
+    assert answer.endswith("abcd")
 
 
 def test_a_connection_that_never_ends_does_not_hold_up_the_stop(monkeypatch):

@@ -1,0 +1,113 @@
+"""Signing in against a real database."""
+
+import dataclasses
+
+import eventlet
+import jwt
+import pytest
+from nameko.containers import ServiceContainer
+
+from auth_service import models, passwords
+from auth_service.domain import Account
+from auth_service.service import AuthService
+from shared import auth
+from shared.edge.database import Database, Sessions
+from shared.edge.runner import nameko_config
+from shared.edge.webserver import WebServer
+from shared.errors import Forbidden, Unauthenticated
+from tests.integration.support import until
+from tests.unit.serving import ask
+
+
+@pytest.fixture
+def container(settings, database):
+    container = ServiceContainer(AuthService, nameko_config(settings, "auth") | {"WEB_SERVER_ADDRESS": "127.0.0.1:0"})
+    container.start()
+    server = next(item for item in container.subextensions if isinstance(item, WebServer))
+    until(lambda: ask(server, "GET", "/readyz")[0] == 200, within_s=10)
+    yield container
+    container.stop()
+
+
+@pytest.fixture
+def service(container):
+    return serve(container)
+
+
+def serve(container, **changes):
+    service = AuthService()
+    service.config = {"settings": dataclasses.replace(container.config["settings"], **changes)}
+    service.db = sessions_of(container)
+    return service
+
+
+def sessions_of(container) -> Sessions:
+    return next(item for item in container.dependencies if isinstance(item, Database)).sessions
+
+
+def test_a_service_that_is_ready_knows_the_development_users(container, settings, database):
+    assert {row["name"] for row in database.rows("auth", "SELECT name FROM users")} == set(auth.ROLES)
+    service = serve(container)
+    for name in auth.ROLES:
+        answer = service.issue_token(name, f"demo-{name}")
+        assert (answer["token_type"], answer["expires_in"]) == ("Bearer", 900)
+        identity = auth.verify(answer["access_token"], settings.auth_keys).identity
+        assert (identity.user_id, identity.roles) == (name, (name,))
+
+
+def test_users_that_are_there_stay_as_they_are(container, database):
+    database.run("auth", "UPDATE users SET disabled = true WHERE name = 'admin'")
+    database.run("auth", "DELETE FROM users WHERE name = 'auditor'")
+    before = database.rows("auth", "SELECT * FROM users ORDER BY name")
+    several = [eventlet.spawn(serve(container).add_development_users) for _ in range(3)]
+    for one in several:
+        one.wait()
+    after = database.rows("auth", "SELECT * FROM users WHERE name <> 'auditor' ORDER BY name")
+    assert after == before
+    assert serve(container).issue_token("auditor", "demo-auditor")
+
+
+def test_production_has_no_development_users(container, database):
+    database.run("auth", "DELETE FROM users")
+    serve(container, env="production").add_development_users()
+    assert database.rows("auth", "SELECT name FROM users") == []
+
+
+def test_a_wrong_password_an_unknown_name_and_a_disabled_user_are_refused_alike(container, service, database):
+    database.run("auth", "UPDATE users SET disabled = true WHERE name = 'operator'")
+    said = set()
+    for name, password in (("customer", "demo-admin"), ("nobody", "demo-nobody"), ("operator", "demo-operator")):
+        with pytest.raises(Unauthenticated) as caught:
+            service.issue_token(name, password)
+        said.add(str(caught.value))
+    assert len(said) == 1
+
+
+def test_a_user_may_have_several_roles(container, service, settings):
+    with sessions_of(container).begin() as session:
+        models.add(session, [Account("eve", passwords.hash_of("pw"), ("auditor", "operator"))])
+    token = service.issue_token("eve", "pw")["access_token"]
+    assert auth.verify(token, settings.auth_keys).identity.roles == ("auditor", "operator")
+
+
+def test_mock_tokens_are_issued_only_where_they_are_allowed(container, service):
+    assert service.issue_mock_token("u1", ["customer"])["access_token"]
+    with pytest.raises(Forbidden):
+        serve(container, auth_mock=False).issue_mock_token("u1", ["customer"])
+
+
+def test_a_token_can_be_looked_into(service):
+    token = service.issue_token("customer", "demo-customer")["access_token"]
+    said = service.introspect(token)
+    assert said == {
+        **jwt.decode(token, options={"verify_signature": False}),
+        "active": True,
+        "token_type": "Bearer",
+        "username": "customer",
+        "scope": "customer",
+    }
+
+
+@pytest.mark.parametrize("token", ["", "nonsense", "a.b.c", "x" * 60_000])
+def test_a_bad_token_is_not_active_and_no_error(service, token):
+    assert service.introspect(token) == {"active": False}

@@ -1,0 +1,525 @@
+"""The life of a batch: a poison message costs only itself, an outage costs nobody anything."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID, uuid4
+
+import eventlet
+import pytest
+from prometheus_client import REGISTRY
+from sqlalchemy import text
+
+from shared.edge.batch import Stopping
+from shared.edge.publisher import Outgoing
+from shared.edge.tx import Events, Tx
+from shared.errors import CannotWork, PublishFailed, UnexpectedEvent
+from shared.events import Envelope, OrderCancelled, Reserved
+from shared.failures import Delivery
+from tests.integration.conftest import Databases
+from tests.integration.support import (
+    Bench,
+    Mail,
+    body_of,
+    deliveries,
+    delivery,
+    headers_of,
+    order_created,
+    reserved_event,
+    throughout,
+    told,
+    until,
+)
+from topology.table import QUEUES
+
+VOIDS = "q.payment.order-cancelled"
+CHARGES = "q.payment.inventory-reserved"
+CREATED = "q.inventory.order-created"
+
+OUR_HEADERS = {
+    "x-attempt",
+    "x-error-class",
+    "x-error-message",
+    "x-service",
+    "x-source-queue",
+    "x-first-failed-at",
+    "x-last-failed-at",
+    "x-original-routing-key",
+    "x-replays",
+    "x-reason",
+    "event-contract-version",
+    "traceparent",
+}
+
+Benches = Callable[..., Bench]
+
+
+def cancellations(count: int = 50) -> list[Envelope]:
+    return [told(OrderCancelled(uuid4(), "deadline")) for _ in range(count)]
+
+
+def effects(database: Databases) -> set[UUID]:
+    """The orders on which a cancellation has taken effect."""
+    return {UUID(str(row["order_id"])) for row in database.rows("payment", "SELECT order_id FROM payments")}
+
+
+def remembered(database: Databases, service: str = "payment") -> set[UUID]:
+    return {UUID(str(row["message_id"])) for row in database.rows(service, "SELECT message_id FROM consumed_messages")}
+
+
+def orders_of(events: list[Envelope]) -> set[UUID]:
+    return {event.payload.order_id for event in events}
+
+
+def ids_of(events: list[Envelope]) -> set[UUID]:
+    return {event.message_id for event in events}
+
+
+class Poisoned:
+    """A service's handler that raises when its loop is at a poison message; counts how often it is called."""
+
+    def __init__(self, handle: Callable[[Events, Tx], None], error: Exception, *poison: Envelope) -> None:
+        self.handle = handle
+        self.error = error
+        self.poison = ids_of(list(poison))
+        self.calls = 0
+
+    def __call__(self, events: Events, tx: Tx) -> None:
+        self.calls += 1
+        for event in events:
+            if event.message_id in self.poison:
+                raise self.error
+        self.handle(events, tx)
+
+
+class Watched:
+    """A publisher that looks at something before it publishes, or fails so often first."""
+
+    def __init__(self, publisher: Any, look: Callable[[], Any] = lambda: None, failures: int = 0) -> None:
+        self.publisher = publisher
+        self.look = look
+        self.failures = failures
+        self.seen: list[Any] = []
+        self.sent: list[list[Outgoing]] = []
+
+    def publish_all(self, messages: list[Outgoing]) -> list[str | None]:
+        self.seen.append(self.look())
+        self.sent.append(list(messages))
+        if self.failures:
+            self.failures -= 1
+            raise PublishFailed("no confirm")
+        return list(self.publisher.publish_all(messages))
+
+
+# --- one poison message ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", [0, 23, 49], ids=["first", "in the middle", "last"])
+def test_a_message_whose_handler_raises_is_tried_again_alone(
+    place: int, bench: Benches, database: Databases, mail: Mail
+) -> None:
+    payment, events = bench("payment"), cancellations()
+    poison = events[place]
+    handle = Poisoned(payment.service.void, ValueError("no"), poison)
+
+    payment.settle(VOIDS, events, handle=handle)
+
+    others = [event for event in events if event is not poison]
+    assert effects(database) == orders_of(others)
+    assert remembered(database) == ids_of(others)
+    assert handle.calls == 2, "the others run again together, not one by one"
+    (retried,) = mail.all(f"{VOIDS}.retry")
+    assert retried.properties["message_id"] == str(poison.message_id)
+    assert body_of(retried) == json.loads(poison.to_json())
+    headers = headers_of(retried)
+    assert headers["x-attempt"] == 1
+    assert headers["x-error-class"] == "ValueError"
+    assert headers["x-source-queue"] == VOIDS
+    assert headers["x-original-routing-key"] == "order.cancelled"
+    assert set(headers) <= OUR_HEADERS
+    assert database.rows("payment", "SELECT * FROM dead_messages") == []
+
+
+def test_a_retry_returns_after_a_second_to_its_own_queue_and_no_other(
+    bench: Benches, database: Databases, mail: Mail
+) -> None:
+    payment, event = bench("payment"), reserved_event()  # heard by order_service too
+    payment.settle(CHARGES, [event], ask=None, handle=Poisoned(payment.service.void, ValueError("no"), event))
+
+    returned = mail.take(CHARGES, within_s=4)
+
+    assert returned.properties["message_id"] == str(event.message_id)
+    assert headers_of(returned)["x-attempt"] == 1
+    assert set(headers_of(returned)) <= OUR_HEADERS
+    for queue in QUEUES:
+        assert mail.get(queue.name) is None, queue.name
+
+
+UNREADABLE = {
+    "poison": b'{"message_id": 1, ',
+    "invalid_schema": json.dumps(
+        {**json.loads(told(OrderCancelled(uuid4(), "deadline")).to_json()), "payload": {"order_id": "1"}}
+    ).encode(),
+    "unknown_type": json.dumps(
+        {**json.loads(told(OrderCancelled(uuid4(), "deadline")).to_json()), "type": "order.forgotten"}
+    ).encode(),
+}
+
+
+@pytest.mark.parametrize("reason", UNREADABLE)
+def test_a_message_that_cannot_be_read_dies_alone_and_is_written_down_first(
+    reason: str, bench: Benches, database: Databases, mail: Mail
+) -> None:
+    payment, events = bench("payment"), cancellations(49)
+    message_id = uuid4()
+    unreadable = Delivery(50, UNREADABLE[reason], "order.cancelled", str(message_id), {})
+    written = Watched(
+        payment.publisher, lambda: database.rows("payment", "SELECT message_id, reason, queue FROM dead_messages")
+    )
+
+    payment.batch(VOIDS, publisher=written).settle([*deliveries(events), unreadable])
+
+    assert written.seen == [[{"message_id": message_id, "reason": reason, "queue": VOIDS}]]
+    assert effects(database) == orders_of(events)
+    (dead,) = mail.all(f"{VOIDS}.dlq")
+    assert dead.body == UNREADABLE[reason]
+    assert dead.properties["message_id"] == str(message_id)
+    assert headers_of(dead)["x-reason"] == reason
+    assert set(headers_of(dead)) <= OUR_HEADERS
+    assert mail.all(f"{VOIDS}.retry") == []
+
+
+def test_an_event_that_this_queue_does_not_take_dies_as_unknown(
+    bench: Benches, database: Databases, mail: Mail
+) -> None:
+    bench("payment").settle(VOIDS, [reserved_event()])
+
+    assert headers_of(mail.take(f"{VOIDS}.dlq"))["x-reason"] == "unknown_type"
+
+
+def test_what_a_handler_sets_apart_has_no_effect_and_tells_nothing(
+    bench: Benches, database: Databases, mail: Mail
+) -> None:
+    payment, events = bench("payment"), [reserved_event() for _ in range(50)]
+    bad = events[7]
+
+    def handle(batch: Events, tx: Tx) -> None:
+        payment.service.charge(batch, tx)
+        tx.set_apart(bad, UnexpectedEvent("not now"))
+
+    payment.settle(CHARGES, events, handle=handle)
+
+    assert remembered(database) == ids_of(events) - {bad.message_id}
+    told_of = database.rows("payment", "SELECT aggregate_id FROM outbox")
+    assert {row["aggregate_id"] for row in told_of} == orders_of(events) - {bad.payload.order_id}
+    (dead,) = mail.all(f"{CHARGES}.dlq")
+    assert dead.properties["message_id"] == str(bad.message_id)
+    assert headers_of(dead)["x-reason"] == "unexpected_event"
+
+
+def test_many_culprits_are_found_one_by_one_in_the_end(bench: Benches, database: Databases, mail: Mail) -> None:
+    payment, events = bench("payment"), cancellations()
+    poison = events[::10]
+    payment.settle(VOIDS, events, handle=Poisoned(payment.service.void, ValueError("no"), *poison))
+
+    assert effects(database) == orders_of(events) - orders_of(poison)
+    retried = {message.properties["message_id"] for message in mail.all(f"{VOIDS}.retry")}
+    assert retried == {str(event.message_id) for event in poison}
+
+
+@pytest.mark.parametrize("when", ["in a bulk statement", "at the commit"])
+def test_a_failure_that_names_no_message_is_narrowed_down_one_by_one(
+    when: str, bench: Benches, database: Databases, mail: Mail
+) -> None:
+    payment, events = bench("payment"), cancellations()
+    poison = events[31]
+    database.run("payment", "DROP TABLE IF EXISTS test_once")
+    database.run("payment", "CREATE TABLE test_once (n int, UNIQUE (n) DEFERRABLE INITIALLY DEFERRED)")
+    database.run("payment", "GRANT ALL ON test_once TO PUBLIC")
+
+    def handle(batch: Events, tx: Tx) -> None:
+        payment.service.void(batch, tx)
+        if poison.message_id in [event.message_id for event in batch]:
+            if when == "at the commit":
+                tx.session.execute(text("INSERT INTO test_once VALUES (1), (1)"))
+            else:
+                tx.session.execute(text("SELECT 1 / 0"))
+
+    try:
+        payment.settle(VOIDS, events, handle=handle)
+    finally:
+        database.run("payment", "DROP TABLE test_once")
+
+    assert effects(database) == orders_of(events) - {poison.payload.order_id}
+    (retried,) = mail.all(f"{VOIDS}.retry")
+    assert retried.properties["message_id"] == str(poison.message_id)
+    assert headers_of(retried)["x-error-class"] in ("IntegrityError", "DataError")
+
+
+def test_headers_from_a_stranger_neither_kill_the_consumer_nor_travel_on(
+    bench: Benches, database: Databases, mail: Mail
+) -> None:
+    strange = {
+        "x-attempt": 2**40,
+        "x-replays": 2**40,
+        "x-first-failed-at": "yesterday",
+        "x-death": [{"count": 1}],
+        "x-delivery-count": 1,
+        "x-first-death-queue": "q",
+        "cookie": "c",
+    }
+    unreadable = Delivery(1, b"{", "order.cancelled", "not a uuid", strange)
+
+    bench("payment").batch(VOIDS).settle([unreadable])
+
+    assert len(database.rows("payment", "SELECT * FROM dead_messages")) == 1
+    (dead,) = mail.all(f"{VOIDS}.dlq")
+    assert set(headers_of(dead)) <= OUR_HEADERS
+
+
+# --- not the message's fault ----------------------------------------------------------------------------------------
+
+
+def test_a_deadlock_repeats_the_batch_and_counts_nothing(bench: Benches, database: Databases, mail: Mail) -> None:
+    payment, events = bench("payment"), cancellations()
+    database.run("payment", "DROP TABLE IF EXISTS test_locks")
+    database.run("payment", "CREATE TABLE test_locks AS SELECT 1 AS a UNION SELECT 2")
+    database.run("payment", "GRANT ALL ON test_locks TO PUBLIC")
+    lock = text("SELECT a FROM test_locks WHERE a = :a FOR UPDATE")
+    calls = 0
+
+    def handle(batch: Events, tx: Tx) -> None:
+        nonlocal calls
+        calls += 1
+        payment.service.void(batch, tx)
+        tx.session.execute(lock, {"a": 1})
+        if calls == 1:
+            other = eventlet.spawn(other_way_round)
+            until(lambda: started)
+            # Our own wait ends as the victim: the other one waits for longer before it looks for a deadlock.
+            tx.session.execute(text("SET LOCAL deadlock_timeout = '10ms'"))
+            tx.session.execute(lock, {"a": 2})
+            other.wait()
+
+    started: list[bool] = []
+
+    def other_way_round() -> None:
+        with payment.sessions.begin() as session:
+            session.execute(lock, {"a": 2})
+            started.append(True)
+            session.execute(lock, {"a": 1})
+
+    database.run("payment", "GRANT SET ON PARAMETER deadlock_timeout TO PUBLIC")
+    try:
+        payment.settle(VOIDS, events, handle=handle)
+    finally:
+        database.run("payment", "DROP TABLE test_locks")
+
+    assert calls == 2
+    assert effects(database) == orders_of(events)
+    assert mail.all(f"{VOIDS}.retry") == []
+
+
+def test_a_serialization_failure_repeats_the_batch_and_counts_nothing(
+    bench: Benches, database: Databases, mail: Mail
+) -> None:
+    payment, events = bench("payment"), cancellations()
+    calls = 0
+
+    def handle(batch: Events, tx: Tx) -> None:
+        nonlocal calls
+        calls += 1
+        payment.service.void(batch, tx)
+        if calls < 6:  # more often than there are rounds
+            tx.session.execute(text("DO $$ BEGIN RAISE EXCEPTION 'again' USING ERRCODE = '40001'; END $$"))
+
+    payment.settle(VOIDS, events, handle=handle)
+
+    assert calls == 6
+    assert effects(database) == orders_of(events)
+    assert mail.all(f"{VOIDS}.retry") == []
+
+
+def paused(queue: str) -> float:
+    return REGISTRY.get_sample_value("ecom_pauses_total", {"queue": queue}) or 0
+
+
+def test_a_killed_backend_pauses_the_consumer_and_sets_nothing_apart(
+    bench: Benches, database: Databases, mail: Mail
+) -> None:
+    payment, events = bench("payment"), cancellations()
+    calls = 0
+    before = paused(VOIDS)
+
+    def handle(batch: Events, tx: Tx) -> None:
+        nonlocal calls
+        calls += 1
+        payment.service.void(batch, tx)
+        if calls < 6:
+            pid = tx.session.scalar(text("SELECT pg_backend_pid()"))
+            database.rows("payment", "SELECT pg_terminate_backend(:pid)", pid=pid)
+
+    batch = payment.batch(VOIDS, handle=handle)
+    batch.settle(deliveries(events))
+
+    assert calls == 6
+    assert effects(database) == orders_of(events)
+    assert mail.all(f"{VOIDS}.retry") == mail.all(f"{VOIDS}.dlq") == []
+    assert batch.trouble is None
+    assert paused(VOIDS) == before + 1
+
+
+def test_an_empty_pool_pauses_the_consumer_and_sets_nothing_apart(
+    bench: Benches, database: Databases, mail: Mail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    payment, events = bench("payment", pool_size=5), cancellations()
+    monkeypatch.setattr(payment.database.engine.pool, "_timeout", 0.2)
+    taken = [payment.database.engine.connect() for _ in range(5)]
+    batch = payment.batch(VOIDS)
+    settling = eventlet.spawn(batch.settle, deliveries(events))
+
+    assert "TimeoutError" in until(lambda: batch.trouble or "")
+    for connection in taken:
+        connection.close()
+    settling.wait()
+
+    assert effects(database) == orders_of(events)
+    assert mail.all(f"{VOIDS}.retry") == []
+
+
+def test_a_provider_that_is_closed_to_everybody_pauses_and_counts_nothing(
+    bench: Benches, database: Databases, mail: Mail
+) -> None:
+    payment, events = bench("payment"), [reserved_event() for _ in range(10)]
+    asked = 0
+
+    def ask(batch: Events) -> dict[UUID, Any]:
+        nonlocal asked
+        asked += 1
+        answers = payment.service.ask_for_charges(batch)
+        if asked < 3:
+            answers[events[4].message_id] = CannotWork("the circuit is open")
+        return answers
+
+    payment.settle(CHARGES, events, ask=ask)
+
+    assert asked == 3
+    assert remembered(database) == ids_of(events)
+    assert mail.all(f"{CHARGES}.retry") == []
+
+
+def test_a_service_that_stops_while_it_is_paused_sets_nothing_apart(
+    bench: Benches, database: Databases, mail: Mail
+) -> None:
+    payment, events = bench("payment"), cancellations(3)
+
+    def handle(batch: Events, tx: Tx) -> None:
+        raise CannotWork("closed")
+
+    for batch in (events, events[:1]):
+        with pytest.raises(Stopping):
+            payment.settle(VOIDS, batch, handle=handle, stopping=lambda: True)
+
+    assert mail.all(f"{VOIDS}.retry") == mail.all(f"{VOIDS}.dlq") == []
+    assert remembered(database) == set()
+
+
+def test_nothing_is_settled_before_what_failed_is_safe_in_its_next_queue(
+    bench: Benches, database: Databases, mail: Mail
+) -> None:
+    payment, events = bench("payment"), cancellations(5)
+    publisher = Watched(payment.publisher, failures=3)
+    batch = payment.batch(
+        VOIDS, publisher=publisher, handle=Poisoned(payment.service.void, ValueError("no"), events[2])
+    )
+    settling = eventlet.spawn(batch.settle, deliveries(events))
+
+    assert "PublishFailed" in until(lambda: batch.trouble or "")
+    assert not settling.dead
+    settling.wait()
+
+    assert len(publisher.sent) == 4
+    (retried,) = mail.all(f"{VOIDS}.retry")
+    assert headers_of(retried)["x-attempt"] == 1
+
+
+def test_a_refused_message_is_sent_again_and_the_others_are_not(
+    bench: Benches, database: Databases, mail: Mail
+) -> None:
+    payment, events = bench("payment"), cancellations(4)
+    dlq, exchange = f"{VOIDS}.dlq", "ecom.failed.payment"
+    handle = Poisoned(payment.service.void, ValueError("no"), events[1])
+    unreadable = Delivery(5, b"{", "order.cancelled", None, {})
+    batch = payment.batch(VOIDS, handle=handle)
+    mail.channel.queue_unbind(dlq, exchange, dlq)
+    try:
+        settling = eventlet.spawn(batch.settle, [*deliveries(events), unreadable])
+        assert "CannotWork" in until(lambda: batch.trouble or "")
+        throughout(lambda: not settling.dead, for_s=0.5)  # some more tries
+        assert len(mail.all(f"{VOIDS}.retry")) == 1
+    finally:
+        mail.channel.queue_bind(dlq, exchange, dlq)
+    settling.wait()
+
+    assert len(mail.all(dlq)) == 1
+
+
+# --- bare payloads --------------------------------------------------------------------------------------------------
+
+
+def test_a_bare_payload_that_fails_is_tried_again_as_the_event_it_was_completed_to(
+    bench: Benches, database: Databases, mail: Mail
+) -> None:
+    inventory, order = bench("inventory"), order_created()
+    bare = json.dumps(
+        {
+            "order_id": str(order.order_id),
+            "currency": "EUR",
+            "total": 100,
+            "items": [{"sku": "apple", "quantity": 1, "unit_price": 100}],
+            "payment_method": "mock_ok",
+        }
+    ).encode()
+
+    def fail(events: Events, tx: Tx) -> None:
+        raise ValueError("no")
+
+    inventory.batch(CREATED, handle=fail).settle([Delivery(1, bare, "order.created", None, {})])
+
+    retried = mail.take(CREATED, within_s=4)
+    body = body_of(retried)
+    assert body["source"] == body["identity"]["user_id"] == "shell"
+    assert body["message_id"] == retried.properties["message_id"]
+    again = Delivery(1, retried.body, CREATED, retried.properties["message_id"], headers_of(retried))
+    inventory.batch(CREATED).settle([again])
+    assert remembered(database, "inventory") == {UUID(body["message_id"])}
+    reservations = database.rows("inventory", "SELECT order_id FROM reservations")
+    assert reservations == [{"order_id": order.order_id}]
+
+
+def test_a_message_that_dies_again_updates_what_is_written_of_it(
+    bench: Benches, database: Databases, mail: Mail
+) -> None:
+    payment, event = bench("payment"), cancellations(1)[0]
+    handle = Poisoned(payment.service.void, UnexpectedEvent("no"), event)
+    payment.batch(VOIDS, handle=handle).settle([delivery(event)])
+    database.run("payment", "UPDATE dead_messages SET left_at = now(), left_how = 'replayed'")
+
+    payment.batch(VOIDS, handle=handle).settle([delivery(event, headers={"x-replays": 1}, queue=VOIDS)])
+
+    (row,) = database.rows("payment", "SELECT replays, left_at, left_how, attempts FROM dead_messages")
+    assert row == {"replays": 1, "left_at": None, "left_how": None, "attempts": 1}
+
+
+def test_a_told_event_carries_trace_and_identity_of_its_cause(bench: Benches, database: Databases, mail: Mail) -> None:
+    event = reserved_event()
+    bench("payment").settle(CHARGES, [event])
+
+    (row,) = database.rows("payment", "SELECT body, traceparent, aggregate_id FROM outbox")
+    body = json.loads(str(row["body"]))
+    assert isinstance(event.payload, Reserved)
+    assert body["trace_id"] == event.trace_id
+    assert body["causation_id"] == str(event.message_id)
+    assert body["identity"] == {"user_id": "customer", "roles": ["customer"]}
+    assert event.trace_id in str(row["traceparent"])
+    assert row["aggregate_id"] == event.payload.order_id

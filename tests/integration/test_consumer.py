@@ -1,0 +1,394 @@
+"""The messaging entrypoint in a real container on the real broker: no message is lost, whatever breaks."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+from uuid import UUID, uuid4
+
+import amqp
+import eventlet
+import pytest
+from nameko.containers import ServiceContainer
+from nameko.standalone.events import event_dispatcher
+
+from inventory_service import models
+from inventory_service.domain import State
+from ops.servers import Servers
+from shared.config import Settings
+from shared.edge.consumer import PREFETCH, Handles, handles
+from shared.edge.database import Database
+from shared.edge.publisher import Outgoing
+from shared.edge.tx import Events, Tx
+from shared.errors import CannotWork, PublishFailed
+from shared.events import Envelope
+from shared.ids import uuid7
+from tests.integration.conftest import Databases
+from tests.integration.support import (
+    Mail,
+    body_of,
+    container_of,
+    extension,
+    headers_of,
+    order_created,
+    throughout,
+    told,
+    until,
+)
+
+QUEUE = "q.inventory.order-created"
+
+Handle = Callable[[Events, Tx], None]
+Start = Callable[..., ServiceContainer]
+
+
+def nothing_else(events: Events, tx: Tx) -> None:
+    """A handler's own part, beside the effect."""
+
+
+def service(handle: Handle) -> type:
+    """A service with one handler, whose effect is a reservation for each order."""
+
+    class Tiny:
+        name = "inventory_service"
+        db = Database()
+
+        @handles(QUEUE)
+        def reserve(self, events: Events, tx: Tx) -> None:
+            handle(events, tx)
+            ids = {event.payload.order_id: uuid7() for event in events}
+            assert models.claim_reservations(tx.session, ids, State.RESERVED) == set(ids), "an effect came twice"
+
+    return Tiny
+
+
+@pytest.fixture
+def start(settings: Settings, database: Databases, mail: Mail) -> Iterator[Start]:
+    """Starts a container with a handler; what still runs at the end is killed."""
+    running: list[ServiceContainer] = []
+
+    def start_one(handle: Handle = nothing_else, **changed: Any) -> ServiceContainer:
+        container = container_of(replace(settings, **changed), service(handle))
+        running.append(container)
+        container.start()
+        return container
+
+    yield start_one
+    for container in running:
+        container.kill()
+
+
+@pytest.fixture
+def servers_of_this_run(servers: None) -> Servers:
+    """The broker itself, to break."""
+    if "ECOM_TEST_STACK" not in os.environ:
+        pytest.skip("no broker of our own: run the tests by `make test`")
+    found = Servers.attach(os.environ["ECOM_TEST_STACK"])
+    if found.broker is None:
+        pytest.skip("no broker of our own")
+    return found
+
+
+def orders(count: int) -> list[Envelope]:
+    return [told(order_created()) for _ in range(count)]
+
+
+def ids(events: list[Envelope]) -> set[UUID]:
+    return {event.message_id for event in events}
+
+
+def consumed(database: Databases) -> set[object]:
+    return {row["message_id"] for row in database.rows("inventory", "SELECT message_id FROM consumed_messages")}
+
+
+def left(mail: Mail) -> list[amqp.Message]:
+    return mail.all(QUEUE)
+
+
+class Gate:
+    """A handler that writes down each batch and waits in it until it is opened."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[UUID]] = []
+        self.open = False
+
+    def __call__(self, events: Events, tx: Tx) -> None:
+        self.batches.append([event.message_id for event in events])
+        while not self.open:
+            eventlet.sleep(0.005)
+
+
+# --- prefetch -------------------------------------------------------------------------------------------------------
+
+
+def test_a_consumer_begins_with_one_message_and_opens_after_it_was_settled(
+    start: Start, database: Databases, mail: Mail
+) -> None:
+    events, gate = orders(150), Gate()
+    mail.tell(events)
+    start(gate)
+
+    until(lambda: gate.batches)
+    assert len(gate.batches[0]) == 1
+    throughout(lambda: mail.waiting(QUEUE) == 149, for_s=0.3)  # the broker has handed out one and no more
+
+    gate.open = True
+    until(lambda: consumed(database) == ids(events), within_s=10)
+    assert max(len(batch) for batch in gate.batches) <= 50
+    assert len(gate.batches) < 20, "what waits is handled together"
+
+
+def test_the_broker_sees_a_prefetch_of_a_hundred_once_it_is_open(
+    start: Start, database: Databases, mail: Mail, servers_of_this_run: Servers
+) -> None:
+    gate = Gate()
+    gate.open = True
+    start(gate)
+    mail.tell(orders(1))
+    until(lambda: len(gate.batches) == 1 and consumed(database))
+    gate.open = False
+    mail.tell(orders(PREFETCH + 50))
+
+    until(lambda: mail.waiting(QUEUE) == 50)
+    throughout(lambda: mail.waiting(QUEUE) == 50, for_s=0.3)
+    gate.open = True
+
+
+def test_a_suspect_is_handled_alone_and_after_its_neighbours(start: Start, database: Databases, mail: Mail) -> None:
+    (suspect,) = orders(1)
+    mail.tell([suspect])
+    for _ in range(3):  # what three deaths of a process leave behind
+        held = until(lambda: mail.channel.basic_get(QUEUE))
+        mail.channel.basic_reject(held.delivery_tag, requeue=True)
+    held = until(lambda: mail.channel.basic_get(QUEUE))
+    assert held.headers["x-delivery-count"] == 3
+    gate, neighbours = Gate(), orders(5)
+    gate.open = True
+    start(gate)
+    mail.tell(neighbours[:1])
+    until(lambda: consumed(database) == ids(neighbours[:1]))
+    gate.open = False
+    mail.tell(neighbours[1:2])
+    until(lambda: len(gate.batches) == 2)
+
+    mail.channel.basic_reject(held.delivery_tag, requeue=True)
+    until(lambda: mail.waiting(QUEUE) == 0)
+    mail.tell(neighbours[2:])
+    until(lambda: mail.waiting(QUEUE) == 0)
+    gate.open = True
+    until(lambda: consumed(database) == ids([suspect, *neighbours]))
+
+    assert [len(batch) for batch in gate.batches[2:]] == [1, 1, 1, 1]
+    assert gate.batches[-1] == [suspect.message_id]
+    assert [batch[0] for batch in gate.batches[2:-1]] == [event.message_id for event in neighbours[2:]]
+
+
+# --- stopping -------------------------------------------------------------------------------------------------------
+
+
+def test_a_stop_under_load_redelivers_nothing_that_is_finished_and_finishes_what_is_held(
+    start: Start, database: Databases, mail: Mail
+) -> None:
+    events = orders(600)
+    mail.tell(events)
+    container = start(lambda batch, tx: eventlet.sleep(0.02))
+    until(lambda: len(consumed(database)) >= 100, within_s=10)
+
+    container.stop()
+
+    finished, waiting = consumed(database), left(mail)
+    assert len(finished) < len(events), "stopped too late to prove anything"
+    assert {UUID(message.properties["message_id"]) for message in waiting} == ids(events) - finished
+    assert len(waiting) == len(events) - len(finished)
+    assert [message for message in waiting if message.headers.get("x-delivery-count")] == []
+
+
+def test_a_stop_in_the_first_message_opens_nothing_and_takes_nothing_more(
+    start: Start, database: Databases, mail: Mail
+) -> None:
+    events, gate = orders(120), Gate()
+    mail.tell(events)
+    container = start(gate)
+    until(lambda: gate.batches)
+    stopping = eventlet.spawn(container.stop)
+    until(lambda: extension(container, Handles)._stopping)
+    gate.open = True
+    stopping.wait()
+
+    assert len(consumed(database)) == 1
+    waiting = left(mail)
+    assert len(waiting) == 119
+    assert [message for message in waiting if message.headers.get("x-delivery-count")] == []
+
+
+def test_a_stop_while_paused_is_quick_and_gives_everything_back(start: Start, database: Databases, mail: Mail) -> None:
+    def closed(events: Events, tx: Tx) -> None:
+        raise CannotWork("closed")
+
+    events = orders(3)
+    mail.tell(events)
+    container = start(closed)
+    until(lambda: extension(container, Handles).batch.trouble)
+    began = time.monotonic()
+    container.stop()
+
+    assert time.monotonic() - began < 6
+    assert until(lambda: mail.waiting(QUEUE) == 3)
+    assert mail.all(f"{QUEUE}.retry") == mail.all(f"{QUEUE}.dlq") == []
+
+
+# --- failing --------------------------------------------------------------------------------------------------------
+
+
+def test_a_failing_message_waits_one_two_and_four_seconds_and_is_then_exhausted(
+    start: Start, database: Databases, mail: Mail
+) -> None:
+    events = orders(10)
+    poison = events[3].message_id
+    tried: list[float] = []
+
+    def handle(batch: Events, tx: Tx) -> None:
+        for event in batch:
+            if event.message_id == poison:
+                tried.append(time.monotonic())
+                raise ValueError("no")
+
+    mail.tell(events)
+    start(handle)
+    dead = mail.take(f"{QUEUE}.dlq", within_s=20)
+
+    waits = [later - sooner for sooner, later in pairwise(tried)]
+    assert [round(wait - 0.3) for wait in waits] == [1, 2, 4], waits
+    assert dead.properties["message_id"] == str(poison)
+    assert headers_of(dead)["x-reason"] == "exhausted"
+    assert headers_of(dead)["x-attempt"] == 4
+    assert headers_of(dead)["x-first-failed-at"] < headers_of(dead)["x-last-failed-at"]
+    assert consumed(database) == ids(events) - {poison}
+    (row,) = database.rows("inventory", "SELECT message_id, reason, attempts, queue FROM dead_messages")
+    assert row == {"message_id": poison, "reason": "exhausted", "attempts": 4, "queue": QUEUE}
+
+
+def test_a_publisher_that_fails_pauses_the_consumer_and_nothing_is_acked(
+    start: Start, database: Databases, mail: Mail
+) -> None:
+    events = orders(10)
+    poison = events[0].message_id
+    failing = True
+
+    def handle(batch: Events, tx: Tx) -> None:
+        for event in batch:
+            if event.message_id == poison:
+                raise ValueError("no")
+
+    mail.tell(events)
+    container = start(handle)
+    entrypoint = extension(container, Handles)
+    publish = entrypoint.batch.publisher.publish_all
+
+    def publish_all(messages: list[Outgoing]) -> list[str | None]:
+        if failing:
+            raise PublishFailed("no confirm")
+        return publish(messages)
+
+    entrypoint.batch.publisher.publish_all = publish_all  # type: ignore[method-assign]
+    until(lambda: "PublishFailed" in (entrypoint.trouble() or ""))
+    throughout(lambda: not mail.get(f"{QUEUE}.retry"), for_s=0.3)
+    container.kill()
+    assert until(lambda: mail.waiting(QUEUE) == 10), "not one of them was acked"
+
+    failing = False
+    start(handle)
+    until(lambda: consumed(database) == ids(events[1:]))
+    assert headers_of(mail.take(f"{QUEUE}.retry"))["x-attempt"] == 1
+
+
+def test_a_body_that_no_codec_can_write_back_goes_to_the_dlq_and_the_consumer_lives(
+    start: Start, database: Databases, mail: Mail
+) -> None:
+    container = start()
+    message = amqp.Message(b"\\ud800", content_encoding="unicode_escape", message_id=str(uuid4()))
+    mail.channel.basic_publish(message, "", QUEUE)
+
+    assert mail.take(f"{QUEUE}.dlq").body == b"\\ud800"
+    events = orders(2)
+    mail.tell(events)
+    until(lambda: consumed(database) == ids(events))
+    assert not container._died.ready()
+
+
+# --- the broker breaks ----------------------------------------------------------------------------------------------
+
+
+def test_a_consumer_whose_connection_is_closed_comes_back_and_nothing_is_lost_or_done_twice(
+    start: Start, database: Databases, mail: Mail, servers_of_this_run: Servers, settings: Settings
+) -> None:
+    events = orders(600)
+    mail.tell(events)
+    start(lambda batch, tx: eventlet.sleep(0.1))
+    until(lambda: len(consumed(database)) >= 100, within_s=10)
+    vhost = settings.amqp_uri.rpartition("/")[2]
+    assert servers_of_this_run.broker
+    servers_of_this_run.broker.rabbitmqctl("close_all_connections", "-p", vhost, "test")
+    mail.open()
+
+    until(lambda: consumed(database) == ids(events), within_s=20)  # the effect itself fails when it comes twice
+    until(lambda: not mail.waiting(QUEUE))
+    assert mail.all(f"{QUEUE}.retry") == mail.all(f"{QUEUE}.dlq") == []
+
+
+def test_a_consumer_gives_up_a_frozen_broker_and_comes_back(
+    start: Start, database: Databases, mail: Mail, servers_of_this_run: Servers
+) -> None:
+    container = start(heartbeat_s=1.0)
+    first, second = orders(1), orders(20)
+    mail.tell(first)
+    until(lambda: consumed(database) == ids(first))
+    broker = servers_of_this_run.broker
+    assert broker
+    broker.pause()
+    try:
+        until(lambda: "is away" in (extension(container, Handles).trouble() or ""), within_s=8)
+    finally:
+        broker.resume()
+    mail.tell(second)
+
+    until(lambda: consumed(database) == ids(first + second), within_s=15)
+    assert extension(container, Handles).trouble() is None
+
+
+# --- the shell ------------------------------------------------------------------------------------------------------
+
+
+def test_a_bare_payload_from_a_nameko_shell_starts_the_flow_as_the_user_shell(
+    settings: Settings, database: Databases, mail: Mail
+) -> None:
+    database.run("inventory", "INSERT INTO stock_items (sku, on_hand) VALUES ('apple', 10)")
+    order_id = uuid4()
+    container = container_of(settings, "inventory")
+    container.start()
+    try:
+        dispatch = event_dispatcher({"AMQP_URI": settings.amqp_uri, "serializer": "json"})
+        dispatch(
+            "ecom",
+            "order.created",
+            {
+                "order_id": str(order_id),
+                "currency": "EUR",
+                "total": 200,
+                "items": [{"sku": "apple", "quantity": 2, "unit_price": 100}],
+                "payment_method": "mock_ok",
+            },
+        )
+        reserved = body_of(mail.take("q.payment.inventory-reserved"))
+    finally:
+        container.stop()
+
+    assert reserved["payload"]["order_id"] == str(order_id)
+    assert reserved["identity"] == {"user_id": "shell", "roles": []}
+    assert reserved["source"] == "inventory_service"
+    (row,) = database.rows("inventory", "SELECT reserved FROM stock_items")
+    assert row == {"reserved": 2}
+    assert json.dumps(reserved["causation_id"]) != "null"
