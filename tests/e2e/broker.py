@@ -26,7 +26,12 @@ class Heard:
     @property
     def order_id(self) -> str:
         """The order that the event is about."""
-        return str(self.event["payload"]["order_id"])
+        return str(self.event.get("payload", self.event)["order_id"])
+
+    @property
+    def key(self) -> str:
+        """By what it is known again; a bare payload, sent by hand, by its words."""
+        return str(self.event.get("message_id") or self.body)
 
 
 @contextmanager
@@ -76,6 +81,13 @@ class Tap:
 def repeat(into: BlockingChannel, heard: Heard) -> None:
     """Publish a message again as it was."""
     into.basic_publish(EVENTS_EXCHANGE, heard.routing_key, heard.body, heard.properties)
+
+
+def publish_by_hand(amqp_uri: str, type_: str, payload: dict[str, Any]) -> None:
+    """Publish a bare payload, as a stock nameko shell does."""
+    with channel(amqp_uri) as opened:
+        opened.confirm_delivery()
+        opened.basic_publish(EVENTS_EXCHANGE, type_, json.dumps(payload).encode(), mandatory=True)
 
 
 def depths(amqp_uri: str, queues: Iterable[str]) -> dict[str, int]:

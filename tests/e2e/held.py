@@ -8,15 +8,18 @@ from contextlib import contextmanager
 from sqlalchemy import text
 
 from ops.processes import wait_until
-from shared.relay import LOCK_ID
 from tests.ledger import Databases
 
-# Whoever holds the relay's lock. 32 bits of the id are objid, see pg_locks.
-END_LEADER = (
-    "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted AND objid = :id"
-    " AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND pid <> pg_backend_pid()"
+# The one lock by which the replicas of a service agree whose relay publishes. Its id is not imported: shared.relay
+# imports eventlet, and this process shall stay without.
+LOCK = (
+    "SELECT (classid::bigint << 32) | objid::bigint FROM pg_locks JOIN pg_stat_activity USING (pid)"
+    " WHERE locktype = 'advisory' AND granted AND application_name LIKE '% relay' AND datname = current_database()"
 )
-TAKE = "SELECT pg_try_advisory_lock(:id) AS taken"
+END_RELAYS = (
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+    " WHERE application_name LIKE '% relay' AND datname = current_database()"
+)
 
 
 @contextmanager
@@ -24,12 +27,18 @@ def held(databases: Databases, service: str) -> Iterator[None]:
     """While the block runs nothing leaves this service's outbox: a session of ours leads instead of its relays."""
     with databases.connect(service) as connection:
 
+        def lock_id() -> int | None:
+            return connection.execute(text(LOCK)).scalar()
+
+        assert wait_until(lambda: lock_id() is not None, patience_s=10), f"no relay of {service} leads"
+        lock = lock_id()
+
         def taken() -> bool:
-            connection.execute(text(END_LEADER), {"id": LOCK_ID})
-            return bool(connection.execute(text(TAKE), {"id": LOCK_ID}).scalar())
+            connection.execute(text(END_RELAYS))
+            return bool(connection.execute(text("SELECT pg_try_advisory_lock(:id)"), {"id": lock}).scalar())
 
         assert wait_until(taken, patience_s=10, pause_s=0.01), f"the relay of {service} keeps its lock"
         try:
             yield
         finally:
-            connection.execute(text("SELECT pg_advisory_unlock(:id)"), {"id": LOCK_ID})
+            connection.execute(text("SELECT pg_advisory_unlock(:id)"), {"id": lock})

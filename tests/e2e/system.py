@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import requests
 
 from ops.flow import Flow
 from ops.processes import wait_until
@@ -180,8 +181,6 @@ def eventually(
 
 def readiness(url: str) -> str | None:
     """Why a replica is not ready, or None."""
-    import requests
-
     try:
         answer = requests.get(f"{url}/readyz", timeout=5)
     except requests.RequestException as error:

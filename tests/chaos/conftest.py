@@ -1,0 +1,42 @@
+"""Chaos tests kill, stop and freeze what the end-to-end tests leave in peace; on processes of their own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from ops.servers import Servers
+from tests.e2e.conftest import refuse_patched_process
+from tests.e2e.system import System, eventually
+
+# What an outage makes the services write down. CRITICAL is never allowed.
+ALLOWED_IN_LOGS = (r"ProviderTimeout",)
+
+
+@pytest.fixture(scope="package")
+def system(servers: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """Every service with two replicas, quick to notice a silent broker."""
+    refuse_patched_process()
+    system = System(tmp_path_factory.mktemp("chaos-logs"), PROVIDER_TIMEOUT_S="1", AMQP_HEARTBEAT_S="5")
+    system.start()
+    yield system
+    system.wait_ready()
+    wrong = system.stop(ALLOWED_IN_LOGS)
+    assert not wrong, "\n".join(wrong[:20])
+
+
+@pytest.fixture(scope="package")
+def machines() -> Servers:
+    """The broker and the database server, to be killed and frozen."""
+    return Servers.attach(os.environ["ECOM_TEST_STACK"])
+
+
+@pytest.fixture(autouse=True)
+def agreement(system: System) -> Iterator[None]:
+    """Before every test all is ready; after it all orders are at rest, nothing is dead and all books agree."""
+    system.wait_ready()
+    yield
+    system.wait_quiet(patience_s=60)
+    eventually(system.troubles, lambda troubles: not troubles, 30, "not ready")

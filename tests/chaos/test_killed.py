@@ -1,0 +1,83 @@
+"""Processes that die in the middle of their work."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+
+import pytest
+
+from ops.processes import Process, wait_until
+from ops.supervisor import SERVICES
+from tests.chaos.load import Load
+from tests.e2e.held import held
+from tests.e2e.system import System, eventually
+
+# SIGTERM: what is in work is finished and the rest handed back.
+STOPS_WITHIN_S = 10.0
+
+
+def unpublished(system: System, service: str, order_id: str) -> list[str]:
+    statement = "SELECT event_type FROM outbox WHERE aggregate_id = :id AND published_at IS NULL ORDER BY id"
+    return [row["event_type"] for row in system.databases.rows(service, statement, id=order_id)]
+
+
+@pytest.mark.parametrize(
+    ("service", "payment", "committed", "end"),
+    [
+        ("order", "mock_ok", ["order.created"], "PAID"),
+        ("inventory", "mock_ok", ["inventory.reserved"], "PAID"),
+        ("payment", "mock_ok", ["payment.succeeded"], "PAID"),
+        ("payment", "mock_declined", ["payment.failed"], "CANCELLED"),
+    ],
+)
+def test_a_service_killed_after_its_commit_and_before_its_publish_loses_nothing(
+    system: System, service: str, payment: str, committed: list[str], end: str
+) -> None:
+    flow = system.flow()
+    flow.stock("killed", 100)
+    with held(system.databases, service):
+        order_id = flow.order("killed", 2, payment=payment)["order_id"]
+        eventually(lambda: unpublished(system, service, order_id), lambda types: types == committed)
+        system.kill_service(service)
+        # Those that were started again have not published it either: the event is in the database alone.
+        assert unpublished(system, service, order_id) == committed
+    assert flow.at_rest(order_id)["status"] == end
+
+
+def test_replicas_killed_at_random_under_load_lose_nothing(system: System, long: bool) -> None:
+    chance = random.Random(20260114)
+    killed = 0
+    with Load(system) as load:
+        until = time.monotonic() + (120 if long else 15)
+        while time.monotonic() < until:
+            load.wait_for(5, patience_s=60)
+            name = chance.choice(sorted(system.supervisor.pids()))
+            system.kill(name)
+            killed += 1
+    system.wait_ready()
+    system.wait_quiet(120)
+    load.check_all_are_there()
+    print(
+        f"\n{killed} kills, {len(load.accepted)} orders, {len(load.refused)} repeated, slowest {load.slowest_s:.1f} s"
+    )
+    assert killed >= 3
+
+
+def test_replicas_that_are_asked_to_stop_under_load_do_so_in_time_and_lose_nothing(system: System) -> None:
+    took = {}
+    with Load(system) as load:
+        for service in SERVICES:
+            load.wait_for(5)
+            name, pid = sorted(system.replicas_of(service).items())[0]
+            process = Process.of(pid)
+            assert process is not None
+            began = time.monotonic()
+            process.send(signal.SIGTERM)
+            assert wait_until(lambda: not process.alive(), 20), f"{name} does not stop"  # noqa: B023
+            took[service] = round(time.monotonic() - began, 1)
+    print(f"\nstopped after {took}; {len(load.accepted)} orders, {len(load.refused)} repeated: {set(load.refused)}")
+    system.wait_quiet()
+    load.check_all_are_there()
+    assert max(took.values()) <= STOPS_WITHIN_S, took
