@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -19,6 +20,7 @@ PORTS_BETWEEN_REPLICAS = 10
 
 # RFC 7518 section 3.2: an HS256 key is at least as long as the hash.
 MIN_SECRET_BYTES = 32
+_ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?")
 DEVELOPMENT_KEY = "dev:development-only-secret-never-in-production"
 SECRETS = frozenset({"auth_keys", "audit_key", "amqp_uri", "database_urls", "database_admin_url", "reader_password"})
 
@@ -42,6 +44,7 @@ class Settings:
     ports: Mapping[str, int] = field(default_factory=dict)
     rate_user_per_min: int = 0
     rate_address_per_min: int = 0
+    cors_origins: tuple[str, ...] = ()  # whose pages may call the API from a browser
     heartbeat_s: float = 10.0
     log_level: str = "INFO"
 
@@ -136,6 +139,7 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
         },
         rate_user_per_min=reader.integer("RATE_USER_PER_MIN", 100 if production else 0),
         rate_address_per_min=reader.integer("RATE_ADDRESS_PER_MIN", 1000 if production else 0),
+        cors_origins=_origins(reader.text("CORS_ORIGINS", "")),
         heartbeat_s=reader.number("AMQP_HEARTBEAT_S", 10.0, at_least=1),
         log_level=reader.text("LOG_LEVEL", "INFO").upper(),
     )
@@ -160,6 +164,15 @@ def _keys(text: str, production: bool) -> tuple[tuple[str, str], ...]:
     if len({kid for kid, _ in keys}) != len(keys):
         raise ConfigurationFault("AUTH_KEYS names a kid twice")
     return tuple(keys)
+
+
+def _origins(text: str) -> tuple[str, ...]:
+    origins = tuple(piece.strip() for piece in text.split(",") if piece.strip())
+    for origin in origins:
+        # A browser's Origin is compared letter by letter, so whatever it never sends would silently match nothing.
+        if not _ORIGIN.fullmatch(origin):
+            raise ConfigurationFault(f"CORS_ORIGINS must read https://shop.example,..., not {origin!r}")
+    return origins
 
 
 def masked(settings: Settings) -> dict[str, Any]:

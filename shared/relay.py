@@ -184,7 +184,7 @@ class Relay(DependencyProvider):
             if self.leading or connection.execute(text("SELECT pg_try_advisory_lock(:id)"), {"id": LOCK_ID}).scalar():
                 self._lead(True)
                 while not self._stopping and publish_once(connection, self._publisher):
-                    pass
+                    self._housekeep(connection)  # under a load without a pause, too
                 self._housekeep(connection)
                 self._wait(POLL_S)
             elif self._wait(STANDBY_S):

@@ -15,6 +15,7 @@ from typing import Any, cast
 from uuid import UUID
 
 import amqp
+import eventlet
 from eventlet.event import Event
 from nameko.exceptions import ContainerBeingKilled
 from nameko.extensions import Entrypoint
@@ -43,7 +44,8 @@ PREFETCH_CAREFUL = 1
 SUSPECT_DELIVERIES = 3
 CLEAN_TO_OPEN = 50
 
-# On a graceful stop what is already here is finished within this; the rest goes back to the queue.
+# On a graceful stop what is already here is finished within this; the rest goes back to the queue, and calls to the
+# outside that still wait for their answer are abandoned.
 FINISH_S = 5.0
 
 
@@ -81,12 +83,17 @@ class Handles(Entrypoint):
         self._thread = self.container.spawn_managed_thread(self.run, identifier=f"consumer of {self.queue}")
 
     def stop(self) -> None:
+        self._stop_by = time.monotonic() + FINISH_S
         self._stopping = True
         self._thread.wait()
 
     def kill(self) -> None:
+        """The container kills its workers first and then this thread, which may share a connection with one of them.
+
+        The other way round this thread would roll back while the worker's query runs, and psycopg2 holds a mutex
+        meanwhile: in one thread that is a deadlock, and the process neither works nor exits.
+        """
         self._stopping = True
-        self._thread.kill()
 
     # --- a worker for each call of the service's method ---
 
@@ -105,10 +112,16 @@ class Handles(Entrypoint):
             return result, exc_info
 
         try:
-            self.container.spawn_worker(entrypoint, args, {}, handle_result=handle_result)
+            worker = self.container.spawn_worker(entrypoint, args, {}, handle_result=handle_result)
         except ContainerBeingKilled:
             raise Stopping from None
-        return done.wait()
+        while True:
+            with eventlet.Timeout(1.0, False):
+                return done.wait()
+            if self._stopping and time.monotonic() > self._stop_by:
+                # What it waits for is outside. Nothing is acked, and whatever was asked for is written down.
+                self.container._worker_threads[worker].kill()
+                raise Stopping
 
     # --- the loop ---
 
@@ -143,8 +156,7 @@ class Handles(Entrypoint):
                     pass
                 self._settle(self._take())
         self._cancel()
-        deadline = time.monotonic() + FINISH_S
-        while self._held and time.monotonic() < deadline:
+        while self._held and time.monotonic() < self._stop_by:
             self._settle(self._take())
 
     def _subscribe(self, prefetch: int) -> None:

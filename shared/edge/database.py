@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import eventlet
 import nameko_sqlalchemy
 import psycopg2
 import psycopg2.extensions
@@ -32,6 +33,9 @@ IDLE_IN_TRANSACTION_TIMEOUT_MS = 15000
 SILENT_SERVER_S = 7.0
 
 POOL_TIMEOUT_S = 5.0
+
+# A probe's caller gives up after a few seconds.
+PROBE_S = 2.0
 
 # Beside one connection for each worker: what consumers hold for their batches.
 POOL_SPARE = 5
@@ -214,6 +218,15 @@ class Database(nameko_sqlalchemy.Database):
 
     def get_dependency(self, worker_ctx: WorkerContext) -> Sessions:
         return self.worker_sessions
+
+    def trouble(self) -> str | None:
+        """Why the service cannot use its database now, for /readyz."""
+        try:
+            with eventlet.Timeout(PROBE_S), self.sessions.read() as session:
+                session.connection().exec_driver_sql("select 1")
+        except (Exception, eventlet.Timeout) as error:
+            return f"the database does not answer ({type(error).__name__})"
+        return None
 
     def worker_teardown(self, worker_ctx: WorkerContext) -> None:
         """Nothing is left to tear down: each block has given its connection back."""

@@ -8,25 +8,22 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property, partial
 from typing import Any, cast
 
-import eventlet
 from eventlet.event import Event
 from nameko.containers import WorkerContext
 from nameko.exceptions import ContainerBeingKilled
-from nameko.extensions import DependencyProvider
+from nameko.extensions import DependencyProvider, SharedExtension
 from nameko.web.handlers import HttpRequestHandler
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import Rule
 from werkzeug.wrappers import Request, Response
 
+from shared.config import Settings
 from shared.edge.connection import BODY, Environ
-from shared.edge.webserver import WebServer, plain_refusal
+from shared.edge.webserver import WebServer, plain_refusal, protect
 from shared.errors import EcomError, ServiceUnavailable
 
-__all__ = ["BODY", "Environ", "Probes", "Route"]
-
-# A probe's caller gives up after a few seconds.
-DATABASE_ANSWERS_S = 2.0
+__all__ = ["BODY", "Environ", "Probes", "Route", "Shared"]
 
 Call = tuple[tuple[Any, ...], Mapping[str, Any]]
 
@@ -47,6 +44,7 @@ class Route(HttpRequestHandler):
     def setup(self) -> None:
         super().setup()
         self.server.refusal = self.refusal
+        self.server.finish = self.finish
 
     def stop(self) -> None:
         self.server.drain()
@@ -80,6 +78,10 @@ class Route(HttpRequestHandler):
         """A refusal of the server itself: no such path or method, or a request that could not be read."""
         return plain_refusal(error, environ)
 
+    def finish(self, response: Response, environ: Environ) -> None:
+        """Give any answer of the service, refusals and probes too, the headers that all have."""
+        protect(response, environ)
+
     def _in_a_worker(self, args: Any, kwargs: Any, context: dict[str, Any]) -> Any:
         done = Event()
         try:
@@ -89,6 +91,20 @@ class Route(HttpRequestHandler):
         except ContainerBeingKilled as error:
             raise ServiceUnavailable("the service is stopping") from error
         return done.wait()
+
+
+class Shared(SharedExtension):
+    """What all routes of a service use together: `made`, by `make(settings)`, once for each service."""
+
+    def __init__(self, make: Callable[[Settings], Any]) -> None:
+        self.make = make
+
+    @property
+    def sharing_key(self) -> Any:
+        return type(self), self.make
+
+    def setup(self) -> None:
+        self.made = self.make(self.container.config["settings"])
 
 
 class Probe:
@@ -139,20 +155,8 @@ class Health(DependencyProvider):
 
 
 def _trouble(extension: Any) -> str | None:
-    sessions = getattr(extension, "sessions", None)
-    if sessions is not None:
-        return _silence_of(sessions)
     ask = getattr(extension, "trouble", None)
     return ask() if callable(ask) else None
-
-
-def _silence_of(sessions: Any) -> str | None:
-    try:
-        with eventlet.Timeout(DATABASE_ANSWERS_S), sessions.read() as session:
-            session.connection().exec_driver_sql("select 1")
-    except (Exception, eventlet.Timeout) as error:
-        return f"the database does not answer ({type(error).__name__})"
-    return None
 
 
 def _json(body: dict[str, Any], status: int = 200) -> Response:

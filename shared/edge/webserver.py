@@ -10,14 +10,14 @@ import logging
 import resource
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import eventlet
 import nameko.web.server
 from eventlet import wsgi
 from eventlet.greenio import shutdown_safe
-from werkzeug.exceptions import HTTPException, InternalServerError, ServiceUnavailable
+from werkzeug.exceptions import HTTPException, InternalServerError, MethodNotAllowed, ServiceUnavailable
 from werkzeug.routing import Map
 from werkzeug.wrappers import Request, Response
 
@@ -34,6 +34,14 @@ ACCEPT_AGAIN_S = 0.1
 # Of those that are turned away, so many at once are given time to read why.
 MAX_LINGERING = 16
 
+# What every answer of every service says to browsers; a page has a Content-Security-Policy of its own.
+SECURITY_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+}
+
 UNMATCHED = "unmatched"
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
@@ -41,6 +49,12 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 def plain_refusal(error: HTTPException, environ: Environ) -> Response:
     """A refusal as one line of text; a service's routes may give it another look."""
     return Response(f"{error.name}\n", error.code, mimetype="text/plain")
+
+
+def protect(response: Response, environ: Environ) -> None:
+    """Give an answer the headers that all have; those it has stay."""
+    for name, value in SECURITY_HEADERS.items():
+        response.headers.setdefault(name, value)
 
 
 def max_connections() -> int:
@@ -57,6 +71,7 @@ class WebServer(nameko.web.server.WebServer):
     def __init__(self) -> None:
         super().__init__()
         self.refusal: Refuse = plain_refusal
+        self.finish: Callable[[Response, Environ], None] = protect
         self._connections: dict[Any, list[Any]] = {}
         self._turning_away = 0
 
@@ -163,7 +178,12 @@ class App:
     def __init__(self, server: WebServer) -> None:
         self.server = server
         self.service = server.container.service_name
-        self.routes = server.make_url_map().bind("")
+        url_map = server.make_url_map()
+        self.routes = url_map.bind("")
+        self.fixed: dict[str, set[str]] = {}
+        for rule in url_map.iter_rules():
+            if not rule.arguments:
+                self.fixed.setdefault(rule.rule, set()).update(rule.methods or ())
 
     def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
         began = time.perf_counter()
@@ -180,17 +200,30 @@ class App:
         # WSGI hands bytes over as latin-1; what is no UTF-8 matches no route.
         path = environ["PATH_INFO"].encode("latin-1").decode("utf-8", "replace")
         try:
+            self._check_fixed(path, environ["REQUEST_METHOD"])
             provider, values = self.routes.match(path, environ["REQUEST_METHOD"])
         except HTTPException as error:
             return UNMATCHED, self.refuse(error, environ)
         request = Request(environ, populate_request=False)
         request.path_values = values  # type: ignore[attr-defined]  # Nameko's name for it
         try:
-            return provider.label, provider.handle_request(request)
+            response = provider.handle_request(request)
         except Exception:
             log.exception("%s failed", provider.label)
             return provider.label, self.refuse(InternalServerError(), environ)
+        self.server.finish(response, environ)
+        return provider.label, response
+
+    def _check_fixed(self, path: str, method: str) -> None:
+        """Raises MethodNotAllowed for a path that is fixed, also where a template takes that method.
+
+        OpenAPI reads it so: with GET /things/export and PUT /things/{name}, nothing can be put by the name `export`.
+        """
+        if method not in self.fixed.get(path, {method}):
+            raise MethodNotAllowed(sorted(self.fixed[path]))
 
     def refuse(self, error: HTTPException, environ: Environ) -> Response:
         """Every answer that no route gave looks as the service's routes want it."""
-        return self.server.refusal(error, environ)
+        response = self.server.refusal(error, environ)
+        self.server.finish(response, environ)
+        return response

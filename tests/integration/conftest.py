@@ -2,12 +2,14 @@
 
 import tests.patched  # noqa: F401  # isort: skip
 
+import os
 from collections.abc import Callable, Iterator
 
 import pytest
 from sqlalchemy import Engine, create_engine, make_url, text
 
 from ops.migrate import migrate
+from ops.servers import Servers
 from shared.config import Settings, read
 from tests.integration.support import Bench, Mail, Wire
 from topology.declare import apply
@@ -61,6 +63,17 @@ def wire(settings: Settings) -> Iterator[Wire]:
     wire = Wire(url.host or "127.0.0.1", url.port or 5432)
     yield wire
     wire.close()
+
+
+@pytest.fixture
+def servers_of_this_run(servers: None) -> Servers:
+    """The broker itself, to break."""
+    if "ECOM_TEST_STACK" not in os.environ:
+        pytest.skip("no broker of our own: run the tests by `make test`")
+    found = Servers.attach(os.environ["ECOM_TEST_STACK"])
+    if found.broker is None:
+        pytest.skip("no broker of our own")
+    return found
 
 
 class Databases:

