@@ -4,7 +4,7 @@ STACK = $(PYTHON) ops/stack.py
 COMPILE = .venv/bin/uv pip compile setup.cfg --extra test --extra dev --extra rootless \
 	--universal --python-version 3.11 --generate-hashes --custom-compile-command 'make lock' --quiet --output-file requirements.lock
 
-.PHONY: help demo up down status test test-long check lock clean
+.PHONY: help demo up down status shell test test-long check lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -21,6 +21,9 @@ down: ## stop what `make up` runs
 
 status: ## every URL; ARGS=--json adds passwords and pids
 	@$(STACK) status $(ARGS)
+
+shell: ## a nameko shell on what `make up` runs; takes a script on standard input
+	@$(STACK) exec python -m ops.shell
 
 test: ## all tests, on servers of their own; ARGS='-k words'
 	@$(STACK) test $(ARGS)

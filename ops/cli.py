@@ -12,15 +12,15 @@ from __future__ import annotations
 import json
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from datetime import datetime
 from typing import Any, NoReturn, TypeVar
 
 import click
 
 from shared.config import SERVICES, masked, read
-from shared.errors import CannotWork, EcomError, TopologyDrift
+from shared.errors import CannotWork, Conflict, EcomError, NotFound, TopologyDrift, ValidationFailed
 
 FOUND, COULD_NOT = 1, 3  # and 2 is misuse, which click says itself
 
@@ -234,6 +234,116 @@ def _report(drift: Sequence[Any], as_json: bool, done: str, bindings_seen: bool 
         counts = ", ".join(f"{count} {name}" for name, count in seen.items() if count is not None)
         click.echo(f"{done}: {counts}{unseen}")
     if drift:
+        sys.exit(FOUND)
+
+
+# --- users -----------------------------------------------------------------------------------------------------
+
+
+@ecom.group()
+def user() -> None:
+    """Who may sign in. Writes into the database of auth."""
+
+
+@user.command("add")
+@click.argument("name")
+@click.option("--role", "roles", multiple=True, required=True, help="What he may do; may be given again.")
+@json_option
+def user_add(name: str, roles: tuple[str, ...], as_json: bool) -> None:
+    """Make a user. His password is asked for on a terminal, and is else the first line of standard input.
+
+    In production it has at least 12 characters.
+    """
+    from ops import users
+
+    settings = read()
+    with _user_faults():
+        users.check_name(name)  # before anybody types a password
+        users.check_roles(roles)
+        made = users.add(settings, name, roles, _password())
+    _say_user(made, f"{name} may sign in as {', '.join(made['roles'])}", as_json)
+
+
+@user.command("password")
+@click.argument("name")
+@json_option
+def user_password(name: str, as_json: bool) -> None:
+    """Give a user another password, asked for or read as by `add`."""
+    from ops import users
+
+    settings = read()
+    with _user_faults():
+        changed = users.set_password(settings, name, _password())
+    _say_user(changed, f"{name} has a new password", as_json)
+
+
+@user.command("disable")
+@click.argument("name")
+@json_option
+def user_disable(name: str, as_json: bool) -> None:
+    """Let a user sign in no more. A token that he has is valid for up to 15 minutes more."""
+    from ops import users
+
+    with _user_faults():
+        changed = users.set_disabled(read(), name, True)
+    _say_user(changed, f"{name} is disabled", as_json)
+
+
+@user.command("enable")
+@click.argument("name")
+@json_option
+def user_enable(name: str, as_json: bool) -> None:
+    """Let a disabled user sign in again."""
+    from ops import users
+
+    with _user_faults():
+        changed = users.set_disabled(read(), name, False)
+    _say_user(changed, f"{name} is enabled", as_json)
+
+
+@user.command("ls")
+@json_option
+def user_ls(as_json: bool) -> None:
+    """All users with their roles, the disabled as well."""
+    from ops import users
+
+    found = users.everybody(read())
+    if as_json:
+        print_json({"users": found})
+        return
+    rows = [
+        (one["name"], ", ".join(one["roles"]), "disabled" if one["disabled"] else "", f"{one['created_at']:%F %R}")
+        for one in found
+    ]
+    print_table(("name", "roles", "", "made (UTC)"), rows)
+
+
+def _password() -> str:
+    """A password typed twice, unseen, or one line of standard input. Raises UsageError when there is none."""
+    if sys.stdin.isatty():
+        return str(click.prompt("Password", hide_input=True, confirmation_prompt="Once more", err=True))
+    password = sys.stdin.readline().rstrip("\r\n")
+    if not password:
+        raise click.UsageError("there is no password on standard input")
+    return password
+
+
+def _say_user(shown: dict[str, Any], text: str, as_json: bool) -> None:
+    if as_json:
+        print_json(shown)
+    else:
+        click.echo(text)
+
+
+@contextmanager
+def _user_faults() -> Iterator[None]:
+    """Misuse is 2; a user that is not there, or is there already, is a finding."""
+    try:
+        yield
+    except ValidationFailed as error:
+        raise click.UsageError(str(error)) from error
+    except (Conflict, NotFound) as error:
+        complain(error)
         sys.exit(FOUND)
 
 
