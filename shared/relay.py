@@ -26,7 +26,8 @@ from sqlalchemy.types import BigInteger
 from shared import inbox, outbox
 from shared.config import Settings
 from shared.edge.broker import backoff
-from shared.edge.database import Database, connect, quietly, wait_for_notice
+from shared.edge.database import Database, quietly
+from shared.edge.postgres import connect, wait_for_notice
 from shared.edge.publisher import Outgoing, Publisher
 from shared.errors import PublishFailed
 from shared.events import CONTRACT_VERSION, UNHEARD

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import select
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,89 +11,21 @@ import eventlet
 import nameko_sqlalchemy
 import psycopg2
 import psycopg2.extensions
-from eventlet.hubs import trampoline
 from nameko.containers import WorkerContext
-from sqlalchemy import Engine, create_engine
 from sqlalchemy.exc import DBAPIError, InterfaceError, TimeoutError
 from sqlalchemy.orm import Session, sessionmaker
-from sqlalchemy.pool import NullPool
 
+from shared.edge.postgres import connect, wait_with_a_limit
 from shared.errors import CannotWork
 from shared.tables import Base
 
 log = logging.getLogger(__name__)
-
-STATEMENT_TIMEOUT_MS = 5000
-LOCK_TIMEOUT_MS = 2000
-IDLE_IN_TRANSACTION_TIMEOUT_MS = 15000
-
-# Green psycopg2 ignores connect_timeout, and a query cut short goes on at the server: the server's own limits come
-# first, this one is for a server that answers nothing at all.
-SILENT_SERVER_S = 7.0
-
-POOL_TIMEOUT_S = 5.0
 
 # A probe's caller gives up after a few seconds.
 PROBE_S = 2.0
 
 # Beside one connection for each worker: what consumers hold for their batches.
 POOL_SPARE = 5
-
-
-class DatabaseSilent(psycopg2.OperationalError):
-    """The database server answered nothing in time."""
-
-
-class NothingCame(Exception):
-    """Nothing came while waiting for a NOTIFY."""
-
-
-def wait_with_a_limit(connection: Any) -> None:
-    """A psycopg2 wait callback for eventlet that gives up after SILENT_SERVER_S."""
-    while True:
-        state = connection.poll()
-        if state == psycopg2.extensions.POLL_OK:
-            return
-        reading = state == psycopg2.extensions.POLL_READ
-        error = DatabaseSilent("the database server does not answer")
-        trampoline(connection.fileno(), read=reading, write=not reading, timeout=SILENT_SERVER_S, timeout_exc=error)
-
-
-def connect(url: str, application: str, pool_size: int = 0, **settings: Any) -> Engine:
-    """An engine whose connections have server-side limits; with no pool each is closed when it is given back.
-
-    `settings` are PostgreSQL's own, as given with -c.
-    """
-    limits = {
-        "statement_timeout": STATEMENT_TIMEOUT_MS,
-        "lock_timeout": LOCK_TIMEOUT_MS,
-        "idle_in_transaction_session_timeout": IDLE_IN_TRANSACTION_TIMEOUT_MS,
-        "timezone": "UTC",
-        **settings,
-    }
-    pool: dict[str, Any] = {"poolclass": NullPool}
-    if pool_size:
-        pool = {"pool_size": pool_size, "max_overflow": 0, "pool_timeout": POOL_TIMEOUT_S, "pool_pre_ping": True}
-    engine = create_engine(
-        url,
-        **pool,
-        hide_parameters=True,  # an error's text goes into logs and dead letters: no keys, no bodies
-        connect_args={
-            "application_name": application,
-            "options": " ".join(f"-c {name}={value}" for name, value in limits.items()),
-            "tcp_user_timeout": int(SILENT_SERVER_S * 1000),
-            "keepalives_idle": 10,
-            "keepalives_interval": 5,
-        },
-    )
-    # SQLAlchemy names the level when it leaves AUTOCOMMIT, and psycopg2 then sends a SET with each change to and fro.
-    engine.dialect.set_isolation_level = _set_autocommit  # type: ignore[method-assign, assignment]
-    return engine
-
-
-def _set_autocommit(connection: Any, level: str) -> None:
-    """The two levels in use: AUTOCOMMIT, and the server's own READ COMMITTED."""
-    connection.autocommit = level == "AUTOCOMMIT"
 
 
 def is_conflict(error: BaseException) -> bool:
@@ -150,29 +81,31 @@ class Sessions:
 
 
 class WorkerSessions(Sessions):
-    """The same for the methods of a service: an outage is CannotWork, so a client is asked to try again."""
+    """The same for the methods of a service: what is no fault of the call is CannotWork, so a client tries again."""
 
     @contextmanager
     def begin(self) -> Iterator[Session]:
-        with telling_outages(), super().begin() as session:
+        with no_fault_of_the_call(), super().begin() as session:
             yield session
 
     @contextmanager
     def autocommit(self) -> Iterator[Session]:
-        with telling_outages(), super().autocommit() as session:
+        with no_fault_of_the_call(), super().autocommit() as session:
             yield session
 
     read = autocommit
 
 
 @contextmanager
-def telling_outages() -> Iterator[None]:
-    """Raises CannotWork where the database is away or unable."""
+def no_fault_of_the_call() -> Iterator[None]:
+    """Raises CannotWork where the database is away, or another transaction was in the way for too long."""
     try:
         yield
     except Exception as error:
         if is_outage(error):
             raise CannotWork(f"the database is away: {type(getattr(error, 'orig', error)).__name__}") from error
+        if is_conflict(error):
+            raise CannotWork("another transaction is in the way") from error
         raise
 
 
@@ -235,20 +168,3 @@ class Database(nameko_sqlalchemy.Database):
         self.engine.dispose()
 
     kill = stop
-
-
-def wait_for_notice(connection: Any, timeout_s: float) -> bool:
-    """Whether a NOTIFY came to a raw psycopg2 connection within the time. Raises psycopg2.OperationalError."""
-    connection.poll()
-    if not connection.notifies:
-        if psycopg2.extensions.get_wait_callback() is None:
-            select.select([connection], [], [], timeout_s)
-        else:
-            try:
-                trampoline(connection.fileno(), read=True, timeout=timeout_s, timeout_exc=NothingCame)
-            except NothingCame:
-                return False
-        connection.poll()
-    heard = bool(connection.notifies)
-    connection.notifies.clear()
-    return heard

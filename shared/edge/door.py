@@ -10,7 +10,7 @@ from nameko.extensions import DependencyProvider
 from sqlalchemy import Engine
 
 from shared.config import Settings
-from shared.edge.database import connect
+from shared.edge.postgres import connect
 
 POOL_SIZE = 20
 

@@ -50,6 +50,10 @@ class Replies(OnLine):
                 line.read(timeout_s=0.5)
         finally:
             self._line = None
+            # The reply queue went with its connection: what is waited for cannot come any more.
+            lost = {"error": serialize(ServiceUnavailable("the broker went away")), "result": None}
+            for correlation_id in list(self._waiting):
+                self._answer(correlation_id, lost)
 
     def _receive(self, message: amqp.Message) -> None:
         self._answer(message.properties.get("correlation_id"), json.loads(message.body))

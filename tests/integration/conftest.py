@@ -99,13 +99,18 @@ class Databases:
             connection.execute(text(statement), parameters)
 
     def empty(self) -> None:
-        """Delete all rows of all services' tables."""
+        """Delete all rows of all services' tables; those without any are left alone, which is faster."""
         for name in self.engines:
-            tables = self.rows(
-                name, "SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'alembic_version'"
-            )
-            if tables:
-                self.run(name, "TRUNCATE " + ", ".join(str(row["tablename"]) for row in tables) + " CASCADE")
+            tables = [
+                str(row["tablename"])
+                for row in self.rows(
+                    name,
+                    "SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'alembic_version'",
+                )
+            ]
+            full = " UNION ALL ".join(f"SELECT '{table}' AS t WHERE EXISTS (SELECT FROM {table})" for table in tables)
+            if rows := self.rows(name, full) if full else []:
+                self.run(name, "TRUNCATE " + ", ".join(str(row["t"]) for row in rows) + " CASCADE")
 
     def close(self) -> None:
         """Give the connections back."""

@@ -25,7 +25,8 @@ from shared.edge.batch import Batch
 from shared.edge.broker import Line
 from shared.edge.consumer import Handles
 from shared.edge.context import RequestContext
-from shared.edge.database import POOL_SPARE, Database, connect
+from shared.edge.database import POOL_SPARE, Database
+from shared.edge.postgres import connect
 from shared.edge.publisher import Outgoing, Publisher
 from shared.edge.runner import nameko_config
 from shared.events import Envelope, Identity, OrderCreated, Payload, PricedItem, Reserved, envelope

@@ -10,7 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, TimeoutError
 
 from shared.config import Settings
-from shared.edge import database as edge
+from shared.edge import postgres as edge
 from shared.edge.database import Database, is_conflict, is_outage
 from shared.edge.rpc import RpcServer, rpc
 from shared.edge.rpc_proxy import Replies, RpcProxy

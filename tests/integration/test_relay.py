@@ -209,6 +209,15 @@ def test_no_transaction_is_open_while_the_broker_is_spoken_to(
     assert publish_once(connection, Looking()) == 1  # type: ignore[arg-type]
 
 
+def asked_in_vain(database: Databases) -> list[dict[str, Any]]:
+    """The replicas that have asked for the lead and wait."""
+    return database.rows(
+        "order",
+        "SELECT pid FROM pg_stat_activity WHERE application_name = 'order_service relay'"
+        " AND query LIKE 'SELECT pg_try_advisory_lock%' AND state = 'idle'",
+    )
+
+
 # --- leading --------------------------------------------------------------------------------------------------------
 
 
@@ -222,6 +231,7 @@ def test_one_of_two_relays_leads_and_the_other_takes_over_when_its_backend_is_ki
     first = start()
     until(lambda: leaders(first))
     second = start()
+    until(lambda: asked_in_vain(database))
     events = [cancelled() for _ in range(20)]
     tell_from(first, *events[:10])
     tell_from(second, *events[10:])
@@ -245,6 +255,7 @@ def test_the_standby_leads_within_two_seconds_when_the_leader_dies(
     leader = start(wire.url(settings.database_url("order")))
     until(lambda: leaders(leader))
     standby = start()
+    until(lambda: asked_in_vain(database))
     wire.close()  # the sockets of a process that was killed are closed by its kernel
     began = time.monotonic()
 
@@ -263,6 +274,7 @@ def test_a_replica_that_does_not_lead_wakes_the_leader_long_before_its_poll(
     leader = start()
     until(lambda: leaders(leader))
     standby = start()
+    until(lambda: asked_in_vain(database))
     took = []
     for replica in (leader, standby, leader, standby, standby, standby):
         began = time.monotonic()

@@ -96,8 +96,11 @@ def call(settings: Settings) -> Iterator[Call]:
     replies = extension(container, Replies)
     until(lambda: replies.trouble() is None)
 
-    def one(method: str, *args: Any, service: str = "inventory_service", **context: Any) -> Any:
-        return replies.call(f"{service}.{method}", args, {}, context, TIMEOUT_S)
+    def one(
+        method: str, *args: Any, service: str = "inventory_service", timeout_s: float = TIMEOUT_S, **context: Any
+    ) -> Any:
+        with eventlet.Timeout(timeout_s + 3):
+            return replies.call(f"{service}.{method}", args, {}, context, timeout_s)
 
     yield one
     container.kill()
@@ -244,7 +247,7 @@ def test_a_proxy_in_a_service_carries_the_context_of_its_worker(stock: ServiceCo
 
 
 def test_a_stop_finishes_the_calls_at_work_and_takes_no_more(stock: ServiceContainer, call: Call) -> None:
-    answers = [eventlet.spawn(call, "sleep", 0.5) for _ in range(5)]
+    answers = [eventlet.spawn(call, "sleep", 1.0, timeout_s=5) for _ in range(5)]
     until(lambda: Stock.started == 5)
     stock.stop()
 
