@@ -135,8 +135,12 @@ def _rootless_postgres(say: Say) -> None:
 
 def _requirements() -> dict[str, str]:
     """The lock by package: each requirement with its hashes."""
-    entries = re.split(r"\n(?=[A-Za-z0-9])", LOCK.read_text(encoding="utf-8"))
-    return {entry.partition("==")[0].lower(): entry for entry in entries if "==" in entry.partition("\n")[0]}
+    found: dict[str, str] = {}
+    for entry in re.split(r"\n(?=[A-Za-z0-9])", LOCK.read_text(encoding="utf-8")):
+        name, equals, _ = entry.partition("\n")[0].partition("==")
+        if equals:  # a package may have several entries, each for other Pythons
+            found[name.lower()] = "\n".join(filter(None, (found.get(name.lower()), entry)))
+    return found
 
 
 def _pip_locked(requirements: dict[str, str]) -> None:

@@ -274,6 +274,7 @@ class Broker(Server):
             "log.file = false\n"
             "log.console = true\n"
             "log.console.level = info\n"
+            "log.console.use_colors = off\n"  # it is read in files and under errors
         )
 
     def launch(self, dies_with_us: bool = False) -> None:
@@ -385,7 +386,6 @@ class Broker(Server):
             "RABBITMQ_NODENAME": self.node,
             "RABBITMQ_NODE_IP_ADDRESS": LOOPBACK,
             "RABBITMQ_DIST_PORT": str(self.facts["dist_port"]),
-            "RABBITMQ_LOG": "-color",  # its log is read in files and under errors
             "RABBITMQ_MNESIA_BASE": str(self.home / "mnesia"),
             "RABBITMQ_LOG_BASE": str(self.home),
             "RABBITMQ_SCHEMA_DIR": str(self.home / "schema"),

@@ -78,18 +78,15 @@ class MockProvider:
 
     def charge(self, charge: Charge) -> Answer:
         """Take the money, once for each key."""
-        moves, answers = METHODS.get(charge.method, (False, True))
-        if charge.method not in METHODS:
-            return self._do("charge", charge, Answer(False, reason=METHOD_UNKNOWN))
-        if self._mode_declines(charge):
-            moves = False
-        if self.mode == "timeout":
-            answers = moves = False
         known = self.find(charge.key)
         if known:
             return known
-        if not moves and not answers:
+        if charge.method not in METHODS:
+            return self._do("charge", charge, Answer(False, reason=METHOD_UNKNOWN))
+        moves, answers = METHODS[charge.method]
+        if self.mode == "timeout" or not (moves or answers):
             raise self._silence()
+        moves = moves and not self._mode_declines(charge)
         answer = Answer(True, reference=f"mock-{charge.key.hex[:16]}") if moves else Answer(False, reason=DECLINED)
         answer = self._do("charge", charge, answer)
         if not answers:

@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID
 
 import eventlet
+from sqlalchemy.orm import Session
 
 from payment_service import domain, models
 from payment_service.domain import Answer
@@ -21,7 +22,7 @@ from shared.edge.rpc import rpc
 from shared.edge.timer import every
 from shared.edge.tx import Events, Tx
 from shared.errors import DeadMessage
-from shared.events import Identity, envelope
+from shared.events import Identity, Payload, envelope
 from shared.relay import Relay
 
 # Calls to the provider at one time. More would only queue there.
@@ -136,8 +137,7 @@ class PaymentService(Probes):
                     continue
                 after, tells = domain.charged(before, answer) if answer else (domain.unknown_to_provider(before), ())
                 models.keep(session, [after])
-                identity = Identity(locked.user_id, tuple(locked.roles))
-                outbox.tell(session, [envelope(self.name, told, locked.trace_id, identity) for told in tells])
+                self._tell(session, locked, tells)
 
     def _settle_refunds(self) -> None:
         with self.db.read() as session:
@@ -153,8 +153,14 @@ class PaymentService(Probes):
                 after, settled, tells = domain.refunded(models.payment(locked), row.order_id, refund, answer)
                 models.keep(session, [after])
                 models.keep_refunds(session, [settled])
-                identity = Identity(row.user_id, tuple(row.roles))
-                outbox.tell(session, [envelope(self.name, told, row.trace_id, identity) for told in tells])
+                self._tell(session, row, tells)
+
+    def _tell(
+        self, session: Session, asked: models.PaymentRow | models.RefundRow, payloads: tuple[Payload, ...]
+    ) -> None:
+        """Say what was found out, under the trace and the identity it was asked for."""
+        identity = Identity(asked.user_id, tuple(asked.roles))
+        outbox.tell(session, [envelope(self.name, payload, asked.trace_id, identity) for payload in payloads])
 
     @rpc
     def get_payment(self, payment_id: str) -> dict[str, Any]:

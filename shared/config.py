@@ -143,6 +143,9 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
         heartbeat_s=reader.number("AMQP_HEARTBEAT_S", 10.0, at_least=1),
         log_level=reader.text("LOG_LEVEL", "INFO").upper(),
     )
+    if not settings.amqp_uri.startswith("amqp://"):
+        # The password would cross in the clear if the s of amqps were overlooked.
+        raise ConfigurationFault("AMQP_URI must begin with amqp://; TLS to the broker is not supported yet")
     if production and settings.auth_mock:
         raise ConfigurationFault("AUTH_MOCK issues tokens to anyone: it is refused in production")
     return settings

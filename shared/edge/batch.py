@@ -211,6 +211,8 @@ class Batch:
                 return result
             except Exception as error:
                 if is_conflict(error):
+                    if self.stopping():  # somebody may hold that lock for ever
+                        raise Stopping from error
                     eventlet.sleep(random.uniform(0.001, 0.05))
                 elif _is_ours(error):
                     self._pause(error, next(waits))

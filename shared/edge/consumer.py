@@ -160,7 +160,7 @@ class Handles(Entrypoint):
             self._settle(self._take())
 
     def _subscribe(self, prefetch: int) -> None:
-        """Consume with another prefetch: it is fixed when a consumer starts (a global one is refused by 4.3)."""
+        """Consume with another prefetch: it is fixed when a consumer starts (4.3 counts a global one per consumer)."""
         if self._stopping:
             return
         self._cancel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 import uuid
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from nameko.extensions import DependencyProvider
 from shared.edge.broker import BROKER_ERRORS, Line
 from shared.edge.rpc import DEADLINE, HEADER_PREFIX, RPC_EXCHANGE, TRANSIENT, OnLine
 from shared.errors import ServiceUnavailable
+
+log = logging.getLogger(__name__)
 
 CALL_TIMEOUT_S = 10.0
 
@@ -56,7 +59,12 @@ class Replies(OnLine):
                 self._answer(correlation_id, lost)
 
     def _receive(self, message: amqp.Message) -> None:
-        self._answer(message.properties.get("correlation_id"), json.loads(message.body))
+        try:
+            body = json.loads(message.body)
+        except ValueError:
+            log.warning("a reply that is no JSON was ignored: its caller times out")
+        else:
+            self._answer(message.properties.get("correlation_id"), body)
 
     def _on_return(self, error: Exception, exchange: str, routing_key: str, message: amqp.Message) -> None:
         nobody = ServiceUnavailable(f"there is no service for {routing_key}")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import eventlet
 from eventlet.event import Event
 from nameko.extensions import Entrypoint
 
+from shared.errors import CannotWork
 from shared.relay import Relay
+
+log = logging.getLogger(__name__)
 
 
 class Every(Entrypoint):
@@ -16,7 +20,8 @@ class Every(Entrypoint):
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        super().__init__()
+        # An outage is no surprise to a timer: it is said in one line, and the next run comes as planned.
+        super().__init__(expected_exceptions=(CannotWork,))
 
     def setup(self) -> None:
         self._relay = next(item for item in self.container.dependencies if isinstance(item, Relay))
@@ -38,6 +43,8 @@ class Every(Entrypoint):
         done = Event()
 
         def handle_result(worker: Any, result: Any, exc_info: Any) -> tuple[Any, Any]:
+            if exc_info and isinstance(exc_info[1], CannotWork):
+                log.warning("%s did not run: %s", self.method_name, exc_info[1])
             done.send()
             return result, exc_info
 

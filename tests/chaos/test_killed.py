@@ -16,6 +16,9 @@ from tests.chaos.load import Load
 from tests.e2e.held import held
 from tests.e2e.system import System, eventually
 
+# At full size an outage or a load lasts minutes.
+pytestmark = pytest.mark.timeout(600)
+
 # SIGTERM: what is in work is finished and the rest handed back.
 STOPS_WITHIN_S = 10.0
 

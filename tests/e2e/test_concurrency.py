@@ -8,11 +8,14 @@ import uuid
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
 from tests.e2e.system import System, eventually
 
 THREADS = 30
 
 
+@pytest.mark.timeout(600)
 def test_three_hundred_orders_for_a_hundred_units_sell_exactly_those(system: System, long: bool) -> None:
     size = 10 if long else 1
     orders, units = 300 * size, 100 * size

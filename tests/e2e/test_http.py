@@ -116,6 +116,17 @@ def test_stock_is_set_against_the_version_that_was_read(system: System) -> None:
     assert (fits.status_code, fits.json()["on_hand"]) == (200, 6)
 
 
+def test_whoever_meets_a_lock_for_too_long_is_asked_to_try_again(system: System) -> None:
+    flow = system.flow()
+    flow.stock("locked", 5)
+    with system.databases.doctored() as holder:
+        holder.run("inventory", "UPDATE stock_items SET version = version WHERE sku = 'locked'")
+        refused = flow.send("PUT", "/api/stocks/locked", {"on_hand": 6}, user="admin")
+    assert_refused(refused, 503, "unavailable")
+    assert refused.headers["Retry-After"]
+    assert flow.stock("locked", 6)["on_hand"] == 6
+
+
 def test_a_reservation_by_hand_holds_stock_until_it_is_released_or_committed(system: System) -> None:
     flow = system.flow()
     sku = f"by-hand-{uuid.uuid4().hex[:8]}"

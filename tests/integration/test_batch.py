@@ -424,6 +424,20 @@ def test_a_service_that_stops_while_it_is_paused_sets_nothing_apart(
     assert remembered(database) == set()
 
 
+def test_a_service_that_stops_while_somebody_holds_its_rows_sets_nothing_apart(
+    bench: Benches, database: Databases, mail: Mail
+) -> None:
+    payment, events = bench("payment"), cancellations(1)
+    payment.settle(VOIDS, cancellations(1))
+    with database.engines["payment"].connect().execution_options(isolation_level="READ COMMITTED") as somebody:
+        somebody.execute(text("LOCK TABLE payments"))
+        with pytest.raises(Stopping):
+            payment.settle(VOIDS, events, stopping=lambda: True)
+
+    assert mail.all(f"{VOIDS}.retry") == mail.all(f"{VOIDS}.dlq") == []
+    assert ids_of(events).isdisjoint(remembered(database))
+
+
 def test_nothing_is_settled_before_what_failed_is_safe_in_its_next_queue(
     bench: Benches, database: Databases, mail: Mail
 ) -> None:

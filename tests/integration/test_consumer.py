@@ -179,9 +179,9 @@ def test_a_suspect_is_handled_alone_and_after_its_neighbours(start: Start, datab
 
 
 def test_a_stop_under_load_redelivers_nothing_that_is_finished_and_finishes_what_is_held(
-    start: Start, database: Databases, mail: Mail
+    start: Start, database: Databases, mail: Mail, long: bool
 ) -> None:
-    events = orders(600)
+    events = orders(10_000 if long else 600)
     mail.tell(events)
     container = start(lambda batch, tx: eventlet.sleep(0.02))
     until(lambda: len(consumed(database)) >= 100, within_s=10)
@@ -300,7 +300,7 @@ def test_a_publisher_that_fails_pauses_the_consumer_and_nothing_is_acked(
             raise PublishFailed("no confirm")
         return publish(messages)
 
-    entrypoint.batch.publisher.publish_all = publish_all  # type: ignore[method-assign]
+    entrypoint.batch.publisher.publish_all = publish_all  # type: ignore[method-assign, assignment]
     until(lambda: "PublishFailed" in (entrypoint.trouble() or ""))
     throughout(lambda: not mail.get(f"{QUEUE}.retry"), for_s=0.3)
     container.kill()
@@ -330,9 +330,9 @@ def test_a_body_that_no_codec_can_write_back_goes_to_the_dlq_and_the_consumer_li
 
 
 def test_a_consumer_whose_connection_is_closed_comes_back_and_nothing_is_lost_or_done_twice(
-    start: Start, database: Databases, mail: Mail, servers_of_this_run: Servers, settings: Settings
+    start: Start, database: Databases, mail: Mail, servers_of_this_run: Servers, settings: Settings, long: bool
 ) -> None:
-    events = orders(600)
+    events = orders(10_000 if long else 600)
     mail.tell(events)
     start(lambda batch, tx: eventlet.sleep(0.1))
     until(lambda: len(consumed(database)) >= 100, within_s=10)
@@ -341,7 +341,8 @@ def test_a_consumer_whose_connection_is_closed_comes_back_and_nothing_is_lost_or
     servers_of_this_run.broker.rabbitmqctl("close_all_connections", "-p", vhost, "test")
     mail.open()
 
-    until(lambda: consumed(database) == ids(events), within_s=20)  # the effect itself fails when it comes twice
+    # The effect itself fails when it comes twice.
+    until(lambda: consumed(database) == ids(events), within_s=80 if long else 20)
     until(lambda: not mail.waiting(QUEUE))
     assert mail.all(f"{QUEUE}.retry") == mail.all(f"{QUEUE}.dlq") == []
 

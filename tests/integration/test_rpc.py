@@ -207,6 +207,20 @@ def test_a_malformed_call_harms_nobody(body: bytes, stock: ServiceContainer, cal
     until(lambda: not mail.waiting("rpc-inventory_service"))
 
 
+@pytest.mark.parametrize("body", [b"{", b"\xff", b""])
+def test_a_malformed_reply_harms_nobody(
+    body: bytes, stock: ServiceContainer, settings: Settings, call: Call, mail: Mail
+) -> None:
+    container = container_of(settings, Caller)
+    container.start()
+    replies = extension(container, Replies)
+    until(lambda: replies.trouble() is None)
+    mail.channel.basic_publish(amqp.Message(body, correlation_id="17"), "nameko-rpc", replies._reply_to)
+
+    assert replies.call("inventory_service.double", (2,), {}, {}, TIMEOUT_S) == 4
+    container.kill()
+
+
 def test_identity_and_trace_arrive(stock: ServiceContainer, call: Call) -> None:
     context = {"trace_id": TRACE_ID, "user_id": "customer", "roles": ["customer", "auditor"]}
 

@@ -76,6 +76,24 @@ def test_a_number_can_be_read_from_a_file_too(tmp_path):
     assert config.read({"PROVIDER_TIMEOUT_S_FILE": str(path)}).provider_timeout_s == 2.5
 
 
+def test_origins_are_listed_and_none_by_default():
+    assert config.read({}).cors_origins == ()
+    given = "https://shop.example, http://localhost:3000,http://[::1]:3000,"
+    assert config.read({"CORS_ORIGINS": given}).cors_origins == (
+        "https://shop.example",
+        "http://localhost:3000",
+        "http://[::1]:3000",
+    )
+
+
+@pytest.mark.parametrize(
+    "origin", ["*", "null", "shop.example", "https://shop.example/", "https://Shop.example", "https://a b", "ftp://a"]
+)
+def test_an_origin_is_written_as_browsers_send_it(origin):
+    with pytest.raises(ConfigurationFault, match="CORS_ORIGINS"):
+        config.read({"CORS_ORIGINS": f"https://shop.example,{origin}"})
+
+
 FAULTS = {
     "an environment that is not known": ({"ECOM_ENV": "staging"}, "ECOM_ENV"),
     "a number that is none": ({"PROVIDER_TIMEOUT_S": "five"}, "PROVIDER_TIMEOUT_S"),
@@ -151,3 +169,8 @@ def test_what_is_no_secret_is_printed_as_it_is():
 def test_every_setting_is_printed():
     settings = config.read({})
     assert set(config.masked(settings)) == set(vars(settings))
+
+
+def test_a_broker_that_wants_tls_is_refused_and_not_spoken_to_in_the_clear():
+    with pytest.raises(ConfigurationFault, match="amqp://"):
+        config.read({"AMQP_URI": "amqps://me:hidden@broker.example//"})

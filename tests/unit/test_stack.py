@@ -377,6 +377,21 @@ def test_the_lock_has_hashes_for_everything_and_names_no_host():
     assert "index" not in text
 
 
+def test_a_package_locked_for_several_pythons_keeps_all_its_entries(tmp_path, monkeypatch):
+    lock = tmp_path / "requirements.lock"
+    lock.write_text(
+        "# made by hand\n"
+        "Wheel==1.3.1 ; python_full_version < '3.12' \\\n    --hash=sha256:aa\n    # via axle\n"
+        "wheel==3.0.1 ; python_full_version >= '3.12' \\\n    --hash=sha256:bb\n"
+        "axle==2.0 \\\n    --hash=sha256:cc\n"
+    )
+    monkeypatch.setattr(install, "LOCK", lock)
+    requirements = install._requirements()
+    assert set(requirements) == {"wheel", "axle"}
+    assert "1.3.1" in requirements["wheel"]
+    assert "3.0.1" in requirements["wheel"]
+
+
 def test_what_setup_cfg_asks_for_is_in_the_lock():
     setup = configparser.ConfigParser()
     setup.read(install.ROOT / "setup.cfg")
