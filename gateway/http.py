@@ -10,13 +10,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import marshmallow
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.routing import Rule
 from werkzeug.wrappers import Request, Response
 
+from gateway.cors import Cors
+from gateway.rates import Rates
 from shared import auth, errors
 from shared.config import Settings
-from shared.edge.http import BODY, Environ, Route
+from shared.edge.http import BODY, Environ, Route, Shared
 from shared.errors import EcomError
 from shared.events import Identity
 from shared.ids import new_trace_id
@@ -43,12 +45,14 @@ STATUS: dict[type[EcomError], int] = {
 }
 INTERNAL = 500
 
-HEADERS: dict[type[EcomError], tuple[tuple[str, str], ...]] = {
-    errors.Unauthenticated: (("WWW-Authenticate", 'Bearer realm="ecom", error="invalid_token"'),),
-    errors.IdempotencyInProgress: (("Retry-After", "1"),),
-    errors.RateLimited: (("Retry-After", "10"),),
-    errors.CannotWork: (("Retry-After", "2"),),
-    errors.ServiceUnavailable: (("Retry-After", "2"),),
+CHALLENGE = 'Bearer realm="ecom", error="invalid_token"'
+
+# When to come again, in seconds, where the error itself does not know better.
+RETRY_AFTER_S: dict[type[EcomError], int] = {
+    errors.IdempotencyInProgress: 1,
+    errors.RateLimited: 10,
+    errors.CannotWork: 2,
+    errors.ServiceUnavailable: 2,
 }
 
 # What the server itself refuses, before any route was asked.
@@ -96,15 +100,22 @@ class Call:
 
 @dataclass(frozen=True)
 class Answer:
-    """A result that is more than a body with status 200."""
+    """A result that is more than a body with the route's own status."""
 
-    body: dict[str, Any]
-    status: int = 200
+    body: Any
+    status: int = 0
     headers: tuple[tuple[str, str], ...] = ()
 
 
 class Api(Route):
-    """A route under /api: everything about it is said in its decorator."""
+    """A route under /api: everything about it, also for the OpenAPI document, is said in its decorator.
+
+    `answer` is the shape of what its method returns, `status` goes with it, and `also` holds other ones by status.
+    `fails` are errors that only this route can give; those of roles, bodies and keys are known by themselves.
+    """
+
+    rates = Shared(Rates)
+    content_type = "application/json"
 
     def __init__(
         self,
@@ -113,21 +124,29 @@ class Api(Route):
         *,
         roles: Iterable[str] | None,
         summary: str,
+        answer: type[marshmallow.Schema] | None,
+        status: int = 200,
+        also: Mapping[int, type[marshmallow.Schema]] | None = None,
         body: type[marshmallow.Schema] | None = None,
         query: type[marshmallow.Schema] | None = None,
         idempotent: bool = False,
+        fails: Iterable[type[EcomError]] = (),
     ) -> None:
         super().__init__(method, path)
         self.roles = None if roles is None else frozenset(roles)
         self.summary = summary
+        self.status = status
+        self.answers = {status: answer, **(also or {})}
         self.body = body
         self.query = query
         self.idempotent = idempotent
+        self.fails = tuple(fails)
 
     def setup(self) -> None:
         super().setup()
         settings: Settings = self.container.config["settings"]
         self._keys = settings.auth_keys
+        self._cors = Cors(settings.cors_origins)
         self._body = self.body() if self.body else None
         self._query = self.query() if self.query else None
 
@@ -140,6 +159,7 @@ class Api(Route):
         """Who asks, then what: so that a stranger learns nothing about schemas or keys."""
         environ = request.environ
         trace_id = trace_of(environ).trace_id
+        self.rates.made.check_address(environ["REMOTE_ADDR"])
         identity = self._identity(environ)
         query = read_query(request, self._query)
         body = read_body(environ, self._body) if self._body else {}
@@ -156,13 +176,20 @@ class Api(Route):
         if scheme.lower() != "bearer":
             raise errors.Unauthenticated
         identity = auth.verify(token.strip(), self._keys).identity
+        self.rates.made.check_user(identity)
         if self.roles.isdisjoint(identity.roles):
             raise errors.Forbidden
         return identity
 
     def answer(self, request: Request, result: Any) -> Response:
         result = result if isinstance(result, Answer) else Answer(result)
-        return respond(request.environ, result.status, result.body, result.headers)
+        return respond(
+            request.environ, result.status or self.status, self.encode(result.body), result.headers, self.content_type
+        )
+
+    def encode(self, body: Any) -> str:
+        """What the method returned, as text of the route's content type."""
+        return as_json(body)
 
     def refuse(self, request: Request, error: Exception) -> Response:
         if isinstance(error, errors.CannotWork | errors.ServiceUnavailable):
@@ -172,10 +199,18 @@ class Api(Route):
         return respond_with_error(request.environ, error)
 
     def refusal(self, error: HTTPException, environ: Environ) -> Response:
+        if isinstance(error, MethodNotAllowed):
+            preflight = self._cors.preflight(environ, error.valid_methods or ())
+            if preflight is not None:
+                return preflight
         kind = REFUSALS.get(error.code or INTERNAL, errors.BadRequest)
         says = error.description if kind in (errors.BadRequest, errors.ServiceUnavailable) else None
         allowed = [(name, value) for name, value in error.get_headers(environ) if name == "Allow"]
         return respond_with_error(environ, kind(says or ""), allowed)
+
+    def finish(self, response: Response, environ: Environ) -> None:
+        super().finish(response, environ)
+        self._cors.finish(response, environ)
 
 
 api = Api.decorator
@@ -282,17 +317,25 @@ def idempotency_key(environ: Environ) -> str:
 # --- answering -------------------------------------------------------------------------------------------------
 
 
+def as_json(body: Any) -> str:
+    """JSON without a space too many."""
+    return json.dumps(body, separators=(",", ":"))
+
+
 def respond(
-    environ: Environ, status: int, body: Mapping[str, Any], headers: Iterable[tuple[str, str]] = ()
+    environ: Environ,
+    status: int,
+    body: str,
+    headers: Iterable[tuple[str, str]] = (),
+    content_type: str = "application/json",
 ) -> Response:
-    """A JSON response with the headers that every answer has."""
+    """A response with the headers that every answer under /api has."""
     trace = trace_of(environ)
     return Response(
-        json.dumps(body, separators=(",", ":")),
+        body,
         status,
         [
-            ("Content-Type", "application/json"),
-            ("X-Content-Type-Options", "nosniff"),
+            ("Content-Type", content_type),
             ("Cache-Control", "no-store"),
             ("X-Correlation-ID", trace.correlation_id),
             ("traceparent", traceparent(trace.trace_id)),
@@ -308,7 +351,12 @@ def respond_with_error(environ: Environ, error: Exception, headers: Iterable[tup
     if status == INTERNAL or not isinstance(error, EcomError):
         log.error("unexpected, under trace %s: %s", trace_id, type(error).__name__, exc_info=error)
         error = EcomError()
-    own = next((HEADERS[kind] for kind in type(error).__mro__ if kind in HEADERS), ())
+    own = []
+    if isinstance(error, errors.Unauthenticated):
+        own.append(("WWW-Authenticate", CHALLENGE))
+    again = next((RETRY_AFTER_S[kind] for kind in type(error).__mro__ if kind in RETRY_AFTER_S), None)
+    if again is not None:
+        own.append(("Retry-After", str(error.details.get("retry_after", again))))
     body = {
         "error": {
             "code": error.code,
@@ -317,4 +365,4 @@ def respond_with_error(environ: Environ, error: Exception, headers: Iterable[tup
             "traceId": as_uuid(trace_id),
         }
     }
-    return respond(environ, status, body, [*own, *headers])
+    return respond(environ, status, as_json(body), [*own, *headers])

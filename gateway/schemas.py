@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, ClassVar
 from uuid import UUID
 
 from marshmallow import RAISE, Schema, ValidationError, fields, validate, validates_schema
@@ -16,6 +16,8 @@ from shared.events import timestamp
 
 SKU = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 IDEMPOTENCY_KEY = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+MAX_SKU = 64
 MAX_ITEMS = 100
 MAX_QUANTITY = 10_000
 MAX_UNIT_PRICE = 10**9
@@ -25,7 +27,12 @@ PAGE = 50
 MAX_TEXT = 200
 MAX_PASSWORD = 1024
 MAX_CURSOR = 512
+MAX_TOKEN = 8192
 DEVELOPMENT_PAYMENT_METHOD = "mock_ok"
+
+# In the document's examples. Nothing has this id.
+EXAMPLE_ID = "01a1fcf8-0515-7912-9139-7154577473a5"
+EXAMPLE_TIME = "2026-01-14T10:30:00.123Z"
 
 # ISO 4217, the codes in use for money; without metals, bond units, test and "no currency".
 CURRENCIES = frozenset(
@@ -43,14 +50,27 @@ CURRENCIES = frozenset(
 )
 
 
-# --- fields ----------------------------------------------------------------------------------------------------
+# --- fields: their metadata is what the OpenAPI document says of them ------------------------------------------
+
+
+def told(example: Any, description: str = "", **more: Any) -> dict[str, Any]:
+    """Metadata of a field."""
+    return more | ({"description": description} if description else {}) | {"examples": [example]}
 
 
 class Text(fields.String):
     """Text that every part of the system can store: no NUL, no lone surrogate, not empty, not long."""
 
-    def __init__(self, at_most: int = MAX_TEXT, pattern: re.Pattern[str] | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        example: str,
+        description: str = "",
+        at_most: int = MAX_TEXT,
+        pattern: re.Pattern[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        shape = f"^(?:{pattern.pattern})$" if pattern else r"^[^\x00]*$"
+        super().__init__(metadata=told(example, description, minLength=1, maxLength=at_most, pattern=shape), **kwargs)
         self.at_most = at_most
         self.pattern = pattern
 
@@ -68,8 +88,9 @@ class Text(fields.String):
 class Whole(fields.Integer):
     """An integer in a range: no true, no 1.0, no "1"."""
 
-    def __init__(self, at_least: int, at_most: int, **kwargs: Any) -> None:
-        super().__init__(strict=True, validate=validate.Range(at_least, at_most), **kwargs)
+    def __init__(self, at_least: int, at_most: int, example: int, description: str = "", **kwargs: Any) -> None:
+        metadata = told(example, description)
+        super().__init__(strict=True, validate=validate.Range(at_least, at_most), metadata=metadata, **kwargs)
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
         if type(value) is not int:
@@ -89,6 +110,9 @@ class WholeInQuery(Whole):
 class Id(fields.UUID):
     """A UUID in its usual form with hyphens, as text."""
 
+    def __init__(self, description: str = "", **kwargs: Any) -> None:
+        super().__init__(metadata=told(EXAMPLE_ID, description), **kwargs)
+
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
         identifier = uuid_in(value)
         if identifier is None:
@@ -98,6 +122,9 @@ class Id(fields.UUID):
 
 class Moment(fields.String):
     """An RFC 3339 time with its zone, as text in UTC."""
+
+    def __init__(self, description: str, **kwargs: Any) -> None:
+        super().__init__(metadata=told(EXAMPLE_TIME, description, format="date-time"), **kwargs)
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
         try:
@@ -115,14 +142,19 @@ class Moment(fields.String):
 class TraceId(fields.String):
     """A trace id: 32 hex digits, or the UUID that errors show."""
 
+    def __init__(self, **kwargs: Any) -> None:
+        shape = rf"^(?:[0-9a-fA-F]{{32}}|{_UUID.pattern})$"
+        super().__init__(metadata=told(EXAMPLE_ID, (self.__doc__ or "").rstrip("."), pattern=shape), **kwargs)
+
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
-        try:
-            return UUID(value).hex
-        except ValueError:
-            raise ValidationError("Must be 32 hex digits or a UUID.") from None
+        if not re.fullmatch(self.metadata["pattern"], value):
+            raise ValidationError("Must be 32 hex digits or a UUID.")
+        return UUID(value).hex
 
 
-_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+def sku_field(**kwargs: Any) -> Text:
+    """A sku; each schema has one of its own."""
+    return Text("lamp", at_most=MAX_SKU, pattern=SKU, **kwargs)
 
 
 def uuid_in(value: Any) -> str | None:
@@ -140,6 +172,9 @@ def sku_or(error: type[EcomError], sku: str) -> str:
 class Strict(Schema):
     """A field we do not know is a mistake of the client's, and is told."""
 
+    # What JSON Schema can say of the whole beside its fields.
+    openapi: ClassVar[dict[str, Any]] = {}
+
     class Meta:
         unknown = RAISE
 
@@ -150,10 +185,20 @@ class Strict(Schema):
 class TokenRequest(Strict):
     """A name and its password or, in mock mode, a user and roles to be."""
 
-    username = Text(at_most=MAX_NAME_LENGTH)
-    password = Text(at_most=MAX_PASSWORD, load_only=True)
-    user_id = Text(at_most=MAX_NAME_LENGTH)
-    roles = fields.List(Text(validate=validate.OneOf(ROLES)), validate=validate.Length(1, len(ROLES)))
+    openapi: ClassVar[dict[str, Any]] = {
+        "anyOf": [{"required": ["username", "password"]}, {"required": ["user_id", "roles"]}],
+        "maxProperties": 2,
+        "examples": [{"username": "customer", "password": "demo-customer"}],
+    }
+
+    username = Text("customer", at_most=MAX_NAME_LENGTH)
+    password = Text("demo-customer", at_most=MAX_PASSWORD, load_only=True)
+    user_id = Text("alice", "mock mode: whom the token is to name", at_most=MAX_NAME_LENGTH)
+    roles = fields.List(
+        Text("customer", validate=validate.OneOf(ROLES)),
+        validate=validate.Length(1, len(ROLES)),
+        metadata={"description": "mock mode: what the token is to allow"},
+    )
 
     @validates_schema
     def one_of_two(self, data: Mapping[str, Any], **kwargs: Any) -> None:
@@ -164,40 +209,45 @@ class TokenRequest(Strict):
 class IntrospectionRequest(Strict):
     """A token to look into."""
 
-    token = Text(at_most=2**16, required=True)
+    token = Text("eyJhbGciOiJIUzI1NiJ9.e30.c2lnbmF0dXJl", at_most=MAX_TOKEN, required=True)
 
 
 class OrderItem(Strict):
     """One line of an order; unit_price in minor units."""
 
-    sku = Text(pattern=SKU, required=True)
-    quantity = Whole(1, MAX_QUANTITY, required=True)
-    unit_price = Whole(0, MAX_UNIT_PRICE, required=True)
+    sku = sku_field(required=True)
+    quantity = Whole(1, MAX_QUANTITY, 2, required=True)
+    unit_price = Whole(0, MAX_UNIT_PRICE, 1999, "in minor units: 1999 is 19.99 EUR", required=True)
 
 
-class Order(Strict):
+class OrderRequest(Strict):
     """An order. The limits of its lines keep the total under 2^53, which every JSON reader holds exactly."""
 
-    currency = Text(validate=validate.OneOf(CURRENCIES, error="Must be an ISO 4217 code."), required=True)
-    payment_method = Text()
+    currency = Text(
+        "EUR",
+        "an ISO 4217 code",
+        validate=validate.OneOf(sorted(CURRENCIES), error="Must be an ISO 4217 code."),
+        required=True,
+    )
+    payment_method = Text(DEVELOPMENT_PAYMENT_METHOD, "only in development it may be left out")
     items = fields.List(fields.Nested(OrderItem), validate=validate.Length(1, MAX_ITEMS), required=True)
 
 
-class Stock(Strict):
+class StockRequest(Strict):
     """What is on hand; `version` guards against a change made since it was read."""
 
-    on_hand = Whole(0, MAX_ON_HAND, required=True)
-    version = Whole(0, 2**63 - 1)
+    on_hand = Whole(0, MAX_ON_HAND, 100, required=True)
+    version = Whole(0, 2**63 - 1, 3, "refused with 409 when on_hand has changed since this one")
 
 
 class ReserveItem(Strict):
     """So many of one sku."""
 
-    sku = Text(pattern=SKU, required=True)
-    quantity = Whole(1, MAX_QUANTITY, required=True)
+    sku = sku_field(required=True)
+    quantity = Whole(1, MAX_QUANTITY, 2, required=True)
 
 
-class Reserve(Strict):
+class ReserveRequest(Strict):
     """A reservation made by hand."""
 
     order_id = Id(required=True)
@@ -219,33 +269,38 @@ def with_payment_method(order: dict[str, Any], production: bool) -> dict[str, An
 class Page(Strict):
     """One page of a list, and where it begins."""
 
-    limit = WholeInQuery(1, MAX_PAGE, load_default=PAGE)
-    cursor = Text(at_most=MAX_CURSOR, load_default=None)
+    limit = WholeInQuery(1, MAX_PAGE, 20, "how many at most", load_default=PAGE)
+    cursor = Text("WzddLg", "next_cursor of the page before", at_most=MAX_CURSOR, load_default=None)
 
 
 class Orders(Page):
     """Orders in a state, or the one made under a key."""
 
-    status = Text(pattern=re.compile(r"[A-Z_]{1,32}"), load_default=None)
-    idempotency_key = Text(pattern=IDEMPOTENCY_KEY, load_default=None)
+    status = Text("PAID", "a state of an order", pattern=re.compile(r"[A-Z_]{1,32}"), load_default=None)
+    idempotency_key = Text(
+        "first-order",
+        "the caller's own order by its key, for who crashed before the answer came",
+        pattern=IDEMPOTENCY_KEY,
+        load_default=None,
+    )
 
 
 class ReleaseEvents(Page):
     """Releases: what, whose, why, under which trace, and from when (included) to when (not)."""
 
     order_id = Id()
-    sku = Text(pattern=SKU)
-    reason = Text()
-    user_id = Text(at_most=MAX_NAME_LENGTH)
+    sku = sku_field()
+    reason = Text("payment_failed", "why it was released")
+    user_id = Text("alice", "who asked for the release", at_most=MAX_NAME_LENGTH)
     trace_id = TraceId()
-    from_ = Moment(data_key="from", attribute="from")
-    to = Moment()
+    from_ = Moment("released at this time or later; with its zone", data_key="from", attribute="from")
+    to = Moment("released before this time; with its zone")
 
 
 class PaymentOf(Strict):
     """The order whose payment is asked for."""
 
-    order_id = Text(required=True)
+    order_id = fields.String(required=True, metadata=told(EXAMPLE_ID, format="uuid"))
 
 
 def release_filters(query: Mapping[str, Any]) -> dict[str, Any]:

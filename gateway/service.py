@@ -7,13 +7,22 @@ from uuid import UUID
 
 from nameko.dependency_providers import Config
 
-from gateway import schemas
+from gateway import answers, openapi, schemas
 from gateway.http import SIGNED_IN, Answer, Call, api
+from gateway.pages import docs, page
 from gateway.schemas import sku_or
 from shared.auth import ADMIN, AUDITOR, CUSTOMER, OPERATOR, SERVICE
 from shared.edge.http import Probes
 from shared.edge.rpc_proxy import RpcProxy
-from shared.errors import NotFound, ValidationFailed
+from shared.errors import (
+    BelowReserved,
+    Conflict,
+    Forbidden,
+    NotFound,
+    Unauthenticated,
+    ValidationFailed,
+    VersionMoved,
+)
 
 # Whose order or payment it is, the services check: the gateway passes on who asks.
 READERS = (CUSTOMER, OPERATOR, AUDITOR, ADMIN)
@@ -32,7 +41,15 @@ class GatewayService(Probes):
 
     # --- tokens ------------------------------------------------------------------------------------------------
 
-    @api("POST", "/api/auth/token", roles=None, body=schemas.TokenRequest, summary="Sign in")
+    @api(
+        "POST",
+        "/api/auth/token",
+        roles=None,
+        body=schemas.TokenRequest,
+        answer=answers.Token,
+        fails=(Unauthenticated, Forbidden),
+        summary="Sign in",
+    )
     def token(self, call: Call) -> dict[str, Any]:
         """A bearer token for a name and its password or, in mock mode, for whom it names."""
         if "username" in call.body:
@@ -44,6 +61,7 @@ class GatewayService(Probes):
         "/api/auth/introspect",
         roles=(SERVICE, ADMIN),
         body=schemas.IntrospectionRequest,
+        answer=answers.Introspection,
         summary="Look into a token",
     )
     def introspect(self, call: Call) -> dict[str, Any]:
@@ -52,56 +70,101 @@ class GatewayService(Probes):
 
     # --- orders ------------------------------------------------------------------------------------------------
 
-    @api("POST", "/api/orders", roles=(CUSTOMER,), body=schemas.Order, idempotent=True, summary="Post an order")
+    @api(
+        "POST",
+        "/api/orders",
+        roles=(CUSTOMER,),
+        body=schemas.OrderRequest,
+        idempotent=True,
+        answer=answers.PostedOrder,
+        status=201,
+        also={200: answers.Order},
+        summary="Post an order",
+    )
     def create_order(self, call: Call) -> Answer:
-        """The order as it was made, now or when this key was first used."""
+        """The order as it was made, now or when this key was first used.
+
+        A repeat of a key is marked `Idempotent-Replayed: true` and has the status, the body and the Location of its
+        first answer; past 24 hours it may be 200 with the order as it is now. Another body under the same key is 422.
+        """
         order = schemas.with_payment_method(call.body, self.config["settings"].production)
         made = self.orders.create_order(order, call.key)
         replayed = [("Idempotent-Replayed", "true")] if made["replayed"] else []
         return Answer(made["body"], made["status"], (("Location", made["location"]), *replayed))
 
-    @api("GET", "/api/orders", roles=READERS, query=schemas.Orders, summary="List orders")
+    @api(
+        "GET",
+        "/api/orders",
+        roles=READERS,
+        query=schemas.Orders,
+        answer=answers.OrderPage,
+        summary="List orders",
+    )
     def list_orders(self, call: Call) -> dict[str, Any]:
-        """A page of the orders that the caller may see."""
+        """A page of the orders that the caller may see: a customer's own, all for the others."""
         return self.orders.list_orders(**call.query)
 
-    @api("GET", "/api/orders/<uuid:order_id>", roles=READERS, summary="Read an order")
+    @api("GET", "/api/orders/<uuid:order_id>", roles=READERS, answer=answers.Order, summary="Read an order")
     def get_order(self, call: Call, order_id: UUID) -> dict[str, Any]:
-        """One order."""
+        """One order; somebody else's is 404."""
         return self.orders.get_order(str(order_id))
 
-    @api("GET", "/api/orders/<uuid:order_id>/timeline", roles=READERS, summary="Follow an order")
+    @api(
+        "GET",
+        "/api/orders/<uuid:order_id>/timeline",
+        roles=READERS,
+        answer=answers.Timeline,
+        summary="Follow an order",
+    )
     def timeline(self, call: Call, order_id: UUID) -> dict[str, Any]:
-        """Every step so far, and what is awaited."""
+        """Every step so far; somebody else's order is 404."""
         return self.orders.timeline(str(order_id))
 
     # --- stock -------------------------------------------------------------------------------------------------
 
-    @api("PUT", "/api/stocks/<sku>", roles=(ADMIN,), body=schemas.Stock, summary="Set what is on hand")
+    @api(
+        "PUT",
+        "/api/stocks/<sku>",
+        roles=(ADMIN,),
+        body=schemas.StockRequest,
+        answer=answers.Stock,
+        fails=(BelowReserved, VersionMoved),
+        summary="Set what is on hand",
+    )
     def put_stock(self, call: Call, sku: str) -> dict[str, Any]:
-        """The stock as it is now; the difference is a movement."""
+        """The stock as it is now; the difference is a movement. `reserve` and `release-events` cannot be skus."""
         sku = sku_or(ValidationFailed, sku)
         return self.inventory.put_stock(sku, call.body["on_hand"], call.body.get("version"))
 
-    @api("GET", "/api/stocks", roles=SIGNED_IN, query=schemas.Page, summary="List stock")
+    @api("GET", "/api/stocks", roles=SIGNED_IN, query=schemas.Page, answer=answers.StockPage, summary="List stock")
     def list_stocks(self, call: Call) -> dict[str, Any]:
         """A page of the stock."""
         return self.inventory.list_stocks(**call.query)
 
-    @api("GET", "/api/stocks/<sku>", roles=SIGNED_IN, summary="Read the stock of a sku")
+    @api("GET", "/api/stocks/<sku>", roles=SIGNED_IN, answer=answers.Stock, summary="Read the stock of a sku")
     def get_stock(self, call: Call, sku: str) -> dict[str, Any]:
         """The stock of one sku."""
         return self.inventory.get_stock(sku_or(NotFound, sku))
 
-    @api("POST", "/api/stocks/reserve", roles=(ADMIN, SERVICE), body=schemas.Reserve, summary="Reserve by hand")
+    @api(
+        "POST",
+        "/api/stocks/reserve",
+        roles=(ADMIN, SERVICE),
+        body=schemas.ReserveRequest,
+        answer=answers.Reservation,
+        fails=(Conflict,),
+        summary="Reserve by hand",
+    )
     def reserve(self, call: Call) -> dict[str, Any]:
-        """A reservation that no order made; it expires."""
+        """A reservation that no order of ours made; after 15 minutes it expires. Short of stock is 409."""
         return self.inventory.reserve_manually(call.body["order_id"], call.body["items"])
 
     @api(
         "POST",
         "/api/stocks/reservations/<uuid:reservation_id>/release",
         roles=(ADMIN, SERVICE),
+        answer=answers.SettledReservation,
+        fails=(Conflict,),
         summary="Release a reservation made by hand",
     )
     def release_reservation(self, call: Call, reservation_id: UUID) -> dict[str, Any]:
@@ -112,6 +175,8 @@ class GatewayService(Probes):
         "POST",
         "/api/stocks/reservations/<uuid:reservation_id>/commit",
         roles=(ADMIN, SERVICE),
+        answer=answers.SettledReservation,
+        fails=(Conflict,),
         summary="Commit a reservation made by hand",
     )
     def commit_reservation(self, call: Call, reservation_id: UUID) -> dict[str, Any]:
@@ -123,6 +188,7 @@ class GatewayService(Probes):
         "/api/stocks/release-events",
         roles=(AUDITOR, ADMIN),
         query=schemas.ReleaseEvents,
+        answer=answers.ReleaseEventPage,
         summary="Audit what was released",
     )
     def release_events(self, call: Call) -> dict[str, Any]:
@@ -132,15 +198,35 @@ class GatewayService(Probes):
 
     # --- payments ----------------------------------------------------------------------------------------------
 
-    @api("GET", "/api/payments/<uuid:payment_id>", roles=READERS, summary="Read a payment")
+    @api("GET", "/api/payments/<uuid:payment_id>", roles=READERS, answer=answers.Payment, summary="Read a payment")
     def get_payment(self, call: Call, payment_id: UUID) -> dict[str, Any]:
-        """One payment."""
+        """One payment; somebody else's is 404."""
         return self.payments.get_payment(str(payment_id))
 
-    @api("GET", "/api/payments", roles=READERS, query=schemas.PaymentOf, summary="Read the payment of an order")
+    @api(
+        "GET",
+        "/api/payments",
+        roles=READERS,
+        query=schemas.PaymentOf,
+        answer=answers.Payment,
+        fails=(NotFound,),
+        summary="Read the payment of an order",
+    )
     def payment_of_order(self, call: Call) -> dict[str, Any]:
         """The one payment an order can have."""
         order_id = schemas.uuid_in(call.query["order_id"])
         if order_id is None:
             raise NotFound
         return self.payments.payment_of_order(order_id)
+
+    # --- documents ---------------------------------------------------------------------------------------------
+
+    @api("GET", "/api/openapi.json", roles=None, answer=None, summary="Read this document")
+    def openapi_document(self, call: Call) -> dict[str, Any]:
+        """The OpenAPI document of everything here."""
+        return openapi.document(GatewayService)
+
+    @page("GET", "/docs", roles=None, answer=None, summary="Read about the API")
+    def docs_page(self, call: Call) -> Answer:
+        """The same as a page for people, which needs nothing from elsewhere."""
+        return docs(openapi.document(GatewayService))

@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from order_service.domain import Order, Status, Step, may_see, subject_of
-from shared.errors import IdempotencyInProgress, IdempotencyKeyReused, InvalidCursor, NotFound
+from shared.errors import BadRequest, IdempotencyInProgress, IdempotencyKeyReused, InvalidCursor, NotFound
 from shared.events import Envelope, Identity, OrderCreated, encode, timestamp
 from shared.paging import decode_cursor, encode_cursor, page_of
 from shared.tables import MESSAGING_TABLES, NOW, Base, update_many
@@ -312,6 +312,8 @@ def orders_page(
     query = select(OrderRow).order_by(OrderRow.order_id.desc()).limit(limit + 1)
     if not may_see("", viewer.user_id, viewer.roles) or filters.get("idempotency_key"):
         query = query.where(OrderRow.user_id == viewer.user_id)
+    if filters.get("status") and filters["status"] not in set(Status):
+        raise BadRequest("There is no such status.", {"status": [f"Must be one of: {', '.join(Status)}."]})
     for name in ("status", "idempotency_key"):
         if filters.get(name):
             query = query.where(getattr(OrderRow, name) == filters[name])

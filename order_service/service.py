@@ -76,7 +76,7 @@ class OrderService(Probes):
     def list_orders(
         self, limit: int, cursor: str | None = None, idempotency_key: str | None = None, status: str | None = None
     ) -> dict[str, Any]:
-        """A page of orders, newest first: {items, next_cursor}. Raises InvalidCursor."""
+        """A page of orders, newest first: {items, next_cursor}. Raises InvalidCursor, BadRequest."""
         filters = {"idempotency_key": idempotency_key, "status": status}
         with self.db.read() as session:
             items, next_cursor = models.orders_page(session, self.context.identity, limit, cursor, filters)

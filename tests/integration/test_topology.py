@@ -131,7 +131,9 @@ def test_a_queue_with_another_wait_is_reported_with_both_values_and_left_alone(a
 
 def test_every_difference_of_a_queue_is_reported_not_only_the_first(amqp_uri, channel):
     channel.queue_delete(DLQ)
-    channel.queue_declare(DLQ, durable=False, arguments={"x-queue-type": "classic", "x-message-ttl": 60_000, "x-max-length": 7})
+    channel.queue_declare(
+        DLQ, durable=False, arguments={"x-queue-type": "classic", "x-message-ttl": 60_000, "x-max-length": 7}
+    )
     assert sorted(lines(declare.check(amqp_uri))) == [
         f"queue {DLQ}: durable is false, the table says true",
         f"queue {DLQ}: x-max-length is 7, the table says not set",

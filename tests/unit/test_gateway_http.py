@@ -106,6 +106,8 @@ EXPECTED_ROLES = {
     ("GET", "/api/stocks/release-events"): {"auditor", "admin"},
     ("GET", "/api/payments/{payment_id}"): {"customer", "operator", "auditor", "admin"},
     ("GET", "/api/payments"): {"customer", "operator", "auditor", "admin"},
+    ("GET", "/api/openapi.json"): None,
+    ("GET", "/docs"): None,
 }
 
 
@@ -155,7 +157,6 @@ def test_every_answer_says_its_trace_and_is_never_stored_or_guessed(gateway):
     for path in ("/api/stocks", "/api/nothing", "/api/auth/token"):
         _, headers, _ = ask(gateway, "GET", path, headers=bearer("customer"))
         assert headers["Content-Type"] == "application/json"
-        assert headers["X-Content-Type-Options"] == "nosniff"
         assert headers["Cache-Control"] == "no-store"
         assert {"X-Correlation-ID", "traceparent"} <= set(headers.keys()), "as they are written in the documents"
         correlation = uuid.UUID(headers["X-Correlation-ID"])
@@ -274,6 +275,29 @@ def test_the_versioned_path_is_the_same_handler(gateway):
 
 def test_a_head_request_has_the_headers_and_no_body(gateway):
     assert ask(gateway, "HEAD", "/api/stocks", headers=bearer("customer"))[::2] == (200, "")
+
+
+PROTECTION = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+}
+
+
+@pytest.mark.parametrize(
+    "path", ["/api/stocks", "/api/openapi.json", "/api/nothing", "/", "/healthz", "/readyz", "/metrics", "/docs"]
+)
+def test_every_answer_has_the_headers_that_protect_browsers(gateway, path):
+    _, headers, _ = ask(gateway, "GET", path)
+    for name, value in PROTECTION.items():
+        assert headers.get_all(name) == [value] or (path, name) == ("/docs", "Content-Security-Policy")
+
+
+def test_what_could_not_be_read_is_answered_with_the_same_headers(gateway):
+    for text in ("GET / HTTP/1.1\r\nContent-Length: +1\r\n\r\n", "nonsense\r\n\r\n"):
+        head = say(gateway, text).partition("\r\n\r\n")[0]
+        assert all(f"{name}: {value}" in head for name, value in PROTECTION.items())
 
 
 # --- bodies ----------------------------------------------------------------------------------------------------
@@ -449,9 +473,20 @@ def test_a_sku_that_cannot_be_is_404_to_read_and_422_to_write(gateway):
     assert BEHIND.asked == []
 
 
-def test_words_of_the_api_may_be_read_as_skus(gateway):
-    assert ask(gateway, "GET", "/api/stocks/reserve", headers=bearer("customer"))[0] == 200
-    assert BEHIND.asked[0][:2] == ("get_stock", ("reserve",))
+@pytest.mark.parametrize(
+    ("path", "allowed"), [("/api/stocks/release-events", {"GET", "HEAD"}), ("/api/v1/stocks/reserve", {"POST"})]
+)
+def test_words_of_the_api_are_no_skus(gateway, path, allowed):
+    for method in {"GET", "PUT", "POST", "DELETE"} - allowed:
+        answer = ask(gateway, method, path, b'{"on_hand": 1}', {**JSON, **bearer("admin")})
+        assert code(answer) == (405, "method_not_allowed")
+        assert set(answer[1]["Allow"].split(", ")) == allowed
+    assert BEHIND.asked == []
+
+
+def test_a_word_of_the_api_within_a_path_may_be_a_sku(gateway):
+    assert ask(gateway, "GET", "/api/stocks/reservations", headers=bearer("customer"))[0] == 200
+    assert BEHIND.asked[0][:2] == ("get_stock", ("reservations",))
 
 
 def test_stock_is_set_with_or_without_a_version(gateway):

@@ -12,7 +12,7 @@ ORDER = {"currency": "EUR", "payment_method": "mock_ok", "items": [LINE]}
 
 
 def order(**changes):
-    return schemas.Order().load({**ORDER, **changes})
+    return schemas.OrderRequest().load({**ORDER, **changes})
 
 
 def line(**changes):
@@ -82,8 +82,8 @@ def test_an_order_has_1_to_100_items(value):
 
 
 def test_an_unknown_field_is_told_at_its_place():
-    assert list(problems(schemas.Order, {**ORDER, "total": 1})) == ["total"]
-    assert problems(schemas.Order, {**ORDER, "items": [LINE, {**LINE, "colour": "red"}]}) == {
+    assert list(problems(schemas.OrderRequest, {**ORDER, "total": 1})) == ["total"]
+    assert problems(schemas.OrderRequest, {**ORDER, "items": [LINE, {**LINE, "colour": "red"}]}) == {
         "items": {1: {"colour": ["Unknown field."]}}
     }
 
@@ -91,18 +91,18 @@ def test_an_unknown_field_is_told_at_its_place():
 def test_a_number_of_many_digits_is_read_and_then_refused():
     for digits in ("9" * 20, "9" * 5000, "-" + "9" * 5000, "1e999"):
         body = read_json(b'{"on_hand": %s}' % digits.encode())
-        assert list(problems(schemas.Stock, body)) == ["on_hand"]
+        assert list(problems(schemas.StockRequest, body)) == ["on_hand"]
 
 
 def test_stock_may_come_with_the_version_it_was_read_at():
-    assert schemas.Stock().load({"on_hand": 10**9, "version": 3}) == {"on_hand": 10**9, "version": 3}
+    assert schemas.StockRequest().load({"on_hand": 10**9, "version": 3}) == {"on_hand": 10**9, "version": 3}
     for bad in ({}, {"on_hand": -1}, {"on_hand": 10**9 + 1}, {"on_hand": 1, "version": -1}, {"on_hand": True}):
-        assert problems(schemas.Stock, bad)
+        assert problems(schemas.StockRequest, bad)
 
 
 def test_a_reservation_names_its_order_by_uuid():
     items = [{"sku": "A-1", "quantity": 1}]
     upper = "01A1FCF8-0515-7912-9139-7154577473A5"
-    assert schemas.Reserve().load({"order_id": upper, "items": items})["order_id"] == upper.lower()
+    assert schemas.ReserveRequest().load({"order_id": upper, "items": items})["order_id"] == upper.lower()
     for bad in ("7", upper.replace("-", ""), "{" + upper + "}", f"urn:uuid:{upper}", 7, None):
-        assert list(problems(schemas.Reserve, {"order_id": bad, "items": items})) == ["order_id"]
+        assert list(problems(schemas.ReserveRequest, {"order_id": bad, "items": items})) == ["order_id"]

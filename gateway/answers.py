@@ -1,0 +1,247 @@
+"""What clients get: the shapes of answers. The OpenAPI document shows them, tests hold real answers against them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from marshmallow import EXCLUDE, Schema, fields, validate
+
+from gateway.schemas import EXAMPLE_ID, EXAMPLE_TIME, told
+
+OTHER_ID = "01a1fcf8-0a3c-7d01-8f2e-3b1c9d5e7f60"
+TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
+
+
+class Told(Schema):
+    """Fields may be added: clients ignore those they do not know."""
+
+    class Meta:
+        unknown = EXCLUDE
+
+
+# --- fields ----------------------------------------------------------------------------------------------------
+
+
+def text(example: str | None, description: str = "", **more: Any) -> fields.String:
+    """A text that is always there."""
+    return fields.String(**_always(example, description, **more))
+
+
+def whole(example: int, description: str = "", **more: Any) -> fields.Integer:
+    """An integer that is always there."""
+    return fields.Integer(**_always(example, description, **more))
+
+
+def one_id(description: str = "", example: str | None = EXAMPLE_ID, **more: Any) -> fields.UUID:
+    """A UUID that is always there."""
+    return fields.UUID(**_always(example, description, **more))
+
+
+def moment(description: str = "", example: str = EXAMPLE_TIME) -> fields.DateTime:
+    """A time that is always there."""
+    return fields.DateTime(**_always(example, description))
+
+
+def things(schema: type[Schema], description: str = "") -> fields.List:
+    """A list that is always there."""
+    return fields.List(
+        fields.Nested(schema), required=True, metadata={"description": description} if description else {}
+    )
+
+
+def _always(example: Any, description: str, **more: Any) -> dict[str, Any]:
+    return {"required": True, "metadata": told(example, description), **more}
+
+
+def _cursor() -> fields.String:
+    return text("WzddLg", "where the next page begins; null on the last one", allow_none=True)
+
+
+# --- tokens ----------------------------------------------------------------------------------------------------
+
+
+class Token(Told):
+    """A bearer token."""
+
+    access_token = text("eyJhbGciOiJIUzI1NiJ9.e30.c2lnbmF0dXJl")
+    token_type = text("Bearer", validate=validate.Equal("Bearer"))
+    expires_in = whole(900, "in seconds")
+
+
+class Introspection(Told):
+    """What RFC 7662 answers; of a bad token only that it is not active."""
+
+    active = fields.Boolean(required=True, metadata=told(True))
+    token_type = fields.String(metadata=told("Bearer"))
+    sub = fields.String(metadata=told("alice", "the user's name"))
+    username = fields.String(metadata=told("alice"))
+    roles = fields.List(fields.String(metadata=told("customer")))
+    scope = fields.String(metadata=told("customer", "the roles, separated by spaces"))
+    iss = fields.String(metadata=told("ecom"))
+    aud = fields.String(metadata=told("ecom-api"))
+    iat = fields.Integer(metadata=told(1768386600))
+    exp = fields.Integer(metadata=told(1768387500))
+    jti = fields.String(metadata=told(OTHER_ID))
+
+
+# --- orders ----------------------------------------------------------------------------------------------------
+
+
+class Line(Told):
+    """One line of an order."""
+
+    sku = text("lamp")
+    quantity = whole(2)
+    unit_price = whole(1999, "in minor units")
+
+
+class PostedOrder(Told):
+    """An order as it was made."""
+
+    order_id = one_id()
+    status = text("PENDING")
+    items = things(Line)
+    total = whole(3998, "in minor units")
+    currency = text("EUR", "ISO 4217")
+
+
+class Order(PostedOrder):
+    """An order as it is now."""
+
+    status = text("PAID", "PENDING and RESERVED are under way; PAID, CANCELLED and REFUND_FAILED are at rest")
+    payment_method = text("mock_ok")
+    reason = text(None, "why it was cancelled", allow_none=True)
+    payment_id = one_id(example=OTHER_ID, allow_none=True)
+    created_at = moment()
+    updated_at = moment()
+    version = whole(3, "counts the changes")
+
+
+class OrderPage(Told):
+    """Orders, newest first."""
+
+    items = things(Order)
+    next_cursor = _cursor()
+
+
+class Step(Told):
+    """One step of an order: what was heard, from whom, and what the order became."""
+
+    at = moment()
+    event = text("order.created")
+    from_ = text(None, "null at the first step", data_key="from", allow_none=True)
+    to = text("PENDING")
+    source = text("order_service", "which service said so")
+    by = text("customer", "who caused it")
+    details = fields.Dict(required=True, metadata=told({"total": 3998, "currency": "EUR"}))
+
+
+class Timeline(Told):
+    """Every step of an order so far."""
+
+    order_id = one_id()
+    status = text("PENDING")
+    reason = text(None, "why it was cancelled", allow_none=True)
+    trace_id = text(TRACE_ID, "the order's for life")
+    steps = things(Step)
+
+
+# --- stock -----------------------------------------------------------------------------------------------------
+
+
+class Stock(Told):
+    """The stock of one sku."""
+
+    sku = text("lamp")
+    on_hand = whole(100)
+    reserved = whole(2, "held for orders under way")
+    available = whole(98, "on_hand less reserved")
+    version = whole(3, "counts the changes of on_hand")
+
+
+class StockPage(Told):
+    """Stock in order of sku."""
+
+    items = things(Stock)
+    next_cursor = _cursor()
+
+
+class HeldItem(Told):
+    """So many of one sku."""
+
+    sku = text("lamp")
+    quantity = whole(2)
+
+
+class SettledReservation(Told):
+    """A reservation made by hand, after it was settled."""
+
+    order_id = one_id()
+    reservation_id = one_id(example=OTHER_ID)
+    state = text("RELEASED", "RESERVED, COMMITTED or RELEASED")
+
+
+class Reservation(SettledReservation):
+    """A reservation made by hand, until it expires."""
+
+    state = text("RESERVED")
+    items = things(HeldItem)
+    expires_at = moment("released by then, if nobody has settled it", "2026-01-14T10:45:00.123Z")
+
+
+class ReleaseEvent(Told):
+    """Stock that became available again: what, why, for whom and under which trace."""
+
+    id = whole(7)
+    order_id = one_id()
+    reservation_id = one_id(example=OTHER_ID)
+    sku = text("lamp")
+    quantity = whole(2)
+    reason = text("payment_failed")
+    requested_by = text("customer")
+    roles = fields.List(fields.String(metadata=told("customer")), required=True)
+    trace_id = text(TRACE_ID)
+    released_at = moment()
+
+
+class ReleaseEventPage(Told):
+    """Release events, newest first."""
+
+    items = things(ReleaseEvent)
+    next_cursor = _cursor()
+
+
+# --- payments --------------------------------------------------------------------------------------------------
+
+
+class Payment(Told):
+    """The payment of an order."""
+
+    payment_id = one_id(example=OTHER_ID)
+    order_id = one_id()
+    status = text("COMPLETED")
+    amount = whole(3998, "in minor units")
+    currency = text("EUR", "ISO 4217")
+    payment_method = text("mock_ok")
+    provider_reference = text("mock-5f0c", allow_none=True)
+    reason = text(None, "why it failed", allow_none=True)
+    created_at = moment()
+    updated_at = moment()
+
+
+# --- errors ----------------------------------------------------------------------------------------------------
+
+
+class Fault(Told):
+    """What is wrong."""
+
+    code = text("not_found", "for programs")
+    message = text("There is nothing here by that name.", "for people")
+    details = fields.Dict(required=True, metadata=told({}, "what exactly; of a bad field its name and its problems"))
+    traceId = one_id("to ask about", "0af76519-16cd-43dd-8448-eb211c80319c")
+
+
+class Error(Told):
+    """The one shape of all errors."""
+
+    error = fields.Nested(Fault, required=True)

@@ -1,0 +1,82 @@
+"""How often one address and one user may ask. Each replica of the gateway counts what it answers itself."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import time
+
+from limits import RateLimitItemPerSecond
+from limits.storage import MemoryStorage
+from limits.strategies import SlidingWindowCounterRateLimiter
+
+from shared.config import Settings
+from shared.errors import RateLimited
+from shared.events import Identity
+
+log = logging.getLogger(__name__)
+
+WINDOW_S = 60
+
+# What is kept for each name is two counters. Past this many all are forgotten: whoever holds as many addresses gains
+# nothing by it, memory stays bounded, and so does the library's look at every counter, which it takes each 10 ms.
+MAX_TRACKED = 10_000
+
+# One household or server has a whole /64 of IPv6.
+IPV6_PREFIX = 64
+
+
+class Rate:
+    """At most `amount` requests in a window for each name, 0 for any number.
+
+    The window slides: what was asked in the last fixed window counts by the share of it that is still inside.
+    """
+
+    def __init__(self, who: str, amount: int, window_s: int = WINDOW_S) -> None:
+        self.who = who
+        self.amount = amount
+        if amount:
+            self._limit = RateLimitItemPerSecond(amount, window_s)
+            self._storage = MemoryStorage()
+            self._window = SlidingWindowCounterRateLimiter(self._storage)
+
+    def check(self, name: str) -> None:
+        """Count a request. Raises RateLimited, which says after how many seconds the next one is let in."""
+        if not self.amount:
+            return
+        if len(self._storage.storage) >= MAX_TRACKED:
+            log.warning("more than %d counters for the requests of each %s: all begin again", MAX_TRACKED, self.who)
+            self._storage.reset()
+        if self._window.hit(self._limit, name):
+            return
+        in_s = self._window.get_window_stats(self._limit, name).reset_time - time.time()
+        raise RateLimited(
+            f"Too many requests of one {self.who}.", {"limit": self.amount, "retry_after": max(0, int(in_s)) + 1}
+        )
+
+
+class Rates:
+    """The limits of a gateway."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._of_address = Rate("address", settings.rate_address_per_min)
+        self._of_user = Rate("user", settings.rate_user_per_min)
+
+    def check_address(self, address: str) -> None:
+        """Count a request of a client's address. Raises RateLimited."""
+        self._of_address.check(network_of(address))
+
+    def check_user(self, identity: Identity) -> None:
+        """Count a request of a user. Raises RateLimited."""
+        self._of_user.check(identity.user_id)
+
+
+def network_of(address: str) -> str:
+    """What one client has of addresses: an IPv4 address, or an IPv6 /64."""
+    if ":" not in address:
+        return address
+    try:
+        whole = ipaddress.IPv6Address(address.partition("%")[0])
+    except ValueError:
+        return address
+    return str(whole.ipv4_mapped or ipaddress.IPv6Network((whole, IPV6_PREFIX), strict=False))

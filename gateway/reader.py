@@ -1,0 +1,140 @@
+"""Reads an OpenAPI document for people: examples put together, shapes said in a few words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Item:
+    """A parameter or a field: where it stands, its name, whether it must be there, and what it may be."""
+
+    name: str
+    required: bool
+    shape: str
+    description: str
+    place: str = ""
+
+
+class Reader:
+    """Reads a document for people."""
+
+    def __init__(self, document: Mapping[str, Any]) -> None:
+        self.schemas = document["components"]["schemas"]
+
+    def operation(self, method: str, path: str, operation: Mapping[str, Any]) -> dict[str, Any]:
+        """What the page shows of one operation."""
+        content = operation.get("requestBody", {}).get("content", {})
+        body = content["application/json"]["schema"] if content else None
+        return {
+            "id": operation["operationId"],
+            "method": method,
+            "path": path,
+            "summary": operation["summary"],
+            "paragraphs": operation["description"].split("\n\n"),
+            "roles": operation.get("x-roles"),
+            "parameters": [
+                Item(
+                    item["name"], item["required"], self.shape(item["schema"]), item.get("description", ""), item["in"]
+                )
+                for item in operation["parameters"]
+            ],
+            "body": list(self.fields(body)) if body else [],
+            "answers": [self.answer(status, answer) for status, answer in operation["responses"].items()],
+            "curl": self.curl(method, path, operation, body),
+        }
+
+    def answer(self, status: str, answer: Mapping[str, Any]) -> dict[str, Any]:
+        """What the page shows of one answer: an example and its fields, or the codes of an error."""
+        (content,) = answer["content"].values()
+        good = int(status) < 400
+        example = self.example(content["schema"]) if good and "$ref" in content["schema"] else None
+        return {
+            "status": status,
+            "lines": [line.removeprefix("- ") for line in answer["description"].splitlines()],
+            "good": good,
+            "example": json.dumps(example, indent=2) if example is not None else "",
+            "fields": list(self.fields(content["schema"])) if good else [],
+        }
+
+    def curl(self, method: str, path: str, operation: Mapping[str, Any], body: Mapping[str, Any] | None) -> str:
+        """The call as a command."""
+        for item in operation["parameters"]:
+            if item["in"] == "path":
+                path = path.replace(f"{{{item['name']}}}", item["schema"]["examples"][0])
+        query = [
+            f"{item['name']}={item['schema']['examples'][0]}"
+            for item in operation["parameters"]
+            if item["in"] == "query" and item["required"]
+        ]
+        address = path + ("?" + "&".join(query) if query else "")
+        words = [f"curl -i {'' if method == 'GET' else f'-X {method} '}$api{address}"]
+        if operation.get("security"):
+            words.append('-H "Authorization: Bearer $token"')
+        for item in operation["parameters"]:
+            if item["in"] == "header":
+                words.append(f"-H '{item['name']}: {item['schema']['examples'][0]}'")
+        if body is not None:
+            words.append("-H 'Content-Type: application/json'")
+            words.append(f"-d '{json.dumps(self.example(body))}'")
+        return " \\\n  ".join(words)
+
+    def example(self, schema: Mapping[str, Any]) -> Any:
+        """A value of a schema, put together from the examples of its fields."""
+        schema = self.resolved(schema)
+        if "examples" in schema:
+            return schema["examples"][0]
+        if "properties" in schema:
+            return {name: self.example(inner) for name, inner in schema["properties"].items()}
+        if "items" in schema:
+            return [self.example(schema["items"])]
+        return {}
+
+    def fields(self, schema: Mapping[str, Any], prefix: str = "") -> Iterator[Item]:
+        """Every field, those of inner objects under a dotted name."""
+        schema = self.resolved(schema)
+        for name, inner in schema.get("properties", {}).items():
+            whole = self.resolved(inner)
+            required = name in schema.get("required", ())
+            # A list of objects is said by its own words, an object by its fields.
+            description = inner.get("description") or ("" if "properties" in whole else whole.get("description", ""))
+            yield Item(prefix + name, required, self.shape(inner), description)
+            if "items" in whole:
+                yield from self.fields(whole["items"], f"{prefix}{name}[].")
+            else:
+                yield from self.fields(inner, f"{prefix}{name}.")
+
+    def resolved(self, schema: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The schema itself, where there is a reference to it."""
+        return self.schemas[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+
+    def shape(self, schema: Mapping[str, Any]) -> str:
+        """What a value may be, in a few words."""
+        schema = self.resolved(schema)
+        types = schema.get("type", "anything")
+        kind, *others = types if isinstance(types, list) else [types]
+        if len(schema.get("enum", ())) in range(1, 10):
+            words = "one of " + ", ".join(str(value) for value in schema["enum"] if value is not None)
+        elif "enum" in schema:
+            words = f"one of {len(schema['enum'])} words"
+        elif schema.get("format") == "uuid":
+            words = "UUID"
+        elif schema.get("format") == "date-time":
+            words = "time"
+        elif kind == "integer":
+            words = "integer" + _range(schema, "minimum", "maximum")
+        elif kind == "array":
+            words = "list" + _range(schema, "minItems", "maxItems")
+        else:
+            words = {"string": "text", "boolean": "true or false"}.get(str(kind), str(kind))
+            words += _range(schema, "minLength", "maxLength", " characters")
+        return words + (" or null" if "null" in others else "")
+
+
+def _range(schema: Mapping[str, Any], least: str, most: str, unit: str = "") -> str:
+    if least in schema and most in schema:
+        return f", {schema[least]:,} to {schema[most]:,}{unit}"
+    return ""

@@ -1,0 +1,158 @@
+"""Rate limits: who asks too often is told when to come again, and only he."""
+
+import time
+
+import eventlet
+import pytest
+from limits.storage import MemoryStorage
+
+from gateway import rates
+from gateway.rates import Rate, Rates, network_of
+from shared.config import Settings
+from shared.errors import RateLimited
+from shared.events import Identity
+from tests.unit.serving import KEYS, ask, serving
+from tests.unit.test_gateway_http import BEHIND, Gateway, bearer, code
+
+
+@pytest.fixture
+def gateway(request):
+    BEHIND.answer = {}
+    BEHIND.asked.clear()
+    with serving(Gateway, settings=Settings(auth_keys=KEYS, **request.param)) as server:
+        yield server
+
+
+def limits(**settings):
+    return pytest.mark.parametrize("gateway", [settings], indirect=True, ids=str)
+
+
+def stocks(gateway, sub="alice", role="customer"):
+    return ask(gateway, "GET", "/api/stocks", headers=bearer(role, sub=sub))
+
+
+@limits(rate_user_per_min=3)
+def test_a_user_who_asks_too_often_is_429_and_told_when_to_come_again(gateway):
+    assert [stocks(gateway)[0] for _ in range(3)] == [200] * 3
+    answer = stocks(gateway)
+    assert code(answer) == (429, "rate_limited")
+    assert 1 <= int(answer[1]["Retry-After"]) <= 61
+    assert answer[2]["error"]["details"] == {"limit": 3, "retry_after": int(answer[1]["Retry-After"])}
+    assert len(BEHIND.asked) == 3
+
+
+@limits(rate_user_per_min=3)
+def test_a_user_has_one_limit_for_all_routes_and_another_user_his_own(gateway):
+    for path in ("/api/stocks", "/api/v1/stocks", "/api/stocks/release-events"):  # the last is 403
+        ask(gateway, "GET", path, headers=bearer("customer"))
+    assert stocks(gateway)[0] == 429
+    assert stocks(gateway, sub="bob")[0] == 200
+
+
+@limits(rate_user_per_min=1)
+def test_who_only_claims_to_be_a_user_takes_nothing_of_his_limit(gateway):
+    token = bearer("customer")["Authorization"]
+    for _ in range(3):
+        assert ask(gateway, "GET", "/api/stocks", headers={"Authorization": token + "x"})[0] == 401
+    assert stocks(gateway)[0] == 200
+
+
+@limits(rate_user_per_min=1)
+def test_probes_documents_and_signing_in_have_no_limit_of_a_user(gateway):
+    stocks(gateway)
+    for path in ("/healthz", "/readyz", "/metrics", "/docs", "/api/openapi.json"):
+        assert [ask(gateway, "GET", path, headers=bearer("customer"))[0] for _ in range(3)] == [200] * 3
+    assert ask(gateway, "POST", "/api/auth/token", b"{}", bearer("customer"))[0] == 415
+
+
+@limits(rate_address_per_min=3)
+def test_an_address_is_limited_before_its_token_is_looked_at(gateway):
+    assert [ask(gateway, "GET", "/api/stocks")[0] for _ in range(5)] == [401] * 3 + [429] * 2
+    assert code(stocks(gateway)) == (429, "rate_limited")
+    assert code(ask(gateway, "POST", "/api/auth/token", b"{}")) == (429, "rate_limited")
+    assert ask(gateway, "GET", "/healthz")[0] == 200
+
+
+@limits(rate_address_per_min=2)
+def test_an_address_is_the_peers_and_not_what_a_header_says(gateway):
+    answers = [
+        ask(gateway, "GET", "/api/stocks", headers={"X-Forwarded-For": f"192.0.2.{n}", "Forwarded": f"for=192.0.2.{n}"})
+        for n in range(3)
+    ]
+    assert [status for status, _, _ in answers] == [401, 401, 429]
+
+
+@limits(rate_user_per_min=0, rate_address_per_min=0)
+def test_zero_is_no_limit(gateway, monkeypatch):
+    monkeypatch.setattr(MemoryStorage, "incr", lambda *_: pytest.fail("counted"))
+    assert [stocks(gateway)[0] for _ in range(20)] == [200] * 20
+
+
+# --- a rate ----------------------------------------------------------------------------------------------------
+
+
+def refused(rate, name="alice"):
+    try:
+        while True:
+            rate.check(name)
+    except RateLimited as error:
+        return error.details["retry_after"]
+
+
+def test_who_comes_again_when_he_was_told_to_is_let_in():
+    rate = Rate("user", 5, window_s=2)
+    for _ in range(3):
+        eventlet.sleep(refused(rate))
+        rate.check("alice")
+
+
+def test_nobody_gets_two_windows_in_one_by_waiting_for_its_end():
+    rate = Rate("user", 20, window_s=2)
+    eventlet.sleep(2 - time.time() % 2 - 0.1)  # the end of a fixed window
+    admitted = 0
+    began = time.time()
+    while time.time() - began < 0.4:
+        try:
+            rate.check("alice")
+            admitted += 1
+        except RateLimited:
+            eventlet.sleep(0.01)
+    assert 20 <= admitted <= 25
+
+
+def test_what_is_kept_is_bounded_and_users_do_not_lose_theirs_to_addresses(monkeypatch, caplog):
+    monkeypatch.setattr(rates, "MAX_TRACKED", 50)
+    both = Rates(Settings(rate_user_per_min=1, rate_address_per_min=1))
+    both.check_user(Identity("alice", ("customer",)))
+    for n in range(200):
+        both.check_address(f"192.0.2.{n}")
+        assert len(both._of_address._storage.storage) <= 51
+    assert "all begin again" in caplog.text
+    with pytest.raises(RateLimited):
+        both.check_user(Identity("alice", ("customer",)))
+
+
+def test_counters_are_forgotten_when_their_windows_are_over():
+    rate = Rate("address", 5, window_s=1)
+    for n in range(20):
+        rate.check(f"192.0.2.{n}")
+    eventlet.sleep(2.1)
+    rate.check("198.51.100.1")
+    eventlet.sleep(0.05)
+    assert len(rate._storage.storage) == 1
+    assert len(rate._storage.locks) <= 1
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2:ffff::1", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("no:address", "no:address"),
+    ],
+)
+def test_who_has_a_network_of_ipv6_is_one(address, network):
+    assert network_of(address) == network
