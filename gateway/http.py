@@ -152,8 +152,8 @@ class Api(Route):
 
     def url_rules(self) -> Iterable[Rule]:
         """`/api/v1/...` is the same handler as `/api/...`."""
-        for prefix in PREFIXES:
-            yield Rule(self.url.replace(PREFIXES[0], prefix, 1), methods=[self.method])
+        for path in dict.fromkeys(self.url.replace(PREFIXES[0], prefix, 1) for prefix in PREFIXES):
+            yield Rule(path, methods=[self.method])
 
     def prepare(self, request: Request) -> tuple[tuple[Call], dict[str, Any]]:
         """Who asks, then what: so that a stranger learns nothing about schemas or keys."""

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from werkzeug.routing import Rule
 
 from gateway.http import Answer, Api
 from gateway.reader import Reader
-from shared.edge.http import Route
 
 TEMPLATES = Path(__file__).with_name("templates")
 STYLE = (TEMPLATES / "page.css").read_text(encoding="utf-8")
@@ -41,12 +39,9 @@ _JINJA.globals["style"] = Markup(STYLE)  # our own file
 
 
 class PageRoute(Api):
-    """A route that answers with a page, at one path only."""
+    """A route that answers with a page."""
 
     content_type = "text/html; charset=utf-8"
-
-    def url_rules(self) -> Iterable[Rule]:
-        return Route.url_rules(self)
 
     def encode(self, body: Any) -> str:
         return str(body)

@@ -96,6 +96,7 @@ def test_options_without_that_question_are_a_method_like_others(gateway):
     assert status == 405
     assert headers["Allow"]
     assert ask(gateway, "OPTIONS", "/api/nothing", headers=ASKS)[0] == 404
+    assert ask(gateway, "DELETE", "/api/orders", headers=ASKS)[0] == 405
 
 
 def test_nobody_is_named_by_default(closed):

@@ -101,10 +101,20 @@ def test_every_operation_tells_what_it_takes_and_gives(method, path):
     assert ("404" in told["responses"]) >= bool(in_path)
     assert ({"408", "411", "413", "415", "422"} <= told["responses"].keys()) == ("requestBody" in told)
     for status, answer in told["responses"].items():
+        if int(status) < 400 and path not in ("/docs", "/api/openapi.json"):
+            assert schema_of(answer)["$ref"]
         if int(status) >= 400:
             assert schema_of(answer) == {"$ref": "#/components/schemas/Error"}
         assert "Retry-After" in answer["headers"] or status not in ("429", "503")
         assert "WWW-Authenticate" in answer["headers"] or status != "401"
+
+
+def test_query_parameters_are_told_under_the_names_that_are_read():
+    for name, _, route in routes(GatewayService):
+        told = {item["name"] for item in operation(route.method, route.label)["parameters"] if item["in"] == "query"}
+        assert told == (
+            {item.data_key or key for key, item in route.query().fields.items()} if route.query else set()
+        ), name
 
 
 def test_an_operation_with_a_key_tells_of_it():

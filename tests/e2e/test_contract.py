@@ -1,0 +1,617 @@
+"""Every route keeps the contract: what it refuses and how, read from the gateway's own OpenAPI document.
+
+The tables hold kinds of requests, not routes: a route that is added is covered by being in the document.
+"""
+
+from __future__ import annotations
+
+import base64
+import copy
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import jwt
+import pytest
+import requests
+
+from gateway.reader import Reader
+from shared import auth
+from tests.e2e.system import ROOT, System
+
+HUGE = 10**30
+STRANGER = "nobody-of-that-role"
+PREFIXES = ("/api/", "/api/v1/")
+# Past the server's 64 kB.
+TOO_LARGE = b" " * (64 * 1024 + 1)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request, good as it is made from the document's examples."""
+
+    method: str
+    path: str
+    query: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
+    body: Any = None  # what can be JSON, or bytes as they are, or an iterator, which is sent in chunks
+
+    def with_headers(self, **headers: str | None) -> Request:
+        """Another with some headers changed or, for None, without them."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return replace(self, headers={k: v for k, v in (self.headers | named).items() if v is not None})
+
+    def as_user(self, token: str | None) -> Request:
+        return self.with_headers(Authorization=f"Bearer {token}" if token else None)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation of the document."""
+
+    method: str
+    path: str
+    told: dict[str, Any]
+    reader: Reader
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.path}"
+
+    @property
+    def roles(self) -> list[str] | None:
+        return self.told.get("x-roles")
+
+    def parameters(self, place: str) -> list[dict[str, Any]]:
+        return [item for item in self.told["parameters"] if item["in"] == place]
+
+    @property
+    def body_schema(self) -> dict[str, Any] | None:
+        if "requestBody" not in self.told:
+            return None
+        return dict(self.told["requestBody"]["content"]["application/json"]["schema"])
+
+    def request(self) -> Request:
+        """A good request without a token: examples everywhere."""
+        path = self.path
+        for item in self.parameters("path"):
+            path = path.replace(f"{{{item['name']}}}", item["schema"]["examples"][0])
+        query = {item["name"]: item["schema"]["examples"][0] for item in self.parameters("query") if item["required"]}
+        headers = {item["name"]: item["schema"]["examples"][0] for item in self.parameters("header")}
+        body = None
+        if self.body_schema is not None:
+            headers["Content-Type"] = "application/json"
+            body = self.reader.example(self.body_schema)
+        return Request(self.method, path, query, headers, body)
+
+
+class Api:
+    """The running gateway, and tokens of all kinds for it."""
+
+    def __init__(self, system: System) -> None:
+        self.url = system.url("gateway")
+        self.http = requests.Session()
+        self.keys = system.settings.auth_keys
+        self.document = self.http.get(f"{self.url}/api/openapi.json", timeout=10).json()
+        reader = Reader(self.document)
+        self.operations = [
+            Operation(method.upper(), path, told, reader)
+            for path, methods in self.document["paths"].items()
+            for method, told in methods.items()
+        ]
+
+    def token(self, *roles: str, sub: str = "contract") -> str:
+        return auth.issue(self.keys, sub, roles)
+
+    def allowed(self, operation: Operation) -> Request:
+        """A good request by somebody who may."""
+        token = self.token(*operation.roles) if operation.roles is not None else None
+        return operation.request().as_user(token)
+
+    def send(self, request: Request) -> requests.Response:
+        sent = request.body
+        if sent is not None and not isinstance(sent, bytes | Iterator):
+            sent = json.dumps(sent).encode()
+        return self.http.request(
+            request.method, self.url + request.path, request.query, sent, request.headers, timeout=15
+        )
+
+    def versions(self, request: Request) -> list[Request]:
+        """The same by every name of its path."""
+        first, *others = PREFIXES
+        if not request.path.startswith(first):
+            return [request]
+        return [request, *(replace(request, path=request.path.replace(first, other, 1)) for other in others)]
+
+
+@pytest.fixture(scope="module")
+def api(system: System) -> Api:
+    api = Api(system)
+    assert len(api.operations) > 15
+    return api
+
+
+def problems(
+    api: Api, operation: Operation, request: Request, status: int, code: str, what: str = "", **headers: str
+) -> Iterator[str]:
+    """How the answers to a request, by every name of its path, differ from what the contract says."""
+    for version in api.versions(request):
+        answer = api.send(version)
+        where = f"{version.method} {version.path}{' ' + what if what else ''}"
+        told = error_of(answer)
+        if (answer.status_code, told.get("code")) != (status, code):
+            yield f"{where}: {answer.status_code} {answer.text[:200]}, not {status} {code}"
+        elif set(told) != {"code", "message", "details", "traceId"}:
+            yield f"{where}: an error of another shape: {answer.text[:200]}"
+        elif uuid.UUID(told["traceId"]).hex != answer.headers["traceparent"].split("-")[1]:
+            yield f"{where}: its error and its headers tell of two traces"
+        elif status != 405 and str(status) not in operation.told["responses"]:
+            yield f"{where}: {status} is right, and not in the document"
+        for name, value in headers.items():
+            if not answer.headers.get(name.replace("_", "-"), "").startswith(value):
+                yield f"{where}: no {name}: {value}"
+
+
+def error_of(answer: requests.Response) -> dict[str, Any]:
+    if answer.headers.get("Content-Type") != "application/json":
+        return {}
+    return dict(answer.json().get("error", {}))
+
+
+# --- who asks --------------------------------------------------------------------------------------------------
+
+
+def bad_tokens(api: Api, roles: list[str]) -> dict[str, str]:
+    """Tokens that name a user who may, and are worth nothing."""
+    good = api.token(*roles)
+    (kid, secret), *_ = api.keys
+    now = int(time.time())
+    claims = jwt.decode(good, options={"verify_signature": False})
+    head, payload, signature = good.split(".")
+
+    def signed(key: str = secret, algorithm: str = "HS256", kid_: str | None = kid, **changes: Any) -> str:
+        changed = {name: value for name, value in (claims | changes).items() if value is not None}
+        return jwt.encode(changed, key, algorithm, headers={"kid": kid_} if kid_ else None)
+
+    unsigned = base64.urlsafe_b64encode(json.dumps({"alg": "none", "kid": kid}).encode()).rstrip(b"=").decode()
+    return {
+        "no token": "",
+        "no token at all": "nonsense",
+        "a signature of another": f"{head}.{payload}.{signature[:-8]}AAAAAAAA",
+        "another key": signed(key="not-the-key-of-this-system-0123456789"),
+        "another algorithm": signed(algorithm="HS512"),
+        "a kid that is not known": signed(kid_="other"),
+        "no kid": signed(kid_=None),
+        "alg none": f"{unsigned}.{payload}.",
+        "alg none, the signature kept": f"{unsigned}.{payload}.{signature}",
+        "expired": signed(iat=now - 1000, exp=now - 100),
+        "of the future": signed(iat=now + 600, exp=now + 1200),
+        "for a day": signed(exp=now + 86_400),
+        "another audience": signed(aud="other-api"),
+        "another issuer": signed(iss="other"),
+        "nobody": signed(sub=""),
+        "roles that are no list": signed(roles=" ".join(roles)),
+        **{f"no {name}": signed(**{name: None}) for name in ("exp", "iat", "iss", "aud", "sub", "jti", "roles")},
+    }
+
+
+@pytest.mark.filterwarnings("ignore:The HMAC key")
+def test_no_route_takes_a_token_that_is_worth_nothing(api: Api) -> None:
+    found = [
+        problem
+        for operation in api.operations
+        if operation.roles is not None
+        for what, token in bad_tokens(api, operation.roles).items()
+        for problem in problems(
+            api, operation, operation.request().as_user(token or None), 401, "unauthenticated", what,
+            WWW_Authenticate="Bearer",
+        )
+    ]  # fmt: skip
+    assert found == []
+
+
+def test_no_route_lets_another_role_in(api: Api) -> None:
+    found = [
+        problem
+        for operation in api.operations
+        if operation.roles is not None
+        for role in (*sorted(set(auth.ROLES) - set(operation.roles)), STRANGER)
+        for problem in problems(
+            api, operation, operation.request().as_user(api.token(role)), 403, "forbidden", f"as {role}"
+        )
+    ]
+    assert found == []
+
+
+def test_who_may_gets_past_the_door_with_each_role(api: Api) -> None:
+    for operation in api.operations:
+        for role in operation.roles or ():
+            answer = api.send(replace(operation.request().as_user(api.token(role)), query={"unknown": "1"}))
+            assert error_of(answer).get("code") == "unknown_parameter", f"{operation} as {role}: {answer.text}"
+
+
+def test_what_belongs_to_somebody_else_is_not_there(system: System, api: Api) -> None:
+    flow = system.flow()
+    flow.stock("contract", 10)
+    order = flow.at_rest(flow.order("contract")["order_id"])
+    owned = {name: order[name] for name in ("order_id", "payment_id")}
+    found = []
+    asked = 0
+    for operation in api.operations:
+        places = {item["name"] for item in operation.parameters("path") + operation.parameters("query")} & owned.keys()
+        if not places or not {"customer", "auditor"} <= set(operation.roles or ()):
+            continue
+        asked += 1
+        path = operation.path
+        for name, value in owned.items():
+            path = path.replace(f"{{{name}}}", value)
+        good = operation.request()
+        query = good.query | {item["name"]: owned[item["name"]] for item in operation.parameters("query")}
+        request = replace(good, path=path, query=query)
+        for who, role, status in (("customer", "customer", 200), ("auditor", "auditor", 200)):
+            answer = api.send(request.as_user(api.token(role, sub=who)))
+            if answer.status_code != status:
+                found.append(f"{operation} as {who}: {answer.status_code} {answer.text}")
+        found += problems(api, operation, request.as_user(api.token("customer", sub="mallory")), 404, "not_found")
+    assert found == []
+    assert asked >= 4
+    listed = api.send(Request("GET", "/api/orders").as_user(api.token("customer", sub="mallory")))
+    assert listed.json()["items"] == []
+
+
+# --- paths and parameters --------------------------------------------------------------------------------------
+
+
+def test_an_id_that_is_no_uuid_is_404(api: Api) -> None:
+    found = []
+    for operation in api.operations:
+        good = api.allowed(operation)
+        for item in operation.parameters("path"):
+            if item["schema"].get("format") != "uuid":
+                continue
+            example = item["schema"]["examples"][0]
+            for bad in ("7", "no-uuid", example[:-1], example + "0", "%00", "..%2F", example.replace("-", "")):
+                found += problems(api, operation, replace(good, path=good.path.replace(example, bad)), 404, "not_found")
+    assert found == []
+
+
+def test_an_unknown_query_parameter_is_400(api: Api) -> None:
+    found = []
+    for operation in api.operations:
+        good = api.allowed(operation)
+        for name in ("unknown", "Limit", "limit[]", ""):
+            bad = replace(good, query=good.query | {name: "1"})
+            found += problems(api, operation, bad, 400, "unknown_parameter", name)
+    assert found == []
+
+
+def bad_values(schema: dict[str, Any]) -> Iterator[str]:
+    """Words that a query parameter cannot be."""
+    if schema["type"] == "integer":
+        yield from (
+            "",
+            "x",
+            "1.0",
+            "1e2",
+            "-1",
+            "0",
+            "+1",
+            str(HUGE),
+            str(schema["maximum"] + 1),
+            "\N{ARABIC-INDIC DIGIT THREE}",
+        )
+    elif schema.get("format") == "date-time":
+        yield from ("", "yesterday", "2026-01-14", "2026-01-14T10:30:00", "2026-13-01T00:00:00Z")
+    elif schema.get("format") == "uuid":
+        yield "7"
+    else:
+        yield from ("", "a\0b", "x" * (schema.get("maxLength", 200) + 1))
+
+
+def test_a_query_parameter_of_a_bad_value_is_400(api: Api) -> None:
+    found = []
+    for operation in api.operations:
+        good = api.allowed(operation)
+        for item in operation.parameters("query"):
+            if item["required"]:  # an id that names what is asked for: 404, see above
+                continue
+            for value in bad_values(item["schema"]):
+                bad = replace(good, query=good.query | {item["name"]: value})
+                found += problems(api, operation, bad, 400, "bad_request", f"{item['name']}={value[:20]!r}")
+    assert found == []
+
+
+def test_a_cursor_that_nobody_gave_is_400(api: Api) -> None:
+    found = []
+    for operation in api.operations:
+        if any(item["name"] == "cursor" for item in operation.parameters("query")):
+            for cursor in ("x", "WzddLg", "....", base64.urlsafe_b64encode(b'{"a": 1}').decode()):
+                bad = replace(api.allowed(operation), query={"cursor": cursor})
+                found += problems(api, operation, bad, 400, "invalid_cursor", cursor)
+    assert found == []
+
+
+def test_a_status_that_no_order_has_is_400_and_the_known_ones_are_named(api: Api) -> None:
+    token = api.token("auditor")
+    answer = api.send(Request("GET", "/api/orders", {"status": "SENT"}).as_user(token))
+    assert (answer.status_code, error_of(answer)["code"]) == (400, "bad_request")
+    (told,) = error_of(answer)["details"]["status"]
+    for status in re.findall(r"[A-Z_]{4,}", told):
+        assert api.send(Request("GET", "/api/orders", {"status": status}).as_user(token)).status_code == 200
+
+
+def test_a_method_that_a_path_does_not_take_is_405_and_says_which_it_does(api: Api) -> None:
+    found = []
+    for operation in api.operations:
+        taken = {other.method for other in api.operations if other.path == operation.path}
+        for method in {"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"} - taken:
+            bad = replace(operation.request(), method=method, body=None)
+            found += problems(api, operation, bad, 405, "method_not_allowed")
+            allowed = set(api.send(bad).headers["Allow"].split(", "))
+            if allowed - {"HEAD"} != taken:
+                found.append(f"{method} {operation.path}: Allow: {allowed}, and it takes {taken}")
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/api", "/api/", "/api/v2/orders", "/api/nothing", "/api/orders/", "/api//orders", "/API/orders",
+             "/api/orders/%ff", "/docs/", "/api/openapi", "/api/v1", "/.env", "/api/../api/orders"]
+)  # fmt: skip
+def test_a_path_that_is_not_there_is_404(api: Api, path: str) -> None:
+    prepared = requests.Request("GET", api.url, headers={"Authorization": f"Bearer {api.token('admin')}"}).prepare()
+    prepared.url = api.url + path  # as it is: requests would tidy it up
+    answer = api.http.send(prepared, timeout=10)
+    assert (answer.status_code, error_of(answer)["code"]) == (404, "not_found")
+
+
+# --- bodies ----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_too_large_or_has_no_length_is_refused_everywhere(api: Api) -> None:
+    found = []
+    for operation in api.operations:
+        # Before anything else is looked at, so no token is needed; only who takes a body documents it.
+        told = copy.deepcopy(operation.told)
+        told["responses"] |= {"411": {}, "413": {}}
+        any_body = replace(operation, told=told)
+        good = operation.request()
+        found += problems(api, any_body, replace(good, body=TOO_LARGE), 413, "payload_too_large")
+        for version in api.versions(good):
+            chunked = replace(version, body=iter([b"{}"]))
+            answer = api.send(chunked)
+            if (answer.status_code, error_of(answer).get("code")) != (411, "length_required"):
+                found.append(f"{version.method} {version.path} in chunks: {answer.status_code} {answer.text}")
+    assert found == []
+
+
+def bodies(operation: Operation) -> Iterator[tuple[str, Any, int, str]]:
+    """What, a body that breaks one rule, and what it is answered."""
+    assert operation.body_schema is not None
+    reader = operation.reader
+    for text in (b"", b"{", b"\xff", b'{"a": 1, "a": 1}', b'{"a": NaN}', b"[" * 5000, b"{} {}", b"{'a': 1}"):
+        yield f"malformed {text[:20]!r}", text, 400, "bad_json"
+    for other in ([], "text", 7, None, True):
+        yield f"no object: {other!r}", json.dumps(other).encode(), 422, "validation_failed"
+    good = reader.example(operation.body_schema)
+    for place, schema in places(reader, operation.body_schema, good):
+        for what, value in wrong(schema):
+            yield f"{'.'.join(map(str, place))} is {what}", changed(good, place, value), 422, "validation_failed"
+    for place, value in objects(good):
+        yield f"a field too many at {place}", changed(good, place, value | {"unknown": 1}), 422, "validation_failed"
+    for name in good:
+        without = {other: value for other, value in good.items() if other != name}
+        if name in reader.resolved(operation.body_schema).get("required", ()):
+            yield f"no {name}", without, 422, "validation_failed"
+
+
+def places(reader: Reader, schema: dict[str, Any], good: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, Any]]:
+    """Every place in a good value with the schema it has there, but for the whole."""
+    schema = dict(reader.resolved(schema))
+    if at:
+        yield at, schema
+    if isinstance(good, dict):
+        for name, value in good.items():
+            yield from places(reader, schema["properties"][name], value, (*at, name))
+    elif isinstance(good, list):
+        yield from places(reader, schema["items"], good[0], (*at, 0))
+
+
+def objects(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    if isinstance(value, dict):
+        yield at, value
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, inner in pairs:
+        yield from objects(inner, (*at, name))
+
+
+def changed(good: Any, at: tuple[Any, ...], value: Any) -> Any:
+    if not at:
+        return value
+    copied = copy.copy(good)
+    copied[at[0]] = changed(good[at[0]], at[1:], value)
+    return copied
+
+
+EXAMPLES: dict[str, Any] = {"string": "text", "integer": 7, "array": [], "object": {}, "boolean": True, "null": None}
+
+
+def wrong(schema: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What a value of this schema cannot be."""
+    for kind, example in EXAMPLES.items():
+        if kind != schema["type"]:
+            yield kind, example
+    if schema["type"] == "integer":
+        yield "too small", schema["minimum"] - 1
+        yield "too large", schema["maximum"] + 1
+        yield "huge", HUGE
+        yield "a huge float", 1e300
+        yield "a float", 1.5
+        yield "1.0", 1.0
+        yield "a text", "7"
+    elif schema["type"] == "string":
+        yield "empty", ""
+        yield "with NUL", "a\0b"
+        yield "half a character", "\ud800"
+        if "maxLength" in schema:
+            yield "too long", "a" * (schema["maxLength"] + 1)
+    elif schema["type"] == "array":
+        yield "empty", []
+        yield "a list of null", [None]
+
+
+def test_a_body_that_breaks_a_rule_is_told(api: Api) -> None:
+    found = []
+    count = 0
+    for operation in api.operations:
+        if operation.body_schema is not None:
+            for what, body, status, code in bodies(operation):
+                found += problems(api, operation, replace(api.allowed(operation), body=body), status, code, what)
+                count += 1
+    assert found == []
+    assert count > 150
+
+
+@pytest.mark.parametrize(
+    "kind", [None, "", "text/plain", "application/xml", "application/x-www-form-urlencoded", "multipart/form-data",
+             "application/json; charset=latin-1", "application/jsonx"]
+)  # fmt: skip
+def test_a_body_of_another_kind_is_415(api: Api, kind: str | None) -> None:
+    found = [
+        problem
+        for operation in api.operations
+        if operation.body_schema is not None
+        for problem in problems(
+            api, operation, api.allowed(operation).with_headers(Content_Type=kind), 415, "unsupported_media_type"
+        )
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("key", "code"),
+    [
+        (None, "idempotency_key_required"),
+        *((key, "idempotency_key_invalid") for key in ("", "a b", '"a', "a" * 129, "a/b", "\xe9", "a,b")),
+    ],
+)
+def test_a_key_that_is_none_is_400(api: Api, key: str | None, code: str) -> None:
+    keyed = [
+        operation
+        for operation in api.operations
+        if any(item["name"] == "Idempotency-Key" for item in operation.parameters("header"))
+    ]
+    assert keyed
+    found = [
+        problem
+        for operation in keyed
+        for problem in problems(api, operation, api.allowed(operation).with_headers(Idempotency_Key=key), 400, code)
+    ]
+    assert found == []
+
+
+# --- answers ---------------------------------------------------------------------------------------------------
+
+
+def test_real_answers_look_as_the_document_says_and_hold_nothing_else(system: System, api: Api) -> None:
+    flow = system.flow()
+    flow.stock("contract", 100)
+    key = str(uuid.uuid4())
+    posted = flow.order("contract", key=key)
+    order = flow.at_rest(posted["order_id"])
+    refused = flow.at_rest(flow.order("contract", payment="mock_declined")["order_id"])
+    flow.timeline(refused["order_id"], last="inventory.released")
+
+    def reservation() -> dict[str, Any]:
+        return {"order_id": str(uuid.uuid4()), "items": [{"sku": "contract", "quantity": 2}]}
+
+    held = [flow.send("POST", "/api/stocks/reserve", reservation(), "admin").json() for _ in range(2)]
+    an_order = {"currency": "EUR", "items": [{"sku": "contract", "quantity": 1, "unit_price": 1}]}
+    requests_of: list[tuple[str, str, str, Any]] = [
+        ("POST", "/api/auth/token", "customer", {"username": "customer", "password": "demo-customer"}),
+        ("POST", "/api/auth/introspect", "service", {"token": flow.token("auditor")}),
+        ("POST", "/api/auth/introspect", "service", {"token": "x"}),
+        ("POST", "/api/orders", "customer", an_order),
+        ("GET", "/api/orders", "customer", None),
+        ("GET", f"/api/orders?idempotency_key={key}", "customer", None),
+        ("GET", f"/api/orders/{order['order_id']}", "customer", None),
+        ("GET", f"/api/orders/{refused['order_id']}", "auditor", None),
+        ("GET", f"/api/orders/{order['order_id']}/timeline", "customer", None),
+        ("GET", f"/api/orders/{refused['order_id']}/timeline", "customer", None),
+        ("PUT", "/api/stocks/contract-2", "admin", {"on_hand": 5}),
+        ("GET", "/api/stocks", "customer", None),
+        ("GET", "/api/stocks/contract", "service", None),
+        ("POST", "/api/stocks/reserve", "service", reservation()),
+        ("POST", f"/api/stocks/reservations/{held[0]['reservation_id']}/release", "admin", None),
+        ("POST", f"/api/stocks/reservations/{held[1]['reservation_id']}/commit", "admin", None),
+        ("GET", "/api/stocks/release-events?limit=5", "auditor", None),
+        ("GET", f"/api/payments/{order['payment_id']}", "customer", None),
+        ("GET", f"/api/payments?order_id={refused['order_id']}", "customer", None),
+        ("GET", "/api/openapi.json", "customer", None),
+    ]
+    answered = set()
+    for method, path, user, body in requests_of:
+        answer = flow.send(method, path, body, user, Idempotency_Key=str(uuid.uuid4()))
+        operation = operation_of(api, method, path.partition("?")[0])
+        response = operation.told["responses"].get(str(answer.status_code))
+        assert answer.status_code < 300, f"{method} {path}: {answer.text}"
+        assert response is not None, f"{operation}: {answer.status_code} is not in the document"
+        conform(api, answer.json(), response["content"]["application/json"]["schema"])
+        answered.add(str(operation))
+    pages = {"GET /docs"}
+    assert answered | pages == {str(operation) for operation in api.operations}
+
+
+def operation_of(api: Api, method: str, path: str) -> Operation:
+    """The operation that a path means: the one with the fewest templates."""
+    fitting = [
+        operation
+        for operation in api.operations
+        if operation.method == method and re.fullmatch(re.sub(r"{\w+}", "[^/]+", operation.path), path)
+    ]
+    return min(fitting, key=lambda operation: operation.path.count("{"))
+
+
+def conform(api: Api, value: Any, schema: dict[str, Any]) -> None:
+    whole = {**schema, "components": copy.deepcopy(api.document["components"])}
+    for inner in whole["components"]["schemas"].values():
+        inner["additionalProperties"] = False
+    checker = jsonschema.Draft202012Validator.FORMAT_CHECKER
+    jsonschema.Draft202012Validator(whole, format_checker=checker).validate(value)
+
+
+# --- what no table thought of ----------------------------------------------------------------------------------
+
+SCHEMATHESIS = Path(sys.executable).with_name("st")
+
+
+@pytest.mark.timeout(900)
+def test_schemathesis_finds_nothing(api: Api, long: bool, tmp_path: Path) -> None:
+    """Requests made from the document, good and bad ones, with the token of somebody who may do everything."""
+    run = subprocess.run(
+        [
+            SCHEMATHESIS,
+            "run",
+            f"{api.url}/api/openapi.json",
+            f"--header=Authorization: Bearer {api.token(*auth.ROLES)}",
+            f"--max-examples={150 if long else 15}",
+            "--generation-deterministic",
+            "--continue-on-failure",
+            "--warnings=off",
+            "--request-timeout=15",
+            "--no-color",
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "SCHEMATHESIS_HOOKS": "tests.e2e.fuzz"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout[-20_000:] + run.stderr
