@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
 import subprocess
 import sys
 import uuid
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ import pytest
 from sqlalchemy import make_url
 
 from tests.e2e.system import ROOT, System, eventually
+from tests.terminal import at_a_terminal
 
 NAMEKO = str(Path(sys.executable).with_name("nameko"))
 OURS = [sys.executable, "-m", "ops.shell"]
@@ -156,19 +155,10 @@ def test_without_its_broker_the_shell_says_so_in_one_line(system: System, change
 
 
 def test_on_a_terminal_the_shell_says_how_to_begin_and_shows_no_password(system: System) -> None:
-    ours, its = pty.openpty()
     environment = {**os.environ, "AMQP_URI": system.amqp_uri, "TERM": "dumb"}
-    process = subprocess.Popen(OURS, stdin=its, stdout=its, stderr=its, cwd=ROOT, env=environment)
-    os.close(its)
-    shown = ""
-    typed = iter(("n.rpc.order_service.list_orders(1).keys()\n", "\x04"))
-    with suppress(OSError):  # EIO: it has ended
-        while piece := os.read(ours, 1024).decode():
-            shown += piece
-            if shown.endswith(">>> "):
-                os.write(ours, next(typed).encode())
-    os.close(ours)
-    assert process.wait(timeout=30) == 0
+    typed = ("n.rpc.order_service.list_orders(1).keys()\n", "\x04")
+    code, shown = at_a_terminal(OURS, (">>> ",), typed, cwd=ROOT, env=environment)
+    assert code == 0
     assert 'n.rpc.order_service.get_order("...")' in shown
     assert "dict_keys(['items', 'next_cursor'])" in shown
     assert str(make_url(system.amqp_uri).password) not in shown

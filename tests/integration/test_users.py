@@ -2,11 +2,8 @@
 
 import io
 import json
-import os
-import pty
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 import eventlet
@@ -19,6 +16,7 @@ from ops import cli, users
 from shared import auth, config
 from shared.errors import Conflict, Unauthenticated
 from tests.integration.support import container_of
+from tests.terminal import at_a_terminal
 
 ECOM = Path(sys.executable).with_name("ecom")
 PASSWORD = "correct horse battery"
@@ -203,19 +201,8 @@ def test_the_command_itself_reads_a_password_from_a_pipe_and_says_nothing_else(p
 
 def on_a_terminal(*typed):
     """`ecom user add ann`, each word typed when it is asked for: the exit code and all that the terminal showed."""
-    ours, its = pty.openpty()
     command = [ECOM, "user", "add", "ann", "--role", "customer"]
-    process = subprocess.Popen(command, stdin=its, stdout=its, stderr=its, start_new_session=True)
-    os.close(its)
-    shown = ""
-    answers = iter(typed)
-    with suppress(OSError):  # EIO: it has ended
-        while piece := os.read(ours, 1024).decode():
-            shown += piece
-            if shown.endswith((": ", ":")):
-                os.write(ours, next(answers).encode())
-    os.close(ours)
-    return process.wait(timeout=30), shown
+    return at_a_terminal(command, (": ", ":"), typed, start_new_session=True)
 
 
 def test_on_a_terminal_the_password_is_typed_twice_and_never_shown(production, database):
