@@ -73,6 +73,12 @@ def test_production_has_no_development_users(container, database):
     assert database.rows("auth", "SELECT name FROM users") == []
 
 
+def test_in_production_a_password_of_the_documentation_opens_nothing(container):
+    production = serve(container, env="production")
+    with pytest.raises(Unauthenticated):
+        production.issue_token("admin", "demo-admin")
+
+
 def test_a_wrong_password_an_unknown_name_and_a_disabled_user_are_refused_alike(container, service, database):
     database.run("auth", "UPDATE users SET disabled = true WHERE name = 'operator'")
     said = set()
