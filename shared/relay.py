@@ -42,7 +42,7 @@ CHANNEL = "outbox"
 
 BATCH_SIZE = 500
 
-# For what a crash left and a lost NOTIFY; also the beat that tells the server this session lives.
+# For what a crash left and a lost NOTIFY; also the beat by which the server knows that the leader lives.
 POLL_S = 1.0
 # The server ends a leader's session after this silence; another replica then leads.
 FROZEN_AFTER_MS = 10_000

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Protocol
 
-from sqlalchemy import Connection, Engine, create_engine, make_url, text
-
-from shared.config import Settings
+from tests.databases import Row
 from topology.table import QUEUES, hears
 
-Row = dict[str, Any]
 TELLERS = ("order", "inventory", "payment")
 AT_REST = ("PAID", "CANCELLED", "REFUND_FAILED")
 
@@ -21,69 +16,6 @@ class Readable(Protocol):
     """What the checks need: the rows of a statement in one service's database, each by column name."""
 
     def rows(self, name: str, statement: str, **parameters: object) -> list[Row]: ...
-
-
-class Databases:
-    """One engine for each service's database, as the superuser; each statement commits itself."""
-
-    def __init__(self, settings: Settings) -> None:
-        admin = make_url(settings.database_admin_url)
-        self.engines: dict[str, Engine] = {
-            name: create_engine(
-                admin.set(database=make_url(settings.database_url(name)).database),
-                isolation_level="AUTOCOMMIT",
-                pool_pre_ping=True,
-            )
-            for name in (*TELLERS, "auth")
-        }
-
-    def connect(self, name: str) -> AbstractContextManager[Connection]:
-        """A connection to one service's database."""
-        return self.engines[name].connect()
-
-    def rows(self, name: str, statement: str, **parameters: object) -> list[Row]:
-        """What a statement returns, as dicts."""
-        with self.connect(name) as connection:
-            return [dict(row) for row in connection.execute(text(statement), parameters).mappings()]
-
-    def run(self, name: str, statement: str, **parameters: object) -> int:
-        """How many rows a statement touched."""
-        with self.connect(name) as connection:
-            return connection.execute(text(statement), parameters).rowcount
-
-    def empty(self) -> None:
-        """Delete all rows of all services' tables."""
-        tables = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'alembic_version'"
-        for name in self.engines:
-            if names := [row["tablename"] for row in self.rows(name, tables)]:
-                self.run(name, f"TRUNCATE {', '.join(names)} CASCADE")
-
-    @contextmanager
-    def doctored(self) -> Iterator[Doctored]:
-        """The same databases, where whatever is changed is seen in this block alone and then undone."""
-        with ExitStack() as stack:
-            opened = {}
-            for name, engine in self.engines.items():
-                connection = stack.enter_context(engine.connect().execution_options(isolation_level="READ COMMITTED"))
-                transaction = connection.begin()
-                stack.callback(transaction.rollback)
-                opened[name] = connection
-            yield Doctored(opened)
-
-    def close(self) -> None:
-        """Give the connections back."""
-        for engine in self.engines.values():
-            engine.dispose()
-
-
-class Doctored(Databases):
-    """Databases in open transactions."""
-
-    def __init__(self, connections: dict[str, Connection]) -> None:
-        self.connections = connections
-
-    def connect(self, name: str) -> AbstractContextManager[Connection]:
-        return nullcontext(self.connections[name])
 
 
 def disagreements(databases: Readable) -> list[str]:

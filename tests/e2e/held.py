@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from sqlalchemy import text
 
 from ops.processes import wait_until
-from tests.ledger import Databases
+from tests.databases import Databases
 
 # The one lock by which the replicas of a service agree whose relay publishes. Its id is not imported: shared.relay
 # imports eventlet, and this process shall stay without.

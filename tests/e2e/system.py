@@ -22,8 +22,9 @@ from ops.flow import Flow
 from ops.processes import wait_until
 from ops.supervisor import SERVICES, Child, Supervisor
 from shared.config import read
+from tests.databases import Databases
 from tests.e2e.broker import depths, purge_all
-from tests.ledger import Databases, disagreements, under_way
+from tests.ledger import disagreements, under_way
 from topology.table import QUEUES, dead_letter_queue
 
 ROOT = Path(__file__).resolve().parent.parent.parent

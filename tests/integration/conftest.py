@@ -6,11 +6,12 @@ import os
 from collections.abc import Callable, Iterator
 
 import pytest
-from sqlalchemy import Engine, create_engine, make_url, text
+from sqlalchemy import make_url
 
 from ops.migrate import migrate
 from ops.servers import Servers
 from shared.config import Settings, read
+from tests.databases import Databases
 from tests.integration.support import Bench, Mail, Wire
 from topology.declare import apply
 
@@ -25,7 +26,7 @@ def settings(servers: None) -> Settings:
 
 
 @pytest.fixture
-def database(settings: Settings) -> "Iterator[Databases]":
+def database(settings: Settings) -> Iterator[Databases]:
     """Every service's database, empty, reached as the superuser."""
     databases = Databases(settings)
     databases.empty()
@@ -74,45 +75,3 @@ def servers_of_this_run(servers: None) -> Servers:
     if found.broker is None:
         pytest.skip("no broker of our own")
     return found
-
-
-class Databases:
-    """One engine for each service's database, whose statements commit themselves."""
-
-    def __init__(self, settings: Settings) -> None:
-        admin = make_url(settings.database_admin_url)
-        self.engines: dict[str, Engine] = {
-            name: create_engine(
-                admin.set(database=make_url(settings.database_url(name)).database), isolation_level="AUTOCOMMIT"
-            )
-            for name in ("order", "inventory", "payment", "auth")
-        }
-
-    def rows(self, name: str, statement: str, **parameters: object) -> list[dict[str, object]]:
-        """What a statement returns, as dicts."""
-        with self.engines[name].connect() as connection:
-            return [dict(row) for row in connection.execute(text(statement), parameters).mappings()]
-
-    def run(self, name: str, statement: str, **parameters: object) -> None:
-        """A statement that returns nothing."""
-        with self.engines[name].connect() as connection:
-            connection.execute(text(statement), parameters)
-
-    def empty(self) -> None:
-        """Delete all rows of all services' tables; those without any are left alone, which is faster."""
-        for name in self.engines:
-            tables = [
-                str(row["tablename"])
-                for row in self.rows(
-                    name,
-                    "SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'alembic_version'",
-                )
-            ]
-            full = " UNION ALL ".join(f"SELECT '{table}' AS t WHERE EXISTS (SELECT FROM {table})" for table in tables)
-            if rows := self.rows(name, full) if full else []:
-                self.run(name, "TRUNCATE " + ", ".join(str(row["t"]) for row in rows) + " CASCADE")
-
-    def close(self) -> None:
-        """Give the connections back."""
-        for engine in self.engines.values():
-            engine.dispose()

@@ -16,7 +16,7 @@ from shared.edge.tx import Events, Tx
 from shared.errors import CannotWork, PublishFailed, UnexpectedEvent
 from shared.events import Envelope, OrderCancelled, Reserved
 from shared.failures import Delivery
-from tests.integration.conftest import Databases
+from tests.databases import Databases
 from tests.integration.support import (
     Bench,
     Mail,

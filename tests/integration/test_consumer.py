@@ -26,7 +26,7 @@ from shared.edge.tx import Events, Tx
 from shared.errors import CannotWork, PublishFailed
 from shared.events import Envelope
 from shared.ids import uuid7
-from tests.integration.conftest import Databases
+from tests.databases import Databases
 from tests.integration.support import (
     Mail,
     body_of,

@@ -14,7 +14,7 @@ from shared.edge import postgres as edge
 from shared.edge.database import Database, is_conflict, is_outage
 from shared.edge.rpc import RpcServer, rpc
 from shared.edge.rpc_proxy import Replies, RpcProxy
-from tests.integration.conftest import Databases
+from tests.databases import Databases
 from tests.integration.support import Bench, Mail, Wire, container_of, extension, until
 
 Benches = Callable[..., Bench]

@@ -17,7 +17,7 @@ from shared.events import (
     Reserved,
 )
 from shared.ids import payment_id_of
-from tests.integration.conftest import Databases
+from tests.databases import Databases
 from tests.integration.support import Bench, Mail, Wire, order_created, told
 from topology.table import BY_NAME, QUEUES
 

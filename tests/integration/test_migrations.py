@@ -13,7 +13,7 @@ from sqlalchemy.pool import NullPool
 import payment_service.models  # noqa: F401
 from ops.migrate import ROOT, SERVICES, migrate
 from shared.config import Settings
-from tests.integration.conftest import Databases
+from tests.databases import Databases
 
 # What makes every service's database: adding a service adds it here.
 DATABASES = list(SERVICES)

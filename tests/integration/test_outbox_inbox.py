@@ -13,7 +13,7 @@ from shared.edge.tx import Events, Tx
 from shared.errors import InvalidSchema
 from shared.events import Identity, OrderCancelled, OrderPaid, envelope
 from shared.ids import new_trace_id
-from tests.integration.conftest import Databases
+from tests.databases import Databases
 from tests.integration.support import Bench, Mail, told, until
 from tests.integration.test_handlers import CASES
 from topology.table import BY_NAME

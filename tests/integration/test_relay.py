@@ -18,7 +18,7 @@ from shared.edge.publisher import Outgoing, Publisher
 from shared.errors import PublishFailed
 from shared.events import Envelope, OrderCancelled, OrderPaid
 from shared.relay import Relay, publish_once, purge
-from tests.integration.conftest import Databases
+from tests.databases import Databases
 from tests.integration.support import Bench, Mail, Wire, container_of, extension, order_created, told, until
 from topology.table import EVENTS_EXCHANGE
 

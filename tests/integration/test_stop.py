@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from payment_service.service import PaymentService
 from shared.config import Settings
-from tests.integration.conftest import Databases
+from tests.databases import Databases
 from tests.integration.support import Mail, container_of, reserved_event, until
 
 QUEUE = "q.payment.inventory-reserved"

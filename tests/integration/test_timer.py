@@ -12,7 +12,7 @@ from shared.edge.database import Database
 from shared.edge.once import Once, once
 from shared.edge.timer import every
 from shared.relay import Relay
-from tests.integration.conftest import Databases
+from tests.databases import Databases
 from tests.integration.support import Mail, container_of, extension, throughout, until
 
 Start = Callable[[type], ServiceContainer]
