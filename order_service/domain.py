@@ -127,9 +127,6 @@ TABLE: tuple[Rule, ...] = (
     Rule(ANY, "inventory.committed", SAME),
 )
 
-# Names that other systems use for the same states.
-ALIASES = {"CREATED": S.PENDING, "VALIDATED": S.RESERVED, "CONFIRMED": S.PAID}
-
 # `inventory.release.requested` knows fewer reasons than an order does.
 _RELEASE_REASONS = {PAYMENT_FAILED: PAYMENT_FAILED, DEADLINE: DEADLINE}
 

@@ -64,7 +64,7 @@ _WRITE = text(
 _FIND = text("SELECT done, reference, reason FROM provider_ledger WHERE key = :key")
 
 
-class MockProvider:
+class MockProvider(Provider):
     """A provider that does what the mode or the payment_method says.
 
     Modes: `succeed`, `fail`, `fail_share:0.2`, `fail_above:10000` (minor units), `delay:0.5` (seconds), `timeout`.

@@ -11,9 +11,6 @@ from typing import Any
 
 from shared.errors import InvalidCursor
 
-MAX_LIMIT = 200
-DEFAULT_LIMIT = 50
-
 
 def encode_cursor(position: Sequence[Any], filters: Mapping[str, Any]) -> str:
     """A cursor for the rows after `position`."""

@@ -122,6 +122,7 @@ class Relay(DependencyProvider):
         self._stopping = False
         self._wake = Event()
         self._trouble: str | None = "the relay has not started"
+        self._waits = backoff()
         self._publisher = Publisher(self.settings.amqp_uri, self.settings.heartbeat_s)
         self._database = next(item for item in self.container.dependencies if isinstance(item, Database))
 
@@ -165,32 +166,39 @@ class Relay(DependencyProvider):
 
     def run(self) -> None:
         """Lead, or wait to lead, until stopped; over as many sessions and connections as it takes."""
-        waits = backoff()
         while not self._stopping:
             try:
                 with self._engine.connect() as connection:
-                    self._trouble = None
-                    waits = backoff()
                     self._serve(connection)
             except (DBAPIError, InterfaceError, PublishFailed) as error:
                 self._trouble = f"the relay cannot work: {type(error).__name__}"
-                wait = next(waits)
+                wait = next(self._waits)
                 log.warning("%s: %s; next try in %.1f s", self._trouble, error, wait)
                 eventlet.sleep(wait)
             finally:
                 self._lead(False)
+
+    def _recover(self) -> None:
+        """It works: only now, since a database that answers is of no use to a relay whose broker is away."""
+        if self._trouble is not None:
+            self._trouble = None
+            self._waits = backoff()
 
     def _serve(self, connection: Connection) -> None:
         while not self._stopping:
             if self.leading or connection.execute(text("SELECT pg_try_advisory_lock(:id)"), {"id": LOCK_ID}).scalar():
                 self._lead(True)
                 while not self._stopping and publish_once(connection, self._publisher):
+                    self._recover()
                     self._housekeep(connection)  # under a load without a pause, too
+                self._recover()
                 self._housekeep(connection)
                 self._wait(POLL_S)
-            elif self._wait(STANDBY_S):
-                connection.execute(text(f"NOTIFY {CHANNEL}"))
-                eventlet.sleep(NOTIFY_GAP_S)
+            else:
+                self._recover()
+                if self._wait(STANDBY_S):
+                    connection.execute(text(f"NOTIFY {CHANNEL}"))
+                    eventlet.sleep(NOTIFY_GAP_S)
 
     def _lead(self, leading: bool) -> None:
         if leading != self.leading:

@@ -41,7 +41,7 @@ class Stopping(BaseException):
 
 
 class Batch:
-    """Settles deliveries of one queue. `call` runs the service's method in a worker and returns or raises as it."""
+    """Settles deliveries of one queue. `handle` and `ask` run the service's methods, and return or raise as they do."""
 
     def __init__(
         self,

@@ -59,12 +59,10 @@ def test_a_server_that_is_killed_and_started_again_loses_nothing(system: System,
     load.check_refusals()
 
 
-@pytest.mark.parametrize("name", ["broker", "database"])
+@pytest.mark.parametrize("name", ["broker", pytest.param("database", marks=pytest.mark.long)])
 def test_a_server_that_freezes_and_goes_on_loses_nothing(
     system: System, machines: Servers, name: str, long: bool
 ) -> None:
-    if name == "database" and not long:
-        pytest.skip("in the long run: make test-long")
     server = server_of(machines, name)
     with Load(system) as load:
         load.wait_for(20)

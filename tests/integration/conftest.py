@@ -69,9 +69,10 @@ def wire(settings: Settings) -> Iterator[Wire]:
 @pytest.fixture
 def servers_of_this_run(servers: None) -> Servers:
     """The broker itself, to break."""
-    if "ECOM_TEST_STACK" not in os.environ:
-        pytest.skip("no broker of our own: run the tests by `make test`")
-    found = Servers.attach(os.environ["ECOM_TEST_STACK"])
-    if found.broker is None:
-        pytest.skip("no broker of our own")
-    return found
+    stack = os.environ.get("ECOM_TEST_STACK")
+    found = Servers.attach(stack) if stack else None
+    if found is not None and found.broker is not None:
+        return found
+    if os.environ.get("CI"):
+        pytest.fail("no broker of our own: run the tests by `make test`")
+    pytest.skip("no broker of our own: run the tests by `make test`")

@@ -298,6 +298,27 @@ def test_what_a_crash_left_is_found_by_the_poll(
     assert ids([mail.take(CANCELLED, within_s=2.5)]) == ids([event])
 
 
+def test_a_relay_whose_broker_is_away_tries_less_and_less_often_and_says_so(
+    start: Callable[..., ServiceContainer], database: Databases, mail: Mail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[float] = []
+
+    def refuse(*_: object) -> int:
+        tries.append(time.monotonic())
+        raise PublishFailed("nobody there")
+
+    monkeypatch.setattr(relay, "publish_once", refuse)
+    container = start()
+    until(lambda: len(tries) >= 5, within_s=15)
+
+    # The least that 0.1, 0.2, 0.4 and 0.8 s come to with their jitter.
+    assert tries[4] - tries[0] > 1.0
+    assert "PublishFailed" in (extension(container, Relay).trouble() or "")
+
+    monkeypatch.undo()
+    until(lambda: extension(container, Relay).trouble() is None, within_s=15)
+
+
 def test_a_stopped_relay_has_given_its_lock_back(
     start: Callable[..., ServiceContainer], database: Databases, mail: Mail
 ) -> None:
