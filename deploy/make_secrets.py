@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent / "secrets"
-DATABASES = ("order", "inventory", "payment", "auth")
+DATABASES = ("order", "inventory", "payment", "auth", "ops")
 
 # The files are bind-mounted with the mode they have here, and the containers' users are not this one: each must read
 # its own. That nobody else on this machine does is the folder's doing.

@@ -152,13 +152,15 @@ def claim_reservations(
     return set(session.scalars(statement, arrays))
 
 
-def lock_reservations(session: Session, order_ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, Reservation]:
-    """The reservations of these orders, locked, with their items. Two statements."""
+def reservations_of(
+    session: Session, order_ids: Iterable[uuid.UUID], lock: bool = False
+) -> dict[uuid.UUID, Reservation]:
+    """The reservations of these orders with their items, if asked locked in one order for everybody. Two statements."""
     wanted = list(set(order_ids))
     if not wanted:
         return {}
     query = select(ReservationRow).where(ReservationRow.order_id.in_(wanted)).order_by(ReservationRow.order_id)
-    rows = session.scalars(query.with_for_update()).all()
+    rows = session.scalars(query.with_for_update() if lock else query).all()
     quantities: dict[uuid.UUID, dict[str, int]] = {row.order_id: {} for row in rows}
     items = select(ReservationItem).where(ReservationItem.order_id.in_(list(quantities))).order_by(ReservationItem.sku)
     for item in session.scalars(items):
@@ -171,10 +173,11 @@ def lock_reservations(session: Session, order_ids: Iterable[uuid.UUID]) -> dict[
     }
 
 
-def lock_stock(session: Session, skus: Iterable[str]) -> dict[str, Stock]:
-    """The stock of these skus, locked in order of sku. One statement."""
-    query = select(StockItem).where(StockItem.sku.in_(set(skus))).order_by(StockItem.sku).with_for_update()
-    return {row.sku: Stock(row.sku, row.on_hand, row.reserved, row.version) for row in session.scalars(query)}
+def stock_of(session: Session, skus: Iterable[str], lock: bool = False) -> dict[str, Stock]:
+    """The stock of these skus, if asked locked in order of sku. One statement."""
+    query = select(StockItem).where(StockItem.sku.in_(set(skus))).order_by(StockItem.sku)
+    rows = session.scalars(query.with_for_update() if lock else query)
+    return {row.sku: Stock(row.sku, row.on_hand, row.reserved, row.version) for row in rows}
 
 
 def keep(session: Session, kept: Sequence[tuple[Outcome, Identity, str, str]], made_as: State | None = None) -> None:
@@ -309,7 +312,7 @@ def lock_or_make_stock(session: Session, sku: str) -> Stock | None:
         .on_conflict_do_nothing()
         .returning(StockItem.sku)
     )
-    return None if made else lock_stock(session, [sku])[sku]
+    return None if made else stock_of(session, [sku], lock=True)[sku]
 
 
 def keep_stock(session: Session, after: Stock, movement: Movement | None, identity: Identity, trace_id: str) -> None:

@@ -41,9 +41,9 @@ class InventoryService(Probes):
         """Hold stock for each order, or say what is short."""
         orders = {event.payload.order_id: event.payload for event in events}
         claimed = models.claim_reservations(tx.session, {order_id: uuid7() for order_id in orders}, State.RESERVED)
-        held = models.lock_reservations(tx.session, orders)
+        held = models.reservations_of(tx.session, orders, lock=True)
         skus = {item.sku for order_id in claimed for item in orders[order_id].items}
-        stock = models.lock_stock(tx.session, skus)
+        stock = models.stock_of(tx.session, skus, lock=True)
         kept = []
         for event in events:
             order_id = event.payload.order_id
@@ -60,7 +60,7 @@ class InventoryService(Probes):
     @handles("q.inventory.commit-requested")
     def commit(self, events: Events, tx: Tx) -> None:
         """The orders are paid: their holds become sales."""
-        held = models.lock_reservations(tx.session, [event.payload.order_id for event in events])
+        held = models.reservations_of(tx.session, [event.payload.order_id for event in events], lock=True)
         self._settle(events, tx, COMMIT, held)
 
     @handles("q.inventory.release-requested")
@@ -68,10 +68,10 @@ class InventoryService(Probes):
         """Give back what the orders hold. A release that comes before its order leaves a tombstone."""
         orders = [event.payload.order_id for event in events]
         models.claim_reservations(tx.session, {order_id: uuid7() for order_id in orders}, State.RELEASED)
-        self._settle(events, tx, RELEASE, models.lock_reservations(tx.session, orders))
+        self._settle(events, tx, RELEASE, models.reservations_of(tx.session, orders, lock=True))
 
     def _settle(self, events: Events, tx: Tx, verb: str, held: dict[UUID, domain.Reservation]) -> None:
-        stock = models.lock_stock(tx.session, {sku for item in held.values() for sku in item.quantities})
+        stock = models.stock_of(tx.session, {sku for item in held.values() for sku in item.quantities}, lock=True)
         kept = []
         for event in events:
             order_id = event.payload.order_id
@@ -125,8 +125,8 @@ class InventoryService(Probes):
         with self.db.begin() as session:
             if not models.claim_reservations(session, {order: uuid7()}, State.RESERVED, Kind.MANUAL):
                 raise Conflict(f"There is a reservation for order {order_id} already.")
-            held = models.lock_reservations(session, [order])[order]
-            stock = models.lock_stock(session, quantities)
+            held = models.reservations_of(session, [order], lock=True)[order]
+            stock = models.stock_of(session, quantities, lock=True)
             outcome = domain.hold_manually(stock, order, held.reservation_id, quantities)
             if not isinstance(outcome, Outcome):
                 shortages = [item.__dict__ for item in outcome]
@@ -161,10 +161,10 @@ class InventoryService(Probes):
     def _settle_one(
         self, session: Any, order_id: UUID, verb: str, reason: str, identity: Identity, trace_id: str
     ) -> Outcome:
-        held = models.lock_reservations(session, [order_id])[order_id]
+        held = models.reservations_of(session, [order_id], lock=True)[order_id]
         if verb == COMMIT and held.state == State.RELEASED:
             raise Conflict("The reservation has been released.")
-        stock = models.lock_stock(session, held.quantities)
+        stock = models.stock_of(session, held.quantities, lock=True)
         outcome = domain.settle(stock, held, verb, order_id, reason)
         models.keep(session, [(outcome, identity, trace_id, reason)])
         return outcome

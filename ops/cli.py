@@ -9,23 +9,19 @@ the standard library before anything else is imported.
 
 from __future__ import annotations
 
-import json
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from datetime import datetime
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import click
 
+from ops.console import COULD_NOT, FOUND, complain, json_option, print_json, print_table
+from ops.dlq.commands import dlq
 from shared.config import SERVICES, masked, read
 from shared.errors import CannotWork, Conflict, EcomError, NotFound, TopologyDrift, ValidationFailed
 
-FOUND, COULD_NOT = 1, 3  # and 2 is misuse, which click says itself
-
-# In a pipe nobody sees the width of a terminal, and a row that wraps cannot be searched with grep.
-PIPE_WIDTH = 200
 CONNECT_TIMEOUT_S = 5
 STATEMENT_TIMEOUT_MS = 10_000
 # The databases whose service tells events.
@@ -42,8 +38,6 @@ _HELD = (
     " FROM outbox o WHERE published_at IS NULL AND attempts > 0 ORDER BY id LIMIT :limit"
 )
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """The console script. Ends the process with one of the exit codes above."""
@@ -54,39 +48,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except Exception:
         traceback.print_exc()
     sys.exit(COULD_NOT)
-
-
-def complain(error: EcomError) -> None:
-    """Say in one line on stderr what went wrong."""
-    click.echo(f"ecom: {' '.join(str(error).split())}", err=True)
-
-
-def json_option(command: Command) -> Command:
-    """--json, which every command takes."""
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
-
-
-def print_json(value: Any) -> None:
-    """JSON for programs: one document on stdout, times as RFC 3339."""
-
-    def plain(item: Any) -> str:
-        return item.isoformat() if isinstance(item, datetime) else str(item)
-
-    click.echo(json.dumps(value, indent=2, default=plain))
-
-
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> None:
-    """A table for people."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(*columns, title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for row in rows:
-        # Text and not str: a value with brackets is no markup.
-        table.add_row(*(Text("" if value is None else str(value)) for value in row))
-    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -407,6 +368,9 @@ def _outbox_of(service: str, url: str, limit: int) -> dict[str, Any]:
         reason = str(getattr(error, "orig", None) or error).splitlines()[0]
         raise CannotWork(f"the database of {service} cannot be used: {reason}") from error
     return {"unpublished": unpublished, "oldest_age_s": float(oldest_age_s), "held": [dict(row) for row in held]}
+
+
+ecom.add_command(dlq)
 
 
 if __name__ == "__main__":

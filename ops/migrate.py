@@ -27,8 +27,10 @@ ROOT = Path(__file__).resolve().parent.parent
 READER = "ecom_reader"
 
 # Services that own tables, and those of their tables that the app role may only add to.
-SERVICES = ("order", "inventory", "payment", "auth")
+SERVICES = ("order", "inventory", "payment", "auth", "ops")
 APPEND_ONLY = {"inventory": ("inventory_release_events",)}
+# Those it may change and not delete.
+NEVER_DELETED = {"ops": ("operations", "operation_messages")}
 
 # Two `ecom migrate` at once take turns.
 LOCK_ID = 0x6D69_6772
@@ -58,7 +60,9 @@ def migrate_one(settings: Settings, service: str) -> str:
             connection.execute(text(f'SET ROLE "{owner}"'))
         connection.commit()
         config = Config(str(ROOT / "setup.cfg"), ini_section=service)
-        config.set_section_option(service, "script_location", str(ROOT / f"{service}_service" / "migrations"))
+        config.set_section_option(
+            service, "script_location", str(ROOT / str(config.get_main_option("script_location")))
+        )
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
         connection.commit()
@@ -114,5 +118,6 @@ def _grant(connection: Connection, service: str, app: str, owner: str) -> None:
         f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {READER}",
         f"REVOKE INSERT, UPDATE, DELETE ON alembic_version FROM {quoted_app}",
         *(f"REVOKE UPDATE, DELETE ON {table} FROM {quoted_app}" for table in APPEND_ONLY.get(service, ())),
+        *(f"REVOKE DELETE ON {table} FROM {quoted_app}" for table in NEVER_DELETED.get(service, ())),
     ):
         connection.execute(text(statement))

@@ -14,7 +14,7 @@ from pathlib import Path
 from ops.processes import Process, StackFault, end, spawn, tail
 
 # In the order of starting. Those that answer RPC come before the gateway, which calls them.
-SERVICES = ("auth", "inventory", "payment", "order", "gateway")
+SERVICES = ("auth", "inventory", "payment", "order", "ops", "gateway")
 
 READY_PATIENCE_S = 60.0
 STOP_PATIENCE_S = 15.0

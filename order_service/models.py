@@ -213,11 +213,10 @@ def purge_keys(session: Session) -> int:
 # --- following ----------------------------------------------------------------------------------------------------
 
 
-def lock_orders(session: Session, order_ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, Order]:
-    """The orders, locked in one order for everybody, with what each has followed. Two statements."""
-    rows = session.scalars(
-        select(OrderRow).where(OrderRow.order_id.in_(set(order_ids))).order_by(OrderRow.order_id).with_for_update()
-    ).all()
+def orders_of(session: Session, order_ids: Iterable[uuid.UUID], lock: bool = False) -> dict[uuid.UUID, Order]:
+    """The orders with what each has followed, if asked locked in one order for everybody. Two statements."""
+    query = select(OrderRow).where(OrderRow.order_id.in_(set(order_ids))).order_by(OrderRow.order_id)
+    rows = session.scalars(query.with_for_update() if lock else query).all()
     followed: dict[uuid.UUID, set[tuple[str, uuid.UUID | None]]] = {row.order_id: set() for row in rows}
     heard = select(OrderEventRow.order_id, OrderEventRow.type, OrderEventRow.subject_id).where(
         OrderEventRow.order_id.in_(list(followed)), OrderEventRow.message_id.is_not(None)

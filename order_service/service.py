@@ -99,7 +99,7 @@ class OrderService(Probes):
         self._follow(events, tx)
 
     def _follow(self, events: Events, tx: Tx) -> None:
-        orders = models.lock_orders(tx.session, [event.payload.order_id for event in events])
+        orders = models.orders_of(tx.session, [event.payload.order_id for event in events], lock=True)
         steps = []
         for event in events:
             before = orders.get(event.payload.order_id)

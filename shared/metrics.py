@@ -9,6 +9,7 @@ REQUEST_SECONDS = Histogram("ecom_http_request_seconds", "Time to answer an HTTP
 EVENTS = Counter("ecom_events_total", "Messages settled, by what became of them.", ["service", "queue", "outcome"])
 BATCH_SECONDS = Histogram("ecom_batch_seconds", "Time to settle one batch of messages.", ["service", "queue"])
 PAUSES = Counter("ecom_pauses_total", "Times a consumer paused because its service could not work.", ["queue"])
+DEAD_LETTERS = Gauge("ecom_dead_letters", "Messages in a DLQ, by the broker's count.", ["queue"])
 OUTBOX_PENDING = Gauge("ecom_outbox_pending", "Events told and not yet published.", ["service"])
 OUTBOX_HELD = Gauge("ecom_outbox_held", "Events that could not be published and hold back their order.", ["service"])
 OUTBOX_OLDEST = Gauge("ecom_outbox_oldest_seconds", "Age of the oldest unpublished event.", ["service"])

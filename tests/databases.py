@@ -24,7 +24,7 @@ class Databases:
                 isolation_level="AUTOCOMMIT",
                 pool_pre_ping=True,
             )
-            for name in ("order", "inventory", "payment", "auth")
+            for name in ("order", "inventory", "payment", "auth", "ops")
         }
 
     def connect(self, name: str) -> AbstractContextManager[Connection]:

@@ -10,12 +10,11 @@ from typing import Any
 import eventlet
 import nameko_sqlalchemy
 import psycopg2
-import psycopg2.extensions
 from nameko.containers import WorkerContext
 from sqlalchemy.exc import DBAPIError, InterfaceError, TimeoutError
 from sqlalchemy.orm import Session, sessionmaker
 
-from shared.edge.postgres import connect, wait_with_a_limit
+from shared.edge.postgres import connect
 from shared.errors import CannotWork
 from shared.tables import Base
 
@@ -137,8 +136,6 @@ class Database(nameko_sqlalchemy.Database):
         super().__init__(Base)
 
     def setup(self) -> None:
-        if psycopg2.extensions.get_wait_callback() is not None:  # eventlet made psycopg2 green
-            psycopg2.extensions.set_wait_callback(wait_with_a_limit)
         name = self.container.service_name
         self.db_uri = self.container.config["DB_URIS"][f"{name}:{self.declarative_base.__name__}"]
         self.engine = connect(self.db_uri, name, pool_size=self.container.max_workers + POOL_SPARE)

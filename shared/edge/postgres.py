@@ -46,6 +46,8 @@ def connect(url: str, application: str, pool_size: int = 0, **settings: Any) -> 
 
     `settings` are PostgreSQL's own, as given with -c.
     """
+    if psycopg2.extensions.get_wait_callback() is not None:  # eventlet made psycopg2 green
+        psycopg2.extensions.set_wait_callback(wait_with_a_limit)
     limits = {
         "statement_timeout": STATEMENT_TIMEOUT_MS,
         "lock_timeout": LOCK_TIMEOUT_MS,

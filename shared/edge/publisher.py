@@ -35,6 +35,7 @@ class Outgoing:
     type: str = ""
     headers: Mapping[str, Any] = field(default_factory=dict)
     mandatory: bool = True
+    properties: Mapping[str, Any] = field(default_factory=dict)  # others, and instead of the ones all have
 
 
 class Publisher:
@@ -76,13 +77,16 @@ class Publisher:
             line.channel._basic_publish(
                 amqp.Message(
                     message.body,
-                    content_type=CONTENT_TYPE,
-                    content_encoding="utf-8",
-                    delivery_mode=PERSISTENT,
-                    message_id=message.message_id,
-                    type=message.type,
-                    timestamp=int(time.time()),
-                    application_headers=dict(message.headers),
+                    **{
+                        "content_type": CONTENT_TYPE,
+                        "content_encoding": "utf-8",
+                        "timestamp": int(time.time()),
+                        **message.properties,
+                        "delivery_mode": PERSISTENT,
+                        "message_id": message.message_id,
+                        "type": message.type,
+                        "application_headers": dict(message.headers),
+                    },
                 ),
                 message.exchange,
                 message.routing_key,

@@ -3,21 +3,18 @@
 Import this before anything that opens sockets: eventlet must patch first.
 """
 
-# ruff: noqa: E402
 from __future__ import annotations
 
-import warnings
+# isort: off
+from shared.edge import green  # noqa: F401
 
-warnings.filterwarnings("ignore", message=r"\s*Eventlet is deprecated")
-import eventlet
-
-eventlet.monkey_patch()
-
+# isort: on
 import importlib
 import logging
 import signal
 from typing import Any
 
+import eventlet
 from eventlet.event import Event
 from nameko.containers import ServiceContainer
 
@@ -38,6 +35,7 @@ MODULES = {
     "inventory": "inventory_service.service",
     "payment": "payment_service.service",
     "auth": "auth_service.service",
+    "ops": "ops.service",
 }
 
 

@@ -1,4 +1,7 @@
-"""`@every(seconds)`: a method that one replica runs, again and again: the one whose relay leads."""
+"""`@every(seconds)`: a method that one replica runs, again and again: the one whose relay leads.
+
+In a service that tells no events, and so has no relay, every replica runs it.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ class Every(Entrypoint):
         super().__init__(expected_exceptions=(CannotWork,))
 
     def setup(self) -> None:
-        self._relay = next(item for item in self.container.dependencies if isinstance(item, Relay))
+        self._relay = next((item for item in self.container.dependencies if isinstance(item, Relay)), None)
         self._stopping = Event()
 
     def start(self) -> None:
@@ -35,7 +38,7 @@ class Every(Entrypoint):
         while not self._stopping.ready():
             with eventlet.Timeout(self.seconds, False):
                 self._stopping.wait()
-            if self._relay.leading and not self._stopping.ready():
+            if (self._relay is None or self._relay.leading) and not self._stopping.ready():
                 self.run_once()
 
     def run_once(self) -> None:

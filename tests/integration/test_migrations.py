@@ -43,7 +43,8 @@ def scratch(settings: Settings, database: Databases, service: str) -> Iterator[C
 
 def alembic(service: str, connection: Connection) -> Config:
     config = Config(str(ROOT / "setup.cfg"), ini_section=service)
-    config.set_section_option(service, "script_location", str(ROOT / f"{service}_service" / "migrations"))
+    migrations = ROOT / str(config.get_main_option("script_location"))
+    config.set_section_option(service, "script_location", str(migrations))
     config.attributes["connection"] = connection
     return config
 
@@ -128,7 +129,8 @@ def test_a_service_itself_may_change_rows_and_nothing_else(settings: Settings, s
         "inventory": ("stock_items", "sku"),
         "payment": ("payments", "status"),
         "auth": ("users", "name"),
-    }.get(service, ("alembic_version", "version_num"))
+        "ops": ("operations", "queue"),
+    }[service]
     with login(settings, service) as connection, pytest.raises(ProgrammingError, match=DENIED):
         connection.execute(text(statement.format(table=table, column=column, service=service)))
 
@@ -164,6 +166,14 @@ def test_the_release_audit_can_only_be_added_to(settings: Settings, database: Da
         with pytest.raises(ProgrammingError, match=DENIED):
             connection.execute(text(statement))
         assert connection.scalar(text("SELECT quantity FROM inventory_release_events")) == 1
+
+
+@pytest.mark.parametrize("table", ["operations", "operation_messages"])
+def test_nothing_is_ever_deleted_from_the_operations_ledger(settings: Settings, table: str) -> None:
+    with login(settings, "ops") as connection:
+        connection.execute(text(f"UPDATE {table} SET operation_id = operation_id"))
+        with pytest.raises(ProgrammingError, match=DENIED):
+            connection.execute(text(f"DELETE FROM {table}"))
 
 
 @pytest.mark.parametrize("service", DATABASES)

@@ -22,6 +22,7 @@ from sqlalchemy import make_url
 from ops import cli, migrate
 from shared import config
 from shared.edge import runner
+from topology.table import QUEUES
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DEPLOY = ROOT / "deploy"
@@ -124,8 +125,7 @@ def _settings_faults(name, compose, secrets):
             yield f"{name}: ECOM_ENV does not choose {env}"
         if settings.host != "0.0.0.0":
             yield f"{name}: nobody outside the container reaches {settings.host}"
-        owners = migrate.SERVICES if name == "migrate" else [name] if name in migrate.SERVICES else []
-        if set(settings.database_urls) != set(owners):
+        if set(settings.database_urls) != databases_of(name):
             yield f"{name}: has the databases {sorted(settings.database_urls)}"
         if bool(settings.database_admin_url) != (name == "migrate"):
             yield f"{name}: has the administrator's rights, or lacks them"
@@ -135,6 +135,14 @@ def _settings_faults(name, compose, secrets):
         for url in (*settings.database_urls.values(), settings.database_admin_url):
             if url and (make_url(url).host, make_url(url).port) != ("postgres", 5432):
                 yield f"{name}: a database is on {make_url(url).host}"
+
+
+def databases_of(name):
+    """Whose databases a container may open."""
+    if name == "migrate":
+        return set(migrate.SERVICES)
+    # Operators look at what died in every service that hears events.
+    return {"ops", *(queue.service for queue in QUEUES)} if name == "ops" else {name} & set(migrate.SERVICES)
 
 
 class Listening(dict):

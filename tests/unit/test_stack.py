@@ -243,7 +243,7 @@ def test_some_databases_of_the_user_but_not_all_are_a_mistake(monkeypatch):
     with pytest.raises(StackFault, match=r"missing: .*PAYMENT_DATABASE_URL") as refused:
         stack.databases_given()
     assert refused.value.exit_code == 2
-    for name in ("INVENTORY", "PAYMENT", "AUTH"):
+    for name in ("INVENTORY", "PAYMENT", "AUTH", "OPS"):
         monkeypatch.setenv(f"{name}_DATABASE_URL_FILE", "/run/secrets/url")
     assert stack.databases_given()
 

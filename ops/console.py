@@ -1,0 +1,65 @@
+"""How `ecom` speaks: tables for people, JSON for programs, one line for what went wrong.
+
+Only click and the standard library are imported here: `ecom --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
+from typing import Any, TypeVar
+
+import click
+
+from shared.errors import EcomError
+
+FOUND, COULD_NOT = 1, 3  # and 2 is misuse, which click says itself
+
+# In a pipe nobody sees the width of a terminal, and a row that wraps cannot be searched with grep.
+PIPE_WIDTH = 200
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def complain(error: EcomError) -> None:
+    """Say in one line on stderr what went wrong."""
+    click.echo(f"ecom: {' '.join(str(error).split())}", err=True)
+
+
+def json_option(command: Command) -> Command:
+    """--json, which every command takes."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
+
+
+def print_json(value: Any) -> None:
+    """JSON for programs: one document on stdout, times as RFC 3339."""
+
+    def plain(item: Any) -> str:
+        return item.isoformat() if isinstance(item, datetime) else str(item)
+
+    click.echo(json.dumps(value, indent=2, default=plain))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> None:
+    """A table for people."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*columns, title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        # Text and not str: a value with brackets is no markup.
+        table.add_row(*(Text("" if value is None else str(value)) for value in row))
+    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
+
+
+def confirm(question: str, yes: bool) -> None:
+    """Ask before something is changed; where nobody can answer, --yes must have been said. Raises UsageError."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise click.UsageError("nobody is there to be asked: say --yes")
+    click.confirm(question, abort=True, err=True)

@@ -1,0 +1,259 @@
+"""What the services wrote down about their messages: deaths, inboxes, orders. Read as `ecom_reader`.
+
+The one thing written here is `dead_messages`: what has left a DLQ, and what is in it though nobody wrote it down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Engine, func, make_url, select, tuple_, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from ops.domain import NEVER, Letter
+from order_service.models import OrderRow, timeline
+from shared.config import Settings
+from shared.edge.postgres import connect
+from shared.errors import CannotWork, InvalidCursor
+from shared.events import timestamp
+from shared.paging import decode_cursor, encode_cursor, page_of
+from shared.tables import ConsumedMessage, DeadMessageRow
+from topology.table import BY_NAME
+
+READER = "ecom_reader"
+
+# What a row says of where its message went.
+REPLAYED, DISCARDED, GONE = "replayed", "discarded", "gone"
+
+_THERE = DeadMessageRow.left_at.is_(None)
+
+
+@contextmanager
+def database_faults(name: str) -> Iterator[None]:
+    """A database that is away, or lacks its tables, is nothing that an operator did wrong."""
+    try:
+        yield
+    except DBAPIError as error:
+        reason = str(error.orig or error).strip().splitlines()[0]
+        raise CannotWork(f"the database of {name} cannot be used: {reason}") from error
+
+
+class Books:
+    """The databases of the services, opened when first needed."""
+
+    def __init__(self, settings: Settings, application: str) -> None:
+        self.settings = settings
+        self.application = application
+        self._engines: dict[tuple[str, bool], Engine] = {}
+
+    @contextmanager
+    def read(self, service: str) -> Iterator[Session]:
+        """A session that can only read; each statement sees what is committed. Raises CannotWork."""
+        with database_faults(service), Session(self._engine(service, writes=False)) as session:
+            yield session
+
+    @contextmanager
+    def write(self, service: str) -> Iterator[Session]:
+        """A session that may write; each statement commits itself. Raises CannotWork."""
+        with database_faults(service), Session(self._engine(service, writes=True)) as session:
+            yield session
+
+    def close(self) -> None:
+        """Give the connections back."""
+        for engine in self._engines.values():
+            engine.dispose()
+
+    def _engine(self, service: str, writes: bool) -> Engine:
+        if (service, writes) not in self._engines:
+            url = make_url(self.settings.database_url(service))
+            limits: dict[str, Any] = {}
+            if not writes:
+                # Without a password for the reader, its rights are still all that is used.
+                limits = {"default_transaction_read_only": "on"}
+                if self.settings.reader_password:
+                    url = url.set(username=READER, password=self.settings.reader_password)
+            engine = connect(url.render_as_string(hide_password=False), self.application, pool_size=2, **limits)
+            self._engines[service, writes] = engine.execution_options(isolation_level="AUTOCOMMIT")
+        return self._engines[service, writes]
+
+    # --- the inbox ---
+
+    def consumed(self, queue: str, message_ids: Collection[UUID]) -> set[UUID]:
+        """Those that have taken effect on the consumer of a main queue."""
+        query = select(ConsumedMessage.message_id).where(
+            ConsumedMessage.consumer == queue, ConsumedMessage.message_id.in_(message_ids)
+        )
+        with self.read(BY_NAME[queue].service) as session:
+            return set(session.scalars(query))
+
+    # --- dead messages ---
+
+    def deaths(self, service: str) -> list[dict[str, Any]]:
+        """What lies in the DLQs of a service by reason: {queue, reason, count, oldest, newest}."""
+        row = DeadMessageRow
+        query = (
+            select(row.queue, row.reason, func.count(), func.min(row.first_failed_at), func.max(row.died_at))
+            .where(_THERE)
+            .group_by(row.queue, row.reason)
+            .order_by(row.queue, func.count().desc(), row.reason)
+        )
+        with self.read(service) as session:
+            found = session.execute(query).all()
+        return [dict(zip(("queue", "reason", "count", "oldest", "newest"), row, strict=True)) for row in found]
+
+    def groups(self, queue: str) -> list[dict[str, Any]]:
+        """What lies in the DLQ of a main queue by reason, error and event type, most first, each with an example."""
+        row = DeadMessageRow
+        alike = (row.reason, row.error_class, row.event_type)
+        example = func.min(func.concat(row.message_id, " ", row.error_message))
+        query = (
+            select(*alike, func.count(), func.min(row.first_failed_at), func.max(row.died_at), example)
+            .where(row.queue == queue, _THERE)
+            .group_by(*alike)
+            .order_by(func.count().desc())
+        )
+        with self.read(BY_NAME[queue].service) as session:
+            found = session.execute(query).all()
+        return [
+            {
+                "reason": reason,
+                "error_class": error_class,
+                "event_type": event_type or "",
+                "count": count,
+                "oldest": oldest,
+                "newest": newest,
+                "example_id": text_.partition(" ")[0],
+                "example_error": text_.partition(" ")[2],
+            }
+            for reason, error_class, event_type, count, oldest, newest, text_ in found
+        ]
+
+    def page(
+        self, queue: str, filters: Mapping[str, Any], limit: int, cursor: str | None
+    ) -> tuple[list[dict[str, Any]], str | None]:
+        """A page of what lies in the DLQ of a main queue, last dead first, and the next cursor.
+
+        `filters`: reason, event_type, order_id, trace_id. Raises InvalidCursor.
+        """
+        row = DeadMessageRow
+        query = select(row).where(row.queue == queue, _THERE).order_by(row.died_at.desc(), row.id.desc())
+        for name, value in filters.items():
+            query = query.where(getattr(row, name) == value)
+        if cursor:
+            died_at, last = decode_cursor(cursor, {"queue": queue, **filters}, [str, int])
+            try:
+                query = query.where(tuple_(row.died_at, row.id) < (datetime.fromisoformat(died_at), last))
+            except ValueError as error:
+                raise InvalidCursor from error
+        with self.read(BY_NAME[queue].service) as session:
+            rows, more = page_of(session.scalars(query.limit(limit + 1)).all(), limit)
+        last_seen = [rows[-1].died_at.isoformat(), rows[-1].id] if more else []
+        return [_told(row) for row in rows], encode_cursor(last_seen, {"queue": queue, **filters}) if more else None
+
+    def recorded(self, queue: str) -> set[UUID]:
+        """The ids of all that is written down as lying in the DLQ of a main queue."""
+        query = select(DeadMessageRow.message_id).where(DeadMessageRow.queue == queue, _THERE)
+        with self.read(BY_NAME[queue].service) as session:
+            return set(session.scalars(query))
+
+    def there(self, queue: str, message_ids: Collection[UUID]) -> set[UUID]:
+        """Those of them that are written down as lying in the DLQ of a main queue."""
+        row = DeadMessageRow
+        query = select(row.message_id).where(row.queue == queue, row.message_id.in_(message_ids), _THERE)
+        with self.read(BY_NAME[queue].service) as session:
+            return set(session.scalars(query))
+
+    def of_order(self, order_id: UUID) -> list[dict[str, Any]]:
+        """Every message of an order that lies in a DLQ."""
+        found = []
+        for service in services():
+            with self.read(service) as session:
+                rows = session.scalars(select(DeadMessageRow).where(DeadMessageRow.order_id == order_id, _THERE))
+                found += [_told(row) for row in rows]
+        return found
+
+    def now(self, queue: str) -> datetime:
+        """The clock by which deaths in a queue are dated."""
+        with self.read(BY_NAME[queue].service) as session:
+            return session.execute(select(func.clock_timestamp())).scalar_one()
+
+    def leave(self, queue: str, message_ids: Collection[UUID], how: str, died_before: datetime) -> int:
+        """Write down that these left the DLQ; how many did. One that has died again since then stays as it is."""
+        row = DeadMessageRow
+        statement = (
+            update(row)
+            .where(row.queue == queue, row.message_id.in_(message_ids), row.died_at < died_before, _THERE)
+            .values(left_at=func.now(), left_how=how)
+            .execution_options(synchronize_session=False)
+        )
+        with self.write(BY_NAME[queue].service) as session:
+            return int(session.execute(statement).rowcount)  # type: ignore[attr-defined]
+
+    def enter(self, queue: str, letters: Sequence[Letter]) -> None:
+        """Write down that these lie in the DLQ, whatever was written of them before. One statement."""
+        unique = {letter.message_id: letter for letter in letters}
+        if not unique:
+            return
+        with self.write(BY_NAME[queue].service) as session:
+            moment = session.execute(select(func.now())).scalar_one()
+            rows = [
+                {
+                    "message_id": letter.message_id,
+                    "queue": queue,
+                    "service": BY_NAME[queue].service,
+                    "event_type": letter.event_type or None,
+                    "order_id": letter.order_id,
+                    "trace_id": letter.trace_id or None,
+                    "reason": letter.reason,
+                    "error_class": letter.error_class,
+                    "error_message": letter.error_message,
+                    "attempts": letter.attempts,
+                    "replays": letter.replays,
+                    "first_failed_at": letter.first_failed_at if letter.first_failed_at != NEVER else moment,
+                    "died_at": letter.last_failed_at if letter.last_failed_at != NEVER else moment,
+                }
+                for letter in unique.values()
+            ]
+            statement = upsert(DeadMessageRow).values(rows)
+            kept = {name: statement.excluded[name] for name in rows[0] if name not in ("message_id", "queue")}
+            session.execute(
+                statement.on_conflict_do_update(
+                    index_elements=["queue", "message_id"], set_={**kept, "left_at": None, "left_how": None}
+                )
+            )
+
+    # --- orders ---
+
+    def order_now(self, order_id: UUID) -> dict[str, Any] | None:
+        """What an order is now, with its steps so far; None when there is none."""
+        with self.read("order") as session:
+            row = session.get(OrderRow, order_id)
+            return timeline(session, row) if row else None
+
+
+def services() -> tuple[str, ...]:
+    """The services that have queues, each once."""
+    return tuple(dict.fromkeys(queue.service for queue in BY_NAME.values()))
+
+
+def _told(row: DeadMessageRow) -> dict[str, Any]:
+    return {
+        "message_id": str(row.message_id),
+        "queue": row.queue,
+        "event_type": row.event_type,
+        "order_id": str(row.order_id) if row.order_id else None,
+        "trace_id": row.trace_id,
+        "reason": row.reason,
+        "error_class": row.error_class,
+        "error_message": row.error_message,
+        "attempts": row.attempts,
+        "replays": row.replays,
+        "first_failed_at": timestamp(row.first_failed_at),
+        "died_at": timestamp(row.died_at),
+    }

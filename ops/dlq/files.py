@@ -1,0 +1,200 @@
+"""Dead letters in files: exported, discarded into one, and put back from one.
+
+A file holds one message a line, as JSON with all its properties and headers. It is there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from ops.dlq.books import DISCARDED
+from ops.dlq.desk import CHUNK, Desk, Run
+from ops.dlq.letters import Content, edited, from_line, letter_of, returning
+from ops.dlq.selection import Selection
+from ops.domain import Fate, Filter, Kind, dlq_of
+from shared.errors import CannotWork, Conflict, DeadMessage, ValidationFailed
+from topology.table import main_queue
+
+
+def export(desk: Desk, queue: str, file: Path, chosen: Filter, most: int | None = None) -> Run:
+    """Write letters to a new file; they stay in the DLQ.
+
+    Raises Conflict when the file exists or somebody works on the DLQ, CannotWork.
+    """
+    _, dlq = dlq_of(queue)
+    refuse_existing(file)
+    with desk.operation(Kind.EXPORT, dlq, chosen, {"max": most}, file) as run:
+        with desk.select(dlq, chosen) as selection:
+            write(run, selection, file, most)
+    return run
+
+
+def discard(desk: Desk, queue: str, file: Path, chosen: Filter, most: int | None) -> Run:
+    """Take letters out of the DLQ, into a new file first: on disk and read again before any of them is gone.
+
+    Raises Conflict, CannotWork, as `export`.
+    """
+    main, dlq = dlq_of(queue)
+    refuse_existing(file)
+    with desk.operation(Kind.DISCARD, dlq, chosen, {"max": most}, file) as run:
+        with desk.select(dlq, chosen) as selection:
+            write(run, selection, file, most)
+            if checksum(file) != run.sha256:
+                raise CannotWork(f"{file} does not read as it was written: nothing was discarded")
+            left = run.tally.chosen
+            while left > 0 and not run.must_stop():
+                held = selection.take(min(CHUNK, left))
+                if not held:
+                    break
+                left -= len(held)
+                letters = [item.letter for item in held]
+                run.count(Fate.STARTED, letters)
+                died_before = desk.books.now(main)
+                selection.mailbox.ack([item.slot.tag for item in held])
+                desk.books.leave(main, [letter.message_id for letter in letters], DISCARDED, died_before)
+                run.count(Fate.DISCARDED, letters)
+    return run
+
+
+def put_back(desk: Desk, file: Path, corrected: bool = False) -> list[Run]:
+    """Put the letters of a file back into the DLQs they came from; what is there already is left out.
+
+    With `corrected` their bodies were edited: each goes under a message_id of its own, which is the same when the
+    file is taken again. Raises ValidationFailed, naming the lines, before anything is changed; Conflict, CannotWork.
+    """
+    queues, sha256, _ = survey(file, corrected)
+    runs = []
+    for dlq in queues:
+        with desk.operation(Kind.IMPORT, dlq, Filter(), {"edited": corrected}, file) as run:
+            run.sha256 = sha256
+            for chunk in chunks(_of_queue(file, dlq, corrected), CHUNK):
+                if run.must_stop():
+                    break
+                _put_back(desk, run, chunk)
+        runs.append(run)
+    return runs
+
+
+def _put_back(desk: Desk, run: Run, contents: list[Content]) -> None:
+    main = main_queue(run.queue)
+    letters = [letter_of(content) for content in contents]
+    there = desk.books.there(main, {letter.message_id for letter in letters})
+    run.count(Fate.THERE, [letter for letter in letters if letter.message_id in there])
+    new = [letter for letter in letters if letter.message_id not in there]
+    run.tally.chosen += len(letters)
+    run.count(Fate.STARTED, new)
+    # Published first: if we die in between, taking the file again puts a second copy there and loses none.
+    desk.publish(
+        [
+            returning(content)
+            for content, letter in zip(contents, letters, strict=True)
+            if letter.message_id not in there
+        ]
+    )
+    desk.books.enter(main, new)
+    run.count(Fate.IMPORTED, new)
+
+
+# --- the file -----------------------------------------------------------------------------------------------------
+
+
+def write(run: Run, selection: Selection, file: Path, most: int | None) -> None:
+    """The lines of the oldest letters, safe on the disk. Raises Conflict when the file is there, CannotWork."""
+    unfinished = file.with_name(f".{file.name}.{run.operation_id.hex}")
+    digest = hashlib.sha256()
+    try:
+        descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(descriptor, "wb") as out:
+            for line in selection.lines(most):
+                out.write(line)
+                digest.update(line)
+                run.tally.chosen += 1
+                if run.tally.chosen % CHUNK == 0:
+                    run.tell()
+            out.flush()
+            os.fsync(out.fileno())
+        os.link(unfinished, file)  # and not a rename, which would replace what somebody put there meanwhile
+        _sync_directory(file)
+    except FileExistsError as error:
+        raise Conflict(f"{file} is there already") from error
+    except OSError as error:
+        raise CannotWork(f"{file} cannot be written: {error.strerror}") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+    run.sha256 = digest.hexdigest()
+    run.tell()
+
+
+def checksum(file: Path) -> str:
+    """The SHA-256 of a file, read anew."""
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def refuse_existing(file: Path) -> None:
+    """Raise Conflict: no file is ever overwritten."""
+    if file.exists():
+        raise Conflict(f"{file} is there already")
+
+
+def _sync_directory(file: Path) -> None:
+    descriptor = os.open(file.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def lines(file: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file with their numbers, empty ones left out. Raises ValidationFailed."""
+    try:
+        with open(file, "rb") as opened:
+            for number, line in enumerate(opened, start=1):
+                if line.strip():
+                    yield number, line
+    except OSError as error:
+        raise ValidationFailed(f"{file} cannot be read: {error.strerror}") from error
+
+
+def survey(file: Path, corrected: bool) -> tuple[list[str], str, int]:
+    """The DLQs in a file, in the order in which they are locked, its SHA-256, and how many messages it holds.
+
+    Raises ValidationFailed, naming the lines that hold none.
+    """
+    queues, faults, digest, count = set(), [], hashlib.sha256(), 0
+    for number, line in lines(file):
+        digest.update(line)
+        count += 1
+        try:
+            content = from_line(line)
+            queues.add(content.queue)
+            if corrected:
+                edited(content)
+        except (ValidationFailed, DeadMessage) as error:
+            faults.append(f"line {number}: {error}")
+    if faults:
+        more = f" (and {len(faults) - 5} more)" if len(faults) > 5 else ""
+        raise ValidationFailed(f"{file}: {'; '.join(faults[:5])}{more}; nothing was put back")
+    return sorted(queues), digest.hexdigest(), count
+
+
+def _of_queue(file: Path, dlq: str, corrected: bool) -> Iterator[Content]:
+    for _, line in lines(file):
+        content = from_line(line)
+        if content.queue == dlq:
+            yield edited(content) if corrected else content
+
+
+def chunks(items: Iterable[Content], size: int) -> Iterator[list[Content]]:
+    """The same in lists of at most so many."""
+    chunk: list[Content] = []
+    for item in items:
+        chunk.append(item)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk

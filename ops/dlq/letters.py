@@ -1,0 +1,273 @@
+"""A dead message as it lies in its DLQ: read, kept in a file line for line, and made ready to go back."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID, uuid5
+
+import amqp
+
+from ops.domain import CRASH, NEVER, UNKNOWN, Letter
+from shared.edge.publisher import Outgoing
+from shared.errors import DeadMessage, InvalidSchema, ValidationFailed
+from shared.events import CONTRACT_VERSION, Envelope, decode
+from shared.tracing import traceparent
+from topology.table import BY_NAME, failed_exchange, main_queue
+
+# For messages that have no id of their own, and for corrected copies: the same input always gets the same id.
+NAMESPACE = UUID("0c2f2a0e-7a5e-5c0f-8a8c-6a0f6f1f4d11")
+
+# What a replay keeps of the headers. Never those of a death: RabbitMQ 3.10 drops such a message as a cycle, and a
+# delivery count that came along would be taken for its own.
+KEPT = ("x-first-failed-at", "x-original-routing-key", "event-contract-version", "traceparent")
+
+# Written by the broker; put back they would mean something else.
+BROKERS = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
+
+# Not put back: a time to live would end it in the DLQ, and the broker refuses another's user_id.
+LEFT_OUT = ("message_id", "type", "expiration", "user_id", "cluster_id", "delivery_mode")
+
+CRASHED = "its consumer ended or hung each time it was delivered"
+
+
+@dataclass(frozen=True)
+class Content:
+    """A message as the broker hands it over."""
+
+    queue: str  # the DLQ it was read from
+    exchange: str
+    routing_key: str
+    properties: Mapping[str, Any]  # without the headers
+    headers: Mapping[str, Any]
+    body: bytes
+
+
+def content_of(dlq: str, message: amqp.Message) -> Content:
+    """What was delivered."""
+    properties = {name: value for name, value in message.properties.items() if name != "application_headers"}
+    body = message.body
+    return Content(
+        dlq,
+        message.delivery_info["exchange"],
+        message.delivery_info["routing_key"],
+        properties,
+        message.headers or {},
+        body.encode("utf-8", "surrogatepass") if isinstance(body, str) else bytes(body),
+    )
+
+
+# --- reading ------------------------------------------------------------------------------------------------------
+
+
+def letter_of(content: Content) -> Letter:
+    """What the rules need to know of it. Anything may be missing or nonsense: nothing in it is trusted."""
+    headers, properties = content.headers, content.properties
+    event = _fields(content.body)
+    payload = event.get("payload", event)
+    reason = headers.get("x-reason")
+    crashed = not reason and headers.get("x-first-death-reason") == "delivery_limit"
+    died = _death_time(headers)
+    first = _moment(headers.get("x-first-failed-at")) or died
+    return Letter(
+        message_id=id_of(content),
+        reason=str(reason) if reason else CRASH if crashed else UNKNOWN,
+        error_class=_text(headers.get("x-error-class")),
+        error_message=_text(headers.get("x-error-message")) or (CRASHED if crashed else ""),
+        event_type=_text(properties.get("type")) or _text(event.get("type")),
+        order_id=_uuid(payload.get("order_id")) if isinstance(payload, dict) else None,
+        trace_id=_text(event.get("trace_id")),
+        attempts=_whole(headers.get("x-attempt")),
+        replays=_whole(headers.get("x-replays")),
+        first_failed_at=first or NEVER,
+        last_failed_at=_moment(headers.get("x-last-failed-at")) or died or first or NEVER,
+        born_at=_moment(event.get("occurred_at")) or _stamp(properties.get("timestamp")) or NEVER,
+    )
+
+
+def id_of(content: Content) -> UUID:
+    """Its message_id; of one that has none, a name made of its content, so that it is the same at each reading."""
+    named = _uuid(content.properties.get("message_id"))
+    written = _uuid(_fields(content.body).get("message_id"))
+    # Who judged it wrote its id on it; of a crash only the body says what its consumer will know it by.
+    judged = "x-reason" in content.headers
+    return (named or written if judged else written or named) or uuid5(NAMESPACE, content.body.hex())
+
+
+def event_of(content: Content) -> Envelope:
+    """The event in it, a bare payload completed under its id. Raises DeadMessage, as its consumer would."""
+    key = str(content.headers.get("x-original-routing-key") or content.properties.get("type") or content.routing_key)
+    event = decode(content.body, key)
+    return event if "message_id" in _fields(content.body) else replace(event, message_id=id_of(content))
+
+
+def outgoing(content: Content) -> Outgoing:
+    """The message as it goes back: to its main queue alone, by the exchange of its service, with clean headers."""
+    queue = main_queue(content.queue)
+    message_id = id_of(content)
+    headers = {name: content.headers[name] for name in KEPT if name in content.headers}
+    headers["x-replays"] = _whole(content.headers.get("x-replays")) + 1
+    body, type_ = content.body, _text(content.properties.get("type"))
+    try:
+        event = event_of(content)
+    except DeadMessage:
+        pass  # it goes back as it is: its consumer will say why it cannot be read
+    else:
+        message_id, type_ = event.message_id, event.type
+        headers |= {"event-contract-version": CONTRACT_VERSION, "traceparent": traceparent(event.trace_id)}
+        if "message_id" not in _fields(content.body):
+            body = event.to_json().encode()
+    exchange = failed_exchange(BY_NAME[queue].service)
+    return Outgoing(exchange, queue, body, str(message_id), type_, headers)
+
+
+def returning(content: Content) -> Outgoing:
+    """The message as it goes back into the DLQ it was exported from: all of it but what only a broker may say."""
+    letter = letter_of(content)
+    headers = {name: value for name, value in content.headers.items() if not name.startswith(BROKERS)}
+    if letter.reason == CRASH:
+        # The broker's own words are left out, so it is said in ours.
+        headers |= {"x-reason": CRASH, "x-error-message": CRASHED}
+        headers.setdefault("x-first-failed-at", letter.first_failed_at.isoformat())
+    exchange = failed_exchange(BY_NAME[main_queue(content.queue)].service)
+    properties = {name: value for name, value in content.properties.items() if name not in LEFT_OUT}
+    return Outgoing(
+        exchange,
+        content.queue,
+        content.body,
+        str(letter.message_id),
+        _text(content.properties.get("type")),
+        headers,
+        properties=properties,
+    )
+
+
+def edited(content: Content) -> Content:
+    """A corrected message under an id of its own, caused by the one it corrects. Raises DeadMessage.
+
+    The id is made of the old one and the new body: the same correction twice is one message.
+    """
+    old = id_of(content)
+    event = event_of(content)
+    new = uuid5(NAMESPACE, old.hex + content.body.hex())
+    event = replace(event, message_id=new, causation_id=old)
+    headers = {name: value for name, value in content.headers.items() if name != "x-replays"}
+    properties = {**content.properties, "message_id": str(new), "type": event.type}
+    return replace(content, properties=properties, headers=headers, body=event.to_json().encode())
+
+
+# --- lines of a file ----------------------------------------------------------------------------------------------
+
+
+def to_line(content: Content) -> bytes:
+    """One line of JSON that holds all of it; the body as text where it is UTF-8, so that it can be edited."""
+    try:
+        body = {"body": content.body.decode("utf-8")}
+    except UnicodeDecodeError:
+        body = {"body_base64": base64.b64encode(content.body).decode()}
+    line = {
+        "message_id": str(id_of(content)),
+        "queue": content.queue,
+        "exchange": content.exchange,
+        "routing_key": content.routing_key,
+        "properties": content.properties,
+        "headers": content.headers,
+        **body,
+    }
+    return json.dumps(line, default=_unusual, separators=(",", ":")).encode() + b"\n"
+
+
+def from_line(line: bytes) -> Content:
+    """The message in a line. Raises ValidationFailed for what `to_line` has not written."""
+    try:
+        fields = json.loads(line, object_hook=_usual)
+        text = fields.get("body")
+        body = base64.b64decode(fields["body_base64"], validate=True) if text is None else text.encode()
+        content = Content(
+            fields["queue"], fields["exchange"], fields["routing_key"], fields["properties"], fields["headers"], body
+        )
+        known = main_queue(content.queue) in BY_NAME and content.queue != main_queue(content.queue)
+        if not (known and isinstance(content.properties, dict) and isinstance(content.headers, dict)):
+            raise ValueError("no message of a DLQ of ours")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValidationFailed(f"not a line of an export: {type(error).__name__} {error}") from error
+    return content
+
+
+_UNUSUAL: dict[str, Callable[[str], Any]] = {
+    "$time": datetime.fromisoformat,
+    "$bytes": base64.b64decode,
+    "$decimal": Decimal,
+}
+
+
+def _unusual(value: Any) -> dict[str, str]:
+    """Header values that JSON does not know."""
+    if isinstance(value, datetime):
+        return {"$time": value.isoformat()}
+    if isinstance(value, Decimal):
+        return {"$decimal": str(value)}
+    if isinstance(value, bytes | bytearray):
+        return {"$bytes": base64.b64encode(value).decode()}
+    raise InvalidSchema(f"a header holds a {type(value).__name__}, which no export can hold")
+
+
+def _usual(fields: dict[str, Any]) -> Any:
+    if len(fields) == 1:
+        ((name, value),) = fields.items()
+        if name in _UNUSUAL:
+            return _UNUSUAL[name](value)
+    return fields
+
+
+# --- what may be nonsense -----------------------------------------------------------------------------------------
+
+
+def _fields(body: bytes) -> dict[str, Any]:
+    try:
+        fields = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return fields if isinstance(fields, dict) else {}
+
+
+def _text(value: object) -> str:
+    return value[:1024] if isinstance(value, str) else ""
+
+
+def _whole(value: object) -> int:
+    return value if type(value) is int and value > 0 else 0
+
+
+def _uuid(value: object) -> UUID | None:
+    try:
+        return UUID(value) if isinstance(value, str) else None
+    except ValueError:
+        return None
+
+
+def _moment(value: object) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(value) if isinstance(value, str) else None
+        return moment.astimezone(UTC) if moment and moment.tzinfo else None
+    except (ValueError, OverflowError):
+        return None
+
+
+def _stamp(value: object) -> datetime | None:
+    try:
+        return datetime.fromtimestamp(value, UTC) if isinstance(value, int) else None
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
+def _death_time(headers: Mapping[str, Any]) -> datetime | None:
+    deaths = headers.get("x-death")
+    times = [death.get("time") for death in deaths if isinstance(death, dict)] if isinstance(deaths, list) else []
+    known = [moment.replace(tzinfo=UTC) for moment in times if isinstance(moment, datetime)]
+    return min(known, default=None)

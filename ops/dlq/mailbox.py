@@ -1,0 +1,126 @@
+"""A DLQ in an operator's hands: what it hands out stays the broker's until it is acked.
+
+Everything read is held unsettled, and what was not acked goes back when the mailbox is closed, in whatever way it is
+closed: nothing can be lost by reading. Holding all of it is also what makes one pass see each message once: a message
+given back earlier would come again at once. 100,000 held messages cost the reader a tag each.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+
+import amqp
+from amqp.exceptions import NotFound as NoSuchQueue
+
+from ops.dlq.letters import Content, content_of
+from shared.edge.broker import BROKER_ERRORS, Line
+from shared.errors import CannotWork
+
+# So many are on their way at one time. A consumer that has them all is replaced by a new one, which gets the next.
+PREFETCH = 1000
+# The count at the start says how many there are; what another reader is just giving back is waited for so long.
+SILENCE_S = 2.0
+# The broker ends a channel that holds a message for 30 minutes (its consumer_timeout): long before, all is put back
+# and read again.
+HOLD_S = 600.0
+
+
+@contextmanager
+def broker_faults() -> Iterator[None]:
+    """What the broker does to us, as what it means: nothing is lost, and the operator may try again."""
+    try:
+        yield
+    except NoSuchQueue as error:
+        raise CannotWork(f"the broker has no such queue ({error.reply_text}); see: ecom topology apply") from error
+    except BROKER_ERRORS as error:
+        raise CannotWork(f"the broker is away: {type(error).__name__} {error}") from error
+
+
+def depths(uri: str, heartbeat_s: float, queues: Sequence[str]) -> dict[str, int]:
+    """How many messages are ready in each queue. Raises CannotWork."""
+    with broker_faults():
+        line = Line(uri, heartbeat_s)
+        try:
+            with line.patience():
+                return {name: int(line.channel.queue_declare(name, passive=True).message_count) for name in queues}
+        finally:
+            line.drop()
+
+
+class Mailbox:
+    """One DLQ, opened for reading. Every method raises CannotWork when the broker is away; then all is put back."""
+
+    def __init__(self, uri: str, heartbeat_s: float, dlq: str) -> None:
+        self.dlq = dlq
+        self._opened = time.monotonic()
+        self._came: deque[tuple[int, Content]] = deque()
+        self._room = 0
+        self._tag: str | None = None
+        with broker_faults():
+            self._line = Line(uri, heartbeat_s)
+
+    def __enter__(self) -> Mailbox:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._line.drop()
+
+    @property
+    def tired(self) -> bool:
+        """Whether it has been open for so long that it should be opened anew."""
+        return time.monotonic() - self._opened > HOLD_S
+
+    def waiting(self) -> int:
+        """How many messages nobody holds."""
+        with broker_faults(), self._line.patience():
+            return int(self._line.channel.queue_declare(self.dlq, passive=True).message_count)
+
+    def read(self) -> Iterator[tuple[int, Content]]:
+        """Each message that is there when it begins, with the tag to ack it by."""
+        for _ in range(self.waiting()):
+            if not self._came and not self._fetch(SILENCE_S):
+                return
+            yield self._came.popleft()
+
+    def arrivals(self) -> Iterator[tuple[int, Content]]:
+        """What has come since, without waiting."""
+        while self._came or self._fetch(0):
+            yield self._came.popleft()
+
+    def ack(self, tags: Sequence[int]) -> None:
+        """Take these out of the DLQ for good, and return when the broker has heard it."""
+        with broker_faults():
+            self._line.rest()
+            for tag in tags:
+                self._line.channel.basic_ack(tag)
+        self.waiting()  # an answer to a later question: the acks were read before it
+
+    def _fetch(self, patience_s: float) -> bool:
+        """Read what is on its way; whether there is anything."""
+        with broker_faults():
+            self._line.rest()
+            if self._room == 0:
+                self._subscribe()
+            deadline = time.monotonic() + patience_s
+            while not self._came:
+                left = deadline - time.monotonic()
+                if not self._line.read(timeout_s=max(left, 0)) and left <= 0:
+                    break
+        return bool(self._came)
+
+    def _subscribe(self) -> None:
+        channel = self._line.channel
+        with self._line.patience():
+            if self._tag is not None:
+                channel.basic_cancel(self._tag)  # what it has delivered stays ours
+            channel.basic_qos(0, PREFETCH, False)
+            self._tag = channel.basic_consume(self.dlq, callback=self._receive)
+        self._room = PREFETCH
+
+    def _receive(self, message: amqp.Message) -> None:
+        self._room -= 1
+        self._came.append((message.delivery_info["delivery_tag"], content_of(self.dlq, message)))

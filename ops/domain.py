@@ -1,0 +1,202 @@
+"""The rules of dead letters: which are chosen, which are refused, and in what waves they go back to work.
+
+Plain values in, plain values out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from uuid import UUID
+
+from shared.errors import ValidationFailed
+from topology.table import BY_NAME, dead_letter_queue, main_queue
+
+# A message that was replayed so often has a fault that no replay mends.
+MAX_REPLAYS = 3
+
+# What nobody wrote a reason on, the broker put there by itself: its consumer died with it, again and again.
+CRASH = "crash"
+# Put into the DLQ by a stranger, who gave no reason.
+UNKNOWN = "unknown"
+
+# No message at all is known to be older than this.
+NEVER = datetime.min.replace(tzinfo=UTC)
+
+
+class Kind(StrEnum):
+    """What an operator does with dead letters."""
+
+    REPLAY = "replay"
+    EXPORT = "export"
+    DISCARD = "discard"
+    IMPORT = "import"
+
+
+class Status(StrEnum):
+    """How far an operation got. All but STARTED are final."""
+
+    STARTED = "started"
+    DONE = "done"
+    STOPPED = "stopped"  # it ended itself, or was asked to, before it was through
+    FAILED = "failed"  # it could not go on
+    INTERRUPTED = "interrupted"  # its process died
+
+
+class Fate(StrEnum):
+    """What became of one message in an operation."""
+
+    STARTED = "started"  # about to be sent; still so after a crash: it may be in both queues, which the inbox absorbs
+    SENT = "sent"  # safe in its main queue and gone from the DLQ; not consumed yet
+    APPLIED = "applied"  # its consumer has it in its inbox
+    DEAD_AGAIN = "dead_again"
+    REFUSED = "refused"  # by a guard: it is still in the DLQ
+    DISCARDED = "discarded"
+    IMPORTED = "imported"
+    THERE = "already_there"  # not imported: the DLQ holds it
+
+
+class Prediction(StrEnum):
+    """What a replay of a message would do now."""
+
+    APPLY = "will apply"
+    APPLIED = "already applied"
+    STALE = "stale"
+    POISON = "still poison"
+
+
+@dataclass(frozen=True)
+class Letter:
+    """One dead message, as far as its choice depends on it. `born_at` is when the event occurred, if it says so."""
+
+    message_id: UUID
+    reason: str
+    error_class: str = ""
+    error_message: str = ""
+    event_type: str = ""
+    order_id: UUID | None = None
+    trace_id: str = ""
+    attempts: int = 0
+    replays: int = 0
+    first_failed_at: datetime = NEVER
+    last_failed_at: datetime = NEVER
+    born_at: datetime = NEVER
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which letters are meant. What is empty lets everything pass; `error` is found in its class or message."""
+
+    ids: frozenset[UUID] = frozenset()
+    reasons: frozenset[str] = frozenset()
+    error: str = ""
+    types: frozenset[str] = frozenset()
+    order_id: UUID | None = None
+    trace_id: str = ""
+    since: datetime | None = None
+    until: datetime | None = None
+
+    def matches(self, letter: Letter) -> bool:
+        """Whether a letter is meant. Times are compared with when it first failed: since <= it < until."""
+        return (
+            (not self.ids or letter.message_id in self.ids)
+            and (not self.reasons or letter.reason in self.reasons)
+            and (not self.error or self.error.lower() in f"{letter.error_class}: {letter.error_message}".lower())
+            and (not self.types or letter.event_type in self.types)
+            and (self.order_id is None or letter.order_id == self.order_id)
+            and (not self.trace_id or letter.trace_id == self.trace_id)
+            and (self.since is None or letter.first_failed_at >= self.since)
+            and (self.until is None or letter.first_failed_at < self.until)
+        )
+
+    def told(self) -> dict[str, object]:
+        """What is set of it, as plain values for the ledger."""
+        return {
+            name: sorted(map(str, value)) if isinstance(value, frozenset) else str(value)
+            for name, value in self.__dict__.items()
+            if value
+        }
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast letters go back: so many a second (None: as fast as they are confirmed), in waves of these sizes."""
+
+    per_second: float | None = None
+    ramp: tuple[int, ...] = ()
+
+    def told(self) -> dict[str, object]:
+        """As plain values for the ledger."""
+        return {"rate": self.per_second, "ramp": list(self.ramp)}
+
+
+@dataclass
+class Tally:
+    """What became of the messages of an operation, counted."""
+
+    chosen: int = 0
+    fates: Counter[Fate] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)  # why they were refused, or are dead again
+
+    def told(self) -> dict[str, object]:
+        """As plain values for the ledger."""
+        fates = {fate.value: count for fate, count in self.fates.items() if count}
+        return {"chosen": self.chosen, **fates, **({"reasons": dict(self.reasons)} if self.reasons else {})}
+
+
+def dlq_of(queue: str) -> tuple[str, str]:
+    """The main queue and DLQ of either's name. Raises ValidationFailed for a name that is not in the table."""
+    main = main_queue(queue)
+    if main not in BY_NAME:
+        raise ValidationFailed(f"there is no queue {queue!r}; one of {', '.join(BY_NAME)}")
+    return main, dead_letter_queue(main)
+
+
+def refusal(letter: Letter, now: datetime, inbox_days: int) -> str | None:
+    """Why a letter must not be replayed without force, or None.
+
+    The inbox absorbs what has taken effect already for as long as it remembers; an older message could act twice.
+    """
+    if letter.replays >= MAX_REPLAYS:
+        return f"replayed {letter.replays} times before"
+    born = min((moment for moment in (letter.born_at, letter.first_failed_at) if moment != NEVER), default=None)
+    if born is None:
+        return "of unknown age"
+    if now - born > timedelta(days=inbox_days):
+        return f"older than the {inbox_days} days that the inbox remembers"
+    return None
+
+
+def waves(ramp: Iterable[int]) -> Iterator[int]:
+    """The sizes of waves: those of the ramp, then its last again and again."""
+    size = 0
+    for size in ramp:
+        yield size
+    while size:
+        yield size
+
+
+_RATE = re.compile(r"([0-9]+(?:\.[0-9]+)?)/(s|m|min|h)")
+_SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600}
+
+
+def parse_rate(text: str) -> float | None:
+    """`10/s`, `30/m`, or `max` for no limit, as messages a second. Raises ValidationFailed."""
+    if text == "max":
+        return None
+    match = _RATE.fullmatch(text)
+    if match is None or not float(match[1]):
+        raise ValidationFailed(f"a rate reads 10/s, 30/m, 100/h or max, not {text!r}")
+    return float(match[1]) / _SECONDS[match[2]]
+
+
+def parse_ramp(text: str) -> tuple[int, ...]:
+    """`1,2,5,20` as sizes of waves. Raises ValidationFailed."""
+    sizes = [part.strip() for part in text.split(",")]
+    if not all(size.isdecimal() and 0 < int(size) <= 1_000_000 for size in sizes):
+        raise ValidationFailed(f"a ramp reads 1,2,5,20, not {text!r}")
+    return tuple(map(int, sizes))

@@ -1,0 +1,247 @@
+"""The operations ledger: who did what to which dead message, when, how and why; and who is at it now.
+
+Nothing is ever deleted from it: the role of the service may not.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, ForeignKey, Index, bindparam, func, insert, select, text, update
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.orm import Mapped, mapped_column
+
+from ops.domain import Fate, Filter, Kind, Letter, Status, Tally
+from shared.errors import Conflict, NotFound
+from shared.events import timestamp
+from shared.ids import uuid7
+from shared.paging import decode_cursor, encode_cursor, page_of
+from shared.tables import NOW, Base, columns_of, unnest
+
+
+class Operation(Base):
+    """One thing an operator did to a DLQ. Written as started before anything is changed."""
+
+    __tablename__ = "operations"
+
+    operation_id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    queue: Mapped[str]
+    actor: Mapped[str]
+    why: Mapped[str]
+    filter: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    options: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    status: Mapped[str]
+    outcome: Mapped[str] = mapped_column(server_default="")  # a sentence
+    counts: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default="{}")
+    file: Mapped[str] = mapped_column(server_default="")
+    sha256: Mapped[str] = mapped_column(server_default="")
+    started_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    finished_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        Index(None, "queue", "operation_id"),
+        Index(None, "actor", "operation_id"),
+        Index("ix_operations_open", "queue", postgresql_where=text("status = 'started'")),
+        Index("ix_operations_sha256", "sha256", postgresql_where=text("sha256 <> ''")),
+    )
+
+
+class OperationMessage(Base):
+    """What an operation did to one message."""
+
+    __tablename__ = "operation_messages"
+
+    operation_id: Mapped[uuid.UUID] = mapped_column(ForeignKey(Operation.operation_id), primary_key=True)
+    message_id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    order_id: Mapped[uuid.UUID | None]
+    trace_id: Mapped[str]
+    event_type: Mapped[str]
+    fate: Mapped[str]
+    reason: Mapped[str] = mapped_column(server_default="")
+    at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+    __table_args__ = (Index(None, "order_id"), Index(None, "message_id"))
+
+
+TABLES = frozenset({"operations", "operation_messages"})
+
+# A queue's lock lives as long as the session that took it: nobody holds one by having died.
+_LOCK_CLASS = 0x646C71
+# What a session is called, before the name of whoever opened it.
+SESSION_PREFIX = "ecom dlq "
+_LOCK = text("SELECT pg_try_advisory_lock(:class, hashtext(:queue))")
+_HOLDER = text(
+    "SELECT application_name FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE locktype = 'advisory'"
+    " AND classid = CAST(:class AS oid) AND objid::bigint = hashtext(:queue)::bigint & 4294967295 AND granted"
+)
+
+
+# --- one at a time ------------------------------------------------------------------------------------------------
+
+
+def lock(connection: Connection, queue: str) -> None:
+    """Take a DLQ for the session of this connection. Raises Conflict, naming who has it.
+
+    Whoever had it before and never finished has died: what he began is INTERRUPTED.
+    """
+    if not connection.execute(_LOCK, {"class": _LOCK_CLASS, "queue": queue}).scalar():
+        name = (holder(connection, queue) or "somebody").removeprefix(SESSION_PREFIX)
+        raise Conflict(f"{queue} is being worked on by {name}")
+    connection.execute(
+        update(Operation)
+        .where(Operation.queue == queue, Operation.status == Status.STARTED)
+        .values(status=Status.INTERRUPTED, outcome="its process died", finished_at=func.now())
+    )
+
+
+def holder(connection: Connection, queue: str) -> str | None:
+    """Who works on a DLQ now, or None."""
+    return connection.execute(_HOLDER, {"class": _LOCK_CLASS, "queue": queue}).scalar()
+
+
+# --- writing ------------------------------------------------------------------------------------------------------
+
+
+def start(
+    connection: Connection,
+    kind: Kind,
+    queue: str,
+    actor: str,
+    why: str,
+    chosen: Filter,
+    options: Mapping[str, Any],
+    file: str = "",
+) -> uuid.UUID:
+    """Write an operation down as started; its id."""
+    operation_id = uuid7()
+    connection.execute(
+        insert(Operation).values(
+            operation_id=operation_id,
+            kind=kind,
+            queue=queue,
+            actor=actor,
+            why=why,
+            filter=chosen.told(),
+            options=dict(options),
+            status=Status.STARTED,
+            file=file,
+        )
+    )
+    return operation_id
+
+
+def progress(connection: Connection, operation_id: uuid.UUID, tally: Tally) -> None:
+    """Write down how far it is."""
+    connection.execute(update(Operation).filter_by(operation_id=operation_id).values(counts=tally.told()))
+
+
+def finish(
+    connection: Connection, operation_id: uuid.UUID, status: Status, outcome: str, tally: Tally, sha256: str = ""
+) -> None:
+    """Write down how it ended."""
+    connection.execute(
+        update(Operation)
+        .filter_by(operation_id=operation_id)
+        .values(status=status, outcome=outcome, counts=tally.told(), sha256=sha256, finished_at=func.now())
+    )
+
+
+_MESSAGE = ("message_id", "order_id", "trace_id", "event_type", "reason")
+_given = unnest(OperationMessage, *_MESSAGE)
+_WRITE = upsert(OperationMessage).from_select(
+    ["operation_id", "fate", *_MESSAGE],
+    select(
+        bindparam("operation_id", type_=OperationMessage.operation_id.type),
+        bindparam("fate", type_=OperationMessage.fate.type),
+        *(_given.c[name] for name in _MESSAGE),
+    ),
+)
+_WRITE = _WRITE.on_conflict_do_update(
+    index_elements=["operation_id", "message_id"],
+    set_={"fate": _WRITE.excluded.fate, "reason": _WRITE.excluded.reason, "at": func.now()},
+)
+
+
+def write_fates(
+    connection: Connection, operation_id: uuid.UUID, fate: Fate, letters: Sequence[Letter], reason: str = ""
+) -> None:
+    """Write down what became of these messages in an operation. One statement."""
+    rows = {
+        letter.message_id: {
+            "message_id": letter.message_id,
+            "order_id": letter.order_id,
+            "trace_id": letter.trace_id,
+            "event_type": letter.event_type,
+            "reason": reason,
+        }
+        for letter in letters
+    }
+    if rows:
+        parameters = {"operation_id": operation_id, "fate": fate, **columns_of(rows.values(), _MESSAGE)}
+        connection.execute(_WRITE, parameters)
+
+
+# --- reading ------------------------------------------------------------------------------------------------------
+
+
+def operation(connection: Connection, operation_id: uuid.UUID) -> dict[str, Any]:
+    """One operation. Raises NotFound."""
+    row = connection.execute(select(*Operation.__table__.c).filter_by(operation_id=operation_id)).mappings().first()
+    if row is None:
+        raise NotFound(f"There is no operation {operation_id}.")
+    return _told(dict(row))
+
+
+def history(
+    connection: Connection, filters: Mapping[str, Any], limit: int, cursor: str | None = None
+) -> tuple[list[dict[str, Any]], str | None]:
+    """A page of operations, newest first, and the next cursor. `filters`: queue, actor, since (a datetime)."""
+    table = Operation.__table__.c
+    query = select(*table).order_by(table.operation_id.desc()).limit(limit + 1)
+    for name in ("queue", "actor"):
+        if filters.get(name):
+            query = query.where(table[name] == filters[name])
+    if filters.get("since"):
+        query = query.where(table.started_at >= filters["since"])
+    if cursor:
+        (last,) = decode_cursor(cursor, filters, [str])
+        query = query.where(table.operation_id < uuid.UUID(last))
+    rows, more = page_of(connection.execute(query).mappings().all(), limit)
+    return [_told(dict(row)) for row in rows], encode_cursor([rows[-1]["operation_id"]], filters) if more else None
+
+
+def fates(connection: Connection, operation_id: uuid.UUID) -> Iterator[dict[str, Any]]:
+    """What became of each message of an operation."""
+    table = OperationMessage.__table__.c
+    query = select(*table).where(table.operation_id == operation_id).order_by(table.message_id)
+    for row in connection.execution_options(stream_results=True).execute(query).mappings():
+        yield {
+            "message_id": str(row["message_id"]),
+            "order_id": str(row["order_id"]) if row["order_id"] else None,
+            "trace_id": row["trace_id"],
+            "event_type": row["event_type"],
+            "fate": row["fate"],
+            "reason": row["reason"],
+            "at": timestamp(row["at"]),
+        }
+
+
+def exported_as(connection: Connection, sha256: str) -> dict[str, Any] | None:
+    """The operation that wrote a file with this checksum, or None."""
+    query = select(*Operation.__table__.c).filter_by(sha256=sha256).limit(1)
+    row = connection.execute(query).mappings().first()
+    return _told(dict(row)) if row else None
+
+
+def _told(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **row,
+        "operation_id": str(row["operation_id"]),
+        "started_at": timestamp(row["started_at"]),
+        "finished_at": timestamp(row["finished_at"]) if row["finished_at"] else None,
+    }
