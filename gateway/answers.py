@@ -127,6 +127,7 @@ class OrderPage(Told):
 class Step(Told):
     """One step of an order: what was heard, from whom, and what the order became."""
 
+    id = whole(17, "grows from step to step")
     at = moment()
     event = text("order.created")
     from_ = text(None, "null at the first step", data_key="from", allow_none=True)
@@ -136,14 +137,32 @@ class Step(Told):
     details = fields.Dict(required=True, metadata=told({"total": 3998, "currency": "EUR"}))
 
 
+class Awaited(Told):
+    """What an order waits for; null for one that is at rest."""
+
+    from_ = text("payment_service", "from whom", data_key="from")
+    events = fields.List(fields.String(metadata=told("payment.succeeded")), required=True)
+    since = moment()
+    for_s = whole(2, "in seconds")
+
+
 class Timeline(Told):
-    """Every step of an order so far."""
+    """Every step of an order so far, and what it waits for."""
 
     order_id = one_id()
     status = text("PENDING")
     reason = text(None, "why it was cancelled", allow_none=True)
     trace_id = text(TRACE_ID, "the order's for life")
     steps = things(Step)
+    awaits = fields.Nested(
+        Awaited,
+        required=True,
+        allow_none=True,
+        metadata=told(
+            {"from": "payment_service", "events": ["payment.succeeded"], "since": EXAMPLE_TIME, "for_s": 2},
+            "null when it is at rest",
+        ),
+    )
 
 
 # --- stock -----------------------------------------------------------------------------------------------------

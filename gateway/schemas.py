@@ -274,14 +274,16 @@ class Page(Strict):
 
 
 class Orders(Page):
-    """Orders in a state, or the one made under a key."""
+    """Orders in a state, of a user, made from (included) to when (not), or the one made under a key."""
 
-    status = Text("PAID", "a state of an order", pattern=re.compile(r"[A-Z_]{1,32}"), load_default=None)
+    status = Text("PAID", "a state of an order", pattern=re.compile(r"[A-Z_]{1,32}"))
+    user = Text("alice", "whose orders; a customer sees his own", at_most=MAX_NAME_LENGTH)
+    from_ = Moment("made at this time or later; with its zone", data_key="from", attribute="from")
+    to = Moment("made before this time; with its zone")
     idempotency_key = Text(
         "first-order",
-        "the caller's own order by its key, for who crashed before the answer came",
+        "the caller's own order by its key, for who crashed before the answer came; with user, the user's",
         pattern=IDEMPOTENCY_KEY,
-        load_default=None,
     )
 
 
@@ -303,7 +305,7 @@ class PaymentOf(Strict):
     order_id = fields.String(required=True, metadata=told(EXAMPLE_ID, format="uuid"))
 
 
-def release_filters(query: Mapping[str, Any]) -> dict[str, Any]:
+def filters_in(query: Mapping[str, Any]) -> dict[str, Any]:
     """The filters among a page's parameters. Raises BadRequest when no moment could match."""
     filters = {name: value for name, value in query.items() if name not in Page().fields}
     if "from" in filters and "to" in filters and filters["from"] > filters["to"]:

@@ -88,9 +88,7 @@ class GatewayService(Probes):
         first answer; past 24 hours it may be 200 with the order as it is now. Another body under the same key is 422.
         """
         order = schemas.with_payment_method(call.body, self.config["settings"].production)
-        made = self.orders.create_order(order, call.key)
-        replayed = [("Idempotent-Replayed", "true")] if made["replayed"] else []
-        return Answer(made["body"], made["status"], (("Location", made["location"]), *replayed))
+        return _keyed(self.orders.create_order(order, call.key))
 
     @api(
         "GET",
@@ -102,7 +100,7 @@ class GatewayService(Probes):
     )
     def list_orders(self, call: Call) -> dict[str, Any]:
         """A page of the orders that the caller may see: a customer's own, all for the others."""
-        return self.orders.list_orders(**call.query)
+        return self.orders.list_orders(call.query["limit"], call.query["cursor"], schemas.filters_in(call.query))
 
     @api("GET", "/api/orders/<uuid:order_id>", roles=READERS, answer=answers.Order, summary="Read an order")
     def get_order(self, call: Call, order_id: UUID) -> dict[str, Any]:
@@ -117,8 +115,38 @@ class GatewayService(Probes):
         summary="Follow an order",
     )
     def timeline(self, call: Call, order_id: UUID) -> dict[str, Any]:
-        """Every step so far; somebody else's order is 404."""
+        """Every step so far, and what the order waits for now; somebody else's order is 404."""
         return self.orders.timeline(str(order_id))
+
+    @api(
+        "POST",
+        "/api/orders/<uuid:order_id>/cancel",
+        roles=(CUSTOMER, ADMIN),
+        idempotent=True,
+        answer=answers.Order,
+        status=202,
+        summary="Cancel an order",
+    )
+    def cancel_order(self, call: Call, order_id: UUID) -> Answer:
+        """The order as it is after that: CANCELLED, or REFUND_PENDING while its money is on the way back.
+
+        What is cancelled already stays so. Somebody else's order is 404. A repeat of a key has the answer of its
+        first use, marked `Idempotent-Replayed: true`.
+        """
+        return _keyed(self.orders.cancel_order(str(order_id), call.key))
+
+    @api(
+        "POST",
+        "/api/orders/<uuid:order_id>/refund/retry",
+        roles=(OPERATOR, ADMIN),
+        answer=answers.Order,
+        status=202,
+        fails=(Conflict,),
+        summary="Retry a refund",
+    )
+    def retry_refund(self, call: Call, order_id: UUID) -> Answer:
+        """Ask once more for a refund that failed, or whose answer does not come; 409 where there is none."""
+        return _keyed(self.orders.retry_refund(str(order_id)))
 
     # --- stock -------------------------------------------------------------------------------------------------
 
@@ -193,7 +221,7 @@ class GatewayService(Probes):
     )
     def release_events(self, call: Call) -> dict[str, Any]:
         """A page of the releases that pass every filter."""
-        filters = schemas.release_filters(call.query)
+        filters = schemas.filters_in(call.query)
         return self.inventory.release_events(filters, call.query["limit"], call.query["cursor"])
 
     # --- payments ----------------------------------------------------------------------------------------------
@@ -230,3 +258,9 @@ class GatewayService(Probes):
     def docs_page(self, call: Call) -> Answer:
         """The same as a page for people, which needs nothing from elsewhere."""
         return docs(openapi.document(GatewayService))
+
+
+def _keyed(made: dict[str, Any]) -> Answer:
+    """What a command has made, now or when its key was first used."""
+    replayed = [("Idempotent-Replayed", "true")] if made["replayed"] else []
+    return Answer(made["body"], made["status"], (("Location", made["location"]), *replayed))

@@ -72,6 +72,10 @@ class Step:
     tells: tuple[Payload, ...] = ()
     repeated: bool = False  # it had been followed already: nothing changes, nothing is told
 
+    def changes(self, before: Order) -> bool:
+        """Whether anything came of it."""
+        return self.order.status != before.status or bool(self.tells)
+
 
 # --- the table --------------------------------------------------------------------------------------------------
 
@@ -117,6 +121,8 @@ TABLE: tuple[Rule, ...] = (
     Rule(_in(S.CANCELLED), "inventory.failed", SAME),
     Rule(_in(S.CANCELLED), "payment.failed", SAME),
     Rule(REFUNDING, "payment.refunded", S.CANCELLED, (CANCELLED_WORD,)),
+    # Of an older refund_id, found out late: payment gives back once, whatever it is asked by.
+    Rule(_in(S.CANCELLED), "payment.refunded", SAME),
     Rule(ANY, "payment.refund_failed", SAME, older_refund=True),
     Rule(_in(S.REFUND_PENDING), "payment.refund_failed", S.REFUND_FAILED),
     Rule(_in(S.REFUND_FAILED), REFUND_RETRY, S.REFUND_PENDING, (NEW_REFUND,)),
@@ -126,6 +132,14 @@ TABLE: tuple[Rule, ...] = (
     Rule(ANY, "inventory.released", SAME),
     Rule(ANY, "inventory.committed", SAME),
 )
+
+# What an order that is not at rest waits for, and from whom.
+AWAITED: dict[Status, tuple[str, tuple[str, ...]]] = {
+    S.PENDING: ("inventory_service", ("inventory.reserved", "inventory.failed")),
+    S.RESERVED: ("payment_service", ("payment.succeeded", "payment.failed")),
+    S.REFUND_PENDING: ("payment_service", ("payment.refunded", "payment.refund_failed")),
+    S.REFUND_FAILED: ("operator", (REFUND_RETRY,)),
+}
 
 # `inventory.release.requested` knows fewer reasons than an order does.
 _RELEASE_REASONS = {PAYMENT_FAILED: PAYMENT_FAILED, DEADLINE: DEADLINE}

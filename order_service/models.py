@@ -6,23 +6,25 @@ import hashlib
 import json
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, Index, UniqueConstraint, func, insert, select, text
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, UniqueConstraint, func, insert, select, text, tuple_
 from sqlalchemy import Identity as IdentityColumn
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from order_service.domain import Order, Status, Step, may_see, subject_of
+from order_service.domain import AWAITED, Order, Status, Step, may_see, subject_of
 from shared.errors import BadRequest, IdempotencyInProgress, IdempotencyKeyReused, InvalidCursor, NotFound
 from shared.events import Envelope, Identity, OrderCreated, encode, timestamp
 from shared.paging import decode_cursor, encode_cursor, page_of
 from shared.tables import MESSAGING_TABLES, NOW, Base, update_many
 
 CREATE_ROUTE = "POST /api/orders"
+CANCEL_ROUTE = "POST /api/orders/{order_id}/cancel"
 
 # 24 hours are promised. After that the order itself, which keeps key and fingerprint, answers for ever.
 IDEMPOTENCY_KEEP_HOURS = 48
@@ -54,8 +56,11 @@ class OrderRow(Base):
     __table_args__ = (
         # A late repeat of a key never makes a second order.
         UniqueConstraint("user_id", "idempotency_key"),
-        Index(None, "user_id", "order_id"),
-        Index(None, "status", "order_id"),
+        # Pages of orders, newest first, by each filter.
+        Index(None, "created_at", "order_id"),
+        Index(None, "user_id", "created_at", "order_id"),
+        Index(None, "status", "created_at", "order_id"),
+        Index("ix_orders_unsettled", "created_at", postgresql_where=text("status IN ('PENDING', 'RESERVED')")),
     )
 
 
@@ -121,7 +126,14 @@ def fingerprint(body: Mapping[str, Any]) -> str:
 
 
 def claim_key(
-    session: Session, user_id: str, key: str, request: Mapping[str, Any], body: Mapping[str, Any], location: str
+    session: Session,
+    user_id: str,
+    route: str,
+    key: str,
+    request: Mapping[str, Any],
+    status: int,
+    body: Mapping[str, Any],
+    location: str,
 ) -> dict[str, Any] | None:
     """Take the key for this answer: None when it was free, else the answer that was stored with it.
 
@@ -130,10 +142,10 @@ def claim_key(
     """
     given = {
         "user_id": user_id,
-        "route": CREATE_ROUTE,
+        "route": route,
         "key": key,
         "fingerprint": fingerprint(request),
-        "status": 201,
+        "status": status,
         "body": body,
         "location": location,
     }
@@ -145,7 +157,7 @@ def claim_key(
         if getattr(error.orig, "pgcode", None) == "55P03":
             raise IdempotencyInProgress() from error
         raise
-    stored = session.get_one(IdempotencyKeyRow, (user_id, CREATE_ROUTE, key))
+    stored = session.get_one(IdempotencyKeyRow, (user_id, route, key))
     if stored.fingerprint != given["fingerprint"]:
         raise IdempotencyKeyReused()
     return {"status": stored.status, "body": stored.body, "location": stored.location, "replayed": True}
@@ -240,7 +252,26 @@ def orders_of(session: Session, order_ids: Iterable[uuid.UUID], lock: bool = Fal
     }
 
 
-def keep_steps(session: Session, steps: Sequence[tuple[Envelope, Order, Step]]) -> None:
+@dataclass(frozen=True)
+class Heard:
+    """What an order heard: an event, or the word of a person or a clock."""
+
+    type: str
+    source: str
+    user_id: str
+    subject_id: uuid.UUID | None = None
+    message_id: uuid.UUID | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+def heard_of(event: Envelope) -> Heard:
+    """An event, as the timeline keeps it."""
+    payload = encode(event.payload)
+    details = {name: payload[name] for name in ("reason", "shortages", "provider_reference") if name in payload}
+    return Heard(event.type, event.source, event.identity.user_id, subject_of(event.payload), event.message_id, details)
+
+
+def keep_steps(session: Session, steps: Sequence[tuple[Heard, Order, Step]]) -> None:
     """Write what became of the orders of a batch: their last state and every step. Two statements."""
     after = {step.order.order_id: step.order for _, _, step in steps}
     update_many(
@@ -268,23 +299,32 @@ def keep_steps(session: Session, steps: Sequence[tuple[Envelope, Order, Step]]) 
             [
                 {
                     "order_id": step.order.order_id,
-                    "type": event.type,
-                    "subject_id": subject_of(event.payload),
                     "from_status": before.status,
                     "to_status": step.order.status,
-                    "source": event.source,
-                    "user_id": event.identity.user_id,
-                    "message_id": event.message_id,
-                    "details": _details(event),
+                    **what.__dict__,
                 }
-                for event, before, step in steps
+                for what, before, step in steps
             ],
         )
 
 
-def _details(event: Envelope) -> dict[str, Any]:
-    details = encode(event.payload)
-    return {name: details[name] for name in ("reason", "shortages", "provider_reference") if name in details}
+def overdue(session: Session, deadline_s: float, limit: int) -> list[uuid.UUID]:
+    """Orders that have not ended in time, oldest first."""
+    query = (
+        select(OrderRow.order_id)
+        .where(
+            OrderRow.status.in_([Status.PENDING, Status.RESERVED]),
+            OrderRow.created_at < func.now() - func.make_interval(0, 0, 0, 0, 0, 0, deadline_s),
+        )
+        .order_by(OrderRow.created_at)
+        .limit(limit)
+    )
+    return list(session.scalars(query))
+
+
+def trace_of(session: Session, order_id: uuid.UUID) -> str:
+    """The trace of an order that this session has loaded."""
+    return session.get_one(OrderRow, order_id).trace_id
 
 
 # --- reading ------------------------------------------------------------------------------------------------------
@@ -306,24 +346,32 @@ def orders_page(
 ) -> tuple[list[dict[str, Any]], str | None]:
     """A page of orders, newest first, and the next cursor: the viewer's own, or all for those who may see them.
 
-    `filters` may hold status and idempotency_key (of the viewer's own orders only).
+    `filters` may hold status, user, from and to (RFC 3339; from <= created_at < to), and idempotency_key (of the
+    viewer's own orders, or of the user's).
     """
-    query = select(OrderRow).order_by(OrderRow.order_id.desc()).limit(limit + 1)
-    if not may_see("", viewer.user_id, viewer.roles) or filters.get("idempotency_key"):
+    query = select(OrderRow).order_by(OrderRow.created_at.desc(), OrderRow.order_id.desc()).limit(limit + 1)
+    status, user, key = filters.get("status"), filters.get("user"), filters.get("idempotency_key")
+    if not may_see("", viewer.user_id, viewer.roles) or (key and not user):
         query = query.where(OrderRow.user_id == viewer.user_id)
-    if filters.get("status") and filters["status"] not in set(Status):
+    if status and status not in set(Status):
         raise BadRequest("There is no such status.", {"status": [f"Must be one of: {', '.join(Status)}."]})
-    for name in ("status", "idempotency_key"):
-        if filters.get(name):
-            query = query.where(getattr(OrderRow, name) == filters[name])
+    for column, value in ((OrderRow.status, status), (OrderRow.user_id, user), (OrderRow.idempotency_key, key)):
+        if value:
+            query = query.where(column == value)
+    if filters.get("from"):
+        query = query.where(OrderRow.created_at >= datetime.fromisoformat(filters["from"]))
+    if filters.get("to"):
+        query = query.where(OrderRow.created_at < datetime.fromisoformat(filters["to"]))
     if cursor:
-        (last,) = decode_cursor(cursor, filters, [str])
+        created_at, last = decode_cursor(cursor, filters, [str, str])
         try:
-            query = query.where(OrderRow.order_id < uuid.UUID(last))
+            position = (datetime.fromisoformat(created_at), uuid.UUID(last))
         except ValueError as error:
             raise InvalidCursor() from error
+        query = query.where(tuple_(OrderRow.created_at, OrderRow.order_id) < position)
     rows, more = page_of(session.scalars(query).all(), limit)
-    return order_bodies(session, rows), encode_cursor([rows[-1].order_id], filters) if more else None
+    last_seen = [rows[-1].created_at.isoformat(), rows[-1].order_id] if more else []
+    return order_bodies(session, rows), encode_cursor(last_seen, filters) if more else None
 
 
 def order_bodies(session: Session, rows: Sequence[OrderRow]) -> list[dict[str, Any]]:
@@ -351,23 +399,40 @@ def order_bodies(session: Session, rows: Sequence[OrderRow]) -> list[dict[str, A
 
 
 def timeline(session: Session, row: OrderRow) -> dict[str, Any]:
-    """Every step of an order so far."""
-    steps = session.scalars(select(OrderEventRow).filter_by(order_id=row.order_id).order_by(OrderEventRow.id))
+    """Every step of an order so far, and what it waits for now, from whom, since when and for how many seconds."""
+    steps = session.scalars(select(OrderEventRow).filter_by(order_id=row.order_id).order_by(OrderEventRow.id)).all()
     return {
         "order_id": str(row.order_id),
         "status": row.status,
         "reason": row.reason,
         "trace_id": row.trace_id,
-        "steps": [
-            {
-                "at": timestamp(step.at),
-                "event": step.type,
-                "from": step.from_status,
-                "to": step.to_status,
-                "source": step.source,
-                "by": step.user_id,
-                "details": step.details,
-            }
-            for step in steps
-        ],
+        "steps": [step_body(step) for step in steps],
+        "awaits": _awaits(Status(row.status), steps, session.execute(select(func.now())).scalar_one()),
+    }
+
+
+def step_body(step: OrderEventRow) -> dict[str, Any]:
+    """One step as clients see it; `id` grows from step to step."""
+    return {
+        "id": step.id,
+        "at": timestamp(step.at),
+        "event": step.type,
+        "from": step.from_status,
+        "to": step.to_status,
+        "source": step.source,
+        "by": step.user_id,
+        "details": step.details,
+    }
+
+
+def _awaits(status: Status, steps: Sequence[OrderEventRow], now: datetime) -> dict[str, Any] | None:
+    if status not in AWAITED:
+        return None
+    source, events = AWAITED[status]
+    since = next(step.at for step in reversed(steps) if step.from_status != step.to_status)
+    return {
+        "from": source,
+        "events": list(events),
+        "since": timestamp(since),
+        "for_s": max(0, int((now - since).total_seconds())),
     }

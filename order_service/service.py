@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from typing import Any
+from uuid import UUID
+
+from nameko.dependency_providers import Config
+from sqlalchemy.orm import Session
 
 from order_service import domain, models
 from shared import outbox
+from shared.config import Settings
 from shared.edge.consumer import handles
 from shared.edge.context import Context
 from shared.edge.database import Database
@@ -13,10 +18,15 @@ from shared.edge.http import Probes
 from shared.edge.rpc import rpc
 from shared.edge.timer import every
 from shared.edge.tx import Events, Tx
-from shared.errors import UnexpectedEvent, UnknownOrder
-from shared.events import OrderCreated, PricedItem, encode, envelope
+from shared.errors import Conflict, UnexpectedEvent, UnknownOrder
+from shared.events import Identity, OrderCreated, PricedItem, encode, envelope
 from shared.ids import uuid7
 from shared.relay import Relay
+
+# An order that nobody settles in time is cancelled by this clock.
+CLOCK = Identity("system:deadline", ("system",))
+DEADLINE_EVERY_S = 5
+DEADLINE_BATCH = 100
 
 
 class OrderService(Probes):
@@ -24,6 +34,7 @@ class OrderService(Probes):
 
     name = "order_service"
 
+    config = Config()
     db = Database()
     relay = Relay()
     context = Context()
@@ -48,7 +59,9 @@ class OrderService(Probes):
         }
         try:
             with self.db.begin() as session:
-                stored = models.claim_key(session, identity.user_id, key, order, body, location)
+                stored = models.claim_key(
+                    session, identity.user_id, models.CREATE_ROUTE, key, order, 201, body, location
+                )
                 if stored:
                     return stored
                 if not models.add_order(session, payload, identity, trace_id, key, order):
@@ -65,6 +78,58 @@ class OrderService(Probes):
         return {"status": 200, "body": body, "location": f"/api/orders/{row.order_id}", "replayed": True}
 
     @rpc
+    def cancel_order(self, order_id: str, key: str) -> dict[str, Any]:
+        """Cancel an order; one that is paid gets its money back. Done once for each key.
+
+        Returns {status, body, location, replayed}, the body being the order as it is after that. Raises NotFound,
+        also for somebody else's, IdempotencyKeyReused, IdempotencyInProgress.
+        """
+        return self._command(order_id, domain.CANCEL, key)
+
+    @rpc
+    def retry_refund(self, order_id: str) -> dict[str, Any]:
+        """Ask once more for a refund that failed, or whose answer is awaited; the same answer as `cancel_order`.
+
+        Raises NotFound, Conflict for an order that has no refund to retry.
+        """
+        return self._command(order_id, domain.REFUND_RETRY)
+
+    def _command(self, order_id: str, hears: str, key: str = "") -> dict[str, Any]:
+        """One transaction: the order as the table says, its step, its events, and the answer under its key."""
+        identity, location = self.context.identity, f"/api/orders/{order_id}"
+        try:
+            with self.db.begin() as session:
+                row = models.visible_order(session, order_id, identity)
+                self._say(session, [row.order_id], hears, identity)
+                session.refresh(row)
+                (body,) = models.order_bodies(session, [row])
+                answer = {"status": 202, "body": body, "location": location, "replayed": False}
+                if key:
+                    request = {"order_id": str(row.order_id)}
+                    stored = models.claim_key(
+                        session, identity.user_id, models.CANCEL_ROUTE, key, request, 202, body, location
+                    )
+                    if stored:
+                        raise _Answered(stored)
+        except _Answered as known:
+            return known.answer
+        except UnexpectedEvent as error:
+            raise Conflict(f"{str(error)[0].upper()}{str(error)[1:]}.") from error
+        return answer
+
+    def _say(self, session: Session, order_ids: list[UUID], hears: str, identity: Identity) -> None:
+        """Let orders hear a word that is no event. Raises UnexpectedEvent where the table has no row."""
+        steps, told = [], []
+        for order_id, before in models.orders_of(session, order_ids, lock=True).items():
+            step = domain.command(before, hears, uuid7())
+            if step.changes(before):
+                steps.append((models.Heard(hears, self.name, identity.user_id), before, step))
+                trace_id = models.trace_of(session, order_id)
+                told += [envelope(self.name, payload, trace_id, identity) for payload in step.tells]
+        models.keep_steps(session, steps)
+        outbox.tell(session, told)
+
+    @rpc
     def get_order(self, order_id: str) -> dict[str, Any]:
         """One order as it is now. Raises NotFound, also for somebody else's."""
         with self.db.read() as session:
@@ -74,12 +139,14 @@ class OrderService(Probes):
 
     @rpc
     def list_orders(
-        self, limit: int, cursor: str | None = None, idempotency_key: str | None = None, status: str | None = None
+        self, limit: int, cursor: str | None = None, filters: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        """A page of orders, newest first: {items, next_cursor}. Raises InvalidCursor, BadRequest."""
-        filters = {"idempotency_key": idempotency_key, "status": status}
+        """A page of orders, newest first: {items, next_cursor}. Raises InvalidCursor, BadRequest.
+
+        `filters` may hold status, user, from, to and idempotency_key.
+        """
         with self.db.read() as session:
-            items, next_cursor = models.orders_page(session, self.context.identity, limit, cursor, filters)
+            items, next_cursor = models.orders_page(session, self.context.identity, limit, cursor, filters or {})
         return {"items": items, "next_cursor": next_cursor}
 
     @rpc
@@ -113,15 +180,32 @@ class OrderService(Probes):
                 continue
             if not step.repeated:
                 orders[before.order_id] = step.order
-                steps.append((event, before, step))
+                steps.append((models.heard_of(event), before, step))
                 tx.tell(event, *step.tells)
         models.keep_steps(tx.session, steps)
+
+    @every(DEADLINE_EVERY_S)
+    def cancel_overdue(self) -> None:
+        """Cancel what has not ended in time, whatever became of its messages."""
+        settings: Settings = self.config["settings"]
+        with self.db.read() as session:
+            overdue = models.overdue(session, settings.order_deadline_s, DEADLINE_BATCH)
+        if overdue:
+            with self.db.begin() as session:
+                self._say(session, overdue, domain.DEADLINE, CLOCK)
 
     @every(3600)
     def forget_keys(self) -> None:
         """Purge the stored answers of idempotency keys that are past their promise."""
         with self.db.begin() as session:
             models.purge_keys(session)
+
+
+class _Answered(Exception):
+    """The key has been used: roll back, and give the answer that was stored with it."""
+
+    def __init__(self, answer: dict[str, Any]) -> None:
+        self.answer = answer
 
 
 class _KeyIsOld(Exception):

@@ -97,6 +97,8 @@ EXPECTED_ROLES = {
     ("GET", "/api/orders"): {"customer", "operator", "auditor", "admin"},
     ("GET", "/api/orders/{order_id}"): {"customer", "operator", "auditor", "admin"},
     ("GET", "/api/orders/{order_id}/timeline"): {"customer", "operator", "auditor", "admin"},
+    ("POST", "/api/orders/{order_id}/cancel"): {"customer", "admin"},
+    ("POST", "/api/orders/{order_id}/refund/retry"): {"operator", "admin"},
     ("PUT", "/api/stocks/{sku}"): {"admin"},
     ("GET", "/api/stocks"): set(auth.ROLES),
     ("GET", "/api/stocks/{sku}"): set(auth.ROLES),
