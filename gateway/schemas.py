@@ -23,6 +23,8 @@ MAX_QUANTITY = 10_000
 MAX_UNIT_PRICE = 10**9
 MAX_ON_HAND = 10**9
 MAX_PAGE = 200
+WAIT_S, MAX_WAIT_S = 20, 25
+STATES = ("PENDING", "RESERVED", "PAID", "CANCELLED", "REFUND_PENDING", "REFUND_FAILED")
 PAGE = 50
 MAX_TEXT = 200
 MAX_PASSWORD = 1024
@@ -285,6 +287,29 @@ class Orders(Page):
         "the caller's own order by its key, for who crashed before the answer came; with user, the user's",
         pattern=IDEMPOTENCY_KEY,
     )
+
+
+class States(fields.String):
+    """States of an order, separated by commas."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        shape = f"^(?:{'|'.join(STATES)})(?:,(?:{'|'.join(STATES)}))*$"
+        super().__init__(
+            metadata=told("PAID,CANCELLED", "answer as soon as it is in one of these", pattern=shape), **kwargs
+        )
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
+        states = value.split(",")
+        if not set(states) <= set(STATES):
+            raise ValidationError(f"Must be some of: {', '.join(STATES)}.")
+        return states
+
+
+class Wait(Strict):
+    """What to wait for, and for how long."""
+
+    wait = States(load_default=None)
+    timeout = WholeInQuery(1, MAX_WAIT_S, 20, "in seconds", load_default=WAIT_S)
 
 
 class ReleaseEvents(Page):

@@ -8,6 +8,7 @@ from uuid import UUID
 from nameko.dependency_providers import Config
 
 from gateway import answers, openapi, schemas
+from gateway.following import stream, waiting
 from gateway.http import SIGNED_IN, Answer, Call, api
 from gateway.pages import docs, page
 from gateway.schemas import sku_or
@@ -102,10 +103,35 @@ class GatewayService(Probes):
         """A page of the orders that the caller may see: a customer's own, all for the others."""
         return self.orders.list_orders(call.query["limit"], call.query["cursor"], schemas.filters_in(call.query))
 
-    @api("GET", "/api/orders/<uuid:order_id>", roles=READERS, answer=answers.Order, summary="Read an order")
+    @waiting(
+        "GET",
+        "/api/orders/<uuid:order_id>",
+        roles=READERS,
+        query=schemas.Wait,
+        answer=answers.Order,
+        summary="Read an order",
+    )
     def get_order(self, call: Call, order_id: UUID) -> dict[str, Any]:
-        """One order; somebody else's is 404."""
+        """One order; somebody else's is 404. With `wait` it is answered as soon as it is in one of those states.
+
+        When the time is over first, or we must stop, it is answered as it is: look at its status.
+        """
         return self.orders.get_order(str(order_id))
+
+    @stream(
+        "GET",
+        "/api/orders/<uuid:order_id>/events",
+        roles=READERS,
+        answer=None,
+        summary="Hear of an order's steps",
+    )
+    def order_events(self, call: Call, order_id: UUID) -> dict[str, Any]:
+        """Server-Sent Events: the steps of the timeline, those so far and each new one.
+
+        Come again with the `Last-Event-ID` that was heard last, and nothing is missed. After 10 minutes the stream
+        ends.
+        """
+        return self.orders.steps(str(order_id), call.query["after"])
 
     @api(
         "GET",

@@ -18,6 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from order_service.domain import AWAITED, Order, Status, Step, may_see, subject_of
+from shared.changes import changed
 from shared.errors import BadRequest, IdempotencyInProgress, IdempotencyKeyReused, InvalidCursor, NotFound
 from shared.events import Envelope, Identity, OrderCreated, encode, timestamp
 from shared.paging import decode_cursor, encode_cursor, page_of
@@ -274,6 +275,7 @@ def heard_of(event: Envelope) -> Heard:
 def keep_steps(session: Session, steps: Sequence[tuple[Heard, Order, Step]]) -> None:
     """Write what became of the orders of a batch: their last state and every step. Two statements."""
     after = {step.order.order_id: step.order for _, _, step in steps}
+    changed(session, after)
     update_many(
         session,
         OrderRow,
@@ -396,6 +398,20 @@ def order_bodies(session: Session, rows: Sequence[OrderRow]) -> list[dict[str, A
         }
         for row in rows
     ]
+
+
+def newer(session: Session, known: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Those of the orders whose version is above the known one, as clients see them."""
+    ids = [uuid.UUID(order_id) for order_id in known]
+    versions = session.execute(select(OrderRow.order_id, OrderRow.version).where(OrderRow.order_id.in_(ids)))
+    moved = [order_id for order_id, version in versions if version > known[str(order_id)]]
+    return order_bodies(session, session.scalars(select(OrderRow).where(OrderRow.order_id.in_(moved))).all())
+
+
+def steps_after(session: Session, order_id: uuid.UUID, last: int) -> list[dict[str, Any]]:
+    """The steps of an order after one of them."""
+    query = select(OrderEventRow).where(OrderEventRow.order_id == order_id, OrderEventRow.id > last)
+    return [step_body(step) for step in session.scalars(query.order_by(OrderEventRow.id))]
 
 
 def timeline(session: Session, row: OrderRow) -> dict[str, Any]:

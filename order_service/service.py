@@ -14,6 +14,7 @@ from shared.config import Settings
 from shared.edge.consumer import handles
 from shared.edge.context import Context
 from shared.edge.database import Database
+from shared.edge.hints import Hints
 from shared.edge.http import Probes
 from shared.edge.rpc import rpc
 from shared.edge.timer import every
@@ -38,6 +39,7 @@ class OrderService(Probes):
     db = Database()
     relay = Relay()
     context = Context()
+    hints = Hints()
 
     @rpc
     def create_order(self, order: dict[str, Any], key: str) -> dict[str, Any]:
@@ -154,6 +156,19 @@ class OrderService(Probes):
         """Every step of an order so far. Raises NotFound, also for somebody else's."""
         with self.db.read() as session:
             return models.timeline(session, models.visible_order(session, order_id, self.context.identity))
+
+    @rpc
+    def steps(self, order_id: str, after: int) -> dict[str, Any]:
+        """The steps of an order after that one: {version, steps}. Raises NotFound, also for somebody else's."""
+        with self.db.read() as session:
+            row = models.visible_order(session, order_id, self.context.identity)
+            return {"version": row.version, "steps": models.steps_after(session, row.order_id, after)}
+
+    @rpc
+    def changed_orders(self, known: dict[str, int]) -> list[dict[str, Any]]:
+        """Those of these orders that have changed since a known version, for a gateway whose clients wait for them."""
+        with self.db.read() as session:
+            return models.newer(session, known)
 
     @handles("q.order.inventory-result")
     def follow_inventory(self, events: Events, tx: Tx) -> None:

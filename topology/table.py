@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 EVENTS_EXCHANGE = "ecom.events"
 
+# Which orders have just changed, for whoever waits for one. Its messages are transient and nobody need hear them.
+HINTS_EXCHANGE = "ecom.hints"
+
 # A failing message has its first try and then one more after each of these waits, in seconds.
 RETRY_WAITS_S = (1, 2, 4)
 
@@ -114,4 +117,8 @@ def bindings() -> list[tuple[str, str, str]]:
 def exchanges() -> dict[str, str]:
     """Every exchange with its type; all are durable and carry no arguments."""
     services = dict.fromkeys(queue.service for queue in QUEUES)
-    return {EVENTS_EXCHANGE: "topic", **{failed_exchange(service): "direct" for service in services}}
+    return {
+        EVENTS_EXCHANGE: "topic",
+        HINTS_EXCHANGE: "fanout",
+        **{failed_exchange(service): "direct" for service in services},
+    }

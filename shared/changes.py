@@ -1,0 +1,27 @@
+"""Saying, after a commit, that something has changed: a hint to whoever waits for it, and nothing rests on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from uuid import UUID
+
+from sqlalchemy import event
+from sqlalchemy.orm import Session, sessionmaker
+
+_CHANGED = "changes.ids"
+
+
+def changed(session: Session, ids: Iterable[UUID]) -> None:
+    """These change if this transaction commits."""
+    session.info.setdefault(_CHANGED, set()).update(map(str, ids))
+
+
+def tell_after_commit(sessions: sessionmaker[Session], tell: Callable[[set[str]], None]) -> None:
+    """Call `tell` with what has changed, after each commit of these sessions that changed something."""
+
+    def committed(session: Session) -> None:
+        ids = session.info.pop(_CHANGED, None)
+        if ids:
+            tell(ids)
+
+    event.listen(sessions, "after_commit", committed)

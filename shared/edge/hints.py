@@ -1,0 +1,71 @@
+"""Hints that something has changed, from a service to whoever waits for it (`shared.edge.watch`).
+
+A hint is published once, unconfirmed, and to those who listen at that moment. Nothing may rest on its arrival.
+"""
+
+from __future__ import annotations
+
+import json
+
+import amqp
+from nameko.containers import WorkerContext
+from nameko.extensions import DependencyProvider
+
+from shared.changes import tell_after_commit
+from shared.edge.broker import Line
+from shared.edge.database import Database
+from shared.edge.rpc import TRANSIENT, OnLine
+from shared.edge.wake import Wake
+from topology.table import HINTS_EXCHANGE
+
+# In one message; a batch changes at most 50 and several are told together.
+MOST_IDS = 500
+# What could not be told for so long that it is more than this is of use to nobody.
+MOST_WAITING = 10_000
+
+
+class Teller(OnLine):
+    """The connection by which a service tells its hints."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ids: set[str] = set()
+        self._wake = Wake()
+
+    def trouble(self) -> str | None:
+        """Nobody's work depends on a hint."""
+        return None
+
+    def tell(self, ids: set[str]) -> None:
+        """These have changed. Returns at once."""
+        if len(self._ids) < MOST_WAITING:
+            self._ids |= ids
+        self._wake.send()
+
+    def stop(self) -> None:
+        self.kill()
+
+    def _serve(self, line: Line) -> None:
+        while not self._stopping:
+            told = sorted(self._ids)
+            self._ids = set()
+            for first in range(0, len(told), MOST_IDS):
+                body = json.dumps(told[first : first + MOST_IDS])
+                message = amqp.Message(body, content_type="application/json", delivery_mode=TRANSIENT)
+                line.channel.basic_publish(message, HINTS_EXCHANGE, "")
+            while line.read(timeout_s=0):
+                pass
+            self._wake.wait(0.5)
+
+
+class Hints(DependencyProvider):
+    """Tells what the service's transactions say by `shared.changes.changed`."""
+
+    teller = Teller()
+
+    def start(self) -> None:
+        database = next(item for item in self.container.dependencies if isinstance(item, Database))
+        tell_after_commit(database.Session, self.teller.tell)
+
+    def get_dependency(self, worker_ctx: WorkerContext) -> None:
+        return None

@@ -1,0 +1,26 @@
+"""Waking somebody who waits, again and again."""
+
+from __future__ import annotations
+
+import eventlet
+from eventlet.event import Event
+
+
+class Wake:
+    """An event that can be sent again after it was waited for."""
+
+    def __init__(self) -> None:
+        self._event = Event()
+
+    def send(self) -> None:
+        """Wake whoever waits, or waits next."""
+        if not self._event.ready():
+            self._event.send()
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it was sent within the time."""
+        with eventlet.Timeout(seconds, False):
+            self._event.wait()
+            self._event = Event()
+            return True
+        return False

@@ -1,0 +1,179 @@
+"""Waiting for a change: any number of clients, and one question a second for all of them.
+
+A waiter costs a greenlet and a few hundred bytes: no worker, no call and no database connection.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import amqp
+
+from shared.edge.broker import Line
+from shared.edge.rpc import OnLine
+from shared.edge.rpc_proxy import Replies
+from shared.edge.wake import Wake
+from shared.errors import ServiceUnavailable
+from topology.table import HINTS_EXCHANGE
+
+log = logging.getLogger(__name__)
+
+# A lost hint costs this.
+LOOK_EVERY_S = 1.0
+LOOK_TIMEOUT_S = 5.0
+# Asked about in one call.
+MOST_IDS = 500
+
+
+class Waiter:
+    """Somebody who waits for one thing: holds no worker and no connection of ours."""
+
+    def __init__(self) -> None:
+        self.state: dict[str, Any] = {}
+        self._wake = Wake()
+
+    @property
+    def version(self) -> int:
+        """Which of its versions is known here; 0 for none."""
+        return int(self.state.get("version", 0))
+
+    def see(self, state: dict[str, Any]) -> None:
+        """Take a state, unless it is older than the one known."""
+        if state["version"] > self.version:
+            self.state = state
+            self._wake.send()
+
+    def wake(self) -> None:
+        """Let it look around: the service stops."""
+        self._wake.send()
+
+    def wait(self, seconds: float) -> bool:
+        """Whether something has changed within the time."""
+        return self._wake.wait(seconds)
+
+
+class Watch(OnLine):
+    """Who waits for what. `changed` names an RPC: given {id: known version}, it returns the states that are newer.
+
+    States are dicts with `version` and the field `key`. One call a second asks about all that is waited for, and a
+    hint makes it ask at once; no waiter ever asks by itself.
+    """
+
+    replies = Replies()
+
+    def __init__(self, changed: str, key: str) -> None:
+        super().__init__()
+        self.changed = changed
+        self.key = key
+        self.stopped = False
+        self._waiters: dict[str, set[Waiter]] = {}
+        self._hinted: set[str] = set()
+        self._wake = Wake()
+
+    @property
+    def sharing_key(self) -> Any:
+        return type(self), self.changed
+
+    def trouble(self) -> str | None:
+        """Without hints it still asks once a second."""
+        return None
+
+    def start(self) -> None:
+        if self._thread is None:
+            self.container.spawn_managed_thread(self._look, identifier=f"watch of {self.changed}")
+        super().start()
+
+    def stop(self) -> None:
+        self.release()
+        self.kill()
+
+    def release(self) -> None:
+        """The service stops: whoever waits is to answer with what he has."""
+        self.stopped = self._stopping = True
+        self._wake.send()
+        for waiters in self._waiters.values():
+            for waiter in waiters:
+                waiter.wake()
+
+    @contextmanager
+    def waiter(self, id_: str) -> Iterator[Waiter]:
+        """A waiter for one thing. Register first, then read, then wait: so that nothing is missed in between."""
+        waiter = Waiter()
+        self._waiters.setdefault(id_, set()).add(waiter)
+        try:
+            yield waiter
+        finally:
+            waiters = self._waiters[id_]
+            waiters.discard(waiter)
+            if not waiters:
+                del self._waiters[id_]
+
+    # --- asking ---
+
+    def _look(self) -> None:
+        due = time.monotonic()
+        while not self._stopping:
+            self._wake.wait(max(0.0, due - time.monotonic()))
+            everything = time.monotonic() >= due
+            ids = list(self._waiters) if everything else [id_ for id_ in self._hinted if id_ in self._waiters]
+            self._hinted.clear()
+            if everything:
+                due = time.monotonic() + LOOK_EVERY_S
+            for first in range(0, len(ids), MOST_IDS):
+                self._ask(ids[first : first + MOST_IDS])
+
+    def _ask(self, ids: list[str]) -> None:
+        known = {id_: min(waiter.version for waiter in self._waiters[id_]) for id_ in ids if id_ in self._waiters}
+        try:
+            states = self.replies.call(self.changed, [known], {}, {}, LOOK_TIMEOUT_S)
+        except ServiceUnavailable as error:
+            log.debug("nobody says what has changed: %s", error)
+            return
+        for state in states:
+            for waiter in list(self._waiters.get(state[self.key], ())):
+                waiter.see(state)
+
+    # --- hearing ---
+
+    def _serve(self, line: Line) -> None:
+        channel = line.channel
+        with line.patience():
+            queue = channel.queue_declare("", exclusive=True, auto_delete=True).queue
+            channel.queue_bind(queue, HINTS_EXCHANGE)
+            channel.basic_consume(queue, callback=self._receive, no_ack=True)
+        while not self._stopping:
+            line.read(timeout_s=0.5)
+
+    def _receive(self, message: amqp.Message) -> None:
+        try:
+            ids = json.loads(message.body)
+        except ValueError:
+            log.warning("a hint that is no JSON was ignored")
+            return
+        if isinstance(ids, list):
+            self._hinted.update(id_ for id_ in ids if isinstance(id_, str) and id_ in self._waiters)
+        if self._hinted:
+            self._wake.send()
+
+
+Read = Callable[[], dict[str, Any]]
+
+
+def wait_for(watch: Watch, id_: str, read: Read, good: Callable[[dict[str, Any]], bool], seconds: float) -> Any:
+    """The state of a thing once it is good, or as it is when the time is over or the service stops.
+
+    `read` gets it the first time, and raises what it raises.
+    """
+    deadline = time.monotonic() + seconds
+    with watch.waiter(id_) as waiter:
+        waiter.see(read())
+        while not good(waiter.state) and not watch.stopped:
+            left = deadline - time.monotonic()
+            if left <= 0 or not waiter.wait(left):
+                break
+        return waiter.state
