@@ -13,7 +13,7 @@ from sqlalchemy import text
 from shared.edge.batch import Stopping
 from shared.edge.publisher import Outgoing
 from shared.edge.tx import Events, Tx
-from shared.errors import CannotWork, PublishFailed, UnexpectedEvent
+from shared.errors import CannotWork, ProviderAway, ProviderTimeout, PublishFailed, UnexpectedEvent
 from shared.events import Envelope, OrderCancelled, Reserved
 from shared.failures import Delivery
 from tests.databases import Databases
@@ -406,6 +406,53 @@ def test_a_provider_that_is_closed_to_everybody_pauses_and_counts_nothing(
     assert asked == 3
     assert remembered(database) == ids_of(events)
     assert mail.all(f"{CHARGES}.retry") == []
+
+
+def test_who_was_answered_is_not_asked_for_again_when_others_could_not_be(
+    bench: Benches, database: Databases, mail: Mail
+) -> None:
+    payment, events = bench("payment"), [reserved_event() for _ in range(10)]
+    silent, away = events[3], events[4:6]
+    asked: list[set[UUID]] = []
+
+    def ask(batch: Events) -> dict[UUID, Any]:
+        asked.append(ids_of(list(batch)))
+        answers = payment.service.ask_for_charges(batch)
+        if silent.message_id in asked[-1]:
+            answers[silent.message_id] = ProviderTimeout()
+        return answers | (dict.fromkeys(ids_of(away), ProviderAway()) if len(asked) < 4 else {})
+
+    payment.settle(CHARGES, events, ask=ask)
+
+    assert asked == [ids_of(events)] + [ids_of(away)] * 3
+    assert remembered(database) == ids_of(events) - {silent.message_id}
+    (retried,) = mail.all(f"{CHARGES}.retry")
+    assert retried.properties["message_id"] == str(silent.message_id)
+    assert headers_of(retried)["x-attempt"] == 1
+    completed = database.rows("payment", "SELECT order_id FROM payments WHERE status = 'COMPLETED'")
+    assert {row["order_id"] for row in completed} == orders_of(events) - {silent.payload.order_id}
+
+
+def test_who_was_answered_keeps_its_answer_when_asking_for_the_others_fails(
+    bench: Benches, database: Databases, mail: Mail
+) -> None:
+    payment, events = bench("payment"), [reserved_event() for _ in range(10)]
+    away, bad = events[4:7], events[5]
+    asked: list[set[UUID]] = []
+
+    def ask(batch: Events) -> dict[UUID, Any]:
+        asked.append(ids_of(list(batch)))
+        if len(asked) > 1 and bad.message_id in asked[-1]:
+            raise ValueError("no")
+        answers = payment.service.ask_for_charges(batch)
+        return answers | (dict.fromkeys(ids_of(away), ProviderAway()) if len(asked) == 1 else {})
+
+    payment.settle(CHARGES, events, ask=ask)
+
+    assert asked == [ids_of(events), ids_of(away), *({event.message_id} for event in away)]
+    assert remembered(database) == ids_of(events) - {bad.message_id}
+    (retried,) = mail.all(f"{CHARGES}.retry")
+    assert retried.properties["message_id"] == str(bad.message_id)
 
 
 def test_a_service_that_stops_while_it_is_paused_sets_nothing_apart(
