@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import BigInteger, ForeignKey, Index, Text, func, select, text
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql import ARRAY, Insert
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
@@ -86,10 +86,17 @@ TABLES = MESSAGING_TABLES | {"payments", "refunds", "provider_ledger"}
 def claim_charges(session: Session, events: Iterable[Envelope]) -> None:
     """Write down, before the provider is asked, that it will be: PENDING where there is no payment yet.
 
-    One statement that commits itself. From here on an answer that gets lost is found out by `settle`.
+    One statement that commits itself. From here on an answer that gets lost is found out by `settle`, whose patience
+    begins anew each time: an outage may lie between one asking and the next.
     """
+    asked_again = upsert(PaymentRow).on_conflict_do_update(
+        index_elements=["order_id"],
+        set_={"updated_at": func.now()},
+        where=PaymentRow.status == Status.PENDING,
+    )
     _claim(
         session,
+        asked_again,
         [
             {
                 "order_id": event.payload.order_id,
@@ -109,6 +116,7 @@ def claim_voids(session: Session, events: Iterable[Envelope]) -> None:
     """VOID for each cancelled order that has no payment yet: it will not be charged. One statement."""
     _claim(
         session,
+        upsert(PaymentRow).on_conflict_do_nothing(),
         [
             {
                 "order_id": event.payload.order_id,
@@ -124,11 +132,11 @@ def claim_voids(session: Session, events: Iterable[Envelope]) -> None:
     )
 
 
-def _claim(session: Session, rows: list[dict[str, Any]]) -> None:
+def _claim(session: Session, statement: Insert, rows: list[dict[str, Any]]) -> None:
     unique = {row["order_id"]: row for row in rows}
     ordered = [unique[order_id] for order_id in sorted(unique)]
     # What is returned nobody needs; without it each row would be a statement of its own.
-    session.execute(upsert(PaymentRow).on_conflict_do_nothing().returning(PaymentRow.order_id), ordered)
+    session.execute(statement.returning(PaymentRow.order_id), ordered)
 
 
 def _caused(event: Envelope) -> dict[str, Any]:

@@ -8,8 +8,10 @@ be, so that a test can prove that nobody was charged twice.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 from uuid import UUID
 
 import eventlet
@@ -67,7 +69,9 @@ _FIND = text("SELECT done, reference, reason FROM provider_ledger WHERE key = :k
 class MockProvider(Provider):
     """A provider that does what the mode or the payment_method says.
 
-    Modes: `succeed`, `fail`, `fail_share:0.2`, `fail_above:10000` (minor units), `delay:0.5` (seconds), `timeout`.
+    Modes: `succeed`, `fail`, `fail_share:0.2`, `fail_above:10000` (minor units), `delay:0.5` (seconds), `timeout` (does
+    nothing and does not say so, but can be asked about a key), `down` (answers nothing at all), `down_while:PATH` (is
+    down while that file exists: whoever makes it begins the outage, whoever removes it ends it).
     An answer that is lost is lost once: a repeat of the key is answered from the ledger.
     """
 
@@ -78,7 +82,8 @@ class MockProvider(Provider):
 
     def charge(self, charge: Charge) -> Answer:
         """Take the money, once for each key."""
-        known = self.find(charge.key)
+        self._be_there()
+        known = self._known(charge.key)
         if known:
             return known
         if charge.method not in METHODS:
@@ -97,6 +102,7 @@ class MockProvider(Provider):
 
     def refund(self, refund: Charge) -> Answer:
         """Give it back, once for each key."""
+        self._be_there()
         if self.mode == "timeout":
             raise self._silence()
         if refund.method == "mock_refund_declined":
@@ -105,6 +111,10 @@ class MockProvider(Provider):
 
     def find(self, key: UUID) -> Answer | None:
         """What became of a key; None when it was never heard of."""
+        self._be_there()
+        return self._known(key)
+
+    def _known(self, key: UUID) -> Answer | None:
         with self.ledger.connect() as connection:
             row = connection.execute(_FIND, {"key": key}).first()
         return Answer(row.done, row.reference, row.reason) if row else None
@@ -123,7 +133,7 @@ class MockProvider(Provider):
         with self.ledger.connect() as connection:
             if connection.execute(_WRITE, row).first():
                 return answer
-        known = self.find(charge.key)
+        known = self._known(charge.key)
         assert known is not None
         return known
 
@@ -138,20 +148,34 @@ class MockProvider(Provider):
         if seconds >= self.timeout_s:
             raise ProviderTimeout()
 
+    def _be_there(self) -> None:
+        if self.mode == "down" or (self.mode == "down_while" and self.argument.exists()):
+            raise self._silence()
+
     def _silence(self) -> ProviderTimeout:
         eventlet.sleep(self.timeout_s)
         return ProviderTimeout()
 
 
-MODES = {"succeed": False, "fail": False, "fail_share": True, "fail_above": True, "delay": True, "timeout": False}
+# What the number or path behind the colon is; None where there is none.
+MODES: dict[str, Callable[[str], Any] | None] = {
+    "succeed": None,
+    "fail": None,
+    "fail_share": float,
+    "fail_above": float,
+    "delay": float,
+    "timeout": None,
+    "down": None,
+    "down_while": Path,
+}
 
 
-def parse_mode(mode: str) -> tuple[str, float]:
+def parse_mode(mode: str) -> tuple[str, Any]:
     """A PAYMENT_MODE as (name, argument). Raises ConfigurationFault for one that is not known."""
     name, _, argument = mode.partition(":")
-    if name in MODES and bool(argument) == MODES[name]:
+    if name in MODES and bool(argument) == bool(MODES[name]):
         try:
-            return name, float(argument or 0)
+            return name, read(argument) if (read := MODES[name]) else None
         except ValueError:
             pass
-    raise ConfigurationFault(f"PAYMENT_MODE must be one of {', '.join(MODES)} (name:number), not {mode!r}")
+    raise ConfigurationFault(f"PAYMENT_MODE must be one of {', '.join(MODES)} (name:argument), not {mode!r}")

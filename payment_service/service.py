@@ -7,12 +7,15 @@ from typing import Any
 from uuid import UUID
 
 import eventlet
+from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from payment_service import domain, models
+from payment_service.breaker import Breaker, Guarded
 from payment_service.domain import Answer
-from payment_service.provider import Charge, MockProvider
+from payment_service.provider import Charge, MockProvider, Provider
 from shared import outbox
+from shared.config import Settings
 from shared.edge.consumer import handles
 from shared.edge.context import Context
 from shared.edge.database import Database
@@ -21,7 +24,7 @@ from shared.edge.http import Probes
 from shared.edge.rpc import rpc
 from shared.edge.timer import every
 from shared.edge.tx import Events, Tx
-from shared.errors import DeadMessage
+from shared.errors import DeadMessage, ProviderTimeout
 from shared.events import Identity, Payload, envelope
 from shared.relay import Relay
 
@@ -34,6 +37,12 @@ SETTLE_EVERY_S = 5
 SETTLE_BATCH = 100
 
 
+def guarded_provider(ledger: Engine, settings: Settings) -> Provider:
+    """The payment provider as this service meets it."""
+    mock = MockProvider(ledger, settings.payment_mode, settings.provider_timeout_s)
+    return Guarded(mock, Breaker(settings.provider_open_s), PaymentService.name)
+
+
 class PaymentService(Probes):
     """Charges what was reserved, gives back what is asked for, and never charges twice."""
 
@@ -42,7 +51,7 @@ class PaymentService(Probes):
     db = Database()
     relay = Relay()
     context = Context()
-    provider = Door(lambda ledger, settings: MockProvider(ledger, settings.payment_mode, settings.provider_timeout_s))
+    provider = Door(guarded_provider)
 
     @handles("q.payment.inventory-reserved", ask="ask_for_charges")
     def charge(self, events: Events, tx: Tx) -> None:
@@ -118,35 +127,36 @@ class PaymentService(Probes):
 
     @every(SETTLE_EVERY_S)
     def settle(self) -> None:
-        """Ask the provider by key what became of payments and refunds whose answer is unknown, and tell it."""
-        self._settle_charges()
-        self._settle_refunds()
+        """Ask the provider by key what became of payments and refunds whose answer is unknown, and tell it.
 
-    def _settle_charges(self) -> None:
+        Raises ProviderAway after everything that was answered is kept.
+        """
+        for error in [*self._settle_charges(), *self._settle_refunds()]:
+            if not isinstance(error, ProviderTimeout):  # that one is asked for again at the next turn
+                raise error
+
+    def _settle_charges(self) -> list[Exception]:
         with self.db.read() as session:
             rows = models.unknown(session, models.PaymentRow, UNKNOWN_AFTER_S, SETTLE_BATCH)
-        found = side_by_side(self.provider.find, {row.payment_id: row.payment_id for row in rows})
-        for row in rows:
-            answer = found.get(row.payment_id)
-            if isinstance(answer, Exception):
-                continue  # asked again at the next turn
+        found, failed = self._find({row.payment_id: row for row in rows})
+        for row, answer in found:
             with self.db.begin() as session:
                 locked = models.payments_of(session, [row.order_id], lock=True)[row.order_id]
                 before = models.payment(locked)
                 if before.status != domain.Status.PENDING:
                     continue
+                if answer is None and locked.updated_at != row.updated_at:
+                    continue  # it has been asked for again since: the provider may have heard of it by now
                 after, tells = domain.charged(before, answer) if answer else (domain.unknown_to_provider(before), ())
                 models.keep(session, [after])
                 self._tell(session, locked, tells)
+        return failed
 
-    def _settle_refunds(self) -> None:
+    def _settle_refunds(self) -> list[Exception]:
         with self.db.read() as session:
             rows = models.unknown(session, models.RefundRow, UNKNOWN_AFTER_S, SETTLE_BATCH)
-        found = side_by_side(self.provider.find, {row.refund_id: row.refund_id for row in rows})
-        for row in rows:
-            answer = found.get(row.refund_id)
-            if isinstance(answer, Exception):
-                continue
+        found, failed = self._find({row.refund_id: row for row in rows})
+        for row, answer in found:
             with self.db.begin() as session:
                 locked = models.payments_of(session, [row.order_id], lock=True)[row.order_id]
                 refund = models.refunds(session, [row.refund_id])[row.refund_id]
@@ -154,6 +164,13 @@ class PaymentService(Probes):
                 models.keep(session, [after])
                 models.keep_refunds(session, [settled])
                 self._tell(session, row, tells)
+        return failed
+
+    def _find(self, rows: dict[UUID, Any]) -> tuple[list[tuple[Any, Answer | None]], list[Exception]]:
+        """What the provider says of each row's key, and why it says nothing of the others."""
+        found = side_by_side(self.provider.find, {key: key for key in rows})
+        answered = [(rows[key], answer) for key, answer in found.items() if not isinstance(answer, Exception)]
+        return answered, [answer for answer in found.values() if isinstance(answer, Exception)]
 
     def _tell(
         self, session: Session, asked: models.PaymentRow | models.RefundRow, payloads: tuple[Payload, ...]

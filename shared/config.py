@@ -39,6 +39,7 @@ class Settings:
     audit_key: str = ""
     payment_mode: str = "succeed"
     provider_timeout_s: float = 5.0
+    provider_open_s: float = 30.0  # how long a provider that is away is left alone
     order_deadline_s: float = 900.0
     host: str = "127.0.0.1"
     ports: Mapping[str, int] = field(default_factory=dict)
@@ -131,6 +132,7 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
         audit_key=reader.text("AUDIT_KEY", ""),
         payment_mode=reader.text("PAYMENT_MODE", "succeed"),
         provider_timeout_s=reader.number("PROVIDER_TIMEOUT_S", 5.0, at_least=0.01),
+        provider_open_s=reader.number("PROVIDER_OPEN_S", 30.0, at_least=0.01),
         order_deadline_s=reader.number("ORDER_DEADLINE_S", 900.0, at_least=1),
         host=reader.text("HOST", Settings.host),
         ports={

@@ -214,6 +214,12 @@ class PublishFailed(CannotWork):
     code = "publish_failed"
 
 
+class ProviderAway(CannotWork):
+    """The payment provider answers nobody."""
+
+    code = "provider_away"
+
+
 # --- what makes one message wait and be tried again ------------------------------------------------------------
 
 

@@ -14,3 +14,4 @@ OUTBOX_PENDING = Gauge("ecom_outbox_pending", "Events told and not yet published
 OUTBOX_HELD = Gauge("ecom_outbox_held", "Events that could not be published and hold back their order.", ["service"])
 OUTBOX_OLDEST = Gauge("ecom_outbox_oldest_seconds", "Age of the oldest unpublished event.", ["service"])
 OUTBOX_LEADER = Gauge("ecom_outbox_leader", "1 where this replica's relay leads.", ["service"])
+CIRCUIT_OPEN = Gauge("ecom_provider_circuit_open", "1 while this replica leaves its provider alone.", ["service"])

@@ -99,23 +99,28 @@ class Batch:
             raise UnknownType(f"{self.queue} does not take {event.type}")
         return event
 
-    def _answers(self, events: list[Envelope]) -> dict[UUID, Any]:
-        if self.ask is None or not events:
-            return {}
+    def _answers(self, unanswered: list[Envelope]) -> dict[UUID, Any]:
+        answers: dict[UUID, Any] = {}
+        if self.ask is None or not unanswered:
+            return answers
         try:
-            return self._patiently(lambda: self._asked(Events(events)))
+            self._patiently(lambda: self._ask_for(unanswered, answers))
         except Exception as error:
-            if len(events) == 1:
-                return {events[0].message_id: error}
-            log.warning("asking for %d messages failed, they are asked for one by one", len(events), exc_info=True)
-            return {key: answer for event in events for key, answer in self._answers([event]).items()}
-
-    def _asked(self, events: Events) -> dict[UUID, Any]:
-        answers = self.ask(events)  # type: ignore[misc]
-        for answer in answers.values():
-            if isinstance(answer, Exception) and _is_ours(answer):
-                raise answer
+            if len(unanswered) == 1:
+                return {**answers, unanswered[0].message_id: error}
+            log.warning("asking for %d messages failed, they are asked for singly", len(unanswered), exc_info=True)
+            for event in unanswered:
+                answers |= self._answers([event])
         return answers
+
+    def _ask_for(self, events: list[Envelope], answers: dict[UUID, Any]) -> None:
+        """Ask for them, and take those that are answered from the list: a repeat must not ask for them again."""
+        found = self.ask(Events(events))  # type: ignore[misc]
+        events[:] = [event for event in events if _is_ours(found.get(event.message_id))]
+        troubles = [found.pop(event.message_id) for event in events]
+        answers.update(found)
+        if troubles:
+            raise troubles[0]
 
     def _together(self, events: list[Envelope], answers: dict[UUID, Any]) -> tuple[int, dict[UUID, Exception]]:
         """Run the events in as few transactions as it takes; how many were seen before, and what failed with what."""
@@ -197,9 +202,8 @@ class Batch:
             ]
         )
         failures[:] = [failure for failure, refused in zip(failures, outcomes, strict=True) if refused]
-        refused = [outcome for outcome in outcomes if outcome]
-        if refused:
-            raise CannotWork(f"{len(refused)} failed messages could not be sent on: {refused[0]}")
+        if failures:
+            raise CannotWork(f"{len(failures)} failed messages could not be sent on: {next(filter(None, outcomes))}")
 
     def _patiently(self, action: Callable[[], T]) -> T:
         """Do it; repeat it after a conflict between transactions, and pause while the service cannot work."""
@@ -241,6 +245,6 @@ class Batch:
         )
 
 
-def _is_ours(error: Exception) -> bool:
-    """Whether the service itself cannot work, so that nothing is wrong with any message."""
-    return isinstance(error, CannotWork) or is_outage(error)
+def _is_ours(outcome: object) -> bool:
+    """Whether it says that the service itself cannot work, so that nothing is wrong with any message."""
+    return isinstance(outcome, CannotWork) or (isinstance(outcome, Exception) and is_outage(outcome))

@@ -6,12 +6,14 @@ In a service that tells no events, and so has no relay, every replica runs it.
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any
 
 import eventlet
 from eventlet.event import Event
 from nameko.extensions import Entrypoint
 
+from shared.edge.consumer import FINISH_S
 from shared.errors import CannotWork
 from shared.relay import Relay
 
@@ -51,10 +53,18 @@ class Every(Entrypoint):
             done.send()
             return result, exc_info
 
-        self.container.spawn_worker(self, (), {}, handle_result=handle_result)
-        done.wait()
+        worker = self.container.spawn_worker(self, (), {}, handle_result=handle_result)
+        while True:
+            with eventlet.Timeout(1.0, False):
+                done.wait()
+                return
+            if self._stopping.ready() and time.monotonic() > self._stop_by:
+                # What it waits for is outside: the next leader's run does what this one leaves.
+                self.container._worker_threads[worker].kill()
+                return
 
     def stop(self) -> None:
+        self._stop_by = time.monotonic() + FINISH_S
         if not self._stopping.ready():
             self._stopping.send()
         self._thread.wait()

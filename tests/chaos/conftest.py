@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -16,10 +18,22 @@ ALLOWED_IN_LOGS = (r"ProviderTimeout", r"CannotWork: the database is away")
 
 
 @pytest.fixture(scope="package")
-def system(servers: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """Every service with two replicas, quick to notice a silent broker."""
+def outage_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """While it exists the payment provider answers nobody."""
+    return tmp_path_factory.mktemp("provider") / "down"
+
+
+@pytest.fixture(scope="package")
+def system(servers: None, tmp_path_factory: pytest.TempPathFactory, outage_file: Path) -> Iterator[System]:
+    """Every service with two replicas, quick to notice a silent broker or provider."""
     refuse_patched_process()
-    system = System(tmp_path_factory.mktemp("chaos-logs"), PROVIDER_TIMEOUT_S="1", AMQP_HEARTBEAT_S="5")
+    system = System(
+        tmp_path_factory.mktemp("chaos-logs"),
+        AMQP_HEARTBEAT_S="5",
+        PAYMENT_MODE=f"down_while:{outage_file}",
+        PROVIDER_TIMEOUT_S="1",
+        PROVIDER_OPEN_S="1",
+    )
     system.start()
     yield system
     system.wait_ready()
@@ -31,6 +45,21 @@ def system(servers: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 def machines() -> Servers:
     """The broker and the database server, to be killed and frozen."""
     return Servers.attach(os.environ["ECOM_TEST_STACK"])
+
+
+@pytest.fixture
+def provider_away(outage_file: Path) -> Callable[[], AbstractContextManager[None]]:
+    """Begins an outage of the payment provider that ends with its block."""
+
+    @contextmanager
+    def away() -> Iterator[None]:
+        outage_file.touch()
+        try:
+            yield
+        finally:
+            outage_file.unlink()
+
+    return away
 
 
 @pytest.fixture(autouse=True)

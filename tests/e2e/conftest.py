@@ -29,7 +29,7 @@ def refuse_patched_process() -> None:
 def system(servers: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """Every service with two replicas; at the end nothing is left and no log holds a fault."""
     refuse_patched_process()
-    system = System(tmp_path_factory.mktemp("e2e-logs"), PROVIDER_TIMEOUT_S="1")
+    system = System(tmp_path_factory.mktemp("e2e-logs"), PROVIDER_TIMEOUT_S="1", PROVIDER_OPEN_S="1")
     system.start()
     yield system
     wrong = system.stop(ALLOWED_IN_LOGS)

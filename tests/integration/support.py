@@ -18,7 +18,8 @@ from sqlalchemy import make_url
 
 from inventory_service.service import InventoryService
 from order_service.service import OrderService
-from payment_service.provider import MockProvider
+from payment_service.breaker import Breaker, Guarded
+from payment_service.provider import MockProvider, Provider
 from payment_service.service import PaymentService
 from shared.config import Settings
 from shared.edge.batch import Batch
@@ -133,8 +134,12 @@ class Bench:
         self.ledger = connect(settings.database_url("payment"), "provider", pool_size=20).execution_options(
             isolation_level="AUTOCOMMIT"
         )
-        self.service.provider = MockProvider(self.ledger, settings.payment_mode, timeout_s=0.05)
+        self.service.provider = self.provider(settings.payment_mode)
         self.publisher = Publisher(settings.amqp_uri, settings.heartbeat_s)
+
+    def provider(self, mode: str, open_s: float = 0.2) -> Provider:
+        """The provider behind its guard; it gives up soon."""
+        return Guarded(MockProvider(self.ledger, mode, timeout_s=0.05), Breaker(open_s), self.service.name)
 
     def batch(self, queue: str, **changed: Any) -> Batch:
         """The queue's batch with the service's own handler; `changed` replaces what a test wants otherwise."""

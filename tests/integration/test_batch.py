@@ -13,7 +13,7 @@ from sqlalchemy import text
 from shared.edge.batch import Stopping
 from shared.edge.publisher import Outgoing
 from shared.edge.tx import Events, Tx
-from shared.errors import CannotWork, PublishFailed, UnexpectedEvent
+from shared.errors import CannotWork, ProviderAway, ProviderTimeout, PublishFailed, UnexpectedEvent
 from shared.events import Envelope, OrderCancelled, Reserved
 from shared.failures import Delivery
 from tests.databases import Databases
@@ -61,6 +61,11 @@ def cancellations(count: int = 50) -> list[Envelope]:
 def effects(database: Databases) -> set[UUID]:
     """The orders on which a cancellation has taken effect."""
     return {UUID(str(row["order_id"])) for row in database.rows("payment", "SELECT order_id FROM payments")}
+
+
+def charged(database: Databases) -> set[UUID]:
+    completed = database.rows("payment", "SELECT order_id FROM payments WHERE status = 'COMPLETED'")
+    return {UUID(str(row["order_id"])) for row in completed}
 
 
 def remembered(database: Databases, service: str = "payment") -> set[UUID]:
@@ -406,6 +411,55 @@ def test_a_provider_that_is_closed_to_everybody_pauses_and_counts_nothing(
     assert asked == 3
     assert remembered(database) == ids_of(events)
     assert mail.all(f"{CHARGES}.retry") == []
+
+
+def test_who_was_answered_is_not_asked_for_again_when_others_could_not_be(
+    bench: Benches, database: Databases, mail: Mail
+) -> None:
+    payment, events = bench("payment"), [reserved_event() for _ in range(10)]
+    silent, away = events[3], events[4:6]
+    asked: list[set[UUID]] = []
+
+    def ask(batch: Events) -> dict[UUID, Any]:
+        asked.append(ids_of(list(batch)))
+        answers = payment.service.ask_for_charges(batch)
+        if silent.message_id in asked[-1]:
+            answers[silent.message_id] = ProviderTimeout()
+        return answers | (dict.fromkeys(ids_of(away), ProviderAway()) if len(asked) < 4 else {})
+
+    payment.settle(CHARGES, events, ask=ask)
+
+    assert asked == [ids_of(events)] + [ids_of(away)] * 3
+    assert remembered(database) == ids_of(events) - {silent.message_id}
+    (retried,) = mail.all(f"{CHARGES}.retry")
+    assert retried.properties["message_id"] == str(silent.message_id)
+    assert headers_of(retried)["x-attempt"] == 1
+    assert charged(database) == orders_of(events) - {silent.payload.order_id}
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_who_was_answered_keeps_its_answer_when_asking_for_the_others_fails(
+    count: int, bench: Benches, database: Databases, mail: Mail
+) -> None:
+    payment, events = bench("payment"), [reserved_event() for _ in range(10)]
+    away, bad = events[4 : 4 + count], events[4]
+    asked: list[set[UUID]] = []
+
+    def ask(batch: Events) -> dict[UUID, Any]:
+        asked.append(ids_of(list(batch)))
+        if len(asked) > 1 and bad.message_id in asked[-1]:
+            raise ValueError("no")
+        answers = payment.service.ask_for_charges(batch)
+        return answers | (dict.fromkeys(ids_of(away), ProviderAway()) if len(asked) == 1 else {})
+
+    payment.settle(CHARGES, events, ask=ask)
+
+    singly = [{event.message_id} for event in away] if count > 1 else []
+    assert asked == [ids_of(events), ids_of(away), *singly]
+    assert remembered(database) == ids_of(events) - {bad.message_id}
+    assert charged(database) == orders_of(events) - {bad.payload.order_id}
+    (retried,) = mail.all(f"{CHARGES}.retry")
+    assert retried.properties["message_id"] == str(bad.message_id)
 
 
 def test_a_service_that_stops_while_it_is_paused_sets_nothing_apart(

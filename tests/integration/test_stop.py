@@ -3,11 +3,17 @@
 import time
 from dataclasses import replace
 
-from payment_service.service import PaymentService
-from shared.config import Settings
-from tests.databases import Databases
-from tests.integration.support import Mail, container_of, reserved_event, until
+import pytest
 
+from payment_service.breaker import NOBODYS
+from payment_service.provider import MockProvider
+from payment_service.service import UNKNOWN_AFTER_S, PaymentService
+from shared.config import Settings
+from shared.edge.http import Health
+from tests.databases import Databases
+from tests.integration.support import Mail, container_of, extension, reserved_event, until
+
+STOPS_WITHIN_S = 10.0
 QUEUE = "q.payment.inventory-reserved"
 
 
@@ -23,6 +29,49 @@ def test_calls_to_the_provider_are_abandoned_and_their_messages_go_back_to_the_q
     began = time.monotonic()
     container.stop()
 
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < STOPS_WITHIN_S
     assert until(lambda: mail.waiting(QUEUE)) == 1
     assert database.rows("payment", "SELECT 1 FROM consumed_messages") == []
+
+
+def test_a_consumer_that_is_paused_by_an_outage_says_so_and_stops_in_time(
+    settings: Settings, database: Databases, mail: Mail
+) -> None:
+    down = replace(settings, payment_mode="down", provider_timeout_s=0.1)
+    container = container_of(down, PaymentService)
+    container.start()
+    health = extension(container, Health)
+    mail.tell([reserved_event()])
+    until(lambda: f"{QUEUE} is paused: ProviderAway" in health.reasons())
+
+    began = time.monotonic()
+    container.stop()
+
+    assert time.monotonic() - began < STOPS_WITHIN_S
+    assert until(lambda: mail.waiting(QUEUE)) == 1
+    assert database.rows("payment", "SELECT 1 FROM dead_messages") == []
+
+
+def test_a_timer_that_waits_for_the_provider_does_not_hold_up_the_stop(
+    settings: Settings, database: Databases, mail: Mail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent = replace(settings, payment_mode="down", provider_timeout_s=20.0)
+    asked = []
+
+    def find(provider: MockProvider, key: object) -> None:
+        asked.append(key)
+        return silent_find(provider, key)  # type: ignore[arg-type, return-value]
+
+    silent_find = MockProvider.find
+    monkeypatch.setattr(MockProvider, "find", find)
+    container = container_of(silent, PaymentService)
+    container.start()
+    mail.tell([reserved_event()])
+    made_old = f"UPDATE payments SET updated_at = now() - make_interval(secs => {UNKNOWN_AFTER_S + 30})"
+    until(lambda: database.run("payment", made_old))
+    until(lambda: any(key != NOBODYS for key in asked), within_s=20)  # by settle
+
+    began = time.monotonic()
+    container.stop()
+
+    assert time.monotonic() - began < STOPS_WITHIN_S

@@ -1,5 +1,6 @@
 """What becomes of payments and refunds, and what the mock provider does."""
 
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -109,13 +110,19 @@ def test_a_payment_has_one_id_for_ever() -> None:
 
 @pytest.mark.parametrize(
     ("mode", "parsed"),
-    [("succeed", ("succeed", 0.0)), ("fail_share:0.25", ("fail_share", 0.25)), ("delay:2", ("delay", 2.0))],
+    [
+        ("succeed", ("succeed", None)),
+        ("down", ("down", None)),
+        ("fail_share:0.25", ("fail_share", 0.25)),
+        ("delay:2", ("delay", 2.0)),
+        ("down_while:/tmp/a:b", ("down_while", Path("/tmp/a:b"))),
+    ],
 )
-def test_a_mode_has_a_name_and_perhaps_a_number(mode: str, parsed: tuple[str, float]) -> None:
+def test_a_mode_has_a_name_and_perhaps_an_argument(mode: str, parsed: tuple[str, object]) -> None:
     assert parse_mode(mode) == parsed
 
 
-@pytest.mark.parametrize("mode", ["", "succeeed", "fail_share", "succeed:1", "delay:soon"])
+@pytest.mark.parametrize("mode", ["", "succeeed", "fail_share", "succeed:1", "delay:soon", "down_while"])
 def test_a_mode_that_is_not_known_stops_the_start(mode: str) -> None:
     with pytest.raises(ConfigurationFault, match="PAYMENT_MODE"):
         parse_mode(mode)
