@@ -11,9 +11,10 @@ from typing import Any
 
 import requests
 from rich.console import Console
-from rich.table import Table
 
 from ops.flow import Flow
+from ops.timeline import console as terminal
+from ops.timeline import print_timeline
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ LEFT_ON_HAND = 8
 def main() -> int:
     """Run the scenes; 0 when each order ended as it must, 1 otherwise."""
     flow = Flow(os.environ["GATEWAY_URL"])
-    console = Console(width=None if sys.stdout.isatty() else 110)
+    console = terminal()
     sku = f"demo-{uuid.uuid4().hex[:8]}"
     wrong = []
     try:
@@ -66,15 +67,7 @@ def main() -> int:
 def show(console: Console, scene: Scene, timeline: dict[str, Any], took_s: float) -> None:
     """Print one order's way."""
     end = timeline["status"] + (f" ({timeline['reason']})" if timeline["reason"] else "")
-    table = Table(
-        "at", "event", "status", "told by", "details", title=f"{scene.title}: {end} after {took_s * 1000:.0f} ms"
-    )
-    for step in timeline["steps"]:
-        change = step["to"] if step["from"] in (None, step["to"]) else f"{step['from']} -> {step['to']}"
-        details = ", ".join(f"{name} {value}" for name, value in step["details"].items() if name != "shortages")
-        table.add_row(step["at"][11:23], step["event"], change, step["source"], details)
-    console.print(table)
-    console.print(f"order {timeline['order_id']}  trace {timeline['trace_id']}\n")
+    print_timeline(console, timeline, f"{scene.title}: {end} after {took_s * 1000:.0f} ms")
 
 
 def audit(console: Console, flow: Flow, sku: str) -> list[str]:

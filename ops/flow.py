@@ -5,9 +5,14 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
+import pika
 import requests
+
+from ops.domain import dlq_of
+from topology.table import BY_NAME, failed_exchange
 
 # Where an order comes to rest; RESERVED and the like are under way.
 AT_REST = frozenset({"PAID", "CANCELLED", "REFUND_FAILED"})
@@ -16,10 +21,11 @@ POLL_S = 0.05
 
 
 class Flow:
-    """One gateway, and the development users with their tokens."""
+    """One gateway, and the development users with their tokens. `amqp_uri` is where `dead` makes its messages."""
 
-    def __init__(self, url: str, timeout_s: float = 15.0) -> None:
+    def __init__(self, url: str, timeout_s: float = 15.0, amqp_uri: str = "") -> None:
         self.url = url.rstrip("/")
+        self.amqp_uri = amqp_uri
         self.timeout_s = timeout_s
         self.http = requests.Session()
         self._tokens: dict[str, str] = {}
@@ -65,6 +71,29 @@ class Flow:
         answer = self.send("POST", "/api/orders", body, Idempotency_Key=key or str(uuid.uuid4()))
         answer.raise_for_status()
         return dict(answer.json())
+
+    def cancel(self, order_id: str, user: str = "customer", key: str | None = None) -> dict[str, Any]:
+        """Cancel an order; the order as answered. Raises requests.HTTPError."""
+        path = f"/api/orders/{order_id}/cancel"
+        answer = self.send("POST", path, user=user, Idempotency_Key=key or str(uuid.uuid4()))
+        answer.raise_for_status()
+        return dict(answer.json())
+
+    def dead(self, queue: str = "q.order.payment-result", body: str = '{"made": "to die"}') -> str:
+        """Send a message that can never succeed to one queue and no other; its message_id, by which its DLQ shows it.
+
+        Raises pika's AMQPError when the broker is away or does not take it.
+        """
+        main, _ = dlq_of(queue)
+        message_id = str(uuid.uuid4())
+        with closing(pika.BlockingConnection(pika.URLParameters(self.amqp_uri))) as connection:
+            channel = connection.channel()
+            channel.confirm_delivery()
+            properties = pika.BasicProperties("application/json", message_id=message_id, delivery_mode=2)
+            channel.basic_publish(
+                failed_exchange(BY_NAME[main].service), main, body.encode(), properties, mandatory=True
+            )
+        return message_id
 
     def at_rest(self, order_id: str, patience_s: float = PATIENCE_S) -> dict[str, Any]:
         """The order once it has come to rest. Raises TimeoutError."""

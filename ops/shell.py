@@ -8,14 +8,44 @@ from __future__ import annotations
 
 import sys
 import warnings
+from typing import Any
 
-from shared.config import read
+from shared.config import Settings, read
 from shared.errors import EcomError
 
 BANNER = """\
 n.rpc.order_service.get_order("...")                calls a service, as the user `shell`
 n.dispatch_event("ecom", "order.created", {...})    tells an event
+flow.stock("sku-1", 10)                             sets what is on hand, through the gateway
+flow.order("sku-1", 2, payment="mock_declined")     runs an order to its end and prints its timeline
+flow.cancel(order_id)                               cancels it, and prints its timeline
+flow.dead("q.order.payment-result")                 makes a message that cannot succeed
 README.md drives an order from here; Ctrl-D ends."""
+
+
+def shown_flow(settings: Settings) -> Any:
+    """What tests drive orders with, talking: what it does, it prints."""
+    from ops.flow import Flow
+    from ops.timeline import console, print_timeline
+
+    class ShownFlow(Flow):
+        def order(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+            return self._shown(super().order(*args, **kwargs)["order_id"])
+
+        def cancel(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+            return self._shown(super().cancel(*args, **kwargs)["order_id"])
+
+        def dead(self, *args: Any, **kwargs: Any) -> str:
+            message_id = super().dead(*args, **kwargs)
+            print(f"dead soon: {message_id}; see `ecom dlq ls`")
+            return message_id
+
+        def _shown(self, order_id: str) -> dict[str, Any]:
+            order = self.at_rest(order_id)
+            print_timeline(console(), self.timeline(order_id), order["status"])
+            return order
+
+    return ShownFlow(f"http://{settings.host}:{settings.port('gateway')}", amqp_uri=settings.amqp_uri)
 
 
 def main() -> int:
@@ -27,7 +57,8 @@ def main() -> int:
         from nameko.cli.shell import ShellRunner, make_nameko_helper
 
     try:
-        helper = make_nameko_helper({"AMQP_URI": read().amqp_uri})
+        settings = read()
+        helper = make_nameko_helper({"AMQP_URI": settings.amqp_uri})
     except (OSError, AMQPError, EcomError) as error:
         print(f"ecom: no shell without a broker: {error}", file=sys.stderr)
         return 3
@@ -35,7 +66,7 @@ def main() -> int:
     if not interactive:
         sys.ps1 = sys.ps2 = ""
     try:
-        ShellRunner(BANNER if interactive else "", {"n": helper}).start_shell(name=None)
+        ShellRunner(BANNER if interactive else "", {"n": helper, "flow": shown_flow(settings)}).start_shell(name=None)
     except Exception:  # of a script; the shell has printed it already
         return 1
     finally:

@@ -163,7 +163,7 @@ class System:
 
     def deaths(self) -> list[dict[str, Any]]:
         """What the services wrote down of messages that died."""
-        statement = "SELECT queue, event_type, reason, error_message FROM dead_messages"
+        statement = "SELECT queue, event_type, reason, error_message FROM dead_messages WHERE left_at IS NULL"
         return [row for name in ("order", "inventory", "payment") for row in self.databases.rows(name, statement)]
 
 

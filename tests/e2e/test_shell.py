@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from sqlalchemy import make_url
 
-from tests.e2e.system import ROOT, System, eventually
+from tests.e2e.system import ECOM, ROOT, System, eventually
 from tests.terminal import at_a_terminal
 
 NAMEKO = str(Path(sys.executable).with_name("nameko"))
@@ -163,3 +163,29 @@ def test_on_a_terminal_the_shell_says_how_to_begin_and_shows_no_password(system:
     assert "dict_keys(['items', 'next_cursor'])" in shown
     assert str(make_url(system.amqp_uri).password) not in shown
     assert "Traceback" not in shown
+
+
+def test_flow_runs_an_order_to_its_end_and_prints_its_timeline(system: System) -> None:
+    sku = f"flow-{uuid.uuid4().hex[:8]}"
+    script = f"""\
+_ = flow.stock("{sku}", 10)
+declined = flow.order("{sku}", 2, payment="mock_declined")
+paid = flow.order("{sku}", 2)
+cancelled = flow.cancel(paid["order_id"])
+print("ends:", declined["status"], paid["status"], cancelled["status"])
+"""
+    ended = run(OURS, script)
+    assert ended.returncode == 0, ended.stderr
+    assert "ends: CANCELLED PAID CANCELLED" in ended.stdout
+    for event in ("payment.failed", "payment.succeeded", "cancel", "payment.refunded"):
+        assert event in ended.stdout, ended.stdout
+
+
+def test_flow_makes_a_message_that_cannot_succeed_in_one_queue_alone(system: System) -> None:
+    ended = run(OURS, 'print("id:", flow.dead("q.order.payment-result"))\n')
+    assert ended.returncode == 0, ended.stderr
+    message_id = re.findall(r"id: (\S+)", ended.stdout)[0]
+    dead = eventually(system.deaths, bool)
+    assert [(row["queue"], row["reason"]) for row in dead] == [("q.order.payment-result", "unknown_type")]
+    command = [ECOM, "dlq", "discard", "q.order.payment-result", "--id", message_id, "--yes", "--to"]
+    subprocess.run([*command, system.directory / "flow-dead.jsonl"], check=True, capture_output=True, cwd=ROOT)
