@@ -4,7 +4,12 @@ STACK = $(PYTHON) ops/stack.py
 COMPILE = .venv/bin/uv pip compile setup.cfg --extra test --extra dev --extra rootless \
 	--universal --python-version 3.11 --generate-hashes --custom-compile-command 'make lock' --quiet --output-file requirements.lock
 
-.PHONY: help demo up down status shell test test-long check lock clean
+MEASURED = topology shared order_service inventory_service payment_service auth_service gateway
+COVERAGE = .venv/bin/coverage
+# Found by every process of the run, in whatever folder it works.
+export COVERAGE_FILE = $(CURDIR)/.run/coverage
+
+.PHONY: help demo up down status shell test test-long coverage check lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -30,6 +35,15 @@ test: ## all tests, on servers of their own; ARGS='-k words'
 
 test-long: ## the same tests at full size
 	@$(STACK) test --long $(ARGS)
+
+coverage: ## line coverage by all tests; fails where a package is under 90 %
+	@$(STACK) install
+	@$(COVERAGE) erase
+	@COVERAGE_PROCESS_START=$(CURDIR)/setup.cfg $(STACK) test $(ARGS)
+	@$(COVERAGE) combine --quiet
+	@$(COVERAGE) report
+	@set -e; for package in $(MEASURED); do \
+		printf '%-18s ' $$package; $(COVERAGE) report --include="$$package/*" --format=total; done
 
 check: ## format, lint, types, import rules
 	@$(STACK) check

@@ -50,6 +50,14 @@ def until(found: Callable[[], T], within_s: float = 5.0, every_s: float = 0.02) 
     return result
 
 
+def comes_true(holds: Callable[[], bool], within_s: float) -> bool:
+    """Whether something holds within a time: it is known as soon as it does."""
+    deadline = time.monotonic() + within_s
+    while not (held := holds()) and time.monotonic() < deadline:
+        eventlet.sleep(0.05)
+    return held
+
+
 def throughout(holds: Callable[[], bool], for_s: float) -> None:
     """Fail as soon as something that must hold for a while does not."""
     deadline = time.monotonic() + for_s
@@ -260,6 +268,7 @@ class Wire:
         self.silent = False
         self.completed: list[str] = []  # the command tag of each statement: SELECT 3, INSERT 0 50, BEGIN, COMMIT
         self._sockets: list[Any] = []
+        self._forgotten: set[Any] = set()
         self._listener = eventlet.listen(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         self._threads = [eventlet.spawn(self._accept)]
@@ -268,6 +277,10 @@ class Wire:
         """A database URL that leads through this wire, unencrypted, so that it can be read."""
         through = make_url(url).set(host="127.0.0.1", port=self.port)
         return through.update_query_dict({"sslmode": "disable", "gssencmode": "disable"}).render_as_string(False)
+
+    def amqp_uri(self, uri: str) -> str:
+        """A broker's URI that leads through this wire."""
+        return uri.replace("{}:{}".format(*self.target), f"127.0.0.1:{self.port}")
 
     def statements(self) -> list[str]:
         """What has completed but for BEGIN, COMMIT and ROLLBACK."""
@@ -287,11 +300,15 @@ class Wire:
         with suppress(OSError):
             while data := source.recv(65536):
                 heard(data)
-                while self.silent:
+                while self.silent or source in self._forgotten:
                     eventlet.sleep(0.01)
                 sink.sendall(data)
         with suppress(OSError):
             sink.shutdown(socket.SHUT_WR)
+
+    def forget(self) -> None:
+        """Nothing passes any more on the connections there are, and nobody is told; new ones work."""
+        self._forgotten.update(self._sockets)
 
     def cut(self) -> None:
         """Close every connection."""

@@ -108,10 +108,9 @@ def publishes(publisher: Publisher) -> bool:
 
 
 def test_a_connection_that_was_cut_is_opened_again(settings: Settings, mail: Mail) -> None:
-    address = settings.amqp_uri.rpartition("@")[2].partition("/")[0]
-    host, port = address.split(":")
+    host, port = settings.amqp_uri.rpartition("@")[2].partition("/")[0].split(":")
     wire = Wire(host, int(port))
-    publisher = Publisher(settings.amqp_uri.replace(address, f"127.0.0.1:{wire.port}"), heartbeat_s=10)
+    publisher = Publisher(wire.amqp_uri(settings.amqp_uri), heartbeat_s=10)
     assert publisher.publish_all(to(QUEUE)) == [None]
     wire.cut()
     with pytest.raises(PublishFailed):

@@ -12,7 +12,7 @@ from kombu import Connection
 from nameko.standalone.events import get_event_exchange
 
 from ops import cli
-from shared.errors import CannotWork, TopologyDrift
+from shared.errors import CannotWork, ConfigurationFault, TopologyDrift
 from topology import declare, table
 
 QUEUE = "q.order.payment-result"
@@ -267,6 +267,33 @@ def test_a_wrong_password_and_an_unknown_vhost_are_told_apart(amqp_uri):
     scheme, _, rest = amqp_uri.partition("://")
     with pytest.raises(CannotWork, match="ACCESS_REFUSED"):
         declare.check(f"{scheme}://guest:wrong@{rest.rpartition('@')[2]}")
+
+
+@pytest.mark.parametrize("uri", ["amqp://guest@127.0.0.1:many//", "http://guest@127.0.0.1//", "127.0.0.1:5672"])
+def test_an_address_that_is_none_is_a_fault_of_the_configuration(uri):
+    for ask in (declare.apply, declare.check):
+        with pytest.raises(ConfigurationFault, match="AMQP_URI"):
+            ask(uri)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:many", "ftp://127.0.0.1", "127.0.0.1:15672"])
+def test_a_management_address_that_is_none_is_a_fault_of_the_configuration(amqp_uri, channel, url):
+    with pytest.raises(ConfigurationFault, match="management URL"):
+        declare.check(amqp_uri, url)
+
+
+def test_a_user_who_may_not_look_or_declare_is_refused_and_no_queue_is_called_missing(amqp_uri, servers_of_this_run):
+    declare.apply(amqp_uri)
+    broker = servers_of_this_run.broker
+    _, _, rest = amqp_uri.partition("@")
+    broker.rabbitmqctl("add_user", "stranger", "secret")
+    try:
+        broker.rabbitmqctl("set_permissions", "-p", amqp_uri.rpartition("/")[2], "stranger", "", "", "")
+        for ask in (declare.apply, declare.check):
+            with pytest.raises(CannotWork, match="ACCESS_REFUSED"):
+                ask(f"amqp://stranger:secret@{rest}")
+    finally:
+        broker.rabbitmqctl("delete_user", "stranger")
 
 
 def ecom(*arguments):

@@ -1,0 +1,356 @@
+"""Why shared/edge exists: each fault of Nameko's stock classes, seen in them and not in ours, in every run.
+
+The same service runs twice, each in a process of its own: once of our classes, once of the stock ones. Both go through
+the same trouble side by side, and an observation in words says what became of each.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import eventlet
+import kombu.utils.functional
+import pytest
+from nameko.containers import ServiceContainer
+from nameko.messaging import QueueConsumer
+
+from ops.servers import Broker, Servers, free_port
+from shared.config import Settings
+from shared.edge import broker as edge_broker
+from shared.errors import ConfigurationFault
+from tests.databases import Databases
+from tests.integration.stock import services
+from tests.integration.stock.services import PATIENCE_S, QUEUES, SILENT, SINK
+from tests.integration.stock.subject import Subject
+from tests.integration.support import Mail, Wire, body_of, comes_true, until
+from topology.table import retry_queues
+
+Probe = Callable[[Subject], Any]
+
+HANGS_AFTER_S = 4 * PATIENCE_S
+QUICK_HEARTBEAT = {"AMQP_HEARTBEAT_S": "1"}
+SILENCE_S = 6.0  # three times what a quick heartbeat allows
+FILES = 100
+STOP_S = 6.0
+
+
+# --- probes: what one side does in a trouble ------------------------------------------------------------------------
+
+
+def poison(side: Subject) -> dict[str, str]:
+    """What becomes of messages that cannot be handled."""
+    sent = {
+        "is no JSON": side.put(b"{"),
+        "has an unknown content type": side.put(b"1", content_type="application/x-unheard"),
+        "makes its handler raise": side.order("raise"),
+    }
+    assert side.handles()
+    assert side.handles()  # by then what was done with the others is done
+    side.kill()
+    queues = [side.queue] if side.which == "stock" else [side.queue, *retry_queues(side.queue), f"{side.queue}.dlq"]
+    found: set[bytes] = set()
+
+    def kept() -> bool:
+        found.update(message.body for queue in queues for message in side.mail.all(queue))
+        return set(sent.values()) <= found
+
+    comes_true(kept, within_s=2)
+    return {what: "kept" if body in found else "lost" for what, body in sent.items()}
+
+
+def stopped_at_work(side: Subject) -> str:
+    """Whether what it finished while it stopped is delivered again."""
+    before = side.told("began")
+    side.order("sleep")
+    until(lambda: side.told("began") - before)
+    side.ends(within_s=10)
+    done, waiting = side.told("done") - before, set[str]()
+    assert done
+    side.kill()  # in many a stop the stock container hangs
+
+    def again() -> bool:
+        waiting.update(body_of(message)["payload"]["order_id"] for message in side.mail.all(side.queue))
+        return bool(done & waiting)
+
+    return "again" if comes_true(again, within_s=2) else "acked"
+
+
+def pipe_broken_at_ack(side: Subject) -> str:
+    """What a connection that breaks while handlers work does to the process."""
+    for _ in range(3):
+        side.order("block")
+    until(lambda: side.told("blocks"))
+    side.wire.cut()
+    return "lives" if side.handles() else "dead"
+
+
+def keeps_connections(side: Subject) -> str:
+    """Whether it lets go of connections on which nothing comes any more."""
+    old = side.to_broker()
+    return "drops them" if comes_true(lambda: not old & side.to_broker(), SILENCE_S) else "holds on to them"
+
+
+def path_forgotten(side: Subject) -> str:
+    """Whether messages are handled that were on their way on a connection which the network forgot."""
+    assert side.handles()
+    side.wire.forget()
+    return "handled" if side.handles(within_s=SILENCE_S) else "stranded"
+
+
+def answers(path: str) -> Probe:
+    """What a request is answered that cannot be fulfilled."""
+
+    def ask(side: Subject) -> str:
+        status = side.get(path, within_s=HANGS_AFTER_S)
+        return "hangs" if status is None else "done" if status < 400 else "an error"
+
+    return ask
+
+
+def backend_lost(side: Subject) -> str:
+    """What the death of a database backend in use does to the process."""
+    side.get("/lose-backend")
+    return "dead" if comes_true(lambda: side.get("/ping") != 200, within_s=2) else "lives"
+
+
+def query_abandoned(side: Subject) -> str:
+    """Whether a query that nobody waits for any more goes on at the server."""
+    active = f"SELECT 1 FROM pg_stat_activity WHERE state = 'active' AND query = 'SELECT pg_sleep(8) AS {side.which}'"
+    asking = eventlet.spawn(side.get, "/query", within_s=2 * PATIENCE_S)
+    until(lambda: side.database.rows("inventory", active))
+    asking.wait()
+    return "ended" if comes_true(lambda: not side.database.rows("inventory", active), 2.5) else "goes on"
+
+
+def too_many_connections(side: Subject) -> str:
+    """Whether it serves again after more connections than it has file descriptors."""
+    with ExitStack() as connections, suppress(OSError):
+        for _ in range(FILES * 2):
+            connections.enter_context(side.dial())
+        eventlet.sleep(0.5)
+    comes_true(lambda: side.get("/ping") == 200 or not side.runs(), 10)
+    return "lives" if side.get("/ping") == 200 else "dead"
+
+
+def slow_bodies(side: Subject) -> str:
+    """Whether it answers others while more clients than it has workers take their time."""
+    with ExitStack() as connections:
+        for _ in range(4):
+            slow = connections.enter_context(side.dial())
+            slow.sendall(b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\nab")
+        eventlet.sleep(0.3)
+        return "serves" if side.get("/ping") == 200 else "stands still"
+
+
+def idle_stop(side: Subject) -> str:
+    """How long an idle service takes to stop."""
+    eventlet.sleep(1)  # nothing to wait for: it is to be idle
+    return "soon" if side.ends(within_s=STOP_S) else "late"
+
+
+# --- troubles that are the same for both sides ----------------------------------------------------------------------
+
+
+@contextmanager
+def frozen(broker: Broker) -> Iterator[None]:
+    """The broker says nothing."""
+    broker.pause()
+    try:
+        yield
+    finally:
+        broker.resume()
+
+
+@contextmanager
+def memory_alarm(broker: Broker) -> Iterator[None]:
+    """The broker takes nothing from who publishes."""
+    broker.rabbitmqctl("set_vm_memory_high_watermark", "0.0000001")
+    try:
+        yield
+    finally:
+        broker.rabbitmqctl("set_vm_memory_high_watermark", "absolute", "1GB")
+
+
+# --- the faults -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A trouble, and what is observed of our classes and of the stock ones in it."""
+
+    name: str
+    probe: Probe
+    ours: Any
+    stock: Any
+    trouble: Callable[[Broker], AbstractContextManager[None]] = lambda broker: nullcontext()
+    kind: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def of_each_kind(word: str) -> dict[str, str]:
+    return dict.fromkeys(("is no JSON", "has an unknown content type", "makes its handler raise"), word)
+
+
+FAULTS = [
+    Fault("a message that cannot be handled is acked", poison, of_each_kind("kept"), of_each_kind("lost")),
+    Fault("acks are lost on SIGTERM", stopped_at_work, "acked", "again"),
+    Fault("a broken pipe at an ack kills the container", pipe_broken_at_ack, "lives", "dead"),
+    Fault(
+        "a frozen broker holds its clients",
+        keeps_connections,
+        "drops them",
+        "holds on to them",
+        frozen,
+        environment=QUICK_HEARTBEAT,
+    ),
+    Fault(
+        "an old connection keeps what it had prefetched",
+        path_forgotten,
+        "handled",
+        "stranded",
+        environment=QUICK_HEARTBEAT,
+    ),
+    Fault("a publisher hangs on a frozen broker", answers("/publish"), "an error", "hangs", frozen),
+    Fault("a publisher hangs on a memory alarm", answers("/publish"), "an error", "hangs", memory_alarm),
+    Fault("a call without an answer hangs", answers("/call"), "an error", "hangs", kind="Caller"),
+    Fault("a dead database backend kills the container", backend_lost, "lives", "dead"),
+    Fault("a query outlives its timeout", query_abandoned, "ended", "goes on"),
+    Fault(
+        "running out of file descriptors kills the container",
+        too_many_connections,
+        "lives",
+        "dead",
+        kind="Web",
+        environment={"SUBJECT_FILES": str(FILES)},
+    ),
+    Fault("slow bodies take the workers", slow_bodies, "serves", "stands still"),
+    Fault("an idle service of HTTP alone is slow to stop", idle_stop, "soon", "late", kind="Web"),
+]
+
+
+@pytest.fixture
+def wired(settings: Settings) -> Iterator[Callable[[], Wire]]:
+    """Makes wires to the broker."""
+    wires: list[Wire] = []
+    host, port = settings.amqp_uri.rpartition("@")[2].partition("/")[0].split(":")
+
+    def wire() -> Wire:
+        wires.append(Wire(host, int(port)))
+        return wires[-1]
+
+    yield wire
+    for each in wires:
+        each.close()
+
+
+@pytest.fixture
+def start(
+    settings: Settings, database: Databases, mail: Mail, wired: Callable[[], Wire], tmp_path: Path
+) -> Iterator[Callable[..., dict[str, Subject]]]:
+    """Starts both sides; whatever is left of them at the end is killed."""
+    sides: dict[str, Subject] = {}
+    for queue in (QUEUES["stock"], SINK, f"rpc-{SILENT}"):
+        mail.channel.queue_declare(queue, durable=True, auto_delete=False)
+    mail.channel.exchange_declare("nameko-rpc", "topic", durable=True, auto_delete=False)
+    mail.channel.queue_bind(f"rpc-{SILENT}", "nameko-rpc", f"{SILENT}.*")
+
+    def both(kind: str, environment: Mapping[str, str]) -> dict[str, Subject]:
+        for which in QUEUES:
+            sides[which] = Subject(which, kind, settings, database, wired(), tmp_path, environment)
+        for side in sides.values():
+            side.wait_ready()
+        return sides
+
+    yield both
+    for side in sides.values():
+        side.kill()
+        side.mail.close()
+    for queue in (QUEUES["stock"], SINK, f"rpc-{SILENT}"):
+        mail.channel.queue_delete(queue)
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_our_classes_do_not_have_the_fault_and_the_stock_ones_do(
+    fault: Fault, start: Callable[..., dict[str, Subject]], servers_of_this_run: Servers
+) -> None:
+    assert servers_of_this_run.broker
+    sides = start(fault.kind, fault.environment)
+    with fault.trouble(servers_of_this_run.broker):
+        probes = {which: eventlet.spawn(fault.probe, side) for which, side in sides.items()}
+        observed = {which: probe.wait() for which, probe in probes.items()}
+
+    assert observed == {"ours": fault.ours, "stock": fault.stock}
+
+
+# --- faults that need no process ------------------------------------------------------------------------------------
+
+
+TRIES = 20
+
+
+class Enough(Exception):
+    """So many tries were made."""
+
+
+def test_our_reconnecting_waits_at_most_five_seconds_and_the_stock_consumers_half_a_minute(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nobody = "amqp://guest:guest@127.0.0.1:1//"
+    ours: list[float] = []
+    stock: list[float] = []
+
+    def wait(seconds: float) -> None:
+        ours.append(seconds)
+
+    monkeypatch.setattr(edge_broker.eventlet, "sleep", wait)
+    edge_broker.keep_line(nobody, 1, lambda line: None, lambda: len(ours) == TRIES, lambda trouble: None, "test")
+    monkeypatch.undo()
+
+    def note(consumer: QueueConsumer, error: Exception, seconds: float) -> None:
+        stock.append(seconds)
+        if len(stock) == TRIES:
+            raise Enough
+
+    monkeypatch.setattr(kombu.utils.functional, "sleep", lambda seconds: None)
+    monkeypatch.setattr(QueueConsumer, "on_connection_error", note)
+    container = ServiceContainer(services.Stock, {"AMQP_URI": nobody})
+    consumer = next(each for each in container.extensions if isinstance(each, QueueConsumer))
+    with pytest.raises(Enough), consumer.establish_connection():
+        pass
+
+    assert len(ours) == len(stock) == TRIES
+    assert max(ours) <= 5 < max(stock)
+
+
+def test_our_second_server_on_a_port_is_refused_and_the_stock_one_shares_it_silently(settings: Settings) -> None:
+    assert listens_twice(services.OursWeb, settings) == "refused"
+    assert listens_twice(services.StockWeb, settings) == "shared"
+
+
+def listens_twice(service: Any, settings: Settings) -> str:
+    config = {"WEB_SERVER_ADDRESS": f"127.0.0.1:{free_port()}", "settings": settings}
+    first, second = ServiceContainer(service, config), ServiceContainer(service, config)
+    first.start()
+    try:
+        second.start()
+        return "shared"
+    except (ConfigurationFault, OSError):
+        return "refused"
+    finally:
+        first.kill()
+        second.kill()
+
+
+@pytest.mark.long
+def test_an_idle_stock_service_of_http_alone_takes_a_minute_to_stop(start: Callable[..., dict[str, Subject]]) -> None:
+    stock = start("Web", {})["stock"]
+    eventlet.sleep(1)  # nothing to wait for: it is to be idle
+    began = time.monotonic()
+
+    assert stock.ends(within_s=90)
+    assert time.monotonic() - began > 40
