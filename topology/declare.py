@@ -124,7 +124,7 @@ def binding_drift(seen: set[tuple[str, str, str]]) -> list[Drift]:
     """
     wanted = set(table.bindings())
     queues = table.queue_arguments()
-    failed = set(table.exchanges()) - {table.EVENTS_EXCHANGE}
+    failed = set(table.exchanges()) - {table.EVENTS_EXCHANGE, table.HINTS_EXCHANGE}
     ours = {found for found in seen if found[0] and (found[1] in queues or found[0] in failed)}
     return [Drift("binding", _arrow(*lost), "is missing") for lost in sorted(wanted - seen)] + [
         Drift("binding", _arrow(*extra), "is not in the table") for extra in sorted(ours - wanted)

@@ -85,12 +85,14 @@ def test_every_queue_is_bound_to_what_its_row_says_and_by_name_to_its_services_f
         ]
         for name in (queue.name, *table.retry_queues(queue.name), table.dead_letter_queue(queue.name)):
             assert (f"ecom.failed.{queue.service}", name, name) in bindings
-    assert {exchange for exchange, _, _ in bindings} == set(table.exchanges())
+    # Hints are heard by queues that live no longer than who listens.
+    assert {exchange for exchange, _, _ in bindings} == set(table.exchanges()) - {table.HINTS_EXCHANGE}
 
 
-def test_the_events_exchange_is_the_only_topic_exchange():
+def test_the_events_exchange_is_the_only_topic_exchange_and_hints_go_to_all():
     kinds = table.exchanges()
     assert kinds.pop(table.EVENTS_EXCHANGE) == "topic"
+    assert kinds.pop(table.HINTS_EXCHANGE) == "fanout"
     assert set(kinds.values()) == {"direct"}
 
 
