@@ -1,0 +1,155 @@
+"""Every command of the runbook, pasted in its order, works and prints what the page says.
+
+With RUNBOOK=write in the environment the page gets what is printed now: look at the difference before it is kept.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import uuid
+from pathlib import Path
+
+from shared.events import CommitRequested, Identity, ReleaseRequested, envelope
+from shared.ids import new_trace_id
+from tests.e2e.broker import channel
+from tests.e2e.system import ECOM, ROOT, System, eventually
+from topology.table import EVENTS_EXCHANGE
+
+PAGE = ROOT / "docs" / "operations.md"
+SECTION = "## Dead messages\n"
+OPERATOR = Identity("operator", ("operator",))
+
+UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+# What is another at each run, and what stands for it.
+VARIES = (
+    (re.compile(r"─+"), ""),
+    (re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-01"), "TRACEPARENT"),
+    (re.compile(r"\b[0-9a-f]{64}\b"), "SUM"),
+    (re.compile(r"\b[0-9a-f]{32}\b"), "TRACE"),
+    (re.compile(r"\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z"), "TIME"),
+    (re.compile(r"\b\d+ (s|min|h|d) ago"), "AGO"),
+    (re.compile(r"\b1[0-9]{9}\b"), "SECONDS"),
+    (re.compile(r"\b[\w.-]+@[\w.-]+"), "WHO"),
+    (re.compile(r"x-delivery-count +\d+"), "x-delivery-count N"),
+    (UUID, "ID"),
+    (re.compile(r" +"), " "),
+)
+
+
+class Runbook:
+    """The page's commands, the system they are tried on, and which id of the page is which one here."""
+
+    def __init__(self, system: System, directory: Path) -> None:
+        self.system = system
+        self.directory = directory
+        self.orders = [uuid.uuid4() for _ in range(3)]
+        self.ids: dict[str, str] = {}
+        self.wrong: list[str] = []
+
+    # --- what has happened before a command ---
+
+    def dead(self) -> None:
+        """Three commits of what was never reserved, a release that breaks its schema, and one that is no JSON."""
+        broken = envelope("order_service", ReleaseRequested(uuid.uuid4(), "payment_failed"), new_trace_id(), OPERATOR)
+        body = broken.to_json().replace('"payment_failed"', '"payment failed"')
+        with channel(self.system.amqp_uri) as opened:
+            for order_id in self.orders:
+                event = envelope("order_service", CommitRequested(order_id), new_trace_id(), OPERATOR)
+                opened.basic_publish(EVENTS_EXCHANGE, event.type, event.to_json().encode())
+                eventually(lambda: self.written("q.inventory.commit-requested"), lambda n: n >= 1)
+            opened.basic_publish(EVENTS_EXCHANGE, broken.type, body.encode())
+            eventually(lambda: self.written("q.inventory.release-requested"), lambda n: n == 1)
+            opened.basic_publish(EVENTS_EXCHANGE, broken.type, b"{no JSON")
+        eventually(lambda: self.written("q.inventory.release-requested"), lambda n: n == 2)
+        eventually(lambda: self.written("q.inventory.commit-requested"), lambda n: n == 3)
+        eventually(lambda: sum(self.system.dead_letters().values()), lambda n: n == 5)
+
+    def mended(self) -> None:
+        """The reservations are there now."""
+        flow = self.system.flow()
+        flow.stock("runbook", 10)
+        for order_id in self.orders:
+            items = {"order_id": str(order_id), "items": [{"sku": "runbook", "quantity": 1}]}
+            flow.send("POST", "/api/stocks/reserve", items, user="admin").raise_for_status()
+
+    def written(self, queue: str) -> int:
+        """How many deaths in a queue are written down."""
+        return sum(row["queue"] == queue for row in self.system.deaths())
+
+    # --- the page ---
+
+    def follow(self, text: str) -> str:
+        """Do what a page says; the page as it should read."""
+        page = []
+        lines = iter(text.splitlines())
+        command = None
+        said: list[str] = []
+        for line in lines:
+            if line.startswith("    ") and (command or line.startswith("    $ ")):
+                if line.startswith("    $ "):
+                    page += self.paste(command, said)
+                    command, said = line[6:], []
+                    page.append(line)
+                else:
+                    said.append(line[4:])
+            else:
+                if command and (line or said):
+                    page += self.paste(command, said)
+                    command, said = None, []
+                scene = re.fullmatch(r"<!-- scene: (\w+) -->", line)
+                if scene:
+                    getattr(self, scene[1])()
+                page.append(line)
+        return "\n".join(page) + "\n"
+
+    def paste(self, command: str | None, said: list[str]) -> list[str]:
+        """Run a command as it stands on the page, with the ids of this run; what it prints, for the page."""
+        if command is None:
+            return []
+        real = UUID.sub(lambda found: self.ids.get(found[0], found[0]), command)
+        environment = {**os.environ, "PATH": f"{ECOM.parent}:{os.environ['PATH']}"}
+        ended = subprocess.run(
+            ["bash", "-c", real],
+            cwd=self.directory,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        printed = [line.rstrip() for line in ended.stdout.splitlines()]
+        printed = [line for line in printed if line]
+        if ended.returncode not in (0, 1):
+            self.wrong.append(f"$ {real}\nexit {ended.returncode}: {ended.stdout}")
+        if plain(said) != plain(printed):
+            self.wrong.append(f"$ {real}\nthe page says:\n{joined(said)}\nit prints:\n{joined(printed)}")
+        for known, new in zip(UUID.findall(joined(said)), UUID.findall(joined(printed)), strict=False):
+            self.ids.setdefault(known, new)
+        return [f"    {line}".rstrip() for line in printed]
+
+
+def joined(lines: list[str]) -> str:
+    return "\n".join(lines)
+
+
+def plain(lines: list[str]) -> list[str]:
+    """Output without what varies."""
+    for pattern, word in VARIES:
+        lines = [pattern.sub(word, line).strip() for line in lines]
+    return [line for line in lines if line]
+
+
+def test_every_command_of_the_runbook_prints_what_the_page_says(system: System, tmp_path: Path) -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    before, section, runbook = text.partition(SECTION)
+    runbook, after = re.match(r"(.*?)(?=^## |\Z)(.*)", runbook, re.DOTALL | re.MULTILINE).groups()  # type: ignore[union-attr]
+    book = Runbook(system, tmp_path)
+    written = book.follow(runbook)
+    if os.environ.get("RUNBOOK") == "write":
+        PAGE.write_text(before + section + written + after, encoding="utf-8")
+    assert book.wrong == [], "\n\n".join(book.wrong)
+    assert runbook.count("    $ ecom dlq") >= 20
