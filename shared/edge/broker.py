@@ -24,7 +24,8 @@ from shared.logs import Reminder, in_a_line
 log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 5.0
-MAX_BACKOFF_S = 5.0
+# Several waits add up on the way of an order, which is to be paid within 10 s after an outage.
+MAX_BACKOFF_S = 3.0
 
 # amqp's own ConnectionError is not the builtin one: a broken pipe arrives as OSError.
 BROKER_ERRORS = (AMQPError, OSError)
