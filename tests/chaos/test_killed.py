@@ -112,14 +112,14 @@ def test_a_leader_that_is_killed_is_followed_within_2_s_and_no_event_waits_for_m
     led_again = {}
     with Load(system, customers=2, pause_s=0.1) as load:
         before = last_told(system)
-        load.wait_for(30)
+        load.wait_for(15)
         usual = statistics.median(delays_since(system, before))
         began, orders = time.monotonic(), len(load.accepted)
         before = last_told(system)
         for service in TELLERS:
             led_again[service] = kill_leader(system, service)
+            load.wait_for(10)
             system.wait_ready()
-            load.wait_for(20)
         rate = (len(load.accepted) - orders) / (time.monotonic() - began)
     system.wait_quiet()
     late = delays_since(system, before)
@@ -265,7 +265,7 @@ def test_what_a_replica_has_in_work_when_it_is_asked_to_stop_is_finished_and_doe
         return b"stopping on SIGTERM" in child.log.read_bytes()[logged:]
 
     with Load(system) as load:
-        load.wait_for(10)
+        load.wait_for(5)
         with system.databases.connect(service) as connection:
             holding = connection.execution_options(isolation_level="READ COMMITTED")
             with holding.begin():
@@ -277,7 +277,7 @@ def test_what_a_replica_has_in_work_when_it_is_asked_to_stop_is_finished_and_doe
                 process.send(signal.SIGTERM)
                 eventually(is_stopping, bool, otherwise=f"{name} does not stop")
         assert wait_until(lambda: not process.alive(), STOPS_WITHIN_S), f"{name} does not stop"
-        load.wait_for(10)
+        load.wait_for(5)
     system.wait_ready()
     system.wait_quiet()
     messages, again = grown(before, settled(system))

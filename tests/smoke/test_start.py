@@ -21,8 +21,8 @@ from tests.e2e.system import ECOM, ROOT, System, eventually, faults_in
 from topology.table import queue_arguments
 
 READY_WITHIN_S = 10.0
-# Waiting is watched for so long. Retries come after 0.1 s, doubled to 5 s: in this time each loop makes about six.
-WATCH_S = 6.0
+# Waiting is watched for so long. Retries come after 0.1 s, doubled to 3 s: in this time each loop makes about five.
+WATCH_S = 4.0
 # One line for each of a service's loops and each reason there is, and room for a reminder: not one for each try.
 LINES_AT_MOST = 12
 
