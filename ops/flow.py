@@ -6,7 +6,7 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import closing
-from typing import Any
+from typing import Any, NamedTuple
 
 import pika
 import requests
@@ -20,6 +20,13 @@ PATIENCE_S = 30.0
 POLL_S = 0.05
 
 
+class Token(NamedTuple):
+    """A bearer token, and when to ask for another by time.monotonic()."""
+
+    text: str
+    fresh_until: float
+
+
 class Flow:
     """One gateway, and the development users with their tokens. `amqp_uri` is where `dead` makes its messages."""
 
@@ -28,15 +35,17 @@ class Flow:
         self.amqp_uri = amqp_uri
         self.timeout_s = timeout_s
         self.http = requests.Session()
-        self._tokens: dict[str, str] = {}
+        self._tokens: dict[str, Token] = {}
 
     def token(self, user: str) -> str:
-        """A development user's bearer token, asked for once."""
-        if user not in self._tokens:
+        """A development user's bearer token, asked for once and again when half of its life is over."""
+        known = self._tokens.get(user)
+        if known is None or known.fresh_until < time.monotonic():
             answer = self.send("POST", "/api/auth/token", {"username": user, "password": f"demo-{user}"}, user=None)
             answer.raise_for_status()
-            self._tokens[user] = answer.json()["access_token"]
-        return self._tokens[user]
+            body = answer.json()
+            known = self._tokens[user] = Token(body["access_token"], time.monotonic() + body["expires_in"] / 2)
+        return known.text
 
     def send(
         self, method: str, path: str, body: Any = None, user: str | None = "customer", **headers: str

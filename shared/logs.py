@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import logging
 import logging.config
+import time
 from typing import Any
 
 import structlog
+
+# Who looks into a log while something is away finds it there; who reads the whole log is not drowned in it.
+REMIND_S = 30.0
 
 
 def configure(level: str, **always: Any) -> None:
@@ -51,3 +55,27 @@ def configure(level: str, **always: Any) -> None:
 def _is_a_surprise(record: logging.LogRecord) -> bool:
     """Nameko reports the errors an entrypoint expects with a traceback each; they are answers, and logged elsewhere."""
     return not (record.name == "nameko.containers" and str(record.msg).startswith("(expected)"))
+
+
+class Reminder:
+    """Remembers what was said of an outage: a loop that tries every few seconds says each reason now and then."""
+
+    def __init__(self) -> None:
+        self._said_at: dict[str, float] = {}
+
+    def due(self, reason: str) -> bool:
+        """Whether to say this now: it is new, or was last said REMIND_S ago."""
+        now = time.monotonic()
+        if now - self._said_at.get(reason, -REMIND_S) < REMIND_S:
+            return False
+        self._said_at[reason] = now
+        return True
+
+    def forget(self) -> None:
+        """It works again: the next outage is news."""
+        self._said_at.clear()
+
+
+def in_a_line(error: BaseException) -> str:
+    """An error's own words on one line; of a driver's error the driver's, without what SQLAlchemy adds."""
+    return " ".join(str(getattr(error, "orig", None) or error).split())

@@ -31,6 +31,7 @@ from shared.edge.postgres import connect, wait_for_notice
 from shared.edge.publisher import Outgoing, Publisher
 from shared.errors import PublishFailed
 from shared.events import CONTRACT_VERSION, UNHEARD
+from shared.logs import Reminder, in_a_line
 from shared.metrics import OUTBOX_HELD, OUTBOX_LEADER, OUTBOX_OLDEST, OUTBOX_PENDING
 from topology.table import EVENTS_EXCHANGE
 
@@ -122,7 +123,7 @@ class Relay(DependencyProvider):
         self._stopping = False
         self._wake = Event()
         self._trouble: str | None = "the relay has not started"
-        self._waits = backoff()
+        self._waits, self._reminder = backoff(), Reminder()
         self._publisher = Publisher(self.settings.amqp_uri, self.settings.heartbeat_s)
         self._database = next(item for item in self.container.dependencies if isinstance(item, Database))
 
@@ -171,10 +172,10 @@ class Relay(DependencyProvider):
                 with self._engine.connect() as connection:
                     self._serve(connection)
             except (DBAPIError, InterfaceError, PublishFailed) as error:
-                self._trouble = f"the relay cannot work: {type(error).__name__}"
-                wait = next(self._waits)
-                log.warning("%s: %s; next try in %.1f s", self._trouble, error, wait)
-                eventlet.sleep(wait)
+                self._trouble = f"the relay cannot work: {type(getattr(error, 'orig', error)).__name__}"
+                if self._reminder.due(self._trouble):
+                    log.warning("%s: %s; trying again until it works", self._trouble, in_a_line(error))
+                eventlet.sleep(next(self._waits))
             finally:
                 self._lead(False)
 
@@ -183,6 +184,7 @@ class Relay(DependencyProvider):
         if self._trouble is not None:
             self._trouble = None
             self._waits = backoff()
+            self._reminder.forget()
 
     def _serve(self, connection: Connection) -> None:
         while not self._stopping:
@@ -219,19 +221,22 @@ class Relay(DependencyProvider):
 
     def _listen(self) -> None:
         """Hear the replicas that do not lead."""
-        waits = backoff()
+        waits, reminder = backoff(), Reminder()
         while not self._stopping:
             try:
                 with self._listener.connect() as connection:
                     connection.execute(text(f"LISTEN {CHANNEL}"))
                     waits = backoff()
+                    reminder.forget()
                     raw = connection.connection.dbapi_connection
                     while not self._stopping:
                         if wait_for_notice(raw, POLL_S) and self.leading:
                             self.wake()
             except Exception as error:
                 # Polling finds what is not heard; the relay itself says when the database is away.
-                log.info("the relay's listener lost its connection: %s", error)
+                words = in_a_line(error)
+                if reminder.due(words):
+                    log.info("the relay's listener has no connection: %s", words)
                 eventlet.sleep(next(waits))
 
     def stop(self) -> None:

@@ -22,6 +22,7 @@ from shared.edge.tx import Events, Tx
 from shared.errors import CannotWork, DeadMessage, UnknownType
 from shared.events import Envelope, decode
 from shared.failures import Delivery, Failure, SetApart, exchange_of, judge, record_deaths
+from shared.logs import in_a_line
 from shared.metrics import EVENTS, PAUSES
 from topology.table import BY_NAME, hears
 
@@ -225,7 +226,7 @@ class Batch:
 
     def _pause(self, error: Exception, wait: float) -> None:
         if self.trouble is None:
-            log.warning("%s is paused: %s", self.queue, error)
+            log.warning("%s is paused: %s", self.queue, in_a_line(error))
             PAUSES.labels(self.queue).inc()
         self.trouble = f"{self.queue} is paused: {type(error).__name__}"
         eventlet.sleep(wait)

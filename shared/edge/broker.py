@@ -16,16 +16,21 @@ from urllib.parse import unquote, urlsplit
 
 import amqp
 import eventlet
-from amqp.exceptions import AMQPError
+from amqp.exceptions import AccessRefused, AMQPError, NotAllowed, NotFound, PreconditionFailed
 from eventlet.greenthread import GreenThread
+
+from shared.logs import Reminder, in_a_line
 
 log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 5.0
-MAX_BACKOFF_S = 5.0
+# Several waits add up on the way of an order, which is to be paid within 10 s after an outage.
+MAX_BACKOFF_S = 3.0
 
 # amqp's own ConnectionError is not the builtin one: a broken pipe arrives as OSError.
 BROKER_ERRORS = (AMQPError, OSError)
+# The broker answered, and waiting alone will not change its answer.
+REFUSALS = (AccessRefused, NotAllowed, NotFound, PreconditionFailed)
 
 
 class BrokerSilent(OSError):
@@ -120,7 +125,7 @@ def keep_line(
 
     `trouble` hears why there is no connection; `serve` clears it with None when it is ready.
     """
-    waits = backoff()
+    waits, reminder = backoff(), Reminder()
     while not stopping():
         line = None
         opened = time.monotonic()
@@ -131,17 +136,28 @@ def keep_line(
         except BROKER_ERRORS as error:
             if line is not None and time.monotonic() - opened > MAX_BACKOFF_S:
                 waits = backoff()
-            wait = next(waits)
-            trouble(f"{name}: the broker is away ({type(error).__name__})")
-            log.warning("%s: the broker is away (%s: %s); next try in %.1f s", name, type(error).__name__, error, wait)
+                reminder.forget()
+            reason = why(error)
+            trouble(f"{name}: {reason}")
+            if reminder.due(reason):
+                log.warning("%s: %s: %s; trying again until it works", name, reason, in_a_line(error))
             # The old socket goes first: what it had prefetched would be stranded otherwise.
             if line is not None:
                 line.drop()
             if not stopping():
-                eventlet.sleep(wait)
+                eventlet.sleep(next(waits))
         finally:
             if line is not None:
                 line.drop()
+
+
+def why(error: Exception) -> str:
+    """One of BROKER_ERRORS in a few words, and what to do where waiting does not help."""
+    if isinstance(error, NotFound) and "no queue" in str(error):
+        return "a queue is not there; `ecom topology apply` declares what is missing"
+    if isinstance(error, REFUSALS):
+        return f"the broker refuses ({type(error).__name__})"
+    return f"the broker is away ({type(error).__name__})"
 
 
 def backoff() -> Iterator[float]:

@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 # A probe's caller gives up after a few seconds.
 PROBE_S = 2.0
 
+NOT_MIGRATED = "42P01"
+
 # Beside one connection for each worker: what consumers hold for their batches.
 POOL_SPARE = 5
 
@@ -44,8 +46,8 @@ def is_outage(error: BaseException) -> bool:
     if state is None:
         return isinstance(error.orig, psycopg2.OperationalError)
     # Classes 08 connection, 53 resources (disk full, too many connections), 58 system; 57P0x shutting down or
-    # starting; 25006 a standby that does not take writes.
-    return state[:2] in ("08", "53", "58") or state.startswith("57P") or state in ("25006", "25P03")
+    # starting; 25006 a standby that does not take writes; 42P01 a table is not there, so this is not migrated yet.
+    return state[:2] in ("08", "53", "58") or state.startswith("57P") or state in ("25006", "25P03", NOT_MIGRATED)
 
 
 def _sqlstate(error: BaseException) -> str | None:
@@ -153,8 +155,10 @@ class Database(nameko_sqlalchemy.Database):
         """Why the service cannot use its database now, for /readyz."""
         try:
             with eventlet.Timeout(PROBE_S), self.sessions.read() as session:
-                session.connection().exec_driver_sql("select 1")
+                session.connection().exec_driver_sql("SELECT FROM alembic_version")
         except (Exception, eventlet.Timeout) as error:
+            if _sqlstate(error) == NOT_MIGRATED:
+                return "the database is not migrated; `ecom migrate` does it"
             return f"the database does not answer ({type(error).__name__})"
         return None
 

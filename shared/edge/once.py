@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import eventlet
 from eventlet.event import Event
 from nameko.extensions import Entrypoint
+
+from shared.errors import CannotWork
+from shared.logs import Reminder
+
+log = logging.getLogger(__name__)
 
 AGAIN_S = 2.0
 
@@ -15,9 +21,11 @@ class Once(Entrypoint):
     """The entrypoint. Until the method has succeeded, /readyz says so."""
 
     def __init__(self) -> None:
-        super().__init__()
+        # An outage is no surprise: services may be started before their servers.
+        super().__init__(expected_exceptions=(CannotWork,))
         self._done = False
         self._thread: Any = None
+        self._reminder = Reminder()
 
     def trouble(self) -> str | None:
         """What has not been done yet, or None."""
@@ -32,10 +40,12 @@ class Once(Entrypoint):
             eventlet.sleep(AGAIN_S)
 
     def run_once(self) -> bool:
-        """One run, in a worker of its own; Nameko logs what it raises."""
+        """One run, in a worker of its own; Nameko logs what it raises, and we what it lacks."""
         succeeded = Event()
 
         def handle_result(worker: Any, result: Any, exc_info: Any) -> tuple[Any, Any]:
+            if exc_info and isinstance(exc_info[1], CannotWork) and self._reminder.due(str(exc_info[1])):
+                log.warning("%s waits: %s", self.method_name, exc_info[1])
             succeeded.send(exc_info is None)
             return result, exc_info
 

@@ -14,7 +14,7 @@ from ops.flow import Flow
 from tests.e2e.system import System
 
 PAYMENTS = ("mock_ok", "mock_ok", "mock_ok", "mock_declined", "mock_timeout_charged")
-GIVE_UP_S = 240.0  # longer than any outage here
+GIVE_UP_S = 240.0  # after an outage as in the quiet
 # No answer at all is what the client of a killed gateway gets.
 GOOD_REFUSALS = {"503 unavailable", "503 cannot_work", "409 idempotency_in_progress", "ConnectionError"}
 
@@ -22,9 +22,10 @@ GOOD_REFUSALS = {"503 unavailable", "503 cannot_work", "409 idempotency_in_progr
 class Load:
     """Posts while its block runs. Afterwards `accepted` holds the orders by the key they were posted with."""
 
-    def __init__(self, system: System, customers: int = 4, pause_s: float = 0.05) -> None:
+    def __init__(self, system: System, customers: int = 4, pause_s: float = 0.05, outage_s: float = 0.0) -> None:
         self.system = system
         self.pause_s = pause_s
+        self.give_up_s = GIVE_UP_S + outage_s
         self.sku = f"load-{uuid.uuid4().hex[:8]}"
         self.accepted: dict[str, str] = {}
         self.refused: list[str] = []
@@ -67,7 +68,7 @@ class Load:
                     self.refused.append(why)
                     gateway += 1
                     flow = self.system.flow(gateway % self.system.replicas)
-                    if time.monotonic() - began > GIVE_UP_S:
+                    if time.monotonic() - began > self.give_up_s:
                         self.given_up.append(f"{key}: {why}")
                         break
                     time.sleep(0.1)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import random
 import re
 import signal
+import statistics
 import time
 
 import pytest
 import requests
+from sqlalchemy import text
 
 from ops.processes import Process, wait_until
 from ops.supervisor import SERVICES
+from tests.chaos.leaders import TELLERS, leader_of, ports_of, session_that_leads
 from tests.chaos.load import Load
 from tests.e2e.held import held
 from tests.e2e.system import System, eventually
@@ -21,6 +24,11 @@ pytestmark = pytest.mark.timeout(600)
 
 # SIGTERM: what is in work is finished and the rest handed back.
 STOPS_WITHIN_S = 10.0
+# The kernel closes a dead leader's session at once; the server ends a silent one's after 10 s.
+LED_AGAIN_WITHIN_S = 2.0
+LED_AGAIN_AFTER_FREEZING_WITHIN_S = 12.0
+# What the death of a leader may add to an event's way from its commit to its publish.
+DELAYED_BY_S = 3.0
 
 
 def unpublished(system: System, service: str, order_id: str) -> list[str]:
@@ -70,42 +78,103 @@ def test_replicas_killed_at_random_under_load_lose_nothing(system: System, long:
     assert killed >= 3
 
 
-def test_leading_replicas_that_freeze_hold_nothing_up_for_good_and_do_no_harm_when_they_go_on(system: System) -> None:
-    leaders = [leader_of(system, service) for service in ("order", "inventory", "payment")]
+def last_told(system: System) -> dict[str, int]:
+    """The newest row of each outbox."""
+    return {name: system.databases.rows(name, "SELECT max(id) AS id FROM outbox")[0]["id"] or 0 for name in TELLERS}
+
+
+def delays_since(system: System, last: dict[str, int]) -> list[float]:
+    """How many seconds each later event took from its commit to its publish: what the relays alone answer for."""
+    statement = (
+        "SELECT extract(epoch FROM published_at - created_at) AS s FROM outbox"
+        " WHERE id > :id AND published_at IS NOT NULL"
+    )
+    return [float(row["s"]) for name in TELLERS for row in system.databases.rows(name, statement, id=last[name])]
+
+
+def kill_leader(system: System, service: str) -> float:
+    """SIGKILL the replica that leads; return when another session does: after how many seconds."""
+    leader = leader_of(system, service)
+    killed = time.monotonic()
+    system.kill(leader.name)
+    eventually(lambda: session_that_leads(system, service), lambda session: session not in (None, leader.session))
+    return round(time.monotonic() - killed, 2)
+
+
+def test_a_leader_that_is_killed_while_nothing_is_to_do_is_followed_within_2_s(system: System) -> None:
+    # Under a load every commit makes a replica look whether somebody leads; here it must look by itself.
+    led_again = {service: kill_leader(system, service) for service in TELLERS}
+    print(f"\nled again in the quiet after {led_again} s")
+    assert max(led_again.values()) <= LED_AGAIN_WITHIN_S, led_again
+
+
+def test_a_leader_that_is_killed_is_followed_within_2_s_and_no_event_waits_for_more_than_3_s(system: System) -> None:
+    led_again = {}
+    with Load(system, customers=2, pause_s=0.1) as load:
+        before = last_told(system)
+        load.wait_for(15)
+        usual = statistics.median(delays_since(system, before))
+        began, orders = time.monotonic(), len(load.accepted)
+        before = last_told(system)
+        for service in TELLERS:
+            led_again[service] = kill_leader(system, service)
+            load.wait_for(10)
+            system.wait_ready()
+        rate = (len(load.accepted) - orders) / (time.monotonic() - began)
+    system.wait_quiet()
+    late = delays_since(system, before)
+    load.check_all_are_there()
+    print(
+        f"\nled again after {led_again} s; {len(late)} events of {rate:.0f} orders a second published after at most"
+        f" {max(late):.2f} s, usually {usual:.3f} s"
+    )
+    assert max(led_again.values()) <= LED_AGAIN_WITHIN_S, led_again
+    assert max(late) <= usual + DELAYED_BY_S
+
+
+def test_leading_replicas_that_freeze_are_followed_within_12_s_and_do_no_harm_when_they_go_on(system: System) -> None:
+    leaders = {service: leader_of(system, service) for service in TELLERS}
+    led_again: dict[str, float] = {}
     with Load(system, customers=2) as load:
         load.wait_for(10)
-        frozen = [process for pid in leaders if (process := Process.of(pid))]
+        frozen = [process for leader in leaders.values() if (process := Process.of(leader.pid))]
+        began = time.monotonic()
         for process in frozen:
             process.send(signal.SIGSTOP)
+
+        def still_frozen() -> list[str]:
+            for service in leaders.keys() - led_again.keys():
+                if session_that_leads(system, service) not in (None, leaders[service].session):
+                    led_again[service] = round(time.monotonic() - began, 1)
+            return [service for service in leaders if service not in led_again]
+
         try:
-            # The server ends a silent leader's session after 10 s, the broker a silent consumer's soon after.
+            eventually(still_frozen, lambda services: not services, 40)
+            # The broker ends a silent consumer's connection soon after; what it held goes to the others.
             flow = system.flow()
             flow.stock("thawed", 10)
             order_id = eventually(lambda: post_patiently(system, "thawed"), lambda found: found is not None, 60)
-            assert eventually(lambda: order_of(system, order_id), lambda status: status == "PAID", 60)
+            eventually(lambda: order_of(system, order_id), lambda status: status == "PAID", 60)
             assert all(process.alive() for process in frozen)
         finally:
             for process in frozen:
                 process.send(signal.SIGCONT)
+    print(f"\nled again after {led_again} s")
     system.wait_ready()
+    for service, leader in leaders.items():
+        assert metric(system, leader.name, "ecom_outbox_leader") == (leader_of(system, service).name == leader.name)
     system.wait_quiet(60)
     load.check_all_are_there()
     load.check_refusals()
+    assert max(led_again.values()) <= LED_AGAIN_AFTER_FREEZING_WITHIN_S, led_again
 
 
-def leader_of(system: System, service: str) -> int:
-    def leaders() -> list[str]:
-        return [name for name in system.replicas_of(service) if metric(system, name, "ecom_outbox_leader") == 1]
-
-    (name,) = eventually(leaders, lambda names: len(names) == 1)
-    return system.replicas_of(service)[name]
-
-
-def metric(system: System, name: str, metric_name: str) -> float | None:
+def metric(system: System, name: str, metric_name: str, labels: str = "") -> float:
+    """The sum of a metric over all labels of one replica that match."""
     service, _, replica = name.rpartition("-")
-    text = requests.get(f"{system.url(service, int(replica))}/metrics", timeout=5).text
-    found = re.search(rf"^{metric_name}(?:{{.*}})? ([0-9.e+]+)$", text, re.MULTILINE)
-    return float(found[1]) if found else None
+    answer = requests.get(f"{system.url(service, int(replica))}/metrics", timeout=5).text
+    found = re.findall(rf"^{metric_name}(?:{{.*{labels}.*}})? ([0-9.e+]+)$", answer, re.MULTILINE)
+    return sum(float(value) for value in found)
 
 
 def post_patiently(system: System, sku: str) -> str | None:
@@ -120,19 +189,98 @@ def order_of(system: System, order_id: str) -> str:
     return row["status"]
 
 
-def test_replicas_that_are_asked_to_stop_under_load_do_so_in_time_and_lose_nothing(system: System) -> None:
+Counts = dict[tuple[str, int], tuple[float, float]]
+
+
+def settled(system: System) -> Counts:
+    """How many messages each consuming process has settled, and how many of them were not new to its service."""
+    return {
+        (name, pid): (
+            metric(system, name, "ecom_events_total"),
+            metric(system, name, "ecom_events_total", 'outcome="duplicate"'),
+        )
+        for service in TELLERS
+        for name, pid in system.replicas_of(service).items()
+    }
+
+
+def grown(before: Counts, after: Counts) -> tuple[float, float]:
+    """What was settled in between by those that live, whether they lived before or not."""
+    pairs = [(after[key], before.get(key, (0.0, 0.0))) for key in after]
+    return sum(new[0] - old[0] for new, old in pairs), sum(new[1] - old[1] for new, old in pairs)
+
+
+def ask_to_stop(name: str, pid: int) -> float:
+    """SIGTERM; return when the process is gone: after how many seconds."""
+    process = Process.of(pid)
+    assert process is not None
+    began = time.monotonic()
+    process.send(signal.SIGTERM)
+    assert wait_until(lambda: not process.alive(), 20), f"{name} does not stop"
+    return time.monotonic() - began
+
+
+def test_replicas_that_are_asked_to_stop_under_load_do_so_in_time_and_nothing_is_lost_or_comes_again(
+    system: System,
+) -> None:
     took = {}
+    before = settled(system)
     with Load(system) as load:
         for service in SERVICES:
             load.wait_for(5)
             name, pid = sorted(system.replicas_of(service).items())[0]
-            process = Process.of(pid)
-            assert process is not None
-            began = time.monotonic()
-            process.send(signal.SIGTERM)
-            assert wait_until(lambda: not process.alive(), 20), f"{name} does not stop"  # noqa: B023
-            took[service] = round(time.monotonic() - began, 1)
-    print(f"\nstopped after {took}; {len(load.accepted)} orders, {len(load.refused)} repeated: {set(load.refused)}")
+            took[service] = round(ask_to_stop(name, pid), 1)
+    system.wait_ready()
     system.wait_quiet()
+    messages, again = grown(before, settled(system))
+    print(
+        f"\nstopped after {took}; {len(load.accepted)} orders, {len(load.refused)} repeated: {set(load.refused)};"
+        f" {messages:.0f} messages, {again:.0f} of them again"
+    )
     load.check_all_are_there()
     assert max(took.values()) <= STOPS_WITHIN_S, took
+    assert messages > 100
+    assert again == 0
+
+
+WAITING_SESSIONS = (
+    "SELECT client_port FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+)
+
+
+@pytest.mark.parametrize("service", TELLERS)
+def test_what_a_replica_has_in_work_when_it_is_asked_to_stop_is_finished_and_does_not_come_again(
+    system: System, service: str
+) -> None:
+    before = settled(system)
+    name, pid = sorted(system.replicas_of(service).items())[0]
+    (child,) = [child for child in system.supervisor.children if child.name == name]
+    logged = child.log.stat().st_size
+
+    def at_work() -> bool:
+        waiting = {row["client_port"] for row in system.databases.rows(service, WAITING_SESSIONS)}
+        return bool(waiting & ports_of(pid))
+
+    def is_stopping() -> bool:
+        return b"stopping on SIGTERM" in child.log.read_bytes()[logged:]
+
+    with Load(system) as load:
+        load.wait_for(5)
+        with system.databases.connect(service) as connection:
+            holding = connection.execution_options(isolation_level="READ COMMITTED")
+            with holding.begin():
+                # Every transaction of a batch begins by writing into it.
+                holding.execute(text("LOCK TABLE consumed_messages IN SHARE ROW EXCLUSIVE MODE"))
+                eventually(at_work, bool, otherwise=f"nothing is in work at {name}")
+                process = Process.of(pid)
+                assert process is not None
+                process.send(signal.SIGTERM)
+                eventually(is_stopping, bool, otherwise=f"{name} does not stop")
+        assert wait_until(lambda: not process.alive(), STOPS_WITHIN_S), f"{name} does not stop"
+        load.wait_for(5)
+    system.wait_ready()
+    system.wait_quiet()
+    messages, again = grown(before, settled(system))
+    load.check_all_are_there()
+    assert messages > 0
+    assert again == 0

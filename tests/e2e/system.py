@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
@@ -18,7 +19,7 @@ from typing import Any
 import psutil
 import requests
 
-from ops.flow import Flow
+from ops.flow import Flow, Token
 from ops.processes import wait_until
 from ops.supervisor import SERVICES, Child, Supervisor
 from shared.config import read
@@ -44,7 +45,7 @@ class System:
         self.mark = uuid.uuid4().hex
         self.databases = Databases(self.settings)
         self.amqp_uri = self.settings.amqp_uri
-        self._tokens: dict[str, str] = {}
+        self._tokens: dict[str, Token] = {}
         self._fault: BaseException | None = None
         self._ready, self._stopping = threading.Event(), threading.Event()
         children = [
@@ -108,7 +109,7 @@ class System:
         """Make a user that nobody registered known to every flow, by the mock sign-in; the same name."""
         answer = self.flow().send("POST", "/api/auth/token", {"user_id": user, "roles": list(roles)}, user=None)
         answer.raise_for_status()
-        self._tokens[user] = answer.json()["access_token"]
+        self._tokens[user] = Token(answer.json()["access_token"], math.inf)
         return user
 
     # --- operators ---

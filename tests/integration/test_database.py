@@ -120,6 +120,18 @@ def test_an_empty_pool_is_an_outage(bench: Benches, monkeypatch: pytest.MonkeyPa
     assert is_outage(raised.value)
 
 
+def test_tables_that_are_not_there_are_an_outage_and_readiness_says_what_helps(
+    bench: Benches, settings: Settings
+) -> None:
+    migrated, empty = bench("payment"), bench("payment", url=settings.database_admin_url)
+    with pytest.raises(DBAPIError) as raised, empty.sessions.begin() as session:
+        session.execute(text("SELECT FROM payments"))
+
+    assert is_outage(raised.value)
+    assert "ecom migrate" in (empty.database.trouble() or "")
+    assert migrated.database.trouble() is None
+
+
 def test_a_fault_of_the_statement_is_no_outage(bench: Benches) -> None:
     for statement in ("SELECT 1 / 0", "SELECT nothing", "INSERT INTO payments VALUES (1)", "SELEC"):
         with pytest.raises(DBAPIError) as raised, bench("payment").sessions.begin() as session:

@@ -3,8 +3,10 @@
 import eventlet
 import pytest
 
+from shared import logs
 from shared.edge import once
 from shared.edge.http import Probes
+from shared.errors import CannotWork
 from tests.unit.serving import ask, serving
 
 
@@ -18,6 +20,16 @@ class Starter(Probes):
         Starter.runs += 1
         if Starter.runs <= Starter.faults:
             raise RuntimeError("not yet")
+
+
+class Waiter(Probes):
+    name = "waiter"
+    runs = 0
+
+    @once.once
+    def prepare(self):
+        Waiter.runs += 1
+        raise CannotWork("the database is away")
 
 
 @pytest.mark.parametrize("faults", [0, 2])
@@ -38,3 +50,15 @@ def test_until_then_the_service_is_alive_but_not_ready_and_can_be_stopped(monkey
         eventlet.sleep(0.05)
         assert ask(server, "GET", "/readyz")[2]["reasons"] == ["prepare has not succeeded yet"]
         assert ask(server, "GET", "/healthz")[0] == 200
+
+
+def test_what_it_waits_for_is_said_once_and_is_no_error(monkeypatch, caplog):
+    monkeypatch.setattr(once, "AGAIN_S", 0.01)
+    monkeypatch.setattr(Waiter, "runs", 0)
+    with serving(Waiter), eventlet.Timeout(3):
+        while Waiter.runs < 5:
+            eventlet.sleep(0.01)
+    said = [record for record in caplog.records if logs._is_a_surprise(record)]
+    assert [(record.levelname, record.getMessage()) for record in said] == [
+        ("WARNING", "prepare waits: the database is away")
+    ]

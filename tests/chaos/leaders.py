@@ -1,0 +1,51 @@
+"""Who leads the relays of a service: the database knows it exactly, by the session that holds their lock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import psutil
+
+from tests.e2e.system import System, eventually
+
+TELLERS = ("order", "inventory", "payment")
+
+HOLDER = (
+    "SELECT pid, client_port FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE locktype = 'advisory' AND granted"
+    " AND application_name LIKE '% relay' AND datname = current_database()"
+)
+
+
+@dataclass(frozen=True)
+class Leader:
+    """The session that leads, and the replica whose it is."""
+
+    session: int
+    name: str
+    pid: int
+
+
+def session_that_leads(system: System, service: str) -> int | None:
+    """The backend that holds the lock now."""
+    rows = system.databases.rows(service, HOLDER)
+    assert len(rows) <= 1, rows
+    return rows[0]["pid"] if rows else None
+
+
+def leader_of(system: System, service: str) -> Leader:
+    """The replica that leads."""
+
+    def found() -> Leader | None:
+        for row in system.databases.rows(service, HOLDER):
+            for name, pid in system.replicas_of(service).items():
+                if row["client_port"] in ports_of(pid):
+                    return Leader(row["pid"], name, pid)
+        return None
+
+    leader: Leader = eventually(found, lambda leader: leader is not None, otherwise=f"nobody leads {service}")
+    return leader
+
+
+def ports_of(pid: int) -> set[int]:
+    """This side of a process's connections."""
+    return {connection.laddr.port for connection in psutil.Process(pid).net_connections("tcp")}
