@@ -33,8 +33,8 @@ class Wanted:
 
 
 def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValidationFailed("must be text")
+    if not isinstance(value, str) or "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise ValidationFailed("must be text without NUL and lone surrogates")
     return value
 
 

@@ -39,7 +39,8 @@ def test_a_stop_asks_every_job_to_end_and_waits_until_the_last_has(container):
     eventlet.sleep(0.05)
     assert not background.stopping()
     assert ended == []
-    container.stop()
+    with eventlet.Timeout(5):
+        container.stop()
     assert ended == ["quick", "slow"]
 
 

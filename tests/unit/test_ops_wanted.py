@@ -70,7 +70,7 @@ def test_something_says_which_messages_are_meant(given):
         *(("ids", bad) for bad in ([], ["7"], [7], [None], ID, None, {})),
         *(("reasons", bad) for bad in ("crash", [7], [], None)),
         *(("types", bad) for bad in ("order.paid", [None])),
-        *((name, bad) for name in ("error", "trace_id", "why") for bad in (7, None, [])),
+        *((name, bad) for name in ("error", "trace_id", "why") for bad in (7, None, [], "a\0b", "\ud800")),
         *(("order_id", bad) for bad in ("7", "", 7, None)),
         *((name, bad) for name in ("since", "until") for bad in ("2026-01-14T12:00:00", "2h", "", 7, None)),
         ("since", "0001-01-01T00:00:00+14:00"),
