@@ -37,9 +37,9 @@ def one_id(description: str = "", example: str | None = EXAMPLE_ID, **more: Any)
     return fields.UUID(**_always(example, description, **more))
 
 
-def moment(description: str = "", example: str = EXAMPLE_TIME) -> fields.DateTime:
+def moment(description: str = "", example: str = EXAMPLE_TIME, **more: Any) -> fields.DateTime:
     """A time that is always there."""
-    return fields.DateTime(**_always(example, description))
+    return fields.DateTime(**_always(example, description, **more))
 
 
 def things(schema: type[Schema], description: str = "") -> fields.List:
@@ -246,6 +246,81 @@ class Payment(Told):
     reason = text(None, "why it failed", allow_none=True)
     created_at = moment()
     updated_at = moment()
+
+
+# --- dead messages ----------------------------------------------------------------------------------------------
+
+
+class ReasonCount(Told):
+    """So many died for one reason."""
+
+    reason = text("unknown_order")
+    count = whole(3)
+
+
+class DeadLetterQueue(Told):
+    """What lies in one DLQ: as the broker counts it, and as the services wrote it down."""
+
+    queue = text("q.inventory.commit-requested")
+    dlq = text("q.inventory.commit-requested.dlq")
+    service = text("inventory", "whose queue it is")
+    messages = whole(3, "by the broker, which does not count what somebody has in hand")
+    recorded = whole(3, "by the services' books")
+    oldest = moment("when the first of them failed", allow_none=True)
+    newest = moment("when the last of them died", allow_none=True)
+    reasons = things(ReasonCount)
+    busy = text(None, "who works on it now", allow_none=True)
+
+
+class QueueList(Told):
+    """Every DLQ."""
+
+    items = things(DeadLetterQueue)
+
+
+class DeadLetter(Told):
+    """One dead message as it was written down."""
+
+    message_id = one_id()
+    queue = text("q.inventory.commit-requested")
+    event_type = text("inventory.commit.requested", allow_none=True)
+    order_id = one_id(example=OTHER_ID, allow_none=True)
+    trace_id = text(TRACE_ID, allow_none=True)
+    reason = text("unknown_order", "why it died")
+    error_class = text("UnknownOrder")
+    error_message = text("order 01a1fcf8-0a3c-7d01-8f2e-3b1c9d5e7f60 has no reservation to commit")
+    attempts = whole(1, "how often it was tried")
+    replays = whole(0, "how often it was put back to work")
+    first_failed_at = moment()
+    died_at = moment()
+
+
+class DeadLetterPage(Told):
+    """Dead messages, last dead first."""
+
+    items = things(DeadLetter)
+    next_cursor = _cursor()
+
+
+class Replay(Told):
+    """A replay as the ledger knows it."""
+
+    replay_id = one_id()
+    queue = text("q.inventory.commit-requested.dlq")
+    status = text("done", "started, and then done, stopped, failed or interrupted (its process died)")
+    outcome = text("3 applied", "in words; empty while it is under way")
+    counts = fields.Dict(
+        required=True,
+        metadata=told(
+            {"chosen": 3, "applied": 3}, "chosen, and by what became of them; reasons of the dead and refused"
+        ),
+    )
+    actor = text("operator", "who asked for it")
+    why = text("the orders are there now", "as was said")
+    filter = fields.Dict(required=True, metadata=told({"reasons": ["unknown_order"]}, "which messages were meant"))
+    options = fields.Dict(required=True, metadata=told({"rate": 10.0, "ramp": [1, 2, 5, 20]}, "and how"))
+    started_at = moment()
+    finished_at = moment("null while it is under way", allow_none=True)
 
 
 # --- errors ----------------------------------------------------------------------------------------------------

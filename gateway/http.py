@@ -111,7 +111,8 @@ class Api(Route):
     """A route under /api: everything about it, also for the OpenAPI document, is said in its decorator.
 
     `answer` is the shape of what its method returns, `status` goes with it, and `also` holds other ones by status.
-    `fails` are errors that only this route can give; those of roles, bodies and keys are known by themselves.
+    `located` answers say in Location where what they made is. `fails` are errors that only this route can give; those
+    of roles, bodies and keys are known by themselves.
     """
 
     rates = Shared(Rates)
@@ -130,6 +131,7 @@ class Api(Route):
         body: type[marshmallow.Schema] | None = None,
         query: type[marshmallow.Schema] | None = None,
         idempotent: bool = False,
+        located: bool = False,
         fails: Iterable[type[EcomError]] = (),
     ) -> None:
         super().__init__(method, path)
@@ -140,6 +142,7 @@ class Api(Route):
         self.body = body
         self.query = query
         self.idempotent = idempotent
+        self.located = located
         self.fails = tuple(fails)
 
     def setup(self) -> None:

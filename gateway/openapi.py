@@ -37,14 +37,18 @@ Content-Length of at most {limit} kB. Answers may gain fields.
 KEY_SHAPE = rf'^(?:{schemas.IDEMPOTENCY_KEY.pattern}|"{schemas.IDEMPOTENCY_KEY.pattern}")$'
 
 # What a value in a path may be, by the converter of the rule, or by the name of a piece of plain text.
-IN_PATHS: dict[str, marshmallow.fields.Field] = {"uuid": schemas.Id(), "sku": schemas.sku_field()}
+IN_PATHS: dict[str, marshmallow.fields.Field] = {
+    "uuid": schemas.Id(),
+    "sku": schemas.sku_field(),
+    "queue": schemas.queue_field(),
+}
 
 HEADERS = {
     "X-Correlation-ID": ("What the client calls this request, or else the trace id.", {"type": "string"}),
     "traceparent": ("The trace, by W3C Trace Context.", {"type": "string"}),
     "Retry-After": ("After how many seconds to come again.", {"type": "integer", "minimum": 1}),
     "WWW-Authenticate": ("How to sign in.", {"type": "string"}),
-    "Location": ("Where the order is.", {"type": "string", "format": "uri-reference"}),
+    "Location": ("Where what was asked for is.", {"type": "string", "format": "uri-reference"}),
     "Idempotent-Replayed": ("That this answer was made for an earlier request.", {"const": "true"}),
 }
 ALWAYS = ("X-Correlation-ID", "traceparent")
@@ -147,7 +151,7 @@ def _answer(route: Api, status: int, shape: type[marshmallow.Schema] | None) -> 
         schema: Any = {"type": "string"} if route.content_type.startswith("text/") else {"type": "object"}
     else:
         schema = shape.__name__
-    own = ("Location", "Idempotent-Replayed") if route.idempotent else ()
+    own = [name for name, has in (("Location", route.located), ("Idempotent-Replayed", route.idempotent)) if has]
     return {
         "description": _doc(shape) if shape else route.summary,
         "headers": _headers((*ALWAYS, *own)),

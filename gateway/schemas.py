@@ -11,17 +11,24 @@ from uuid import UUID
 from marshmallow import RAISE, Schema, ValidationError, fields, validate, validates_schema
 
 from shared.auth import MAX_NAME_LENGTH, ROLES
-from shared.errors import BadRequest, EcomError, ValidationFailed
+from shared.errors import BadRequest, EcomError, NotFound, ValidationFailed
 from shared.events import timestamp
 
 SKU = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 IDEMPOTENCY_KEY = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+QUEUE = re.compile(r"[a-z][a-z0-9.-]{0,99}")
+RATE = re.compile(r"max|(?!0+(?:\.0+)?/)[0-9]{1,6}(?:\.[0-9]{1,3})?/(?:s|m|min|h)")
+RAMP = re.compile(r"[1-9][0-9]{0,5}(?:,[1-9][0-9]{0,5}){0,19}")
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 MAX_SKU = 64
+MAX_QUEUE = 100
 MAX_ITEMS = 100
 MAX_QUANTITY = 10_000
 MAX_UNIT_PRICE = 10**9
 MAX_ON_HAND = 10**9
+MAX_MESSAGES = 10**9
+MAX_IDS = 1000
+MAX_WORDS = 50
 MAX_PAGE = 200
 WAIT_S, MAX_WAIT_S = 20, 25
 STATES = ("PENDING", "RESERVED", "PAID", "CANCELLED", "REFUND_PENDING", "REFUND_FAILED")
@@ -30,6 +37,8 @@ MAX_TEXT = 200
 MAX_PASSWORD = 1024
 MAX_CURSOR = 512
 MAX_TOKEN = 8192
+# Not faster unless somebody says so: whoever replays for the first time should not find out what too fast is.
+DEFAULT_RATE = "100/s"
 DEVELOPMENT_PAYMENT_METHOD = "mock_ok"
 
 # In the document's examples. Nothing has this id.
@@ -109,6 +118,18 @@ class WholeInQuery(Whole):
         return int(value)
 
 
+class Flag(fields.Boolean):
+    """true or false: no 1, no "yes"."""
+
+    def __init__(self, description: str, example: bool = True, **kwargs: Any) -> None:
+        super().__init__(metadata=told(example, description), **kwargs)
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
+        if not isinstance(value, bool):
+            raise self.make_error("invalid", input=value)
+        return value
+
+
 class Id(fields.UUID):
     """A UUID in its usual form with hyphens, as text."""
 
@@ -129,8 +150,9 @@ class Moment(fields.String):
         super().__init__(metadata=told(EXAMPLE_TIME, description, format="date-time"), **kwargs)
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
+        text = super()._deserialize(value, attr, data, **kwargs)
         try:
-            moment = datetime.fromisoformat(value)
+            moment = datetime.fromisoformat(text)
         except ValueError:
             raise ValidationError("Must be an RFC 3339 time; a + in a URL is written %2B.") from None
         if moment.tzinfo is None:
@@ -149,14 +171,20 @@ class TraceId(fields.String):
         super().__init__(metadata=told(EXAMPLE_ID, (self.__doc__ or "").rstrip("."), pattern=shape), **kwargs)
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
-        if not re.fullmatch(self.metadata["pattern"], value):
+        text = super()._deserialize(value, attr, data, **kwargs)
+        if not re.fullmatch(self.metadata["pattern"], text):
             raise ValidationError("Must be 32 hex digits or a UUID.")
-        return UUID(value).hex
+        return UUID(text).hex
 
 
 def sku_field(**kwargs: Any) -> Text:
     """A sku; each schema has one of its own."""
     return Text("lamp", at_most=MAX_SKU, pattern=SKU, **kwargs)
+
+
+def queue_field() -> Text:
+    """The name of a queue."""
+    return Text("q.inventory.commit-requested", "a main queue or its .dlq", at_most=MAX_QUEUE, pattern=QUEUE)
 
 
 def uuid_in(value: Any) -> str | None:
@@ -169,6 +197,13 @@ def sku_or(error: type[EcomError], sku: str) -> str:
     if not SKU.fullmatch(sku):
         raise error(details={"sku": [f"Must match {SKU.pattern}."]} if error is ValidationFailed else None)
     return sku
+
+
+def queue_in(name: str) -> str:
+    """The queue of a path. Raises NotFound when there can be none by that name; which there are, ops_service knows."""
+    if not QUEUE.fullmatch(name):
+        raise NotFound
+    return name
 
 
 class Strict(Schema):
@@ -256,6 +291,73 @@ class ReserveRequest(Strict):
     items = fields.List(fields.Nested(ReserveItem), validate=validate.Length(1, MAX_ITEMS), required=True)
 
 
+class ReplayRequest(Strict):
+    """Which dead messages go back to work, and how fast: `ids`, `max` or `all`, and filters that must all hold."""
+
+    openapi: ClassVar[dict[str, Any]] = {
+        "anyOf": [
+            {"required": ["ids"]},
+            {"required": ["max"]},
+            {"required": ["all"], "properties": {"all": {"const": True}}},
+        ],
+        "not": {"required": ["max", "all"], "properties": {"all": {"const": True}}},
+        "examples": [
+            {
+                "reasons": ["unknown_order"],
+                "all": True,
+                "rate": "10/s",
+                "ramp": "1,2,5,20",
+                "stop_on_redeath": True,
+                "why": "the orders are there now",
+            },
+            {
+                "ids": [EXAMPLE_ID],
+                "error": "no reservation",
+                "types": ["inventory.commit.requested"],
+                "order_id": EXAMPLE_ID,
+                "trace_id": EXAMPLE_ID,
+                "since": EXAMPLE_TIME,
+                "until": "2026-01-15T00:00:00Z",
+                "max": 100,
+                "force": False,
+            },
+        ],
+    }
+
+    ids = fields.List(Id(), validate=validate.Length(1, MAX_IDS), metadata={"description": "these messages"})
+    reasons = fields.List(
+        Text("unknown_order"),
+        validate=validate.Length(1, MAX_WORDS),
+        metadata={"description": "that died for one of these"},
+    )
+    error = Text("no reservation", "found in the class or the words of its error")
+    types = fields.List(
+        Text("inventory.commit.requested"),
+        validate=validate.Length(1, MAX_WORDS),
+        metadata={"description": "of one of these event types"},
+    )
+    order_id = Id("about this order")
+    trace_id = TraceId()
+    since = Moment("first failed at this time or later; with its zone")
+    until = Moment("first failed before this time; with its zone")
+    max = Whole(1, MAX_MESSAGES, 100, "at most so many, the oldest")
+    all = Flag("all that the filters choose")
+    rate = Text(DEFAULT_RATE, "10/s, 30/m, 100/h, or max for no limit", pattern=RATE, load_default=DEFAULT_RATE)
+    ramp = Text("1,2,5,20", "in waves of these sizes, each seen to its end before the next", pattern=RAMP)
+    stop_on_redeath = Flag("no further when one has died again")
+    force = Flag("also what is too old, or was replayed too often", example=False)
+    why = Text("the orders are there now", "for the ledger")
+
+    @validates_schema
+    def says_which(self, data: Mapping[str, Any], **kwargs: Any) -> None:
+        if "max" in data and data.get("all"):
+            raise ValidationError("Must hold max or all, not both.")
+        if not ("ids" in data or "max" in data or data.get("all")):
+            raise ValidationError("Must say which: ids, max, or all with true.")
+        if "since" in data and "until" in data and data["since"] > data["until"]:
+            raise ValidationError("Must not be before since.", "until")
+
+
 def with_payment_method(order: dict[str, Any], production: bool) -> dict[str, Any]:
     """The order with its payment method, which only development may leave out."""
     if "payment_method" in order:
@@ -322,6 +424,15 @@ class ReleaseEvents(Page):
     trace_id = TraceId()
     from_ = Moment("released at this time or later; with its zone", data_key="from", attribute="from")
     to = Moment("released before this time; with its zone")
+
+
+class DeadLetters(Page):
+    """Dead messages by why they died and what they are about."""
+
+    reason = Text("unknown_order", "why it died")
+    event_type = Text("inventory.commit.requested", "its event type", data_key="type")
+    order_id = Id()
+    trace_id = TraceId()
 
 
 class PaymentOf(Strict):

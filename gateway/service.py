@@ -27,6 +27,7 @@ from shared.errors import (
 
 # Whose order or payment it is, the services check: the gateway passes on who asks.
 READERS = (CUSTOMER, OPERATOR, AUDITOR, ADMIN)
+OPERATORS = (OPERATOR, ADMIN)
 
 
 class GatewayService(Probes):
@@ -39,6 +40,7 @@ class GatewayService(Probes):
     orders = RpcProxy("order_service")
     inventory = RpcProxy("inventory_service")
     payments = RpcProxy("payment_service")
+    ops = RpcProxy("ops_service")
 
     # --- tokens ------------------------------------------------------------------------------------------------
 
@@ -77,6 +79,7 @@ class GatewayService(Probes):
         roles=(CUSTOMER,),
         body=schemas.OrderRequest,
         idempotent=True,
+        located=True,
         answer=answers.PostedOrder,
         status=201,
         also={200: answers.Order},
@@ -272,6 +275,50 @@ class GatewayService(Probes):
         if order_id is None:
             raise NotFound
         return self.payments.payment_of_order(order_id)
+
+    # --- dead messages -----------------------------------------------------------------------------------------
+
+    @api("GET", "/api/ops/queues", roles=OPERATORS, answer=answers.QueueList, summary="Count dead messages")
+    def queues(self, call: Call) -> dict[str, Any]:
+        """Every DLQ, also those that are empty."""
+        return {"items": self.ops.queues()}
+
+    @api(
+        "GET",
+        "/api/ops/dlq/<queue>",
+        roles=OPERATORS,
+        query=schemas.DeadLetters,
+        answer=answers.DeadLetterPage,
+        summary="List dead messages",
+    )
+    def dead_letters(self, call: Call, queue: str) -> dict[str, Any]:
+        """A page of what lies in a DLQ and passes every filter."""
+        filters = schemas.filters_in(call.query)
+        return self.ops.dead_letters(schemas.queue_in(queue), filters, call.query["limit"], call.query["cursor"])
+
+    @api(
+        "POST",
+        "/api/ops/dlq/<queue>/replays",
+        roles=OPERATORS,
+        body=schemas.ReplayRequest,
+        answer=answers.Replay,
+        status=202,
+        located=True,
+        fails=(Conflict,),
+        summary="Replay dead messages",
+    )
+    def start_replay(self, call: Call, queue: str) -> Answer:
+        """Dead messages go back to the queue they died in, oldest first; what becomes of them is at its Location.
+
+        While somebody works on a DLQ the answer is 409, and says who.
+        """
+        replay = self.ops.start_replay(schemas.queue_in(queue), call.body)
+        return Answer(replay, headers=(("Location", f"/api/ops/replays/{replay['replay_id']}"),))
+
+    @api("GET", "/api/ops/replays/<uuid:replay_id>", roles=OPERATORS, answer=answers.Replay, summary="Follow a replay")
+    def get_replay(self, call: Call, replay_id: UUID) -> dict[str, Any]:
+        """A replay as it is now."""
+        return self.ops.get_replay(str(replay_id))
 
     # --- documents ---------------------------------------------------------------------------------------------
 

@@ -70,6 +70,8 @@ class OperationMessage(Base):
 
 TABLES = frozenset({"operations", "operation_messages"})
 
+DIED = "its process died"
+
 # A queue's lock lives as long as the session that took it: nobody holds one by having died.
 _LOCK_CLASS = 0x646C71
 # What a session is called, before the name of whoever opened it.
@@ -95,7 +97,7 @@ def lock(connection: Connection, queue: str) -> None:
     connection.execute(
         update(Operation)
         .where(Operation.queue == queue, Operation.status == Status.STARTED)
-        .values(status=Status.INTERRUPTED, outcome="its process died", finished_at=func.now())
+        .values(status=Status.INTERRUPTED, outcome=DIED, finished_at=func.now())
     )
 
 
@@ -195,6 +197,19 @@ def operation(connection: Connection, operation_id: uuid.UUID) -> dict[str, Any]
     if row is None:
         raise NotFound(f"There is no operation {operation_id}.")
     return _told(dict(row))
+
+
+def operation_now(connection: Connection, operation_id: uuid.UUID) -> dict[str, Any]:
+    """The same, and INTERRUPTED when it never finished and nobody is at it any more. Raises NotFound.
+
+    Each statement must see what is committed: an operation lets go of its DLQ after it has said how it ended.
+    """
+    found = operation(connection, operation_id)
+    if found["status"] == Status.STARTED and holder(connection, found["queue"]) is None:
+        found = operation(connection, operation_id)
+        if found["status"] == Status.STARTED:
+            found |= {"status": Status.INTERRUPTED, "outcome": DIED}
+    return found
 
 
 def history(

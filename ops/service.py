@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -16,7 +15,8 @@ from ops import models
 from ops.dlq import overview, replay
 from ops.dlq.census import Census
 from ops.dlq.desk import Actor, Desk, Watch
-from ops.domain import Filter, Kind, Pace, dlq_of, parse_ramp, parse_rate
+from ops.domain import Kind, dlq_of
+from ops.wanted import filters_wanted, replay_wanted
 from shared.config import Settings
 from shared.edge.background import Background
 from shared.edge.context import Context
@@ -24,12 +24,18 @@ from shared.edge.database import Database
 from shared.edge.http import Probes
 from shared.edge.rpc import rpc
 from shared.edge.timer import every
-from shared.errors import EcomError, NotFound
+from shared.errors import EcomError, NotFound, ValidationFailed
+from shared.events import timestamp
 
 log = logging.getLogger(__name__)
 
 CENSUS_EVERY_S = 10
 CENSUS = Actor("system:census")
+
+QUEUE_FIELDS = ("queue", "dlq", "service", "messages", "recorded", "reasons")
+REPLAY_FIELDS = (
+    "queue", "status", "outcome", "counts", "actor", "why", "filter", "options", "started_at", "finished_at"
+)  # fmt: skip
 
 
 class OpsService(Probes):
@@ -45,48 +51,39 @@ class OpsService(Probes):
 
     @rpc
     def queues(self) -> list[dict[str, Any]]:
-        """Every DLQ with its count, oldest, newest and reasons. Raises CannotWork."""
+        """Every DLQ with its count, oldest, newest and reasons, and who works on it. Raises CannotWork."""
         with self._desk(self._actor()) as desk:
             found = overview.overview(desk)
-        return [{**one, "oldest": _text(one["oldest"]), "newest": _text(one["newest"])} for one in found]
+        return [_queue(one) for one in found]
 
     @rpc
     def dead_letters(
         self, queue: str, filters: dict[str, Any], limit: int, cursor: str | None = None
     ) -> dict[str, Any]:
-        """A page of what lies in a DLQ, last dead first: {items, next_cursor}. Raises NotFound, InvalidCursor."""
-        main = _known(queue)
+        """A page of what lies in a DLQ, last dead first: {items, next_cursor}.
+
+        `filters`: reason, event_type, order_id, trace_id. Raises NotFound, ValidationFailed, InvalidCursor, CannotWork.
+        """
+        main, chosen = _known(queue), filters_wanted(filters)
         with self._desk(self._actor()) as desk:
-            items, next_cursor = desk.books.page(main, filters, limit, cursor)
+            items, next_cursor = desk.books.page(main, chosen, limit, cursor)
         return {"items": items, "next_cursor": next_cursor}
 
     @rpc
     def start_replay(self, queue: str, wanted: dict[str, Any]) -> dict[str, Any]:
-        """Begin a replay; the operation as it is written down. Raises NotFound, Conflict, CannotWork.
+        """Begin a replay; the same as `get_replay`, as soon as it is written down.
 
-        `wanted`: ids, reasons, error, types, order_id, trace_id, since, until; max; rate, ramp; force,
-        stop_on_redeath; why.
+        `wanted`: ids, reasons, error, types, order_id, trace_id, since, until; max or all; rate, ramp; force,
+        stop_on_redeath; why. Raises NotFound, ValidationFailed, Conflict, CannotWork.
         """
-        main = _known(queue)
-        chosen = Filter(
-            ids=frozenset(map(UUID, wanted.get("ids", ()))),
-            reasons=frozenset(wanted.get("reasons", ())),
-            error=wanted.get("error", ""),
-            types=frozenset(wanted.get("types", ())),
-            order_id=UUID(wanted["order_id"]) if wanted.get("order_id") else None,
-            trace_id=wanted.get("trace_id", ""),
-            since=datetime.fromisoformat(wanted["since"]) if wanted.get("since") else None,
-            until=datetime.fromisoformat(wanted["until"]) if wanted.get("until") else None,
-        )
-        pace = Pace(parse_rate(wanted["rate"]), parse_ramp(wanted["ramp"]) if wanted.get("ramp") else ())
-        force, stop = bool(wanted.get("force")), bool(wanted.get("stop_on_redeath"))
-        actor, begun = self._actor(wanted.get("why", "")), Event()
+        main, asked = _known(queue), replay_wanted(wanted)
+        actor, begun = self._actor(asked.why), Event()
 
         def job() -> None:
-            watch = Watch(begun=begun.send, stopping=self.background.stopping)
+            watch = Watch(begun=begun.send, stopping=self.background.stopping, stopped_by="its service was stopped")
             try:
                 with self._desk(actor, watch) as desk:
-                    replay.replay(desk, main, chosen, wanted.get("max"), pace, force, stop)
+                    replay.replay(desk, main, asked.chosen, asked.most, asked.pace, asked.force, asked.stop_on_redeath)
             except Exception as error:
                 if not begun.ready():
                     begun.send_exception(error)
@@ -103,13 +100,13 @@ class OpsService(Probes):
         """A replay as it is now. Raises NotFound."""
         try:
             operation_id = UUID(replay_id)
-        except ValueError:
+        except (ValueError, AttributeError, TypeError):
             raise NotFound(f"There is no replay {replay_id}.") from None
         with self.db.read() as session:
-            found = models.operation(session.connection(), operation_id)
+            found = models.operation_now(session.connection(), operation_id)
         if found["kind"] != Kind.REPLAY:
             raise NotFound(f"There is no replay {replay_id}.")
-        return found
+        return {"replay_id": found["operation_id"], **{name: found[name] for name in REPLAY_FIELDS}}
 
     @every(CENSUS_EVERY_S)
     def count(self) -> None:
@@ -133,10 +130,12 @@ class OpsService(Probes):
 def _known(queue: str) -> str:
     """The main queue of a queue's or DLQ's name. Raises NotFound."""
     try:
-        return dlq_of(queue)[0]
-    except EcomError as error:
+        return dlq_of(str(queue))[0]
+    except ValidationFailed as error:
         raise NotFound(str(error)) from error
 
 
-def _text(moment: datetime | None) -> str | None:
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z") if moment else None
+def _queue(one: Mapping[str, Any]) -> dict[str, Any]:
+    times = {name: timestamp(one[name]) if one[name] else None for name in ("oldest", "newest")}
+    busy = one["busy"].removeprefix(models.SESSION_PREFIX) if one["busy"] else None
+    return {**{name: one[name] for name in QUEUE_FIELDS}, **times, "busy": busy}

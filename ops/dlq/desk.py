@@ -88,7 +88,7 @@ class Run:
     def must_stop(self) -> bool:
         """Whether it must not go on: its operator says so, or it has stopped by itself."""
         if self.watch.stopping() and self.status == Status.DONE:
-            self.stop(Status.STOPPED, "stopped by its operator")
+            self.stop(Status.STOPPED, self.watch.stopped_by)
         return self.status != Status.DONE
 
     def sentence(self) -> str:
@@ -102,12 +102,17 @@ class Run:
 @dataclass(frozen=True)
 class Watch:
     """Who looks on: at the reading of a DLQ (so many of so many), at the id of an operation, at its tally; and who
-    may say that it must stop."""
+    may say that it must stop, for the reason `stopped_by`."""
 
     seen: Callable[[int, int], None] = lambda read, total: None
     begun: Callable[[UUID], None] = lambda operation_id: None
     told: Callable[[Run], None] = lambda run: None
     stopping: Callable[[], bool] = lambda: False
+    stopped_by: str = "stopped by its operator"
+
+
+class Stopped(CannotWork):
+    """It was asked to stop while it was reading."""
 
 
 class Desk:
@@ -136,10 +141,14 @@ class Desk:
             yield connection
 
     def select(self, dlq: str, chosen: Filter) -> Selection:
-        """What a filter chooses of a DLQ, held. The caller has its lock. Raises CannotWork."""
-        return Selection(
-            lambda: Mailbox(self.settings.amqp_uri, self.settings.heartbeat_s, dlq), chosen, self.watch.seen
-        )
+        """What a filter chooses of a DLQ, held. The caller has its lock. Raises Stopped, CannotWork."""
+
+        def seen(read: int, total: int) -> None:
+            if self.watch.stopping():
+                raise Stopped
+            self.watch.seen(read, total)
+
+        return Selection(lambda: Mailbox(self.settings.amqp_uri, self.settings.heartbeat_s, dlq), chosen, seen)
 
     def take(self, ledger: Connection, dlq: str) -> None:
         """Lock a DLQ for the session of this connection. Raises Conflict when somebody keeps it."""
@@ -179,7 +188,8 @@ class Desk:
             try:
                 yield run
             except BaseException as error:
-                run.stop(Status.FAILED, str(error) if isinstance(error, EcomError) else type(error).__name__)
+                if not (isinstance(error, Stopped) and run.must_stop()):
+                    run.stop(Status.FAILED, str(error) if isinstance(error, EcomError) else type(error).__name__)
                 # If it was the ledger that failed, this stays as started, and whoever comes next calls it interrupted.
                 quietly(lambda: models.finish(ledger, operation_id, run.status, run.outcome, run.tally))
                 raise

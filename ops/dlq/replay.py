@@ -117,7 +117,12 @@ class Replay:
             self._send(self._guarded(held))
             self._await(IN_FLIGHT)
             if rate is not None and size > 0:
-                eventlet.sleep(max(0.0, len(held) / rate - (time.monotonic() - began)))
+                self._rest(began + len(held) / rate)
+
+    def _rest(self, until: float) -> None:
+        """Keep the pace: 1/h rests for an hour, and must hear before that when to stop."""
+        while (left := until - time.monotonic()) > 0 and not self.run.must_stop():
+            eventlet.sleep(min(left, LOOK_EVERY_S))
 
     def _guarded(self, held: list[Held]) -> list[Held]:
         """Those that may be replayed; the others are written down as refused."""

@@ -81,7 +81,11 @@ class Selection:
         self._done: set[UUID] = set()
         self._stack = ExitStack()
         self.total = 0  # in the DLQ, whether chosen or not
-        self._read()
+        try:
+            self._read()
+        except BaseException:
+            self._stack.close()  # or what was read would stay in hand for as long as this process lives
+            raise
         self.count = len(self._slots)
 
     def __enter__(self) -> Selection:

@@ -11,6 +11,7 @@ from typing import Any
 import pika
 from pika.adapters.blocking_connection import BlockingChannel
 
+from shared.events import Envelope
 from topology.table import EVENTS_EXCHANGE, queue_arguments
 
 
@@ -88,6 +89,14 @@ def publish_by_hand(amqp_uri: str, type_: str, payload: dict[str, Any]) -> None:
     with channel(amqp_uri) as opened:
         opened.confirm_delivery()
         opened.basic_publish(EVENTS_EXCHANGE, type_, json.dumps(payload).encode(), mandatory=True)
+
+
+def publish(amqp_uri: str, event: Envelope) -> None:
+    """Publish an event as a service tells it."""
+    properties = pika.BasicProperties(message_id=str(event.message_id), type=event.type)
+    with channel(amqp_uri) as opened:
+        opened.confirm_delivery()
+        opened.basic_publish(EVENTS_EXCHANGE, event.type, event.to_json().encode(), properties, mandatory=True)
 
 
 def depths(amqp_uri: str, queues: Iterable[str]) -> dict[str, int]:

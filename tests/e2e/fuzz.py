@@ -16,6 +16,7 @@ RIGHT = (
     '"idempotency_key_reused"',
     "There is no such status.",  # the order service alone knows the states
     "Must not be before from.",
+    "Must not be before since.",
 )
 
 

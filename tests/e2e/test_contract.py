@@ -26,7 +26,8 @@ import requests
 
 from gateway.reader import Reader
 from shared import auth
-from tests.e2e.system import ROOT, System
+from tests.e2e.broker import publish_by_hand
+from tests.e2e.system import ROOT, System, eventually
 
 HUGE = 10**30
 STRANGER = "nobody-of-that-role"
@@ -400,16 +401,17 @@ def bodies(operation: Operation) -> Iterator[tuple[str, Any, int, str]]:
         yield f"malformed {text[:20]!r}", text, 400, "bad_json"
     for other in ([], "text", 7, None, True):
         yield f"no object: {other!r}", json.dumps(other).encode(), 422, "validation_failed"
-    good = reader.example(operation.body_schema)
-    for place, schema in places(reader, operation.body_schema, good):
-        for what, value in wrong(schema):
-            yield f"{'.'.join(map(str, place))} is {what}", changed(good, place, value), 422, "validation_failed"
-    for place, value in objects(good):
-        yield f"a field too many at {place}", changed(good, place, value | {"unknown": 1}), 422, "validation_failed"
-    for name in good:
-        without = {other: value for other, value in good.items() if other != name}
-        if name in reader.resolved(operation.body_schema).get("required", ()):
-            yield f"no {name}", without, 422, "validation_failed"
+    whole = reader.resolved(operation.body_schema)
+    for good in whole.get("examples") or [reader.example(whole)]:
+        for place, schema in places(reader, operation.body_schema, good):
+            for what, value in wrong(schema):
+                yield f"{'.'.join(map(str, place))} is {what}", changed(good, place, value), 422, "validation_failed"
+        for place, value in objects(good):
+            yield f"a field too many at {place}", changed(good, place, value | {"unknown": 1}), 422, "validation_failed"
+        for name in good:
+            without = {other: value for other, value in good.items() if other != name}
+            if name in whole.get("required", ()):
+                yield f"no {name}", without, 422, "validation_failed"
 
 
 def places(reader: Reader, schema: dict[str, Any], good: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, Any]]:
@@ -465,6 +467,9 @@ def wrong(schema: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     elif schema["type"] == "array":
         yield "empty", []
         yield "a list of null", [None]
+    elif schema["type"] == "boolean":
+        yield "1", 1
+        yield "a text", "true"
 
 
 def test_a_body_that_breaks_a_rule_is_told(api: Api) -> None:
@@ -533,6 +538,14 @@ def test_real_answers_look_as_the_document_says_and_hold_nothing_else(system: Sy
         return {"order_id": str(uuid.uuid4()), "items": [{"sku": "contract", "quantity": 2}]}
 
     held = [flow.send("POST", "/api/stocks/reserve", reservation(), "admin").json() for _ in range(2)]
+    dead = str(uuid.uuid4())
+    publish_by_hand(system.amqp_uri, "inventory.commit.requested", {"order_id": dead})
+    letters = "/api/ops/dlq/q.inventory.commit-requested"
+    eventually(lambda: flow.get(letters, "operator")["items"], bool)
+    unmended = flow.send("POST", f"{letters}/replays", {"all": True}, "operator").headers["Location"]
+    eventually(lambda: flow.get(unmended, "operator")["status"], lambda status: status == "done")
+    a_reservation = {"order_id": dead, "items": [{"sku": "contract", "quantity": 1}]}
+
     an_order = {"currency": "EUR", "items": [{"sku": "contract", "quantity": 1, "unit_price": 1}]}
     requests_of: list[tuple[str, str, str, Any]] = [
         ("POST", "/api/auth/token", "customer", {"username": "customer", "password": "demo-customer"}),
@@ -554,6 +567,11 @@ def test_real_answers_look_as_the_document_says_and_hold_nothing_else(system: Sy
         ("GET", "/api/stocks/release-events?limit=5", "auditor", None),
         ("GET", f"/api/payments/{order['payment_id']}", "customer", None),
         ("GET", f"/api/payments?order_id={refused['order_id']}", "customer", None),
+        ("GET", "/api/ops/queues", "operator", None),
+        ("GET", letters, "operator", None),
+        ("GET", unmended, "admin", None),
+        ("POST", "/api/stocks/reserve", "service", a_reservation),
+        ("POST", f"{letters}/replays", "operator", {"all": True}),
         ("GET", "/api/openapi.json", "customer", None),
     ]
     answered = set()

@@ -15,6 +15,7 @@ from tests.unit.serving import KEYS, Fake, ask, say, serving
 
 ORDER_ID = "01a1fcf8-0515-7912-9139-7154577473a5"
 ORDER = {"currency": "EUR", "items": [{"sku": "A-1", "quantity": 2, "unit_price": 100}]}
+QUEUE = "q.inventory.commit-requested"
 JSON = {"Content-Type": "application/json"}
 
 
@@ -48,7 +49,7 @@ BEHIND = Service()
 
 class Gateway(GatewayService):
     name = "gateway"
-    auth = orders = inventory = payments = Fake(BEHIND)
+    auth = orders = inventory = payments = ops = Fake(BEHIND)
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +109,10 @@ EXPECTED_ROLES = {
     ("GET", "/api/stocks/release-events"): {"auditor", "admin"},
     ("GET", "/api/payments/{payment_id}"): {"customer", "operator", "auditor", "admin"},
     ("GET", "/api/payments"): {"customer", "operator", "auditor", "admin"},
+    ("GET", "/api/ops/queues"): {"operator", "admin"},
+    ("GET", "/api/ops/dlq/{queue}"): {"operator", "admin"},
+    ("POST", "/api/ops/dlq/{queue}/replays"): {"operator", "admin"},
+    ("GET", "/api/ops/replays/{replay_id}"): {"operator", "admin"},
     ("GET", "/api/openapi.json"): None,
     ("GET", "/docs"): None,
 }
@@ -120,7 +125,7 @@ def test_every_route_is_in_the_table_of_who_may_ask():
 @pytest.mark.parametrize("route", [route for route in EXPECTED_ROLES if EXPECTED_ROLES[route]])
 def test_a_stranger_is_401_and_the_wrong_role_403_before_anything_else_is_looked_at(gateway, route):
     method, label = route
-    path = re.sub(r"\{\w+_id\}", ORDER_ID, label).replace("{sku}", "A-1")
+    path = re.sub(r"\{\w+_id\}", ORDER_ID, label).replace("{sku}", "A-1").replace("{queue}", QUEUE)
     answer = ask(gateway, method, path, b"{not json")
     assert code(answer) == (401, "unauthenticated")
     assert answer[1]["WWW-Authenticate"].startswith("Bearer")
@@ -505,6 +510,74 @@ def test_a_reservation_is_released_and_committed_without_a_body(gateway):
         ("release_reservation", (ORDER_ID,)),
         ("commit_reservation", (ORDER_ID,)),
     ]
+
+
+# --- dead messages ---------------------------------------------------------------------------------------------
+
+
+def replay(gateway, body, queue=QUEUE):
+    BEHIND.answer = {"replay_id": ORDER_ID}
+    return ask(
+        gateway, "POST", f"/api/ops/dlq/{queue}/replays", json.dumps(body).encode(), {**JSON, **bearer("operator")}
+    )
+
+
+def test_a_replay_is_asked_for_in_one_spelling_and_answered_with_its_place(gateway):
+    body = {
+        "ids": [ORDER_ID.upper()],
+        "trace_id": ORDER_ID,
+        "since": "2026-01-14T12:00:00+02:00",
+        "max": 3,
+        "all": False,
+    }
+    status, headers, told = replay(gateway, body)
+    assert (status, told) == (202, {"replay_id": ORDER_ID})
+    assert headers["Location"] == f"/api/ops/replays/{ORDER_ID}"
+    (method, asked, _, context) = BEHIND.asked[0]
+    assert (method, context["user_id"]) == ("start_replay", "alice")
+    assert asked == (
+        QUEUE,
+        {
+            "ids": [ORDER_ID],
+            "trace_id": ORDER_ID.replace("-", ""),
+            "since": "2026-01-14T10:00:00.000Z",
+            "max": 3,
+            "all": False,
+            "rate": "100/s",
+        },
+    )
+
+
+def test_a_replay_that_does_not_say_which_is_422_and_the_service_is_not_asked(gateway):
+    for body in ({}, {"reasons": ["crash"]}, {"all": False}, {"max": 1, "all": True}):
+        assert code(replay(gateway, body)) == (422, "validation_failed")
+    assert BEHIND.asked == []
+
+
+@pytest.mark.parametrize("queue", ["Q", "%00", "a%20b", "%E2%98%83", "q" * 101, ".."])
+def test_a_queue_that_cannot_be_is_404(gateway, queue):
+    assert code(replay(gateway, {"all": True}, queue)) == (404, "not_found")
+    assert code(ask(gateway, "GET", f"/api/ops/dlq/{queue}", headers=bearer("admin"))) == (404, "not_found")
+    assert BEHIND.asked == []
+
+
+def test_filters_of_dead_messages_reach_the_service_in_one_spelling(gateway):
+    query = f"reason=crash&type=order.paid&order_id={ORDER_ID.upper()}&trace_id={ORDER_ID}&limit=7&cursor=abc"
+    assert ask(gateway, "GET", f"/api/ops/dlq/{QUEUE}.dlq?{query}", headers=bearer("operator"))[0] == 200
+    assert BEHIND.asked[0][:2] == (
+        "dead_letters",
+        (
+            f"{QUEUE}.dlq",
+            {
+                "reason": "crash",
+                "event_type": "order.paid",
+                "order_id": ORDER_ID,
+                "trace_id": ORDER_ID.replace("-", ""),
+            },
+            7,
+            "abc",
+        ),
+    )
 
 
 # --- tokens ----------------------------------------------------------------------------------------------------

@@ -125,6 +125,8 @@ def test_an_operation_with_a_key_tells_of_it():
     assert all(shape.match(good) for good in ("k-1", '"k-1"', "a" * 128))
     assert not any(shape.match(bad) for bad in ("", '"k-1', "a b", "a" * 129))
     assert {"Location", "Idempotent-Replayed"} <= told["responses"]["201"]["headers"].keys()
+    located = operation("post", "/api/ops/dlq/{queue}/replays")["responses"]["202"]["headers"].keys()
+    assert located & {"Location", "Idempotent-Replayed"} == {"Location"}
     assert "`idempotency_in_progress`" in told["responses"]["409"]["description"]
     assert "`idempotency_key_reused`" in told["responses"]["422"]["description"]
 
@@ -159,6 +161,21 @@ BODIES = {
         {"user_id": "a", "roles": []},
     ],
     "StockRequest": [{"on_hand": value} for value in (0, 10**9, -1, 10**9 + 1, True, "1")],
+    "ReplayRequest": [
+        *schemas.ReplayRequest.openapi["examples"],
+        *({}, {"all": True}, {"all": False}, {"max": 1}, {"max": 1, "all": True}, {"max": 1, "all": False}),
+        *({"all": value} for value in (1, "true", None)),
+        *({"max": value} for value in (0, 10**9 + 1, True, "1", 1.5)),
+        *({"ids": value} for value in ([], [EXAMPLE_ID] * 1000, [EXAMPLE_ID] * 1001, ["7"], [None], EXAMPLE_ID)),
+        *({"all": True, "rate": value} for value in ("max", "1/s", "0.5/min", "30/m", "999999/h", "007/h")),
+        *({"all": True, "rate": value} for value in ("0/s", "0.0/s", "00/h", "1", "-1/s", "1e9/s", "9999999/s", "1/d")),
+        *({"all": True, "ramp": value} for value in ("1", "1,2,5,20", "999999", "0", "1,0", "1,", "1, 2", "1000000")),
+        *({"all": True, "ramp": ",".join("1" * count)} for count in (20, 21)),
+        *({"all": True, "since": value} for value in ("2026-01-14T10:30:00Z", "yesterday", "", 7)),
+        *({"all": True, "trace_id": value} for value in (EXAMPLE_ID, "0" * 32, "7", 7, None)),
+        *({"all": True, "reasons": value} for value in (["a"], ["a"] * 50, ["a"] * 51, [], [""], ["a\0"], "a")),
+        *({"all": True, name: value} for name in ("force", "stop_on_redeath") for value in (False, 0, "no")),
+    ],
     "ReserveRequest": [{"order_id": value, "items": [{"sku": "a", "quantity": 1}]} for value in (EXAMPLE_ID, "7")],
 }  # fmt: skip
 

@@ -1,0 +1,206 @@
+"""The ops service in its container: what its callers are told, and how a replay ends with it."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import eventlet
+import pytest
+from eventlet.event import Event
+from nameko.containers import ServiceContainer
+from nameko.testing.services import entrypoint_hook
+
+from ops import models
+from ops.dlq.desk import Actor, Desk
+from ops.dlq.mailbox import Mailbox
+from ops.domain import Filter, Kind
+from ops.service import OpsService
+from shared.config import Settings
+from shared.edge.background import Background
+from shared.errors import CannotWork, Conflict, NotFound, ValidationFailed
+from shared.events import timestamp
+from tests.databases import Databases
+from tests.integration.support import Mail, container_of, extension, until
+
+MAIN = "q.inventory.commit-requested"
+DLQ = f"{MAIN}.dlq"
+# Slow enough to be under way for as long as a test is.
+SLOW = {"all": True, "rate": "1/h"}
+
+Ask = Callable[..., Any]
+
+
+@pytest.fixture
+def container(settings: Settings, database: Databases, mail: Mail) -> Iterator[ServiceContainer]:
+    container = container_of(settings, OpsService, WEB_SERVER_ADDRESS="127.0.0.1:0")
+    container.start()
+    yield container
+    container.stop()
+
+
+@pytest.fixture
+def ask(container: ServiceContainer) -> Ask:
+    """Calls a method of the service as `alice`."""
+    return asking(container)
+
+
+def asking(container: ServiceContainer) -> Ask:
+    def ask(method: str, *args: Any) -> Any:
+        with entrypoint_hook(container, method, {"user_id": "alice"}) as call:
+            return call(*args)
+
+    return ask
+
+
+def die(mail: Mail, count: int) -> None:
+    """Messages lie in the DLQ, of orders that are nowhere."""
+    now = timestamp(datetime.now(UTC))
+    for _ in range(count):
+        headers = {"x-reason": "unknown_order", "x-first-failed-at": now, "x-last-failed-at": now}
+        mail.put(DLQ, json.dumps({"order_id": str(uuid.uuid4())}), headers)
+
+
+def sent(ask: Ask, replay_id: str) -> int:
+    return int(ask("get_replay", replay_id)["counts"].get("sent", 0))
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {},
+        {"all": True, "ids": ["7"]},
+        {"all": True, "since": "2026-01-14T10:30:00"},
+        {"all": True, "rate": "fast"},
+        {"all": True, "rate": "9" * 400 + "/s"},
+        {"all": True, "order_id": 7},
+        {"max": "1"},
+        {"all": True, "colour": "red"},
+    ],
+)
+def test_a_replay_that_cannot_be_meant_is_refused_and_nothing_is_written_down(
+    ask: Ask, database: Databases, wanted: dict[str, Any]
+) -> None:
+    with pytest.raises(ValidationFailed):
+        ask("start_replay", MAIN, wanted)
+    assert database.rows("ops", "SELECT 1 FROM operations") == []
+
+
+@pytest.mark.parametrize("queue", ["q.nobody", f"{MAIN}.retry", "", 7, None, "a\0b"])
+def test_a_queue_that_is_not_in_the_table_is_not_found(ask: Ask, queue: Any) -> None:
+    with pytest.raises(NotFound):
+        ask("start_replay", queue, {"all": True})
+    with pytest.raises(NotFound):
+        ask("dead_letters", queue, {}, 50)
+
+
+def test_filters_that_cannot_be_are_refused(ask: Ask) -> None:
+    for filters in ({"order_id": "7"}, {"metadata": "x"}, {"reason": None}):
+        with pytest.raises(ValidationFailed):
+            ask("dead_letters", MAIN, filters, 50)
+
+
+@pytest.mark.parametrize("replay_id", ["7", "", 7, None, [], str(uuid.uuid4())])
+def test_a_replay_that_is_not_there_is_not_found(ask: Ask, replay_id: Any) -> None:
+    with pytest.raises(NotFound):
+        ask("get_replay", replay_id)
+
+
+def test_another_operation_is_no_replay(ask: Ask, settings: Settings) -> None:
+    desk = Desk(settings, Actor("bob"))
+    with desk.operation(Kind.EXPORT, DLQ, Filter(), {}) as run:
+        pass
+    desk.close()
+    with pytest.raises(NotFound):
+        ask("get_replay", str(run.operation_id))
+
+
+# --- one at a time ----------------------------------------------------------------------------------------------------
+
+
+def test_a_second_replay_is_told_who_is_at_it(ask: Ask, mail: Mail) -> None:
+    die(mail, 2)
+    first = ask("start_replay", MAIN, {**SLOW, "why": "one by one"})
+    assert (first["actor"], first["why"], first["queue"], first["finished_at"]) == ("alice", "one by one", DLQ, None)
+    with pytest.raises(Conflict, match="alice"):
+        ask("start_replay", DLQ, SLOW)
+    (busy,) = [one for one in ask("queues") if one["busy"]]
+    assert (busy["dlq"], busy["busy"]) == (DLQ, "alice")
+
+
+def test_what_is_wrong_before_the_replay_is_written_down_reaches_the_caller(
+    settings: Settings, container: ServiceContainer, database: Databases
+) -> None:
+    container.config["settings"] = replace(
+        settings, database_urls={**settings.database_urls, "ops": "postgresql+psycopg2://nobody:x@127.0.0.1:1/ops"}
+    )
+    with pytest.raises(CannotWork):
+        asking(container)("start_replay", MAIN, {"all": True})
+    assert database.rows("ops", "SELECT 1 FROM operations") == []
+
+
+# --- how it ends ------------------------------------------------------------------------------------------------------
+
+
+def test_a_stop_ends_a_slow_replay_within_seconds_as_stopped(
+    container: ServiceContainer, ask: Ask, mail: Mail, database: Databases
+) -> None:
+    die(mail, 3)
+    begun = ask("start_replay", MAIN, SLOW)
+    until(lambda: sent(ask, begun["replay_id"]) == 1)
+
+    began = time.monotonic()
+    container.stop()
+
+    assert time.monotonic() - began < 10
+    (row,) = database.rows("ops", "SELECT status, outcome, counts, finished_at FROM operations")
+    assert (row["status"], row["outcome"]) == ("stopped", "its service was stopped")
+    assert row["counts"] == {"chosen": 3, "sent": 1}
+    assert row["finished_at"]
+    assert (mail.waiting(MAIN), mail.waiting(DLQ)) == (1, 2)
+
+
+def test_a_stop_while_the_queue_is_read_ends_it_as_stopped_with_nothing_sent(
+    container: ServiceContainer, ask: Ask, mail: Mail, database: Databases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    die(mail, 3)
+    reading, go_on = Event(), Event()
+
+    def slowly(self: Mailbox) -> Iterator[Any]:
+        for item in read_all(self):
+            if not reading.ready():
+                reading.send()
+            go_on.wait()
+            yield item
+
+    read_all = Mailbox.read
+    monkeypatch.setattr(Mailbox, "read", slowly)
+    ask("start_replay", MAIN, {"all": True})
+    reading.wait()
+    stopping = eventlet.spawn(container.stop)
+    until(extension(container, Background).stopping)
+    go_on.send()
+    stopping.wait()
+
+    (row,) = database.rows("ops", "SELECT status, outcome, counts FROM operations")
+    assert (row["status"], row["outcome"]) == ("stopped", "its service was stopped")
+    assert until(lambda: mail.waiting(DLQ)) == 3
+
+
+def test_a_replay_whose_process_died_says_so_though_nobody_has_come_since(ask: Ask, settings: Settings) -> None:
+    desk = Desk(settings, Actor("alice"))
+    with desk.ledger() as ledger:
+        models.lock(ledger, DLQ)
+        replay_id = str(models.start(ledger, Kind.REPLAY, DLQ, "alice", "", Filter(), {}))
+        assert ask("get_replay", replay_id)["status"] == "started"
+    desk.close()  # its sessions end as a dead process's do
+    died = until(lambda: (found := ask("get_replay", replay_id))["status"] != "started" and found)
+    assert (died["status"], died["outcome"]) == ("interrupted", "its process died")
