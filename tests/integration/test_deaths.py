@@ -6,7 +6,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -19,7 +19,9 @@ from inventory_service import models
 from inventory_service.domain import State
 from ops.dlq.census import Census
 from ops.dlq.desk import Actor, Desk
-from ops.domain import Filter
+from ops.dlq.files import discard, put_back
+from ops.dlq.mailbox import Mailbox
+from ops.domain import Fate, Filter
 from ops.processes import Process, spawn
 from shared.config import Settings
 from shared.edge.consumer import handles
@@ -30,7 +32,7 @@ from shared.events import CommitRequested, Envelope
 from shared.ids import uuid7
 from tests.commands import ROOT, ecom, started
 from tests.databases import Databases
-from tests.integration.support import Mail, container_of, order_created, told, until
+from tests.integration.support import Bench, Mail, container_of, order_created, told, until
 from topology.table import DELIVERY_LIMIT, EVENTS_EXCHANGE, failed_exchange, queue_arguments, retry_queues
 
 QUEUE = "q.inventory.order-created"
@@ -367,3 +369,28 @@ def test_a_dlq_that_was_looked_at_a_hundred_times_holds_what_it_held(
     assert depths(mail) == {DLQ: 50}
     deliveries = [message.headers["x-delivery-count"] for message in mail.all(DLQ)]
     assert min(deliveries) > 100, "each look is a delivery, of which a DLQ allows any number"
+
+
+def test_what_a_discard_took_away_before_it_was_killed_is_put_back_from_its_file(
+    settings: Settings, bench: Callable[..., Bench], mail: Mail, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        """What comes after this is not done."""
+
+    def ack_and_die(mailbox: Mailbox, tags: Sequence[int]) -> None:
+        ack(mailbox, tags)
+        raise Killed
+
+    bench("inventory").settle(COMMITS, [told(CommitRequested(uuid4())) for _ in range(10)])
+    desk, ack, file = Desk(settings, Actor("operator")), Mailbox.ack, tmp_path / "discarded.jsonl"
+    with monkeypatch.context() as patch:
+        patch.setattr(Mailbox, "ack", ack_and_die)
+        with pytest.raises(Killed):
+            discard(desk, COMMITS, file, Filter(), None)
+    assert depths(mail) == {}
+
+    (run,) = put_back(desk, file)
+
+    desk.close()
+    assert run.tally.fates == {Fate.IMPORTED: 10}
+    assert depths(mail) == {f"{COMMITS}.dlq": 10}
