@@ -53,8 +53,10 @@ def discard(desk: Desk, queue: str, file: Path, chosen: Filter, most: int | None
                 letters = [item.letter for item in held]
                 run.count(Fate.STARTED, letters)
                 died_before = desk.books.now(main)
-                selection.mailbox.ack([item.slot.tag for item in held])
+                # Written down before it is so: an import leaves out what is written down as there, and if we die
+                # in between, what went back to the DLQ is found by the census.
                 desk.books.leave(main, [letter.message_id for letter in letters], DISCARDED, died_before)
+                selection.mailbox.ack([item.slot.tag for item in held])
                 run.count(Fate.DISCARDED, letters)
     return run
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
 
@@ -85,9 +86,9 @@ def groups(desk: Desk, queue: str, scan: bool = False) -> list[dict[str, Any]]:
     return sorted(rows.values(), key=lambda row: -row["count"])
 
 
-def _letters(desk: Desk, queue: str) -> list[Letter]:
+def _letters(desk: Desk, queue: str) -> Iterator[Letter]:
     with desk.look_into(queue, Filter()) as selection:
-        return [item.letter for held in selection.all(CHUNK) for item in held]
+        yield from (item.letter for held in selection.all(CHUNK) for item in held)
 
 
 def _add(row: dict[str, Any], letter: Letter) -> None:
