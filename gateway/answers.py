@@ -146,8 +146,18 @@ class Awaited(Told):
     for_s = whole(2, "in seconds")
 
 
+class DeadStep(Told):
+    """A message of an order that no try could help: an operator has to look at it."""
+
+    message_id = one_id(example=OTHER_ID)
+    queue = text("q.payment.inventory-reserved")
+    event_type = text("inventory.reserved", allow_none=True)
+    reason = text("exhausted", "why it died")
+    died_at = moment()
+
+
 class Timeline(Told):
-    """Every step of an order so far, and what it waits for."""
+    """Every step of an order so far, what it waits for, and what of it has died."""
 
     order_id = one_id()
     status = text("PENDING")
@@ -162,6 +172,12 @@ class Timeline(Told):
             {"from": "payment_service", "events": ["payment.succeeded"], "since": EXAMPLE_TIME, "for_s": 2},
             "null when it is at rest",
         ),
+    )
+    dead_messages = fields.List(
+        fields.Nested(DeadStep),
+        required=True,
+        allow_none=True,
+        metadata={"description": "null while nobody can say whether there are any"},
     )
 
 

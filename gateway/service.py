@@ -17,9 +17,11 @@ from shared.edge.http import Probes
 from shared.edge.rpc_proxy import RpcProxy
 from shared.errors import (
     BelowReserved,
+    CannotWork,
     Conflict,
     Forbidden,
     NotFound,
+    ServiceUnavailable,
     Unauthenticated,
     ValidationFailed,
     VersionMoved,
@@ -144,8 +146,16 @@ class GatewayService(Probes):
         summary="Follow an order",
     )
     def timeline(self, call: Call, order_id: UUID) -> dict[str, Any]:
-        """Every step so far, and what the order waits for now; somebody else's order is 404."""
-        return self.orders.timeline(str(order_id))
+        """Every step so far, what the order waits for, and its messages that died; somebody else's order is 404.
+
+        `dead_messages` is null while nobody can say whether there are any.
+        """
+        timeline = self.orders.timeline(str(order_id))
+        try:
+            dead = self.ops.dead_of_order(str(order_id))
+        except (CannotWork, ServiceUnavailable):
+            dead = None  # who follows an order need not wait for the operators' tools
+        return {**timeline, "dead_messages": dead}
 
     @api(
         "POST",

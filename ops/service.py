@@ -13,6 +13,7 @@ from nameko.dependency_providers import Config
 
 from ops import models
 from ops.dlq import overview, replay
+from ops.dlq.books import Books
 from ops.dlq.census import Census
 from ops.dlq.desk import Actor, Desk, Watch
 from ops.domain import Kind, dlq_of
@@ -21,6 +22,7 @@ from shared.config import Settings
 from shared.edge.background import Background
 from shared.edge.context import Context
 from shared.edge.database import Database
+from shared.edge.door import Resource
 from shared.edge.http import Probes
 from shared.edge.rpc import rpc
 from shared.edge.timer import every
@@ -32,6 +34,11 @@ log = logging.getLogger(__name__)
 CENSUS_EVERY_S = 10
 CENSUS = Actor("system:census")
 
+# Whoever follows an order asks about its dead messages: so many at one time, and each for a moment.
+READERS = 5
+
+# What of a dead message whoever may see its order is told: errors may speak of more than that.
+STEP_FIELDS = ("message_id", "queue", "event_type", "reason", "died_at")
 QUEUE_FIELDS = ("queue", "dlq", "service", "messages", "recorded", "reasons")
 REPLAY_FIELDS = (
     "queue", "status", "outcome", "counts", "actor", "why", "filter", "options", "started_at", "finished_at"
@@ -47,6 +54,7 @@ class OpsService(Probes):
     db = Database()
     context = Context()
     background = Background()
+    books = Resource(lambda settings: Books(settings, "ecom ops", pool_size=READERS))
     census = Census()  # of this process
 
     @rpc
@@ -65,9 +73,13 @@ class OpsService(Probes):
         `filters`: reason, event_type, order_id, trace_id. Raises NotFound, ValidationFailed, InvalidCursor, CannotWork.
         """
         main, chosen = _known(queue), filters_wanted(filters)
-        with self._desk(self._actor()) as desk:
-            items, next_cursor = desk.books.page(main, chosen, limit, cursor)
+        items, next_cursor = self.books.page(main, chosen, limit, cursor)
         return {"items": items, "next_cursor": next_cursor}
+
+    @rpc
+    def dead_of_order(self, order_id: str) -> list[dict[str, Any]]:
+        """The messages of an order that lie in a DLQ, and why: whoever asks may see the order. Raises CannotWork."""
+        return [{name: row[name] for name in STEP_FIELDS} for row in self.books.of_order(UUID(order_id))]
 
     @rpc
     def start_replay(self, queue: str, wanted: dict[str, Any]) -> dict[str, Any]:

@@ -47,8 +47,9 @@ def database_faults(name: str) -> Iterator[None]:
 class Books:
     """The databases of the services, opened when first needed."""
 
-    def __init__(self, settings: Settings, application: str) -> None:
+    def __init__(self, settings: Settings, application: str, pool_size: int = 2) -> None:
         self.settings = settings
+        self.pool_size = pool_size
         self.application = application
         self._engines: dict[tuple[str, bool], Engine] = {}
 
@@ -78,7 +79,9 @@ class Books:
                 limits = {"default_transaction_read_only": "on"}
                 if self.settings.reader_password:
                     url = url.set(username=READER, password=self.settings.reader_password)
-            engine = connect(url.render_as_string(hide_password=False), self.application, pool_size=2, **limits)
+            engine = connect(
+                url.render_as_string(hide_password=False), self.application, pool_size=self.pool_size, **limits
+            )
             self._engines[service, writes] = engine.execution_options(isolation_level="AUTOCOMMIT")
         return self._engines[service, writes]
 

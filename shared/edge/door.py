@@ -1,4 +1,4 @@
-"""A dependency made from the settings and an engine of its own: the way to the outside world."""
+"""Dependencies made from the settings, one for each process: the way to the outside world, and what is kept open."""
 
 from __future__ import annotations
 
@@ -33,5 +33,23 @@ class Door(DependencyProvider):
 
     def stop(self) -> None:
         self.engine.dispose()
+
+    kill = stop
+
+
+class Resource(DependencyProvider):
+    """Injects what `make(settings)` makes; it is closed when the service stops."""
+
+    def __init__(self, make: Callable[[Settings], Any]) -> None:
+        self.make = make
+
+    def setup(self) -> None:
+        self.made = self.make(cast(Settings, self.container.config["settings"]))
+
+    def get_dependency(self, worker_ctx: WorkerContext) -> Any:
+        return self.made
+
+    def stop(self) -> None:
+        self.made.close()
 
     kill = stop
