@@ -77,9 +77,13 @@ class Run:
     def tell(self) -> None:
         """Say how far it is."""
         if time.monotonic() - self.written > PROGRESS_EVERY_S:
-            models.progress(self.ledger, self.operation_id, self.tally)
-            self.written = time.monotonic()
+            self.write()
         self.watch.told(self)
+
+    def write(self) -> None:
+        """Write down how far it is, and the checksum of its file."""
+        models.progress(self.ledger, self.operation_id, self.tally, self.sha256)
+        self.written = time.monotonic()
 
     def stop(self, status: Status, outcome: str) -> None:
         """End it before it is through."""
@@ -135,11 +139,13 @@ class Desk:
         with database_faults("ops"), self._engine.connect() as connection:
             yield connection
 
+    def open(self, dlq: str) -> Mailbox:
+        """A DLQ to be read. The caller has its lock. Raises CannotWork."""
+        return Mailbox(self.settings.amqp_uri, self.settings.heartbeat_s, dlq)
+
     def select(self, dlq: str, chosen: Filter) -> Selection:
         """What a filter chooses of a DLQ, held. The caller has its lock. Raises CannotWork."""
-        return Selection(
-            lambda: Mailbox(self.settings.amqp_uri, self.settings.heartbeat_s, dlq), chosen, self.watch.seen
-        )
+        return Selection(lambda: self.open(dlq), chosen, self.watch.seen)
 
     def take(self, ledger: Connection, dlq: str) -> None:
         """Lock a DLQ for the session of this connection. Raises Conflict when somebody keeps it."""
@@ -181,7 +187,7 @@ class Desk:
             except BaseException as error:
                 run.stop(Status.FAILED, str(error) if isinstance(error, EcomError) else type(error).__name__)
                 # If it was the ledger that failed, this stays as started, and whoever comes next calls it interrupted.
-                quietly(lambda: models.finish(ledger, operation_id, run.status, run.outcome, run.tally))
+                quietly(lambda: models.finish(ledger, operation_id, run.status, run.outcome, run.tally, run.sha256))
                 raise
             run.outcome = run.outcome or run.sentence()
             models.finish(ledger, operation_id, run.status, run.outcome, run.tally, run.sha256)
