@@ -52,8 +52,13 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: st
     table = Table(*columns, title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for row in rows:
         # Text and not str: a value with brackets is no markup.
-        table.add_row(*(Text("" if value is None else str(value)) for value in row))
+        table.add_row(*(Text("" if value is None else harmless(str(value)).replace("\n", " ")) for value in row))
     Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
+
+
+def harmless(text: str) -> str:
+    """Text from a stranger's message, without what would command the terminal that shows it."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)
 
 
 def confirm(question: str, yes: bool) -> None:

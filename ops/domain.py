@@ -180,7 +180,10 @@ def waves(ramp: Iterable[int]) -> Iterator[int]:
         yield size
 
 
-_RATE = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)/(s|m|min|h)")
+# One a day; and more than any broker takes.
+SLOWEST_PER_S, FASTEST_PER_S = 1 / 86_400, 1_000_000
+_RATE = re.compile(r"([0-9]+(?:\.[0-9]+)?)/(s|m|min|h)")
+_SIZE = re.compile(r"[0-9]{1,7}")
 _SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600}
 
 
@@ -189,14 +192,15 @@ def parse_rate(text: str) -> float | None:
     if text == "max":
         return None
     match = _RATE.fullmatch(text)
-    if match is None or not float(match[1]):
+    rate = float(match[1]) / _SECONDS[match[2]] if match else 0.0
+    if not SLOWEST_PER_S <= rate <= FASTEST_PER_S:
         raise ValidationFailed(f"a rate reads 10/s, 30/m, 100/h or max, not {text!r}")
-    return float(match[1]) / _SECONDS[match[2]]
+    return rate
 
 
 def parse_ramp(text: str) -> tuple[int, ...]:
     """`1,2,5,20` as sizes of waves. Raises ValidationFailed."""
     sizes = [part.strip() for part in text.split(",")]
-    if not all(re.fullmatch("[0-9]{1,6}", size) and int(size) for size in sizes):
+    if not all(_SIZE.fullmatch(size) and 0 < int(size) <= 1_000_000 for size in sizes):
         raise ValidationFailed(f"a ramp reads 1,2,5,20, not {text!r}")
     return tuple(map(int, sizes))

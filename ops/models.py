@@ -79,6 +79,7 @@ SESSION_PREFIX = "ecom dlq "
 _LOCK = text("SELECT pg_try_advisory_lock(:class, hashtext(:queue))")
 _HOLDER = text(
     "SELECT application_name FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE locktype = 'advisory'"
+    " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
     " AND classid = CAST(:class AS oid) AND objid::bigint = hashtext(:queue)::bigint & 4294967295 AND granted"
 )
 
@@ -137,9 +138,11 @@ def start(
     return operation_id
 
 
-def progress(connection: Connection, operation_id: uuid.UUID, tally: Tally) -> None:
+def progress(connection: Connection, operation_id: uuid.UUID, tally: Tally, sha256: str = "") -> None:
     """Write down how far it is."""
-    connection.execute(update(Operation).filter_by(operation_id=operation_id).values(counts=tally.told()))
+    connection.execute(
+        update(Operation).filter_by(operation_id=operation_id).values(counts=tally.told(), sha256=sha256)
+    )
 
 
 def finish(

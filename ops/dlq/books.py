@@ -219,7 +219,8 @@ class Books:
                     "attempts": letter.attempts,
                     "replays": letter.replays,
                     "first_failed_at": letter.first_failed_at if letter.first_failed_at != NEVER else moment,
-                    "died_at": letter.last_failed_at if letter.last_failed_at != NEVER else moment,
+                    # Never in the future, whatever a header says: what died later than it left is taken for there.
+                    "died_at": min(letter.last_failed_at, moment) if letter.last_failed_at != NEVER else moment,
                 }
                 for letter in unique.values()
             ]

@@ -64,12 +64,13 @@ def settle(desk: Desk, queue: str) -> int:
         for held in selection.all(CHUNK):
             present |= {item.slot.message_id for item in held}
             unwritten += [item.letter for item in held if item.slot.message_id not in recorded]
-    for letter in unwritten:
-        log.warning("%s was in the DLQ of %s and written nowhere: %s", letter.message_id, queue, letter.reason)
-    for first in range(0, len(unwritten), CHUNK):
-        desk.books.enter(queue, unwritten[first : first + CHUNK])
-    gone = sorted(recorded - present)
-    left = 0
-    for first in range(0, len(gone), CHUNK):
-        left += desk.books.leave(queue, gone[first : first + CHUNK], GONE, began - ON_ITS_WAY)
+        # Still under the lock: whatever an operator did next would be written over.
+        for letter in unwritten:
+            log.warning("%s was in the DLQ of %s and written nowhere: %s", letter.message_id, queue, letter.reason)
+        for first in range(0, len(unwritten), CHUNK):
+            desk.books.enter(queue, unwritten[first : first + CHUNK])
+        gone = sorted(recorded - present)
+        left = 0
+        for first in range(0, len(gone), CHUNK):
+            left += desk.books.leave(queue, gone[first : first + CHUNK], GONE, began - ON_ITS_WAY)
     return len(unwritten) + left

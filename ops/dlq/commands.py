@@ -18,7 +18,7 @@ from uuid import UUID
 
 import click
 
-from ops.console import FOUND, Command, complain, confirm, json_option, print_json, print_table
+from ops.console import FOUND, Command, complain, confirm, harmless, json_option, print_json, print_table
 from ops.domain import NEVER, Fate, Filter, Pace, Status, dlq_of, parse_ramp, parse_rate
 from shared.config import read
 from shared.errors import NotFound, ValidationFailed
@@ -53,20 +53,42 @@ class Moment(click.ParamType[datetime]):
             moment = datetime.fromisoformat(value)
             if moment.tzinfo is None:
                 raise ValueError
+            return moment.astimezone(UTC)
         except (ValueError, OverflowError):
             self.fail(f"{value!r} is no time with its zone, like 2026-01-14T10:30:00Z, nor how long ago, like 2h")
-        return moment.astimezone(UTC)
+
+
+class Plain(click.ParamType[str]):
+    """Text that can be kept: not the bytes of another encoding."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+        text = str(value)
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            self.fail(f"{text.encode('utf-8', 'replace').decode()!r} is not UTF-8")
+        return text
 
 
 def filter_options(command: Command) -> Command:
     """Which messages are meant. Those given together must all hold."""
     options: Sequence[Callable[[Command], Command]] = (
         click.option("--id", "ids", multiple=True, type=click.UUID, help="This message_id; may be given again."),
-        click.option("--reason", "reasons", multiple=True, help="Why it died, as `groups` shows; may be given again."),
-        click.option("--error", default="", metavar="TEXT", help="Text in its error."),
-        click.option("--type", "types", multiple=True, metavar="EVENT", help="Its event type; may be given again."),
+        click.option(
+            "--reason",
+            "reasons",
+            multiple=True,
+            type=Plain(),
+            help="Why it died, as `groups` shows; may be given again.",
+        ),
+        click.option("--error", default="", type=Plain(), metavar="TEXT", help="Text in its error."),
+        click.option(
+            "--type", "types", multiple=True, type=Plain(), metavar="EVENT", help="Its event type; may be given again."
+        ),
         click.option("--order-id", type=click.UUID, help="The order it is about."),
-        click.option("--trace-id", default="", help="Its trace."),
+        click.option("--trace-id", default="", type=Plain(), help="Its trace."),
         click.option("--since", type=Moment(), help="First failed then or later: 2026-01-14T10:30:00Z, or 2h ago."),
         click.option("--until", type=Moment(), help="First failed before then."),
     )
@@ -83,9 +105,17 @@ def selection_options(command: Command) -> Command:
 
 def actor_options(command: Command) -> Command:
     """Who does it and why, for the ledger."""
-    command = click.option("--yes", is_flag=True, help="Do not ask.")(command)
-    command = click.option("--reason-text", "why", default="", metavar="TEXT", help="Why, for the ledger.")(command)
-    return click.option("--actor", metavar="NAME", help="Who, for the ledger; else your login and host.")(command)
+    why = click.option("--reason-text", "why", default="", type=Plain(), metavar="TEXT", help="Why, for the ledger.")(
+        command
+    )
+    return click.option("--actor", type=Plain(), metavar="NAME", help="Who, for the ledger; else your login and host.")(
+        why
+    )
+
+
+def ask_options(command: Command) -> Command:
+    """The same, for what is asked before it is done."""
+    return actor_options(click.option("--yes", is_flag=True, help="Do not ask.")(command))
 
 
 def scan_option(command: Command) -> Command:
@@ -135,7 +165,8 @@ def _login() -> str:
 
 @contextmanager
 def _desk(actor: str | None = None, why: str = "", progress: bool = False) -> Iterator[Desk]:
-    """The engine. Ctrl-C asks it to stop after what it has in hand; a second one ends it at once."""
+    """The engine. Once anything may be changed, Ctrl-C asks it to stop after what it has in hand; a second one ends it
+    at once, as the first does where it only looks or asks."""
     # isort: off
     from shared.edge import green  # noqa: F401
 
@@ -148,10 +179,13 @@ def _desk(actor: str | None = None, why: str = "", progress: bool = False) -> It
         asked.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    signal.signal(signal.SIGINT, ask_to_stop)
-    signal.signal(signal.SIGTERM, ask_to_stop)
+    def begun(operation_id: UUID) -> None:
+        if not asked:
+            signal.signal(signal.SIGINT, ask_to_stop)
+            signal.signal(signal.SIGTERM, ask_to_stop)
+
     with _bars(progress and sys.stderr.isatty()) as (seen, told), _misuse():
-        watch = Watch(seen=seen, told=told, stopping=lambda: bool(asked))
+        watch = Watch(seen=seen, begun=begun, told=told, stopping=lambda: bool(asked))
         desk = Desk(read(), Actor(actor or _login(), why), watch)
         try:
             yield desk
@@ -353,7 +387,7 @@ def dlq_diagnose(queue: str, as_json: bool, **given: Any) -> None:
 @dlq.command("history")
 @click.argument("operation", required=False, type=click.UUID)
 @click.option("--queue", help="Of one queue.")
-@click.option("--actor", help="Of one operator.")
+@click.option("--actor", type=Plain(), help="Of one operator.")
 @click.option("--since", type=Moment(), help="Since then: 2026-01-14T10:30:00Z, or 2h ago.")
 @click.option("--max", "most", type=click.IntRange(1, 1000), default=50, show_default=True, help="The N newest.")
 @json_option
@@ -395,7 +429,7 @@ def dlq_history(
 @click.option("--stop-on-redeath", is_flag=True, help="Stop as soon as one dies again.")
 @click.option("--force", is_flag=True, help="Also what was replayed 3 times, or is older than the inbox remembers.")
 @click.option("--dry-run", is_flag=True, help="Say what would be replayed, and change nothing.")
-@actor_options
+@ask_options
 @json_option
 def dlq_replay(
     queue: str,
@@ -426,8 +460,10 @@ def dlq_replay(
             planned = plan(desk, queue, chosen, most, force)
             if dry_run or not as_json:
                 _say_plan(planned, as_json)
-            if dry_run or not planned["chosen"]:
+            if dry_run:
                 return
+            if not planned["chosen"]:
+                return _end([], as_json)
             confirm(
                 f"Replay {planned['chosen'] - sum(planned['refused'].values())} of them to {dlq_of(queue)[0]}?", yes
             )
@@ -440,8 +476,7 @@ def dlq_replay(
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @filter_options
 @click.option("--max", "most", type=click.IntRange(1), metavar="N", help="At most the N oldest.")
-@click.option("--actor", metavar="NAME", help="Who, for the ledger; else your login and host.")
-@click.option("--reason-text", "why", default="", metavar="TEXT", help="Why, for the ledger.")
+@actor_options
 @json_option
 def dlq_export(
     queue: str, file: Path, most: int | None, actor: str | None, why: str, as_json: bool, **given: Any
@@ -459,7 +494,7 @@ def dlq_export(
 @click.option("--to", "file", type=click.Path(path_type=Path, dir_okay=False), required=True, help="A new file.")
 @filter_options
 @selection_options
-@actor_options
+@ask_options
 @json_option
 def dlq_discard(
     queue: str,
@@ -486,7 +521,7 @@ def dlq_discard(
             planned = plan(desk, queue, chosen, most, force=True)
             _say_plan(planned, False)
             if not planned["chosen"]:
-                return
+                return _end([], as_json)
             confirm(f"Discard {planned['chosen']} messages into {file}?", yes)
         run = discard(desk, queue, file, chosen, most)
     _end([run], as_json)
@@ -495,7 +530,7 @@ def dlq_discard(
 @dlq.command("import")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False, exists=True))
 @click.option("--edited", is_flag=True, help="Their bodies were corrected: each gets a message_id of its own.")
-@actor_options
+@ask_options
 @json_option
 def dlq_import(file: Path, edited: bool, actor: str | None, why: str, yes: bool, as_json: bool) -> None:
     """Put the messages of FILE back into their DLQs; `replay` then sends them on."""
@@ -579,7 +614,7 @@ def _plain(value: Any) -> str:
 
     if isinstance(value, dict | list):
         return json.dumps(value, default=str)
-    return "" if value is None else str(value)
+    return "" if value is None else harmless(str(value))
 
 
 def _ago(moment: datetime | None) -> str:

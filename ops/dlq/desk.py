@@ -77,9 +77,13 @@ class Run:
     def tell(self) -> None:
         """Say how far it is."""
         if time.monotonic() - self.written > PROGRESS_EVERY_S:
-            models.progress(self.ledger, self.operation_id, self.tally)
-            self.written = time.monotonic()
+            self.write()
         self.watch.told(self)
+
+    def write(self) -> None:
+        """Write down how far it is, and the checksum of its file."""
+        models.progress(self.ledger, self.operation_id, self.tally, self.sha256)
+        self.written = time.monotonic()
 
     def stop(self, status: Status, outcome: str) -> None:
         """End it before it is through."""
@@ -140,6 +144,10 @@ class Desk:
         with database_faults("ops"), self._engine.connect() as connection:
             yield connection
 
+    def open(self, dlq: str) -> Mailbox:
+        """A DLQ to be read. The caller has its lock. Raises CannotWork."""
+        return Mailbox(self.settings.amqp_uri, self.settings.heartbeat_s, dlq)
+
     def select(self, dlq: str, chosen: Filter) -> Selection:
         """What a filter chooses of a DLQ, held. The caller has its lock. Raises Stopped, CannotWork."""
 
@@ -148,7 +156,7 @@ class Desk:
                 raise Stopped
             self.watch.seen(read, total)
 
-        return Selection(lambda: Mailbox(self.settings.amqp_uri, self.settings.heartbeat_s, dlq), chosen, seen)
+        return Selection(lambda: self.open(dlq), chosen, seen)
 
     def take(self, ledger: Connection, dlq: str) -> None:
         """Lock a DLQ for the session of this connection. Raises Conflict when somebody keeps it."""
@@ -191,7 +199,7 @@ class Desk:
                 if not (isinstance(error, Stopped) and run.must_stop()):
                     run.stop(Status.FAILED, str(error) if isinstance(error, EcomError) else type(error).__name__)
                 # If it was the ledger that failed, this stays as started, and whoever comes next calls it interrupted.
-                quietly(lambda: models.finish(ledger, operation_id, run.status, run.outcome, run.tally))
+                quietly(lambda: models.finish(ledger, operation_id, run.status, run.outcome, run.tally, run.sha256))
                 raise
             run.outcome = run.outcome or run.sentence()
             models.finish(ledger, operation_id, run.status, run.outcome, run.tally, run.sha256)

@@ -9,12 +9,13 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from uuid import UUID
 
 from ops.dlq.books import DISCARDED
 from ops.dlq.desk import CHUNK, Desk, Run
-from ops.dlq.letters import Content, edited, from_line, letter_of, returning
+from ops.dlq.letters import Content, check, edited, from_line, id_of, letter_of, returning
 from ops.dlq.selection import Selection
-from ops.domain import Fate, Filter, Kind, dlq_of
+from ops.domain import Fate, Filter, Kind, Letter, dlq_of
 from shared.errors import CannotWork, Conflict, DeadMessage, ValidationFailed
 from topology.table import main_queue
 
@@ -72,32 +73,37 @@ def put_back(desk: Desk, file: Path, corrected: bool = False) -> list[Run]:
     for dlq in queues:
         with desk.operation(Kind.IMPORT, dlq, Filter(), {"edited": corrected}, file) as run:
             run.sha256 = sha256
+            # The queue itself, and not the books: they know no crash yet, nor what was just purged by hand.
+            with desk.open(dlq) as mailbox:
+                there = {id_of(content) for _, content in mailbox.read()}
             for chunk in chunks(_of_queue(file, dlq, corrected), CHUNK):
                 if run.must_stop():
                     break
-                _put_back(desk, run, chunk)
+                _put_back(desk, run, chunk, there)
         runs.append(run)
     return runs
 
 
-def _put_back(desk: Desk, run: Run, contents: list[Content]) -> None:
+def _put_back(desk: Desk, run: Run, contents: list[Content], there: set[UUID]) -> None:
+    """Put back what is not `there`, which learns of it."""
     main = main_queue(run.queue)
-    letters = [letter_of(content) for content in contents]
-    there = desk.books.there(main, {letter.message_id for letter in letters})
-    run.count(Fate.THERE, [letter for letter in letters if letter.message_id in there])
-    new = [letter for letter in letters if letter.message_id not in there]
-    run.tally.chosen += len(letters)
-    run.count(Fate.STARTED, new)
-    # Published first: if we die in between, taking the file again puts a second copy there and loses none.
-    desk.publish(
-        [
-            returning(content)
-            for content, letter in zip(contents, letters, strict=True)
-            if letter.message_id not in there
-        ]
-    )
-    desk.books.enter(main, new)
-    run.count(Fate.IMPORTED, new)
+    known: list[Letter] = []
+    new: dict[UUID, tuple[Letter, Content]] = {}
+    for content in contents:
+        letter = letter_of(content)
+        if letter.message_id in there:
+            known.append(letter)
+        else:
+            there.add(letter.message_id)
+            new[letter.message_id] = (letter, content)
+    letters = [letter for letter, _ in new.values()]
+    run.tally.chosen += len(contents)
+    run.count(Fate.THERE, known)
+    run.count(Fate.STARTED, letters)
+    # Published first: if we die in between, the census finds it in the queue.
+    desk.publish([returning(content) for _, content in new.values()])
+    desk.books.enter(main, letters)
+    run.count(Fate.IMPORTED, letters)
 
 
 # --- the file -----------------------------------------------------------------------------------------------------
@@ -127,13 +133,17 @@ def write(run: Run, selection: Selection, file: Path, most: int | None) -> None:
     finally:
         unfinished.unlink(missing_ok=True)
     run.sha256 = digest.hexdigest()
+    run.write()  # whatever becomes of the rest, the ledger knows the file
     run.tell()
 
 
 def checksum(file: Path) -> str:
-    """The SHA-256 of a file, read anew."""
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    """The SHA-256 of a file, read anew. Raises CannotWork."""
+    try:
+        with open(file, "rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError as error:
+        raise CannotWork(f"{file} cannot be read again: {error.strerror}") from error
 
 
 def refuse_existing(file: Path) -> None:
@@ -173,8 +183,7 @@ def survey(file: Path, corrected: bool) -> tuple[list[str], str, int]:
         try:
             content = from_line(line)
             queues.add(content.queue)
-            if corrected:
-                edited(content)
+            check(returning(edited(content) if corrected else content))
         except (ValidationFailed, DeadMessage) as error:
             faults.append(f"line {number}: {error}")
     if faults:

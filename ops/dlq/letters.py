@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import base64
 import json
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
+from math import isfinite
 from typing import Any
 from uuid import UUID, uuid5
 
 import amqp
+from amqp.exceptions import AMQPError
 
 from ops.domain import CRASH, NEVER, UNKNOWN, Letter
 from shared.edge.publisher import Outgoing
 from shared.errors import DeadMessage, InvalidSchema, ValidationFailed
-from shared.events import CONTRACT_VERSION, Envelope, decode
+from shared.events import CATALOGUE, CONTRACT_VERSION, Envelope, decode
+from shared.failures import MAX_COUNT
 from shared.tracing import traceparent
-from topology.table import BY_NAME, failed_exchange, main_queue
+from topology.table import BY_NAME, failed_exchange, hears, main_queue
 
 # For messages that have no id of their own, and for corrected copies: the same input always gets the same id.
 NAMESPACE = UUID("0c2f2a0e-7a5e-5c0f-8a8c-6a0f6f1f4d11")
@@ -71,21 +75,23 @@ def letter_of(content: Content) -> Letter:
     event = _fields(content.body)
     payload = event.get("payload", event)
     reason = headers.get("x-reason")
-    crashed = not reason and headers.get("x-first-death-reason") == "delivery_limit"
-    died = _death_time(headers)
+    crashes = [] if reason else [death for death in _deaths(headers) if death.get("reason") == "delivery_limit"]
+    times = [moment.replace(tzinfo=UTC) for death in crashes if isinstance(moment := death.get("time"), datetime)]
+    crashed, died = bool(crashes), max(times, default=None)
     first = _moment(headers.get("x-first-failed-at")) or died
     return Letter(
         message_id=id_of(content),
-        reason=str(reason) if reason else CRASH if crashed else UNKNOWN,
-        error_class=_text(headers.get("x-error-class")),
-        error_message=_text(headers.get("x-error-message")) or (CRASHED if crashed else ""),
+        reason=(_text(reason) or _text(str(reason))) if reason else CRASH if crashed else UNKNOWN,
+        # What an earlier try failed with is not what it crashed of.
+        error_class="" if crashed else _text(headers.get("x-error-class")),
+        error_message=CRASHED if crashed else _text(headers.get("x-error-message")),
         event_type=_text(properties.get("type")) or _text(event.get("type")),
         order_id=_uuid(payload.get("order_id")) if isinstance(payload, dict) else None,
         trace_id=_text(event.get("trace_id")),
         attempts=_whole(headers.get("x-attempt")),
         replays=_whole(headers.get("x-replays")),
         first_failed_at=first or NEVER,
-        last_failed_at=_moment(headers.get("x-last-failed-at")) or died or first or NEVER,
+        last_failed_at=died or _moment(headers.get("x-last-failed-at")) or first or NEVER,
         born_at=_moment(event.get("occurred_at")) or _stamp(properties.get("timestamp")) or NEVER,
     )
 
@@ -94,22 +100,36 @@ def id_of(content: Content) -> UUID:
     """Its message_id; of one that has none, a name made of its content, so that it is the same at each reading."""
     named = _uuid(content.properties.get("message_id"))
     written = _uuid(_fields(content.body).get("message_id"))
-    # Who judged it wrote its id on it; of a crash only the body says what its consumer will know it by.
-    judged = "x-reason" in content.headers
-    return (named or written if judged else written or named) or uuid5(NAMESPACE, content.body.hex())
+    if named and written and named != written and "x-reason" in content.headers:
+        # Whoever judged it went by its body where that could be handled; an id in any other body is only text.
+        try:
+            heard = hears(BY_NAME[main_queue(content.queue)], decode(content.body, _key(content)).type)
+        except DeadMessage:
+            heard = False
+        return written if heard else named
+    return written or named or uuid5(NAMESPACE, content.body.hex())
 
 
 def event_of(content: Content) -> Envelope:
     """The event in it, a bare payload completed under its id. Raises DeadMessage, as its consumer would."""
-    key = str(content.headers.get("x-original-routing-key") or content.properties.get("type") or content.routing_key)
-    event = decode(content.body, key)
+    event = decode(content.body, _key(content))
     return event if "message_id" in _fields(content.body) else replace(event, message_id=id_of(content))
+
+
+def _key(content: Content) -> str:
+    """The routing key it was first published with; of a crash only the broker knows that."""
+    headers = content.headers
+    told = [key for death in _deaths(headers) if isinstance(keys := death.get("routing-keys"), list) for key in keys]
+    return str(
+        headers.get("x-original-routing-key")
+        or content.properties.get("type")
+        or next((key for key in told if key in CATALOGUE), content.routing_key)
+    )
 
 
 def outgoing(content: Content) -> Outgoing:
     """The message as it goes back: to its main queue alone, by the exchange of its service, with clean headers."""
     queue = main_queue(content.queue)
-    message_id = id_of(content)
     headers = {name: content.headers[name] for name in KEPT if name in content.headers}
     headers["x-replays"] = _whole(content.headers.get("x-replays")) + 1
     body, type_ = content.body, _text(content.properties.get("type"))
@@ -118,22 +138,25 @@ def outgoing(content: Content) -> Outgoing:
     except DeadMessage:
         pass  # it goes back as it is: its consumer will say why it cannot be read
     else:
-        message_id, type_ = event.message_id, event.type
+        type_ = event.type
         headers |= {"event-contract-version": CONTRACT_VERSION, "traceparent": traceparent(event.trace_id)}
         if "message_id" not in _fields(content.body):
             body = event.to_json().encode()
     exchange = failed_exchange(BY_NAME[queue].service)
-    return Outgoing(exchange, queue, body, str(message_id), type_, headers)
+    return Outgoing(exchange, queue, body, str(id_of(content)), type_, headers)
 
 
 def returning(content: Content) -> Outgoing:
     """The message as it goes back into the DLQ it was exported from: all of it but what only a broker may say."""
     letter = letter_of(content)
-    headers = {name: value for name, value in content.headers.items() if not name.startswith(BROKERS)}
+    headers = {name: value for name, value in content.headers.items() if not str(name).startswith(BROKERS)}
     if letter.reason == CRASH:
         # The broker's own words are left out, so it is said in ours.
-        headers |= {"x-reason": CRASH, "x-error-message": CRASHED}
-        headers.setdefault("x-first-failed-at", letter.first_failed_at.isoformat())
+        headers |= {"x-reason": CRASH, "x-error-class": "", "x-error-message": CRASHED}
+        headers.setdefault("x-original-routing-key", _key(content))
+        if letter.last_failed_at != NEVER:
+            headers.setdefault("x-first-failed-at", letter.first_failed_at.isoformat())
+            headers["x-last-failed-at"] = letter.last_failed_at.isoformat()
     exchange = failed_exchange(BY_NAME[main_queue(content.queue)].service)
     properties = {name: value for name, value in content.properties.items() if name not in LEFT_OUT}
     return Outgoing(
@@ -145,6 +168,15 @@ def returning(content: Content) -> Outgoing:
         headers,
         properties=properties,
     )
+
+
+def check(message: Outgoing) -> None:
+    """Raise ValidationFailed for what no broker could be sent: a person may have written its line."""
+    try:
+        properties = {**message.properties, "type": message.type, "application_headers": dict(message.headers)}
+        amqp.Message(message.body, **properties)._serialize_properties()
+    except (AMQPError, struct.error, ValueError, TypeError, AttributeError) as error:
+        raise ValidationFailed(f"AMQP cannot carry its properties or headers: {error}") from error
 
 
 def edited(content: Content) -> Content:
@@ -175,54 +207,79 @@ def to_line(content: Content) -> bytes:
         "queue": content.queue,
         "exchange": content.exchange,
         "routing_key": content.routing_key,
-        "properties": content.properties,
-        "headers": content.headers,
+        "properties": _plain(content.properties),
+        "headers": _plain(content.headers),
         **body,
     }
-    return json.dumps(line, default=_unusual, separators=(",", ":")).encode() + b"\n"
+    return json.dumps(line, separators=(",", ":"), allow_nan=False).encode() + b"\n"
 
 
 def from_line(line: bytes) -> Content:
     """The message in a line. Raises ValidationFailed for what `to_line` has not written."""
     try:
-        fields = json.loads(line, object_hook=_usual)
+        fields = json.loads(line)
         text = fields.get("body")
         body = base64.b64decode(fields["body_base64"], validate=True) if text is None else text.encode()
         content = Content(
-            fields["queue"], fields["exchange"], fields["routing_key"], fields["properties"], fields["headers"], body
+            str(fields["queue"]),
+            str(fields["exchange"]),
+            str(fields["routing_key"]),
+            _unplain(fields["properties"]),
+            _unplain(fields["headers"]),
+            body,
         )
         known = main_queue(content.queue) in BY_NAME and content.queue != main_queue(content.queue)
         if not (known and isinstance(content.properties, dict) and isinstance(content.headers, dict)):
             raise ValueError("no message of a DLQ of ours")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ValidationFailed(f"not a line of an export: {type(error).__name__} {error}") from error
     return content
 
 
-_UNUSUAL: dict[str, Callable[[str], Any]] = {
-    "$time": datetime.fromisoformat,
-    "$bytes": base64.b64decode,
-    "$decimal": Decimal,
+# Header values that JSON does not know, each as an object of one key.
+_TIME, _BYTES, _DECIMAL, _FLOAT, _TABLE = "$time", "$bytes", "$decimal", "$float", "$table"
+
+_UNPLAIN: dict[str, Callable[[Any], Any]] = {
+    _TIME: datetime.fromisoformat,
+    _BYTES: lambda text: base64.b64decode(text, validate=True),
+    _DECIMAL: Decimal,
+    _FLOAT: float,
+    _TABLE: lambda pairs: {_unplain(name): _unplain(value) for name, value in pairs},
 }
 
 
-def _unusual(value: Any) -> dict[str, str]:
-    """Header values that JSON does not know."""
-    if isinstance(value, datetime):
-        return {"$time": value.isoformat()}
-    if isinstance(value, Decimal):
-        return {"$decimal": str(value)}
-    if isinstance(value, bytes | bytearray):
-        return {"$bytes": base64.b64encode(value).decode()}
+def _plain(value: Any) -> Any:
+    """Any value of a header as JSON can hold it."""
+    match value:
+        case str() | bool() | int() | None:
+            return value
+        case float():
+            return value if isfinite(value) else {_FLOAT: str(value)}
+        case datetime():
+            return {_TIME: value.isoformat()}
+        case Decimal():
+            return {_DECIMAL: str(value)}
+        case bytes() | bytearray() | memoryview():
+            return {_BYTES: base64.b64encode(value).decode()}
+        case dict():
+            if any(not isinstance(name, str) for name in value) or value.keys() & _UNPLAIN.keys():
+                return {_TABLE: [[_plain(name), _plain(item)] for name, item in value.items()]}
+            return {name: _plain(item) for name, item in value.items()}
+        case list() | tuple():
+            return [_plain(item) for item in value]
     raise InvalidSchema(f"a header holds a {type(value).__name__}, which no export can hold")
 
 
-def _usual(fields: dict[str, Any]) -> Any:
-    if len(fields) == 1:
-        ((name, value),) = fields.items()
-        if name in _UNUSUAL:
-            return _UNUSUAL[name](value)
-    return fields
+def _unplain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_unplain(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if len(value) == 1:
+        ((name, item),) = value.items()
+        if name in _UNPLAIN:
+            return _UNPLAIN[name](item)
+    return {name: _unplain(item) for name, item in value.items()}
 
 
 # --- what may be nonsense -----------------------------------------------------------------------------------------
@@ -237,11 +294,13 @@ def _fields(body: bytes) -> dict[str, Any]:
 
 
 def _text(value: object) -> str:
-    return value[:1024] if isinstance(value, str) else ""
+    """Text that PostgreSQL can keep: neither NUL nor half of a surrogate pair."""
+    text = value[:1024] if isinstance(value, str) else ""
+    return text.encode("utf-8", "replace").decode().replace("\0", "?")
 
 
 def _whole(value: object) -> int:
-    return value if type(value) is int and value > 0 else 0
+    return min(value, MAX_COUNT) if type(value) is int and value > 0 else 0
 
 
 def _uuid(value: object) -> UUID | None:
@@ -266,8 +325,7 @@ def _stamp(value: object) -> datetime | None:
         return None
 
 
-def _death_time(headers: Mapping[str, Any]) -> datetime | None:
+def _deaths(headers: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the broker wrote of its own dead-lettering: at the delivery limit, and at the end of each retry's wait."""
     deaths = headers.get("x-death")
-    times = [death.get("time") for death in deaths if isinstance(death, dict)] if isinstance(deaths, list) else []
-    known = [moment.replace(tzinfo=UTC) for moment in times if isinstance(moment, datetime)]
-    return min(known, default=None)
+    return [death for death in deaths if isinstance(death, dict)] if isinstance(deaths, list) else []

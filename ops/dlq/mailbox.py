@@ -7,6 +7,7 @@ given back earlier would come again at once. 100,000 held messages cost the read
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from types import TracebackType
 
 import amqp
+import eventlet
 from amqp.exceptions import NotFound as NoSuchQueue
 
 from ops.dlq.letters import Content, content_of
@@ -27,6 +29,11 @@ SILENCE_S = 2.0
 # The broker ends a channel that holds a message for 30 minutes (its consumer_timeout): long before, all is put back
 # and read again.
 HOLD_S = 600.0
+# The broker takes back 100,000 in a fraction of a second; a stranger who takes them meanwhile must not hold us up.
+PUT_BACK_S = 5.0
+PUT_BACK_AGAIN_S = 0.01
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -59,6 +66,7 @@ class Mailbox:
         self._opened = time.monotonic()
         self._came: deque[tuple[int, Content]] = deque()
         self._room = 0
+        self._held = 0
         self._tag: str | None = None
         with broker_faults():
             self._line = Line(uri, heartbeat_s)
@@ -67,7 +75,27 @@ class Mailbox:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._line.drop()
+        try:
+            if kind is None:
+                self._put_back()
+        except BROKER_ERRORS:
+            log.debug("%s is put back by the broker itself", self.dlq, exc_info=True)
+        finally:
+            self._line.drop()
+
+    def _put_back(self) -> None:
+        """Return when the broker has everything back: whoever reads next must not find half of it."""
+        if not self._held or self._tag is None:
+            return
+        channel, until = self._line.channel, time.monotonic() + PUT_BACK_S
+        self._line.rest()
+        with self._line.patience():
+            channel.basic_cancel(self._tag)
+        expected = self._count() + self._held
+        with self._line.patience():
+            channel.basic_recover(requeue=True)
+        while self._count() < expected and time.monotonic() < until:
+            eventlet.sleep(PUT_BACK_AGAIN_S)
 
     @property
     def tired(self) -> bool:
@@ -76,7 +104,11 @@ class Mailbox:
 
     def waiting(self) -> int:
         """How many messages nobody holds."""
-        with broker_faults(), self._line.patience():
+        with broker_faults():
+            return self._count()
+
+    def _count(self) -> int:
+        with self._line.patience():
             return int(self._line.channel.queue_declare(self.dlq, passive=True).message_count)
 
     def read(self) -> Iterator[tuple[int, Content]]:
@@ -97,13 +129,14 @@ class Mailbox:
             self._line.rest()
             for tag in tags:
                 self._line.channel.basic_ack(tag)
+            self._held -= len(tags)
         self.waiting()  # an answer to a later question: the acks were read before it
 
     def _fetch(self, patience_s: float) -> bool:
         """Read what is on its way; whether there is anything."""
         with broker_faults():
             self._line.rest()
-            if self._room == 0:
+            if self._room <= 0:  # what was acked makes room again, and may have been filled beyond the count
                 self._subscribe()
             deadline = time.monotonic() + patience_s
             while not self._came:
@@ -123,4 +156,5 @@ class Mailbox:
 
     def _receive(self, message: amqp.Message) -> None:
         self._room -= 1
+        self._held += 1
         self._came.append((message.delivery_info["delivery_tag"], content_of(self.dlq, message)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
@@ -65,7 +66,10 @@ def _scanned(desk: Desk, queue: str) -> list[dict[str, Any]]:
     """What is in a DLQ by reason, most first."""
     rows: dict[str, dict[str, Any]] = {}
     for letter in _letters(desk, queue):
-        _add(rows.setdefault(letter.reason, {"reason": letter.reason}), letter)
+        _add(
+            rows.setdefault(letter.reason, {"reason": letter.reason, "count": 0, "oldest": None, "newest": None}),
+            letter,
+        )
     return sorted(rows.values(), key=lambda row: (-row["count"], row["reason"]))
 
 
@@ -92,11 +96,11 @@ def _letters(desk: Desk, queue: str) -> Iterator[Letter]:
 
 
 def _add(row: dict[str, Any], letter: Letter) -> None:
-    row["count"] = row.get("count", 0) + 1
+    row["count"] += 1
     if letter.first_failed_at != NEVER:
-        row["oldest"] = min(row.get("oldest") or letter.first_failed_at, letter.first_failed_at)
+        row["oldest"] = min(row["oldest"] or letter.first_failed_at, letter.first_failed_at)
     if letter.last_failed_at != NEVER:
-        row["newest"] = max(row.get("newest") or letter.last_failed_at, letter.last_failed_at)
+        row["newest"] = max(row["newest"] or letter.last_failed_at, letter.last_failed_at)
 
 
 def whole(desk: Desk, queue: str, message_id: UUID) -> dict[str, Any]:
@@ -110,11 +114,9 @@ def whole(desk: Desk, queue: str, message_id: UUID) -> dict[str, Any]:
         raise NotFound(f"there is no message {message_id} in {dlq_of(queue)[1]}")
     (item,) = found
     letter, line = item.letter, json.loads(to_line(item.content))
-    body = line.get("body", line.get("body_base64"))
-    try:
-        event = json.loads(body)
-    except ValueError:
-        event = body
+    event = line.get("body", line.get("body_base64"))
+    with suppress(ValueError, RecursionError):  # or it is shown as it is
+        event = json.loads(item.content.body)
     order = desk.books.order_now(letter.order_id) if letter.order_id else None
     return {
         "message": {

@@ -117,19 +117,14 @@ class Replay:
             self._send(self._guarded(held))
             self._await(IN_FLIGHT)
             if rate is not None and size > 0:
-                self._rest(began + len(held) / rate)
-
-    def _rest(self, until: float) -> None:
-        """Keep the pace: 1/h rests for an hour, and must hear before that when to stop."""
-        while (left := until - time.monotonic()) > 0 and not self.run.must_stop():
-            eventlet.sleep(min(left, LOOK_EVERY_S))
+                self._pause(until=began + len(held) / rate)
 
     def _guarded(self, held: list[Held]) -> list[Held]:
         """Those that may be replayed; the others are written down as refused."""
         why = refused(held, self.force)
-        for item in held:
-            if item.slot.message_id in why:
-                self.run.count(Fate.REFUSED, [item.letter], why[item.slot.message_id])
+        for reason in sorted(set(why.values())):
+            letters = [item.letter for item in held if why.get(item.slot.message_id) == reason]
+            self.run.count(Fate.REFUSED, letters, reason)
         return [item for item in held if item.slot.message_id not in why]
 
     def _send(self, held: list[Held]) -> None:
@@ -145,6 +140,13 @@ class Replay:
         self.run.count(Fate.SENT, letters)
         for letter in letters:
             self.out.setdefault(letter.message_id, []).append(letter)
+
+    def _pause(self, until: float) -> None:
+        """Keep the rate, and look meanwhile: at what became of those sent, and whether to stop."""
+        while (left := until - time.monotonic()) > 0 and not self.run.must_stop():
+            eventlet.sleep(min(left, LOOK_EVERY_S))
+            if left > LOOK_EVERY_S:
+                self._look()
 
     def _await(self, at_most: int) -> None:
         """Look until at most so many are still out, or the replay must not go on."""

@@ -5,8 +5,9 @@ Only what sorting needs stays in memory, so a DLQ may hold any number.
 
 from __future__ import annotations
 
+import sys
 import tempfile
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from uuid import UUID
 from ops.dlq.letters import Content, from_line, letter_of, to_line
 from ops.dlq.mailbox import Mailbox
 from ops.domain import Filter, Letter
+from shared.errors import CannotWork
 
 # Told so often while a DLQ is read.
 TELL_EVERY = 1000
@@ -35,8 +37,11 @@ class Spool:
     def add(self, content: Content) -> int:
         """Keep a message; where."""
         place = self._end
-        self._file.seek(place)
-        self._end += self._file.write(to_line(content))
+        try:
+            self._file.seek(place)
+            self._end += self._file.write(to_line(content))
+        except OSError as error:
+            raise CannotWork(f"no room in {tempfile.gettempdir()} for what is read: {error.strerror}") from error
         return place
 
     def line(self, place: int) -> bytes:
@@ -76,13 +81,14 @@ class Selection:
 
     def __init__(self, open_mailbox: Callable[[], Mailbox], chosen: Filter, seen: Seen = lambda read, total: None):
         self._open_mailbox = open_mailbox
-        self._filter = chosen
         self._tell = seen
-        self._done: set[UUID] = set()
+        self._slots: deque[Slot] = deque()
+        self._out: set[UUID] = set()  # handed out
+        self._again: list[Slot] = []  # handed out, and found in the DLQ when it was read anew
         self._stack = ExitStack()
         self.total = 0  # in the DLQ, whether chosen or not
         try:
-            self._read()
+            self._read(chosen.matches)
         except BaseException:
             self._stack.close()  # or what was read would stay in hand for as long as this process lives
             raise
@@ -92,15 +98,13 @@ class Selection:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._stack.close()
+        self._stack.__exit__(kind, error, at)
 
     def take(self, most: int) -> list[Held]:
         """The next messages, at most so many; none when all have been handed out."""
-        if self.mailbox.tired and self._slots:
-            self._stack.close()
-            self._read()
+        self._refresh()
         slots = [self._slots.popleft() for _ in range(min(most, len(self._slots)))]
-        self._done.update(slot.message_id for slot in slots)
+        self._out.update(slot.message_id for slot in slots)
         return [self._held(slot) for slot in slots]
 
     def all(self, chunk: int) -> Iterator[list[Held]]:
@@ -114,24 +118,48 @@ class Selection:
             yield self._spool.line(slot.place)
 
     def arrivals(self) -> list[Held]:
-        """What has come into the DLQ since it was read."""
-        came = [self._keep(tag, content) for tag, content in self.mailbox.arrivals()]
+        """What has come into the DLQ since it was read; after it was read anew, what was handed out and is there."""
+        self._refresh()
+        came = self._again + [self._keep(tag, content) for tag, content in self.mailbox.arrivals()]
+        self._again = []
         return [self._held(slot) for slot in came]
 
-    def _read(self) -> None:
+    def _refresh(self) -> None:
+        """Put all back before the broker takes it, and read again what is still to be handed out, and no other.
+
+        What has come meanwhile was chosen by nobody, and is in no file that a discard has written.
+        """
+        if not self.mailbox.tired:
+            return
+        left = Counter(slot.message_id for slot in self._slots)
+
+        def is_left(letter: Letter) -> bool:
+            left[letter.message_id] -= 1
+            return left[letter.message_id] >= 0
+
+        self._stack.close()
+        self._read(is_left)
+
+    def _read(self, chosen: Callable[[Letter], bool]) -> None:
+        try:
+            self._slots = deque(sorted(self._chosen(chosen), key=lambda slot: (slot.first_failed, slot.message_id)))
+        except BaseException:
+            self._stack.__exit__(*sys.exc_info())  # nobody else will: there is no Selection yet
+            raise
+
+    def _chosen(self, chosen: Callable[[Letter], bool]) -> Iterator[Slot]:
         self._spool = Spool()
         self._stack.callback(self._spool.close)
         self.mailbox = self._stack.enter_context(self._open_mailbox())
         self.total = total = self.mailbox.waiting()
-        slots = []
         for number, (tag, content) in enumerate(self.mailbox.read(), start=1):
             letter = letter_of(content)
-            if self._filter.matches(letter) and letter.message_id not in self._done:
-                slots.append(self._keep(tag, content, letter))
+            if chosen(letter):
+                yield self._keep(tag, content, letter)
+            elif letter.message_id in self._out:
+                self._again.append(self._keep(tag, content, letter))
             if number % TELL_EVERY == 0 or number == total:
                 self._tell(number, total)
-        slots.sort(key=lambda slot: (slot.first_failed, slot.message_id))
-        self._slots = deque(slots)
 
     def _keep(self, tag: int, content: Content, letter: Letter | None = None) -> Slot:
         letter = letter or letter_of(content)

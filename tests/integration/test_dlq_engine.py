@@ -1,0 +1,1017 @@
+"""The dead-letter engine on a real broker and real databases: nothing is lost, nothing is done twice, all is told."""
+
+import errno
+import io
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import eventlet
+import pytest
+from sqlalchemy import make_url
+
+from ops import models
+from ops.dlq import census, files, mailbox, overview, selection
+from ops.dlq import desk as desks
+from ops.dlq import replay as replays
+from ops.dlq.census import Census
+from ops.dlq.desk import Actor, Desk, Watch
+from ops.dlq.letters import from_line, letter_of
+from ops.dlq.mailbox import Mailbox
+from ops.dlq.replay import plan, replay
+from ops.domain import CRASH, UNKNOWN, Fate, Filter, Kind, Pace, Status
+from shared.config import Settings
+from shared.edge.publisher import Outgoing
+from shared.errors import CannotWork, Conflict, NotFound, UnexpectedEvent, ValidationFailed
+from shared.events import Envelope, OrderCancelled
+from shared.failures import Delivery
+from tests.databases import Databases
+from tests.integration.support import Bench, Mail, Wire, headers_of, told, until
+from topology.table import QUEUES, dead_letter_queue, failed_exchange
+
+QUEUE = "q.payment.order-cancelled"
+DLQ = dead_letter_queue(QUEUE)
+FAST = Pace()
+ALL = Filter()
+
+
+# --- what a test has --------------------------------------------------------------------------------------------
+
+
+def cancellations(count: int) -> list[Envelope]:
+    return [told(OrderCancelled(uuid4(), "deadline")) for _ in range(count)]
+
+
+def ids_of(events: list[Envelope]) -> set[UUID]:
+    return {event.message_id for event in events}
+
+
+def die(events: Any, tx: Any) -> None:
+    """A handler for which nothing is right."""
+    for event in events:
+        tx.set_apart(event, UnexpectedEvent("not now"))
+
+
+@pytest.fixture
+def payment(bench: Callable[..., Bench]) -> Bench:
+    return bench("payment")
+
+
+@pytest.fixture
+def kill(payment: Bench, mail: Mail) -> Callable[[list[Envelope]], list[Envelope]]:
+    """Let messages die as they do: judged, written down, sent to the DLQ."""
+
+    def kill(events: list[Envelope]) -> list[Envelope]:
+        before = mail.waiting(DLQ)
+        payment.settle(QUEUE, events, handle=die)
+        until(lambda: mail.waiting(DLQ) == before + len(events))
+        return events
+
+    return kill
+
+
+@pytest.fixture
+def open_desk(settings: Settings, database: Databases) -> Iterator[Callable[..., Desk]]:
+    made: list[Desk] = []
+
+    def make(name: str = "ann", watch: Watch | None = None, changed: Settings | None = None) -> Desk:
+        made.append(Desk(changed or settings, Actor(name, "to see"), watch or Watch()))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+@pytest.fixture
+def desk(open_desk: Callable[..., Desk]) -> Desk:
+    return open_desk()
+
+
+@pytest.fixture
+def stranger(mail: Mail) -> Callable[..., UUID]:
+    """Puts a message into the DLQ that no service has judged."""
+
+    def put(
+        body: bytes = b"{}", headers: dict[str, Any] | None = None, message_id: str = "", **properties: Any
+    ) -> UUID:
+        message_id = message_id or str(uuid4())
+        mail.send([Outgoing("", DLQ, body, message_id, "", headers or {}, properties=properties)])
+        return UUID(message_id)
+
+    return put
+
+
+class Consumer:
+    """The consumer of the main queue: hands what comes to the batch, in chunks, and may be slow or wrong."""
+
+    def __init__(self, settings: Settings, payment: Bench) -> None:
+        self.mail = Mail(settings)
+        self.payment = payment
+        self.heard: list[tuple[UUID, dict[str, Any]]] = []
+        self.handle: Any = None
+        self._thread: Any = None
+
+    def start(self, handle: Any = None) -> None:
+        self.handle = handle
+        self._thread = eventlet.spawn(self._run)
+
+    def _run(self) -> None:
+        while True:
+            messages = self.mail.all(QUEUE)
+            if not messages:
+                eventlet.sleep(0.02)
+                continue
+            self.heard += [(UUID(m.properties["message_id"]), headers_of(m)) for m in messages]
+            came = [
+                Delivery(
+                    tag, bytes(m.body), m.delivery_info["routing_key"], m.properties["message_id"], m.headers or {}
+                )
+                for tag, m in enumerate(messages, start=1)
+            ]
+            changed = {"handle": self.handle} if self.handle else {}
+            self.payment.batch(QUEUE, **changed).settle(came)
+
+    def close(self) -> None:
+        if self._thread is not None:
+            self._thread.kill()
+        self.mail.close()
+
+
+@pytest.fixture
+def consumer(settings: Settings, payment: Bench, mail: Mail) -> Iterator[Consumer]:
+    one = Consumer(settings, payment)
+    yield one
+    one.close()
+
+
+def effects(database: Databases) -> Counter[UUID]:
+    return Counter(row["order_id"] for row in database.rows("payment", "SELECT order_id FROM payments"))
+
+
+def row_of(database: Databases, message_id: UUID) -> dict[str, Any]:
+    (row,) = database.rows("payment", "SELECT * FROM dead_messages WHERE message_id = :id", id=message_id)
+    return row
+
+
+def left(database: Databases) -> Counter[str | None]:
+    """How many dead messages left in which way; None: they are there."""
+    return Counter(row["left_how"] for row in database.rows("payment", "SELECT left_how FROM dead_messages"))
+
+
+def operations(database: Databases) -> list[dict[str, Any]]:
+    return database.rows("ops", "SELECT * FROM operations ORDER BY operation_id")
+
+
+def fates(database: Databases) -> Counter[str]:
+    return Counter(row["fate"] for row in database.rows("ops", "SELECT fate FROM operation_messages"))
+
+
+def held_ids(desk: Desk, chosen: Filter = ALL) -> list[UUID]:
+    with desk.look_into(DLQ, chosen) as chosen_ones:
+        return [item.slot.message_id for held in chosen_ones.all(3) for item in held]
+
+
+def through(wire: Wire, settings: Settings, *databases: str) -> Settings:
+    """Settings whose databases are reached through a wire."""
+    urls = {name: wire.url(url) if name in databases else url for name, url in settings.database_urls.items()}
+    return replace(settings, database_urls=urls)
+
+
+@pytest.fixture
+def broker_wire(settings: Settings) -> Iterator[Wire]:
+    uri = make_url(settings.amqp_uri)
+    one = Wire(uri.host or "127.0.0.1", uri.port or 5672)
+    yield one
+    one.close()
+
+
+def by_wire(wire: Wire, settings: Settings) -> Settings:
+    uri = make_url(settings.amqp_uri).set(host="127.0.0.1", port=wire.port)
+    return replace(settings, amqp_uri=uri.render_as_string(hide_password=False))
+
+
+# --- reading ----------------------------------------------------------------------------------------------------
+
+
+def test_each_message_is_read_once_however_many_a_consumer_may_hold(settings, mail, stranger, monkeypatch):
+    monkeypatch.setattr(mailbox, "PREFETCH", 7)
+    put = {stranger() for _ in range(50)}
+    with Mailbox(settings.amqp_uri, settings.heartbeat_s, DLQ) as box:
+        read = [letter_of(content).message_id for _, content in box.read()]
+        assert mail.waiting(DLQ) == 0
+        assert list(box.arrivals()) == []
+    assert Counter(read) == Counter(put)
+    assert until(lambda: mail.waiting(DLQ) == 50)
+
+
+def test_an_empty_dlq_is_read_at_once(settings, mail):
+    began = time.monotonic()
+    with Mailbox(settings.amqp_uri, settings.heartbeat_s, DLQ) as box:
+        assert list(box.read()) == []
+    assert time.monotonic() - began < mailbox.SILENCE_S
+
+
+def test_looking_a_hundred_times_leaves_the_same_messages(desk, kill, mail, stranger):
+    put = ids_of(kill(cancellations(3))) | {stranger() for _ in range(3)}
+    for _ in range(100):
+        assert set(held_ids(desk)) == put
+    assert mail.waiting(DLQ) == 6
+
+
+def test_what_comes_after_an_ack_has_made_room_is_still_seen(settings, mail, stranger, monkeypatch):
+    """What fills the room beyond what was counted must not hide all that comes later."""
+    monkeypatch.setattr(mailbox, "PREFETCH", 4)
+    for _ in range(2):
+        stranger()
+    with Mailbox(settings.amqp_uri, settings.heartbeat_s, DLQ) as box:
+        tags = [tag for tag, _ in box.read()]
+        box.ack(tags)
+        later = {stranger() for _ in range(4)}  # all the room there is, and 2 more than was counted
+        until(lambda: box.waiting() == 0)
+        later |= {stranger() for _ in range(5)}
+        seen: list[UUID] = []
+        until(lambda: seen.extend(letter_of(c).message_id for _, c in box.arrivals()) or len(seen) == 9)
+    assert set(seen) == later
+
+
+def test_a_queue_that_is_not_there_is_named(settings):
+    with pytest.raises(CannotWork, match="ecom topology apply"), Mailbox(settings.amqp_uri, 10, "q.nope.dlq") as box:
+        list(box.read())
+
+
+# --- choosing ---------------------------------------------------------------------------------------------------
+
+
+DAY_0 = datetime.now(UTC) - timedelta(50)
+
+
+def dated(days: int) -> dict[str, Any]:
+    return {"x-first-failed-at": (DAY_0 + timedelta(days)).isoformat(), "x-reason": "exhausted"}
+
+
+def test_the_oldest_come_first_whatever_the_order_of_the_queue(desk, stranger):
+    put = {day: stranger(headers=dated(day)) for day in (5, 1, 9, 3)}
+    assert held_ids(desk) == [put[1], put[3], put[5], put[9]]
+
+
+def test_a_filter_chooses_and_the_others_stay(desk, mail, stranger):
+    put = {day: stranger(headers=dated(day)) for day in (5, 1, 9, 3)}
+    assert held_ids(desk, Filter(since=DAY_0 + timedelta(3), until=DAY_0 + timedelta(9))) == [
+        put[3],
+        put[5],
+    ]
+    assert until(lambda: mail.waiting(DLQ) == 4)
+
+
+def test_reading_anew_hands_out_each_once_and_nothing_that_nobody_chose(desk, mail, stranger, monkeypatch):
+    monkeypatch.setattr(mailbox, "HOLD_S", 0)
+    put = [stranger(headers=dated(day)) for day in range(10, 17)]
+    again = stranger(headers=dated(20), message_id=str(put[-1]))  # a copy
+    seen: list[UUID] = []
+    with desk.look_into(DLQ, ALL) as chosen:
+        assert chosen.count == 8
+        while held := chosen.take(2):
+            seen += [item.slot.message_id for item in held]
+            stranger(headers=dated(1))  # older than all, and in no plan
+    assert seen == [*put, again]
+    assert until(lambda: mail.waiting(DLQ) == 8 + 4)
+
+
+def test_what_was_handed_out_and_is_there_again_is_seen_after_reading_anew(desk, mail, stranger, monkeypatch):
+    first, second = (stranger(headers=dated(day)) for day in (1, 2))
+    with desk.look_into(DLQ, ALL) as chosen:
+        (item,) = chosen.take(1)
+        chosen.mailbox.ack([item.slot.tag])
+        stranger(headers=dated(1), message_id=str(first))
+        monkeypatch.setattr(mailbox, "HOLD_S", 0)
+        assert [item.slot.message_id for item in chosen.take(1)] == [second]
+        monkeypatch.setattr(mailbox, "HOLD_S", 600)
+        assert {item.slot.message_id for item in chosen.arrivals()} == {first}
+
+
+class Full(io.BytesIO):
+    """A disk without room."""
+
+    def write(self, data: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_disk_without_room_holds_nothing_back(desk, mail, stranger, monkeypatch):
+    """A connection left open would keep every message from everybody until its process ends."""
+    monkeypatch.setattr(selection.tempfile, "TemporaryFile", lambda **how: Full())
+    for _ in range(3):
+        stranger()
+    with pytest.raises(CannotWork, match=r"no room in .*No space left"), desk.look_into(DLQ, ALL):
+        pass
+    assert until(lambda: mail.waiting(DLQ) == 3)
+
+
+# --- replay -----------------------------------------------------------------------------------------------------
+
+
+def test_a_replay_takes_effect_once_and_is_written_down(desk, kill, consumer, mail, database):
+    events = kill(cancellations(5))
+    assert left(database) == {None: 5}
+    consumer.start()
+    run = replay(desk, QUEUE, ALL, None, FAST)
+    assert (run.status, run.tally.told()) == (Status.DONE, {"chosen": 5, "applied": 5})
+    assert effects(database) == Counter(event.payload.order_id for event in events)
+    assert {message_id for message_id, _ in consumer.heard} == ids_of(events)
+    for _, headers in consumer.heard:
+        kept = {"x-replays", "x-first-failed-at", "x-original-routing-key", "event-contract-version", "traceparent"}
+        assert headers.keys() == kept
+        assert headers["x-replays"] == 1
+    assert mail.waiting(DLQ) == 0
+    assert left(database) == {"replayed": 5}
+    (operation,) = operations(database)
+    assert operation["operation_id"] == run.operation_id
+    told_of = ("kind", "queue", "actor", "why", "status", "outcome", "counts")
+    assert [operation[name] for name in told_of] == [
+        "replay",
+        DLQ,
+        "ann",
+        "to see",
+        "done",
+        "5 applied",
+        {"chosen": 5, "applied": 5},
+    ]
+    assert operation["finished_at"] >= operation["started_at"]
+    assert fates(database) == {"applied": 5}
+
+
+def test_no_more_than_asked_and_the_oldest_first(desk, stranger, consumer, database, mail):
+    events = cancellations(4)
+    for event, day in zip(events, (4, 2, 3, 1), strict=True):
+        stranger(event.to_json().encode(), dated(day), str(event.message_id))
+    consumer.start()
+    run = replay(desk, QUEUE, ALL, 2, FAST)
+    assert run.tally.told() == {"chosen": 2, "applied": 2}
+    assert {message_id for message_id, _ in consumer.heard} == {events[3].message_id, events[1].message_id}
+    assert until(lambda: mail.waiting(DLQ) == 2)
+
+
+def test_copies_of_one_message_take_effect_once_and_are_all_gone(desk, kill, stranger, consumer, mail, database):
+    (event,) = kill(cancellations(1))
+    stranger(event.to_json().encode(), dated(1), str(event.message_id))
+    consumer.start()
+    run = replay(desk, QUEUE, ALL, None, FAST)
+    assert (run.status, run.tally.told()) == (Status.DONE, {"chosen": 2, "applied": 2})
+    assert effects(database) == {event.payload.order_id: 1}
+    assert mail.waiting(DLQ) == 0
+
+
+def test_what_has_taken_effect_before_does_not_again(desk, kill, payment, consumer, database):
+    (event,) = kill(cancellations(1))
+    payment.settle(QUEUE, [event])
+    consumer.start()
+    assert replay(desk, QUEUE, ALL, None, FAST).tally.told() == {"chosen": 1, "applied": 1}
+    assert effects(database) == {event.payload.order_id: 1}
+
+
+def test_a_message_that_dies_again_is_counted_and_stays_written_down(desk, kill, consumer, mail, database):
+    (event,) = kill(cancellations(1))
+    before = row_of(database, event.message_id)
+    consumer.start(die)
+    run = replay(desk, QUEUE, ALL, None, FAST)
+    assert run.status == Status.DONE
+    assert run.tally.told() == {"chosen": 1, "dead_again": 1, "reasons": {"unexpected_event": 1}}
+    after = row_of(database, event.message_id)
+    assert (after["left_at"], after["replays"]) == (None, 1)
+    assert after["died_at"] > before["died_at"]
+    assert after["first_failed_at"] == before["first_failed_at"]
+    assert fates(database) == {"dead_again": 1}
+    assert until(lambda: mail.waiting(DLQ) == 1)
+
+
+def test_one_that_dies_again_before_it_is_marked_is_not_marked(desk, kill, payment, database, monkeypatch):
+    (event,) = kill(cancellations(1))
+    publish = desk.publish
+
+    def and_die(messages: list[Outgoing]) -> None:
+        publish(messages)
+        payment.settle(QUEUE, [event], handle=die)
+
+    monkeypatch.setattr(desk, "publish", and_die)
+    run = replay(desk, QUEUE, ALL, None, FAST)
+    assert run.tally.fates[Fate.DEAD_AGAIN] == 1
+    assert row_of(database, event.message_id)["left_at"] is None
+
+
+def test_stop_on_redeath_stops_there_and_says_of_what(desk, kill, consumer, mail, database):
+    kill(cancellations(5))
+    consumer.start(die)
+    run = replay(desk, QUEUE, ALL, None, Pace(None, (1,)), stop_on_redeath=True)
+    assert run.status == Status.STOPPED
+    assert run.outcome == "1 died again, as unexpected_event (not now)"
+    assert run.tally.told() == {"chosen": 5, "dead_again": 1, "reasons": {"unexpected_event": 1}}
+    assert until(lambda: mail.waiting(DLQ) == 5)
+    assert operations(database)[0]["status"] == "stopped"
+
+
+def sent_by(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, float]]:
+    """How many a desk publishes at a time, and when."""
+    sent: list[tuple[int, float]] = []
+    publish = desk.publish
+
+    def spy(messages: list[Outgoing]) -> None:
+        sent.append((len(messages), time.monotonic()))
+        publish(messages)
+
+    monkeypatch.setattr(desk, "publish", spy)
+    return sent
+
+
+def test_each_wave_of_a_ramp_waits_until_the_one_before_is_consumed(desk, kill, consumer, database, monkeypatch):
+    kill(cancellations(8))
+    publish, sent = desk.publish, []
+
+    def spy(messages: list[Outgoing]) -> None:
+        sent.append((len(messages), sum(effects(database).values())))
+        publish(messages)
+
+    monkeypatch.setattr(desk, "publish", spy)
+    consumer.start()
+    run = replay(desk, QUEUE, ALL, None, Pace(None, (1, 2, 3)))
+    assert sent == [(1, 0), (2, 1), (3, 3), (2, 6)]
+    assert run.tally.told() == {"chosen": 8, "applied": 8}
+
+
+def test_the_rate_is_never_exceeded(desk, kill, consumer, monkeypatch):
+    kill(cancellations(8))
+    sent = sent_by(desk, monkeypatch)
+    consumer.start()
+    replay(desk, QUEUE, ALL, None, Pace(10.0))
+    assert [count for count, _ in sent] == [1] * 8
+    assert sent[-1][1] - sent[0][1] >= 0.7
+
+
+def test_a_slow_rate_does_not_keep_its_operator_waiting(open_desk, kill, consumer, monkeypatch):
+    kill(cancellations(3))
+    asked: list[bool] = []
+    desk = open_desk(watch=Watch(stopping=lambda: bool(asked)))
+    consumer.start()
+    eventlet.spawn_after(1.0, asked.append, True)
+    began = time.monotonic()
+    run = replay(desk, QUEUE, ALL, None, Pace(1 / 3600))
+    assert time.monotonic() - began < 60
+    assert (run.status, run.outcome) == (Status.STOPPED, "stopped by its operator")
+    assert run.tally.told() == {"chosen": 3, "applied": 1}
+
+
+def test_a_slow_rate_reads_anew_before_the_broker_takes_all_away(desk, kill, consumer, mail, monkeypatch):
+    """The broker ends a channel that holds a message for half an hour."""
+    monkeypatch.setattr(mailbox, "HOLD_S", 0.2)
+    opened: list[str] = []
+    open_ = desk.open
+    monkeypatch.setattr(desk, "open", lambda dlq: opened.append(dlq) or open_(dlq))
+    kill(cancellations(3))
+    consumer.start()
+    run = replay(desk, QUEUE, ALL, None, Pace(0.5))
+    assert (run.status, run.tally.told()) == (Status.DONE, {"chosen": 3, "applied": 3})
+    assert len(opened) > 3  # without a look in the pauses it would be at most one for each that is sent
+    assert mail.waiting(DLQ) == 0
+
+
+def test_no_more_are_out_than_a_consumer_can_take(desk, kill, consumer, mail, database, monkeypatch):
+    monkeypatch.setattr(replays, "IN_FLIGHT", 2)
+    monkeypatch.setattr(replays, "CHUNK", 2)
+    kill(cancellations(9))
+    out: list[int] = []
+    publish = desk.publish
+
+    def spy(messages: list[Outgoing]) -> None:
+        publish(messages)
+        out.append(9 - mail.waiting(DLQ) - sum(effects(database).values()))
+
+    sent = 0
+
+    def counted(messages: list[Outgoing]) -> None:
+        nonlocal sent
+        out.append(sent - sum(effects(database).values()))
+        sent += len(messages)
+        publish(messages)
+
+    monkeypatch.setattr(desk, "publish", counted)
+    consumer.start()
+    run = replay(desk, QUEUE, ALL, None, FAST)
+    assert run.tally.told() == {"chosen": 9, "applied": 9}
+    assert len(out) == 5
+    assert max(out) <= 2  # before each next two
+
+
+def test_a_replay_that_nobody_consumes_ends_and_says_so(desk, kill, mail, database, monkeypatch):
+    monkeypatch.setattr(replays, "PATIENCE_S", 0.5)
+    kill(cancellations(3))
+    run = replay(desk, QUEUE, ALL, None, FAST)
+    assert run.status == Status.STOPPED
+    assert "3 were sent and not consumed" in run.outcome
+    assert "is their service running?" in run.outcome
+    assert (mail.waiting(DLQ), mail.waiting(QUEUE)) == (0, 3)
+    assert (left(database), fates(database)) == ({"replayed": 3}, {"sent": 3})
+
+
+def test_an_operator_who_says_stop_is_heard_after_what_is_in_hand(
+    open_desk, kill, consumer, mail, database, monkeypatch
+):
+    monkeypatch.setattr(replays, "CHUNK", 2)
+    kill(cancellations(6))
+    asked: list[bool] = []
+    desk = open_desk(watch=Watch(stopping=lambda: bool(asked)))
+    publish = desk.publish
+    monkeypatch.setattr(desk, "publish", lambda messages: asked.append(True) or publish(messages))
+    consumer.start()
+    run = replay(desk, QUEUE, ALL, None, FAST)
+    assert (run.status, run.outcome) == (Status.STOPPED, "stopped by its operator")
+    assert run.tally.told() == {"chosen": 6, "sent": 2}
+    assert until(lambda: mail.waiting(DLQ) == 4)
+    assert left(database) == {"replayed": 2, None: 4}
+
+
+GUARDED = [
+    ({"x-replays": 3}, "replayed 3 times before"),
+    ({"x-first-failed-at": "2025-01-01T00:00:00Z"}, "older than the 90 days that the inbox remembers"),
+]
+
+
+@pytest.mark.parametrize(("headers", "why"), GUARDED)
+def test_a_guard_refuses_and_force_overrules_it(desk, stranger, consumer, mail, database, headers, why):
+    (event,) = cancellations(1)
+    stranger(event.to_json().encode(), {"x-reason": "exhausted", **headers}, str(event.message_id))
+    assert plan(desk, QUEUE, ALL, None)["refused"] == {why: 1}
+    assert plan(desk, QUEUE, ALL, None, force=True)["refused"] == {}
+    consumer.start()
+    run = replay(desk, QUEUE, ALL, None, FAST)
+    assert run.tally.told() == {"chosen": 1, "refused": 1, "reasons": {why: 1}}
+    assert until(lambda: mail.waiting(DLQ) == 1)
+    assert (fates(database), consumer.heard) == ({"refused": 1}, [])
+    assert replay(desk, QUEUE, ALL, None, FAST, force=True).tally.told() == {"chosen": 1, "applied": 1}
+
+
+def test_a_plan_counts_and_changes_nothing(desk, kill, stranger, mail, database):
+    kill(cancellations(2))
+    stranger()
+    assert plan(desk, DLQ, Filter(reasons=frozenset({"unexpected_event"})), None) == {
+        "queue": DLQ,
+        "in_queue": 3,
+        "chosen": 2,
+        "reasons": {"unexpected_event": 2},
+        "refused": {},
+    }
+    assert plan(desk, QUEUE, ALL, 1)["chosen"] == 1
+    assert operations(database) == []
+    assert until(lambda: mail.waiting(DLQ) == 3)
+
+
+# --- what breaks ------------------------------------------------------------------------------------------------
+
+
+def everything(mail: Mail) -> set[UUID]:
+    """The ids in main queue and DLQ, which are emptied."""
+    return {UUID(m.properties["message_id"]) for queue in (QUEUE, DLQ) for m in mail.all(queue)}
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_connection_cut_in_the_middle_loses_nothing(
+    open_desk, settings, broker_wire, kill, mail, database, monkeypatch, moment
+):
+    monkeypatch.setattr(replays, "CHUNK", 2)
+    events = kill(cancellations(6))
+    desk = open_desk(changed=by_wire(broker_wire, settings))
+    publish, calls = desk.publish, []
+
+    def cut(messages: list[Outgoing]) -> None:
+        calls.append(1)
+        if len(calls) == 2 and moment == "before":
+            broker_wire.cut()
+        publish(messages)
+        if len(calls) == 2 and moment == "after":
+            broker_wire.cut()
+
+    monkeypatch.setattr(desk, "publish", cut)
+    with pytest.raises(CannotWork, match="broker"):
+        replay(desk, QUEUE, ALL, None, FAST)
+    until(lambda: mail.waiting(DLQ) == 4)
+    assert mail.waiting(QUEUE) == (4 if moment == "after" else 2)
+    assert everything(mail) == ids_of(events)
+    (operation,) = operations(database)
+    assert operation["status"] == "failed"
+    assert "the broker" in operation["outcome"]
+    assert operation["counts"] == {"chosen": 6, "sent": 2}
+    assert fates(database) == {"sent": 2, "started": 2}
+    assert left(database) == {"replayed": 2, None: 4}
+
+
+@pytest.mark.parametrize("name", ["ops", "payment"])
+def test_a_database_that_is_away_stops_it_before_anything_is_taken(
+    open_desk, settings, wire, kill, mail, database, monkeypatch, name
+):
+    kill(cancellations(3))
+    desk = open_desk(changed=through(wire, settings, name))
+    select = desk.select
+
+    def and_away(dlq: str, chosen: Filter) -> Any:
+        held = select(dlq, chosen)
+        wire.close()
+        return held
+
+    monkeypatch.setattr(desk, "select", and_away)
+    with pytest.raises(CannotWork, match=f"the database of {name} cannot be used"):
+        replay(desk, QUEUE, ALL, None, FAST)
+    assert until(lambda: mail.waiting(DLQ) == 3)
+    assert mail.waiting(QUEUE) == 0
+    assert left(database) == {None: 3}
+    (operation,) = operations(database)
+    assert operation["status"] == ("started" if name == "ops" else "failed")
+
+
+def test_a_ledger_that_is_away_changes_nothing_at_all(open_desk, settings, wire, kill, mail):
+    kill(cancellations(1))
+    desk = open_desk(changed=through(wire, settings, "ops"))
+    wire.close()
+    with pytest.raises(CannotWork, match="the database of ops"):
+        replay(desk, QUEUE, ALL, None, FAST)
+    assert (mail.waiting(DLQ), mail.waiting(QUEUE)) == (1, 0)
+
+
+def test_what_the_broker_returns_stays_in_the_dlq(desk, kill, mail, database):
+    """A binding is missing: nothing would be at the other end."""
+    kill(cancellations(2))
+    exchange = failed_exchange("payment")
+    mail.channel.queue_unbind(QUEUE, exchange, QUEUE)
+    try:
+        with pytest.raises(CannotWork, match=r"did not take 2 of 2: unroutable"):
+            replay(desk, QUEUE, ALL, None, FAST)
+    finally:
+        mail.channel.queue_bind(QUEUE, exchange, QUEUE)
+    assert until(lambda: mail.waiting(DLQ) == 2)
+    assert (left(database), fates(database)) == ({None: 2}, {"started": 2})
+
+
+# --- files ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "dead.jsonl"
+
+
+def test_an_export_holds_all_and_takes_nothing(desk, kill, mail, database, file):
+    events = kill(cancellations(3))
+    run = files.export(desk, QUEUE, file, ALL)
+    assert {letter_of(from_line(line)).message_id for line in file.read_bytes().splitlines()} == ids_of(events)
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+    assert until(lambda: mail.waiting(DLQ) == 3)
+    (operation,) = operations(database)
+    assert (operation["kind"], operation["file"], operation["sha256"]) == ("export", str(file), files.checksum(file))
+    assert (operation["outcome"], run.sha256) == ("3 messages", files.checksum(file))
+    assert left(database) == {None: 3}
+
+
+def test_a_discard_is_in_its_file_before_it_is_gone_and_comes_back_from_it(desk, kill, consumer, mail, database, file):
+    events = kill(cancellations(5))
+    run = files.discard(desk, QUEUE, file, ALL, None)
+    assert run.tally.told() == {"chosen": 5, "discarded": 5}
+    assert (mail.waiting(DLQ), left(database), fates(database)) == (0, {"discarded": 5}, {"discarded": 5})
+    rows = {event.message_id: row_of(database, event.message_id) for event in events}
+
+    (back,) = files.put_back(desk, file)
+    assert back.tally.told() == {"chosen": 5, "imported": 5}
+    assert until(lambda: mail.waiting(DLQ) == 5)
+    assert left(database) == {None: 5}
+    for event in events:
+        before, after = rows[event.message_id], row_of(database, event.message_id)
+        assert {**after, "left_at": 0, "left_how": 0, "died_at": 0} == {
+            **before,
+            "left_at": 0,
+            "left_how": 0,
+            "died_at": 0,
+        }
+    (again,) = files.put_back(desk, file)
+    assert again.tally.told() == {"chosen": 5, "already_there": 5}
+    assert until(lambda: mail.waiting(DLQ) == 5)
+
+    consumer.start()
+    assert replay(desk, QUEUE, ALL, None, FAST).tally.told() == {"chosen": 5, "applied": 5}
+    assert effects(database) == Counter(event.payload.order_id for event in events)
+
+
+def test_a_discard_takes_the_oldest_it_was_asked_for(desk, stranger, mail, file):
+    put = {day: stranger(headers=dated(day)) for day in (3, 1, 2)}
+    files.discard(desk, QUEUE, file, ALL, 2)
+    assert [letter_of(from_line(line)).message_id for line in file.read_bytes().splitlines()] == [put[1], put[2]]
+    assert until(lambda: mail.waiting(DLQ) == 1)
+    assert UUID(mail.all(DLQ)[0].properties["message_id"]) == put[3]
+
+
+def test_a_discard_that_reads_anew_takes_nothing_that_is_not_in_its_file(desk, stranger, mail, file, monkeypatch):
+    put = {stranger(headers=dated(day)) for day in (10, 11)}
+    write, newer = files.write, []
+
+    def slowly(*given: Any) -> None:
+        write(*given)
+        newer.append(stranger(headers=dated(1)))
+        monkeypatch.setattr(mailbox, "HOLD_S", 0)
+
+    monkeypatch.setattr(files, "write", slowly)
+    run = files.discard(desk, QUEUE, file, ALL, None)
+    assert run.tally.told() == {"chosen": 2, "discarded": 2}
+    assert {letter_of(from_line(line)).message_id for line in file.read_bytes().splitlines()} == put
+    assert until(lambda: mail.waiting(DLQ) == 1)
+    assert [UUID(m.properties["message_id"]) for m in mail.all(DLQ)] == newer
+
+
+def no_disk(error: OSError) -> Callable[..., Any]:
+    def fail(*given: Any, **named: Any) -> Any:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    "breaks",
+    [
+        lambda patch: patch.setattr(files.os, "fsync", no_disk(OSError(errno.ENOSPC, "No space left on device"))),
+        lambda patch: patch.setattr(files.os, "link", no_disk(OSError(errno.EPERM, "Operation not permitted"))),
+        lambda patch: patch.setattr(files, "checksum", lambda file: "another"),
+        lambda patch: patch.setattr(files.hashlib, "file_digest", no_disk(OSError(errno.EIO, "Input/output error"))),
+    ],
+    ids=["disk full", "no links", "reads otherwise", "cannot be read"],
+)
+def test_a_file_that_is_not_safe_leaves_every_message_where_it_is(
+    desk, kill, mail, database, file, monkeypatch, breaks
+):
+    kill(cancellations(2))
+    breaks(monkeypatch)
+    with pytest.raises(CannotWork, match=r"dead\.jsonl"):
+        files.discard(desk, QUEUE, file, ALL, None)
+    assert until(lambda: mail.waiting(DLQ) == 2)
+    assert left(database) == {None: 2}
+    assert [path.name for path in file.parent.iterdir() if path.name.startswith(".")] == []
+    (operation,) = operations(database)
+    assert (operation["status"], operation["counts"].get("discarded")) == ("failed", None)
+
+
+def test_no_file_is_ever_written_over(desk, kill, mail, database, file, monkeypatch):
+    kill(cancellations(2))
+    file.write_text("mine")
+    with pytest.raises(Conflict, match="is there already"):
+        files.discard(desk, QUEUE, file, ALL, None)
+    assert operations(database) == []
+    monkeypatch.setattr(files, "refuse_existing", lambda file: None)  # it came meanwhile
+    with pytest.raises(Conflict, match="is there already"):
+        files.discard(desk, QUEUE, file, ALL, None)
+    assert file.read_text() == "mine"
+    assert until(lambda: mail.waiting(DLQ) == 2)
+
+
+def test_the_ledger_knows_the_file_of_a_discard_that_broke_off(desk, kill, mail, database, file, monkeypatch):
+    """What it took is in that file alone."""
+    monkeypatch.setattr(files, "CHUNK", 2)
+    kill(cancellations(4))
+    ack, calls = Mailbox.ack, []
+
+    def broken(box: Mailbox, tags: list[int]) -> None:
+        calls.append(tags)
+        if len(calls) == 2:
+            raise CannotWork("the broker is away")
+        ack(box, tags)
+
+    monkeypatch.setattr(Mailbox, "ack", broken)
+    with pytest.raises(CannotWork):
+        files.discard(desk, QUEUE, file, ALL, None)
+    (operation,) = operations(database)
+    assert (operation["status"], operation["sha256"]) == ("failed", files.checksum(file))
+    assert operation["counts"] == {"chosen": 4, "discarded": 2}
+    monkeypatch.undo()
+    (back,) = files.put_back(desk, file)
+    assert back.tally.told() == {"chosen": 4, "already_there": 2, "imported": 2}
+    assert until(lambda: mail.waiting(DLQ) == 4)
+
+
+def test_the_ledger_knows_the_file_before_anything_is_taken(desk, kill, database, file, monkeypatch):
+    kill(cancellations(2))
+    ack, seen = Mailbox.ack, []
+    monkeypatch.setattr(Mailbox, "ack", lambda box, tags: seen.extend(operations(database)) or ack(box, tags))
+    files.discard(desk, QUEUE, file, ALL, None)
+    assert [(row["status"], row["sha256"]) for row in seen] == [("started", files.checksum(file))]
+
+
+def test_an_import_goes_by_what_is_in_the_queue_and_not_by_what_is_written_down(desk, kill, mail, stranger, file):
+    """A purge by hand is written down nowhere yet, nor is a crash."""
+    purged = kill(cancellations(2))
+    files.export(desk, QUEUE, file, ALL)
+    until(lambda: mail.waiting(DLQ) == 2)
+    mail.all(DLQ)
+    (run,) = files.put_back(desk, file)
+    assert run.tally.told() == {"chosen": 2, "imported": 2}
+    assert until(lambda: mail.waiting(DLQ) == len(purged))
+
+    unwritten = stranger()
+    crash = file.with_name("crash.jsonl")
+    files.export(desk, QUEUE, crash, Filter(ids=frozenset({unwritten})))
+    (run,) = files.put_back(desk, crash)
+    assert run.tally.told() == {"chosen": 1, "already_there": 1}
+    assert until(lambda: mail.waiting(DLQ) == 3)
+
+
+def test_a_line_that_is_there_twice_is_put_back_once(desk, kill, mail, file):
+    kill(cancellations(1))
+    files.discard(desk, QUEUE, file, ALL, None)
+    file.write_bytes(file.read_bytes() * 2)
+    (run,) = files.put_back(desk, file)
+    assert run.tally.told() == {"chosen": 2, "already_there": 1, "imported": 1}
+    assert until(lambda: mail.waiting(DLQ) == 1)
+
+
+def test_a_file_with_one_bad_line_is_refused_whole(desk, kill, mail, database, file):
+    kill(cancellations(2))
+    files.discard(desk, QUEUE, file, ALL, None)
+    good, _ = file.read_bytes().splitlines()
+    bad = json.dumps({**json.loads(good), "properties": {"priority": "high"}}).encode()
+    file.write_bytes(good + b"\n\n" + bad + b"\n{}\n")
+    with pytest.raises(ValidationFailed, match=r"line 3: AMQP cannot.*line 4: not a line.*nothing was put back"):
+        files.put_back(desk, file)
+    assert mail.waiting(DLQ) == 0
+    assert [row["kind"] for row in operations(database)] == ["discard"]
+
+
+def test_a_corrected_file_makes_messages_of_their_own_the_same_at_each_run(desk, kill, consumer, mail, database, file):
+    (event,) = kill(cancellations(1))
+    files.discard(desk, QUEUE, file, ALL, None)
+    file.write_bytes(file.read_bytes().replace(b"deadline", b"order_cancelled"))
+    (one,) = files.put_back(desk, file, corrected=True)
+    assert one.tally.told() == {"chosen": 1, "imported": 1}
+    (two,) = files.put_back(desk, file, corrected=True)
+    assert two.tally.told() == {"chosen": 1, "already_there": 1}
+    consumer.start()
+    assert replay(desk, QUEUE, ALL, None, FAST).tally.told() == {"chosen": 1, "applied": 1}
+    ((corrected, _),) = consumer.heard
+    assert corrected != event.message_id
+    (three,) = files.put_back(desk, file, corrected=True)
+    assert three.tally.told() == {"chosen": 1, "imported": 1}
+    assert replay(desk, QUEUE, ALL, None, FAST).tally.told() == {"chosen": 1, "applied": 1}
+    assert effects(database) == {event.payload.order_id: 1}
+
+
+# --- census -----------------------------------------------------------------------------------------------------
+
+
+def test_a_crash_is_found_and_written_down(desk, stranger, mail, database):
+    (event,) = cancellations(1)
+    body = event.to_json().encode()
+    stranger(body, {"x-death": [{"reason": "delivery_limit", "time": datetime(2026, 1, 14), "queue": QUEUE}]})
+    count = Census()
+    assert count.run_once(desk) == 0  # it may be on its way
+    assert count.run_once(desk) == 1
+    row = row_of(database, event.message_id)
+    assert (row["reason"], row["order_id"], row["left_at"]) == (CRASH, event.payload.order_id, None)
+    assert row["died_at"] == datetime(2026, 1, 14, tzinfo=UTC)
+    assert until(lambda: mail.waiting(DLQ) == 1)
+    assert count.run_once(desk) == count.run_once(desk) == 0
+
+
+def test_nonsense_in_a_message_does_not_stop_the_census(desk, stranger, database):
+    body = json.dumps({"message_id": str(uuid4()), "type": "\ud800", "trace_id": "a\0b"}).encode()
+    stranger(
+        body,
+        {
+            "x-attempt": 2**62,
+            "x-replays": 2**62,
+            "x-error-message": "\ud800\0",
+            "x-last-failed-at": "9999-01-01T00:00:00Z",
+        },
+    )
+    assert census.settle(desk, QUEUE) == 1
+    (row,) = database.rows("payment", "SELECT *, died_at <= now() AS past FROM dead_messages")
+    assert (row["reason"], row["trace_id"], row["past"]) == (UNKNOWN, "a?b", True)
+
+
+def test_what_was_taken_out_by_other_hands_is_marked_gone(desk, kill, mail, database):
+    kill(cancellations(3))
+    database.run("payment", "UPDATE dead_messages SET died_at = died_at - interval '61 s'")
+    mail.all(DLQ)
+    assert census.settle(desk, QUEUE) == 3
+    assert left(database) == {"gone": 3}
+
+
+def test_a_death_on_its_way_to_the_dlq_is_not_marked_gone(desk, kill, mail, database):
+    kill(cancellations(1))
+    mail.all(DLQ)
+    assert census.settle(desk, QUEUE) == 0
+    assert left(database) == {None: 1}
+
+
+def test_the_census_writes_under_the_lock(desk, open_desk, stranger, monkeypatch):
+    """Or what an operator did to a message just then would be written over."""
+    stranger()
+    other, refused = open_desk("bob"), []
+    monkeypatch.setattr(desks, "LOCK_PATIENCE_S", 0)
+    enter = desk.books.enter
+
+    def and_try(*given: Any) -> None:
+        with pytest.raises(Conflict), other.look_into(DLQ, ALL):
+            pass
+        refused.append(1)
+        enter(*given)
+
+    monkeypatch.setattr(desk.books, "enter", and_try)
+    assert census.settle(desk, QUEUE) == 1
+    assert refused
+
+
+# --- one at a time ----------------------------------------------------------------------------------------------
+
+
+def test_a_second_operator_is_refused_by_the_name_of_the_first(open_desk, kill, mail, monkeypatch, file):
+    monkeypatch.setattr(desks, "LOCK_PATIENCE_S", 0.2)
+    kill(cancellations(2))
+    first, second = open_desk("ann"), open_desk("bob")
+    with first.operation(Kind.REPLAY, DLQ, ALL, {}):
+        for work in (
+            lambda: replay(second, QUEUE, ALL, None, FAST),
+            lambda: files.discard(second, QUEUE, file, ALL, None),
+            lambda: plan(second, QUEUE, ALL, None),
+            lambda: overview.whole(second, QUEUE, uuid4()),
+        ):
+            with pytest.raises(Conflict, match=f"{DLQ} is being worked on by ann"):
+                work()
+        others = overview.overview(second)
+        assert {one["dlq"]: one["note"] for one in others if one["busy"]} == {DLQ: "being worked on by ann"}
+    assert plan(second, QUEUE, ALL, None)["chosen"] == 2
+
+
+def test_another_dlq_is_free(open_desk):
+    with open_desk("ann").operation(Kind.REPLAY, DLQ, ALL, {}):
+        assert plan(open_desk("bob"), QUEUES[0].name, ALL, None)["chosen"] == 0
+
+
+def test_what_a_dead_operator_began_is_interrupted(open_desk, database):
+    with open_desk("ann").ledger() as ledger:
+        began = models.start(ledger, Kind.REPLAY, DLQ, "ann", "", ALL, {})
+        other = models.start(ledger, Kind.REPLAY, dead_letter_queue(QUEUES[0].name), "ann", "", ALL, {})
+    plan(open_desk("bob"), QUEUE, ALL, None)
+    rows = {row["operation_id"]: row for row in operations(database)}
+    assert (rows[began]["status"], rows[began]["outcome"]) == ("interrupted", "its process died")
+    assert rows[began]["finished_at"] is not None
+    assert rows[other]["status"] == "started"
+
+
+def test_the_ledger_has_it_as_started_before_anything_is_sent(desk, kill, consumer, database, monkeypatch):
+    (event,) = kill(cancellations(1))
+    publish, seen = desk.publish, []
+
+    def spy(messages: list[Outgoing]) -> None:
+        seen.append(
+            (operations(database)[0]["status"], fates(database), row_of(database, event.message_id)["left_how"])
+        )
+        publish(messages)
+
+    monkeypatch.setattr(desk, "publish", spy)
+    consumer.start()
+    replay(desk, QUEUE, Filter(ids=frozenset(ids_of([event]))), None, Pace(5.0, (1,)))
+    assert seen == [("started", {"started": 1}, None)]
+    (operation,) = operations(database)
+    assert operation["filter"] == {"ids": [str(event.message_id)]}
+    assert operation["options"] == {"max": None, "rate": 5.0, "ramp": [1], "force": False, "stop_on_redeath": False}
+    (message,) = database.rows("ops", "SELECT * FROM operation_messages")
+    assert (message["message_id"], message["order_id"]) == (event.message_id, event.payload.order_id)
+    assert (message["trace_id"], message["event_type"]) == (event.trace_id, "order.cancelled")
+
+
+# --- looking ----------------------------------------------------------------------------------------------------
+
+
+def test_the_overview_counts_what_is_there_and_what_is_written_down(desk, kill, stranger):
+    kill(cancellations(2))
+    stranger()
+    (one,) = [one for one in overview.overview(desk) if one["messages"]]
+    assert (one["dlq"], one["messages"], one["recorded"], one["note"]) == (DLQ, 3, 2, "2 written down")
+    assert one["reasons"] == [{"reason": "unexpected_event", "count": 2}]
+    (one,) = [one for one in overview.overview(desk, scan=True) if one["messages"]]
+    assert one["reasons"] == [{"reason": "unexpected_event", "count": 2}, {"reason": UNKNOWN, "count": 1}]
+    assert one["oldest"] <= one["newest"]
+
+
+def test_groups_are_the_same_by_the_books_and_by_the_queue(desk, kill, mail):
+    kill(cancellations(3))
+    (written,), (scanned,) = overview.groups(desk, QUEUE), overview.groups(desk, QUEUE, scan=True)
+    for name in ("reason", "error_class", "event_type", "count", "example_error"):
+        assert written[name] == scanned[name]
+    assert written["count"] == 3
+
+
+@pytest.mark.parametrize("body", [b"[" * 100_000, b"\xff", b"1234", b'{"a": "\\ud800"}', b""])
+def test_any_message_can_be_shown(desk, stranger, body):
+    message_id = stranger(body, {"x-error-message": "\x1b[2J"})
+    shown = overview.whole(desk, QUEUE, message_id)
+    json.dumps(shown)
+    assert shown["message"]["message_id"] == str(message_id)
+    with pytest.raises(NotFound):
+        overview.whole(desk, QUEUE, uuid4())
