@@ -70,6 +70,8 @@ class OperationMessage(Base):
 
 TABLES = frozenset({"operations", "operation_messages"})
 
+FATES_AT_ONCE = 1000
+
 DIED = "its process died"
 
 # A queue's lock lives as long as the session that took it: nobody holds one by having died.
@@ -234,19 +236,22 @@ def history(
 
 
 def fates(connection: Connection, operation_id: uuid.UUID) -> Iterator[dict[str, Any]]:
-    """What became of each message of an operation."""
+    """What became of each message of an operation, read page by page."""
     table = OperationMessage.__table__.c
-    query = select(*table).where(table.operation_id == operation_id).order_by(table.message_id)
-    for row in connection.execution_options(stream_results=True).execute(query).mappings():
-        yield {
-            "message_id": str(row["message_id"]),
-            "order_id": str(row["order_id"]) if row["order_id"] else None,
-            "trace_id": row["trace_id"],
-            "event_type": row["event_type"],
-            "fate": row["fate"],
-            "reason": row["reason"],
-            "at": timestamp(row["at"]),
-        }
+    query = select(*table).where(table.operation_id == operation_id).order_by(table.message_id).limit(FATES_AT_ONCE)
+    last = uuid.UUID(int=0)
+    while rows := connection.execute(query.where(table.message_id > last)).mappings().all():
+        last = rows[-1]["message_id"]
+        for row in rows:
+            yield {
+                "message_id": str(row["message_id"]),
+                "order_id": str(row["order_id"]) if row["order_id"] else None,
+                "trace_id": row["trace_id"],
+                "event_type": row["event_type"],
+                "fate": row["fate"],
+                "reason": row["reason"],
+                "at": timestamp(row["at"]),
+            }
 
 
 def exported_as(connection: Connection, sha256: str) -> dict[str, Any] | None:
