@@ -311,12 +311,11 @@ def dlq_peek(queue: str, most: int, as_json: bool, **given: Any) -> None:
         print_json({"messages": [_line(one) for one in held], "matching": chosen, "in_queue": total})
         return
     print_table(
-        ("message_id", "event type", "order", "reason", "tries", "replays", "first failed", "error"),
+        ("message_id", "event type", "reason", "tries", "replays", "first failed", "error"),
         [
             (
                 one.letter.message_id,
                 one.letter.event_type,
-                one.letter.order_id,
                 one.letter.reason,
                 one.letter.attempts,
                 one.letter.replays,

@@ -38,7 +38,7 @@ class BrokerSilent(OSError):
 
 
 class Line:
-    """An open connection with one channel. Only one greenlet may read from it; any may write."""
+    """An open connection with a channel, or several. Only one greenlet may read from it; any may write."""
 
     def __init__(self, uri: str, heartbeat_s: float) -> None:
         """Connect within CONNECT_TIMEOUT_S. Raises one of BROKER_ERRORS."""
@@ -58,15 +58,20 @@ class Line:
         try:
             with eventlet.Timeout(CONNECT_TIMEOUT_S * 2, TimeoutError("the broker did not finish the handshake")):
                 self.connection.connect()
-                self.channel = self.connection.channel()
-                # Bodies stay bytes: a sender's content_encoding could make text of them that nothing can encode.
-                self.channel.auto_decode = False
+                self.channel = self.open()
         except BaseException:
             self.drop()
             raise
         self._heard = time.monotonic()
         self._bytes_heard = self.connection.bytes_recv
         self._pulse = eventlet.spawn(self._send_heartbeats)
+
+    def open(self) -> amqp.Channel:
+        """A channel; the first is `channel`. Raises one of BROKER_ERRORS."""
+        channel = self.connection.channel()
+        # Bodies stay bytes: a sender's content_encoding could make text of them that nothing can encode.
+        channel.auto_decode = False
+        return channel
 
     def read(self, timeout_s: float) -> bool:
         """Handle what the broker sends next; False when nothing came in time. Raises one of BROKER_ERRORS."""

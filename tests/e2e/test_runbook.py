@@ -5,6 +5,7 @@ With RUNBOOK=write in the environment the page gets what is printed now: look at
 
 from __future__ import annotations
 
+import getpass
 import os
 import re
 import subprocess
@@ -19,6 +20,7 @@ from topology.table import EVENTS_EXCHANGE
 
 PAGE = ROOT / "docs" / "operations.md"
 SECTION = "## Dead messages\n"
+OPERATOR_NAME = "ann@ops"
 OPERATOR = Identity("operator", ("operator",))
 
 UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -95,9 +97,8 @@ class Runbook:
                 else:
                     said.append(line[4:])
             else:
-                if command and (line or said):
-                    page += self.paste(command, said)
-                    command, said = None, []
+                page += self.paste(command, said)
+                command, said = None, []
                 scene = re.fullmatch(r"<!-- scene: (\w+) -->", line)
                 if scene:
                     getattr(self, scene[1])()
@@ -108,6 +109,7 @@ class Runbook:
         """Run a command as it stands on the page, with the ids of this run; the page as it should read."""
         if command is None:
             return []
+        login, node = getpass.getuser(), os.uname().nodename
         real = UUID.sub(lambda found: self.ids.get(found[0], found[0]), command)
         environment = {**os.environ, "PATH": f"{ECOM.parent}:{os.environ['PATH']}"}
         ended = subprocess.run(
@@ -129,7 +131,11 @@ class Runbook:
             self.wrong.append(f"$ {real}\nthe page says:\n{joined(said)}\nit prints:\n{joined(printed)}")
         for known, new in zip(UUID.findall(joined(said)), UUID.findall(joined(printed)), strict=False):
             self.ids.setdefault(known, new)
-        return [f"    $ {real}", *(f"    {line}".rstrip() for line in printed)]
+        # The page is for outsiders: it names nobody's login and no machine.
+        return [
+            f"    $ {real}",
+            *(f"    {line.replace(f'{login}@{node}', OPERATOR_NAME)}".rstrip() for line in printed),
+        ]
 
 
 def joined(lines: list[str]) -> str:
