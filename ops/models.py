@@ -222,7 +222,8 @@ def fates(connection: Connection, operation_id: uuid.UUID) -> Iterator[dict[str,
     """What became of each message of an operation."""
     table = OperationMessage.__table__.c
     query = select(*table).where(table.operation_id == operation_id).order_by(table.message_id)
-    for row in connection.execution_options(stream_results=True).execute(query).mappings():
+    # All at once: a cursor on the server needs a transaction, and the ledger's connections have none.
+    for row in connection.execute(query).mappings():
         yield {
             "message_id": str(row["message_id"]),
             "order_id": str(row["order_id"]) if row["order_id"] else None,
