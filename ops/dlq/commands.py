@@ -195,7 +195,9 @@ def _desk(actor: str | None = None, why: str = "", progress: bool = False) -> It
 
 @contextmanager
 def _bars(shown: bool) -> Iterator[tuple[Callable[[int, int], None], Callable[[Run], None]]]:
-    """A bar for the reading of a DLQ and one for the work, on a terminal."""
+    """A bar for the reading of a DLQ and one for the work, on a terminal. Between them there is none: it would hide
+    the question that is asked there.
+    """
     if not shown:
         yield lambda read, total: None, lambda run: None
         return
@@ -203,12 +205,17 @@ def _bars(shown: bool) -> Iterator[tuple[Callable[[int, int], None], Callable[[R
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True), transient=True) as bars:
+    bars = Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True), transient=True)
+    try:
         reading = bars.add_task("reading", total=None, note="")
         working = bars.add_task("", total=None, note="", visible=False)
 
         def seen(read: int, total: int) -> None:
             bars.update(reading, completed=read, total=total)
+            if read < total:
+                bars.start()
+            else:
+                bars.stop()
 
         def told(run: Run) -> None:
             bars.update(reading, visible=False)
@@ -222,8 +229,11 @@ def _bars(shown: bool) -> Iterator[tuple[Callable[[int, int], None], Callable[[R
                 note=run.sentence(),
                 visible=True,
             )
+            bars.start()
 
         yield seen, told
+    finally:
+        bars.stop()
 
 
 # --- looking ------------------------------------------------------------------------------------------------------

@@ -122,8 +122,8 @@ def _follow(session: Session, events: Sequence[Envelope]) -> dict[UUID, Verdict]
         step = order.follow(known, event.payload, uuid7())
         if step.repeated:
             return Prediction.STALE, f"the order is {known.status} and has followed it"
-        if step.order.status == known.status and not step.tells:
-            return Prediction.STALE, f"the order is {known.status} and stays so"
+        if step.order.status == known.status:
+            return Prediction.APPLY, f"the order is {known.status} and stays so: it is a step of its timeline"
         return Prediction.APPLY, f"the order is {known.status} and becomes {step.order.status}"
 
     return _judged(events, decide)

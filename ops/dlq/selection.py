@@ -158,8 +158,9 @@ class Selection:
                 yield self._keep(tag, content, letter)
             elif letter.message_id in self._out:
                 self._again.append(self._keep(tag, content, letter))
-            if number % TELL_EVERY == 0 or number == total:
+            if number % TELL_EVERY == 0 and number < total:
                 self._tell(number, total)
+        self._tell(total, total)
 
     def _keep(self, tag: int, content: Content, letter: Letter | None = None) -> Slot:
         letter = letter or letter_of(content)
