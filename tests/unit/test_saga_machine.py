@@ -170,7 +170,7 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_orders_come_to_rest_and_the_books_agree_whatever_happens(long: bool) -> None:
     Saga.reached.clear()
 
-    drive(10_000, derandomize=False, stateful_step_count=50) if long else drive(500)
+    drive(5_000, derandomize=False, stateful_step_count=50) if long else drive(500)
 
     unreached = [row for row in domain.TABLE if not any((at, row.hears) in Saga.reached for at in row.states)]
     assert [row for row in unreached if not NEVER.issuperset((at, row.hears) for at in row.states)] == []
