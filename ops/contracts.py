@@ -1,4 +1,4 @@
-"""Writes docs/contracts from the catalogue and the topology: `python -m ops.contracts`.
+"""Writes docs/contracts from the catalogue and the topology, and docs/sagas.md: `python -m ops.contracts`.
 
 One JSON Schema for each event type, and an AsyncAPI 3 document of who tells and hears what. A test fails when the
 files are not what this writes.
@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ops import diagrams
 from shared.events import CATALOGUE, CONTRACT_VERSION, UNHEARD, json_schema
 from topology.table import EVENTS_EXCHANGE, QUEUES, Queue, hears
 
@@ -109,6 +110,7 @@ def main() -> None:
         path = FOLDER / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text(document), encoding="utf-8")
+    diagrams.FILE.write_text(diagrams.document(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,207 @@
+"""Whatever happens in whatever order, orders come to rest and the books of all three services agree.
+
+Hypothesis drives the services' own handlers (tests/unit/saga.py): it delivers in any order, repeats, loses, buries and
+replays messages, freezes replicas, cancels, lets the deadline strike and retries refunds.
+
+Which messages die as `unexpected_event` in such a history: none, in any of the three services. The rows for that are
+for what nobody tells as things are: a provider that changes its mind about a key, or somebody at the shell.
+"""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any, ClassVar
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from inventory_service import domain as inventory
+from order_service import domain
+from order_service.domain import ANY, Rule, Status
+from shared.errors import Conflict, UnexpectedEvent
+from tests.unit.saga import AWAY, DECLINES, FATES, SILENT, WILLING, World, on_memory
+
+ORDERS = 4
+STOCK = {"lamp": 3, "desk": 2}
+
+somewhere = st.integers(0, 2**16)  # in a list whose length is not known before; taken modulo
+# More often than not the provider does what it is there for.
+fates = st.sampled_from((WILLING, WILLING, WILLING, DECLINES, *FATES))
+how_far = st.sampled_from((0, 1, 3, 4, 8))
+basket = st.dictionaries(st.sampled_from(sorted(STOCK)), st.integers(1, 2), min_size=1)
+
+# What no history comes to, since a provider never changes its mind about a key and payment gives back once.
+NEVER = {
+    (Status.CANCELLED, "payment.refunded"),
+    (Status.REFUND_FAILED, "payment.refunded"),
+    *((at, "payment.refund_failed") for at in ANY - {Status.REFUND_PENDING}),
+}
+
+
+class Saga(RuleBasedStateMachine):
+    """Everything that can happen to orders."""
+
+    reached: ClassVar[set[tuple[Status, str]]] = set()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World(STOCK)
+        self.seed = 0
+        self.late = False
+
+    def _pick(self, among: list[Any], where: int) -> Any:
+        return among[where % len(among)]
+
+    @initialize(seed=somewhere, late=st.booleans(), items=basket, far=how_far)
+    def begin(self, seed: int, late: bool, items: dict[str, int], far: int) -> None:
+        self.seed, self.late = seed, late
+        self.place(items, far)
+
+    @precondition(lambda self: len(self.world.order.orders) < ORDERS)
+    @rule(items=basket, far=how_far)
+    def place(self, items: dict[str, int], far: int) -> None:
+        """An order that gets so far before anything happens to it."""
+        self.world.place(items)
+        for _ in range(far):
+            if self.world.waiting:
+                self.world.deliver(self.world.waiting[0])
+
+    @precondition(lambda self: self.world.waiting)
+    @rule(wheres=st.lists(somewhere, min_size=1, max_size=6), fate=fates)
+    def deliver(self, wheres: list[int], fate: str) -> None:
+        for where in wheres:
+            if self.world.waiting:
+                self.world.deliver(self._pick(self.world.waiting, where), fate)
+
+    @precondition(lambda self: self.world.waiting)
+    @rule(where=somewhere, fate=fates, survives=st.booleans())
+    def hang_or_die(self, where: int, fate: str, survives: bool) -> None:
+        asking = [message for message in self.world.waiting if self.world.handlers[message.queue][2]]
+        if asking:
+            self.world.freeze(self._pick(asking, where), fate, survives)
+
+    @precondition(lambda self: self.world.frozen)
+    @rule(where=somewhere)
+    def thaw(self, where: int) -> None:
+        self.world.thaw(where % len(self.world.frozen))
+
+    @rule(where=somewhere)
+    def repeat(self, where: int) -> None:
+        self.world.repeat(self._pick(self.world.told, where))
+
+    @precondition(lambda self: self.world.waiting)
+    @rule(where=somewhere)
+    def bury(self, where: int) -> None:
+        self.world.bury(self._pick(self.world.waiting, where))
+
+    @precondition(lambda self: self.world.dead)
+    @rule(where=somewhere)
+    def replay(self, where: int) -> None:
+        self.world.replay(self._pick(self.world.dead, where))
+
+    @rule(where=somewhere, key=st.sampled_from("ab"))
+    def cancel(self, where: int, key: str) -> None:
+        self.world.cancel(self._pick(list(self.world.order.orders), where), key)
+
+    @rule(wheres=st.lists(somewhere, min_size=1, max_size=2))
+    def deadline(self, wheres: list[int]) -> None:
+        orders = list(self.world.order.orders)
+        self.world.deadline(list({self._pick(orders, where): None for where in wheres}))
+
+    @rule(where=somewhere)
+    def retry_refund(self, where: int) -> None:
+        self.world.retry_refund(self._pick(list(self.world.order.orders), where))
+
+    @rule(fate=st.sampled_from((WILLING, WILLING, SILENT, AWAY)), where=somewhere)
+    def settle(self, fate: str, where: int) -> None:
+        waiting = self.world.waiting
+        self.world.settle(fate, meanwhile=self._pick(waiting, where) if waiting else None)
+
+    @precondition(lambda self: self.world.bank.under_way)
+    @rule(willing=st.booleans())
+    def arrive(self, willing: bool) -> None:
+        self.world.bank.arrive(willing)
+
+    @rule(seed=somewhere, late=st.booleans())
+    def drain(self, seed: int, late: bool) -> None:
+        self.world.drain(Random(seed), late)
+        self.world.check_rest()
+
+    @invariant()
+    def the_books_agree(self) -> None:
+        self.world.check()
+
+    def teardown(self) -> None:
+        self.world.drain(Random(self.seed), self.late)
+        self.world.check_rest()
+        Saga.reached |= self.world.reached
+
+
+def drive(examples: int, **how: Any) -> None:
+    """Run the machine; the same way each time unless told otherwise."""
+    chosen = {"derandomize": True, "stateful_step_count": 25, **how}
+    run_state_machine_as_test(
+        Saga,
+        settings=settings(
+            max_examples=examples,
+            database=None,
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+            **chosen,
+        ),
+    )
+
+
+@pytest.fixture(autouse=True)
+def memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_memory(monkeypatch)
+
+
+@pytest.mark.timeout(1800)
+def test_orders_come_to_rest_and_the_books_agree_whatever_happens(long: bool) -> None:
+    Saga.reached.clear()
+
+    drive(5_000, derandomize=False, stateful_step_count=50) if long else drive(500)
+
+    unreached = [row for row in domain.TABLE if not any((at, row.hears) in Saga.reached for at in row.states)]
+    assert [row for row in unreached if not NEVER.issuperset((at, row.hears) for at in row.states)] == []
+    assert Saga.reached & NEVER == set()
+
+
+def breaks() -> None:
+    """The machine finds fault, and is spared looking for the smallest history that shows it."""
+    with pytest.raises((AssertionError, UnexpectedEvent, Conflict)):
+        drive(300, phases=[Phase.generate], report_multiple_bugs=False)
+
+
+def is_needed(row: Rule) -> bool:
+    return any((at, row.hears) not in NEVER for at in row.states) and not row.older_refund
+
+
+def name_of(row: Rule) -> str:
+    return f"{row.hears} in {' '.join(sorted(row.states))}"
+
+
+@pytest.mark.parametrize("row", [row for row in domain.TABLE if is_needed(row)], ids=name_of)
+def test_without_any_one_row_of_an_order_the_machine_finds_fault(row: Rule, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(domain, "TABLE", tuple(other for other in domain.TABLE if other is not row))
+
+    breaks()
+
+
+@pytest.mark.parametrize("row", [row for row in inventory.TABLE if row[1] != inventory.RESERVE], ids=" ".join)
+def test_without_any_one_row_of_a_reservation_the_machine_finds_fault(
+    row: tuple[inventory.State, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(inventory.TABLE, row)
+
+    breaks()

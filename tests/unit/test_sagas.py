@@ -1,0 +1,95 @@
+"""docs/sagas.md is what the rules say, and the services' handlers play each saga as it is drawn."""
+
+from collections import Counter
+
+import pytest
+
+from inventory_service.domain import State
+from ops import diagrams
+from ops.diagrams import Play, moves, sagas, sequence, states
+from order_service import domain
+from order_service.domain import Status
+from payment_service.domain import Status as PaymentStatus
+from tests.unit.saga import DECLINES, WILLING, World, on_memory
+
+CANCELLED_ORDER = (Status.CANCELLED, State.RELEASED, PaymentStatus.REFUNDED)
+# How the order, its reservation and its payment end.
+ENDS = {
+    "Paid": (Status.PAID, State.COMMITTED, PaymentStatus.COMPLETED),
+    "Out of stock": (Status.CANCELLED, State.REFUSED, PaymentStatus.VOID),
+    "Payment failed": (Status.CANCELLED, State.RELEASED, PaymentStatus.FAILED),
+    "Cancelled after payment": CANCELLED_ORDER,
+    "Refund failed, and retried by an operator": CANCELLED_ORDER,
+}
+
+
+def test_the_document_is_what_the_rules_say() -> None:
+    assert diagrams.FILE.read_text(encoding="utf-8") == diagrams.document(), "run: python -m ops.contracts"
+
+
+def test_every_row_of_the_table_is_drawn_or_listed() -> None:
+    assert len(moves()) == sum(len(row.states) for row in domain.TABLE)
+    drawn, listed = "\n".join(states()), "\n".join(diagrams.unchanged())
+    for before, words, after, tells in moves():
+        shown = f"{before} --> {after}: {words}" in drawn
+        assert shown == (before != after or bool(tells))
+        assert shown or f"| {words} |" in listed
+        assert all(type_ in drawn for type_ in tells)
+
+
+def test_each_saga_is_drawn() -> None:
+    assert sagas().keys() == ENDS.keys()
+    for play in sagas().values():
+        drawn = "\n".join(sequence(play))
+        assert all(type_ in drawn for type_ in play.told)
+
+
+@pytest.mark.parametrize("title", ENDS)
+def test_each_saga_ends_as_its_title_says(title: str) -> None:
+    play = sagas()[title]
+
+    assert play.reservation is not None
+    assert play.payment is not None
+    assert (play.order.status, play.reservation.state, play.payment.status) == ENDS[title]
+    assert play.answers == []
+
+
+class Acted:
+    """The same saga, acted by the services' own handlers: each message in the order in which it was told."""
+
+    def __init__(self, on_hand: int) -> None:
+        self.world = World({"lamp": on_hand})
+        self.order_id = self.world.place({"lamp": 2})
+
+    def run(self, fate: str = WILLING) -> None:
+        while self.world.waiting:
+            self.world.deliver(self.world.waiting[0], fate)
+
+
+def acted(title: str) -> World:
+    saga = Acted(on_hand=0 if title == "Out of stock" else 10)
+    saga.run(DECLINES if title == "Payment failed" else WILLING)
+    if "Cancelled" in title:
+        saga.world.cancel(saga.order_id, "a")
+        saga.run()
+    if "retried" in title:
+        saga.world.cancel(saga.order_id, "a")
+        saga.run(DECLINES)
+        saga.world.retry_refund(saga.order_id)
+        saga.run()
+    return saga.world
+
+
+@pytest.mark.parametrize("title", ENDS)
+def test_the_handlers_tell_what_is_drawn_in_the_same_order(title: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_memory(monkeypatch)
+    play: Play = sagas()[title]
+
+    world = acted(title)
+
+    assert [event.type for event in world.told] == play.told
+    (order,) = world.order.orders.values()
+    (reservation,) = world.inventory.reservations.values()
+    (payment,) = world.payment.payments.values()
+    assert (order.status, reservation.state, payment.status) == ENDS[title]
+    assert Counter(play.told)["order.cancelled"] == (order.status == Status.CANCELLED)
