@@ -85,12 +85,13 @@ def test_every_queue_is_bound_to_what_its_row_says_and_by_name_to_its_services_f
         ]
         for name in (queue.name, *table.retry_queues(queue.name), table.dead_letter_queue(queue.name)):
             assert (f"ecom.failed.{queue.service}", name, name) in bindings
-    assert {exchange for exchange, _, _ in bindings} == set(table.exchanges())
+    assert {exchange for exchange, _, _ in bindings} == set(table.exchanges()) - {table.HINTS_EXCHANGE}
 
 
 def test_the_events_exchange_is_the_only_topic_exchange():
     kinds = table.exchanges()
     assert kinds.pop(table.EVENTS_EXCHANGE) == "topic"
+    assert kinds.pop(table.HINTS_EXCHANGE) == "fanout"
     assert set(kinds.values()) == {"direct"}
 
 
