@@ -66,6 +66,13 @@ class Flow:
         answer.raise_for_status()
         return dict(answer.json())
 
+    def cancel(self, order_id: str, user: str = "customer", key: str | None = None) -> dict[str, Any]:
+        """Cancel an order; the order as it is after that."""
+        path = f"/api/orders/{order_id}/cancel"
+        answer = self.send("POST", path, user=user, Idempotency_Key=key or str(uuid.uuid4()))
+        answer.raise_for_status()
+        return dict(answer.json())
+
     def at_rest(self, order_id: str, patience_s: float = PATIENCE_S) -> dict[str, Any]:
         """The order once it has come to rest. Raises TimeoutError."""
         return dict(
