@@ -138,7 +138,12 @@ class Connection(HttpOnlyProtocol):
     def finish(self) -> None:
         if self.refused is not None:
             linger(self.connection)
-        super().finish()
+        try:
+            super().finish()
+        finally:
+            # Where the client has gone, closing what could not be written fails, and eventlet closes no more: the file
+            # would stay open until the garbage collector comes.
+            self.rfile.close()
 
 
 class Server(wsgi.Server):

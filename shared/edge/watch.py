@@ -119,7 +119,8 @@ class Watch(OnLine):
         `has_gone` is asked once a second whether anybody still wants to know.
         """
         waiter = Waiter(has_gone)
-        waiter.ended = self.stopped
+        if self.stopped:
+            waiter.end()
         self._waiters.setdefault(id_, set()).add(waiter)
         try:
             yield waiter

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 # A call to another service may take 10 s; past this a connection is cut when the service stops.
 DRAIN_S = 15.0
 BACKLOG = 1024
-# 1,000 clients may wait for an order beside all others; one that waits costs about 50 kB.
+# 1,000 clients may wait for an order beside all others; one that waits costs about 40 kB.
 MAX_CONNECTIONS = 4000
 ACCEPT_AGAIN_S = 0.1
 # Of those that are turned away, so many at once are given time to read why.

@@ -39,8 +39,7 @@ class Crowd:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for future in self._asked:
-            future.cancel()
+        asyncio.run_coroutine_threadsafe(self._hang_up(), self._loop).result(10)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -59,6 +58,12 @@ class Crowd:
 
     def _run(self, coroutine: Coroutine[Any, Any, Heard]) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    async def _hang_up(self) -> None:
+        asking = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
 
     async def _ask(self, path: str) -> Heard:
         reader, writer = await asyncio.open_connection(self.host, self.port, limit=HEAD_LIMIT)

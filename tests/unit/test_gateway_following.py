@@ -1,10 +1,12 @@
 """Clients that wait for an order, or hear of its steps: at the door, with no order service."""
 
+import gc
 import socket
 import time
 from contextlib import contextmanager
 
 import eventlet
+import psutil
 import pytest
 
 from gateway import following
@@ -170,6 +172,26 @@ def test_a_client_that_hangs_up_waits_no_more(quick, shop):
     settle(shop, 1)
     happens(shop, "payment.succeeded", "PAID")
     assert stays.wait()[2]["status"] == "PAID"
+
+
+def test_a_client_that_hangs_up_leaves_no_file_open(quick, shop):
+    gc.disable()  # it would close what was forgotten, some day
+    try:
+        assert get(shop).wait()[0] == 200
+        eventlet.sleep(0.05)
+        files = psutil.Process().num_fds()
+        for path in (f"{PATH}?wait=PAID&timeout=25", EVENTS):
+            for how in (b"\0" * 8, b"\1\0\0\0\0\0\0\0"):  # it ends, or resets
+                client = dial(shop)
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, how)
+                client.sendall(request(path))
+                settle(shop, 1)
+                client.close()
+                settle(shop, 0)
+        while psutil.Process().num_fds() > files:
+            eventlet.sleep(0.02)
+    finally:
+        gc.enable()
 
 
 def test_a_client_that_sends_its_next_request_meanwhile_has_not_gone(quick, shop):

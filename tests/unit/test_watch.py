@@ -239,6 +239,7 @@ def test_who_waits_when_the_service_stops_is_answered_with_what_is_known(things)
         # and who comes later waits for nothing
         assert followed(watched, things, seconds=NEVER_S).wait()["version"] == 1
         with watched.waiter("a") as waiter:
+            assert waiter.wait(NEVER_S)
             assert waiter.ended
 
 
