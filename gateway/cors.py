@@ -8,7 +8,7 @@ from werkzeug.wrappers import Response
 
 from shared.edge.http import Environ
 
-MAY_SEND = "Authorization, Content-Type, Idempotency-Key, X-Correlation-ID, traceparent"
+MAY_SEND = "Authorization, Content-Type, Idempotency-Key, Last-Event-ID, X-Correlation-ID, traceparent"
 MAY_READ = "Location, Idempotent-Replayed, X-Correlation-ID, traceparent, Retry-After"
 PREFLIGHT_KEPT_S = 600
 

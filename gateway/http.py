@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import marshmallow
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
@@ -18,6 +18,7 @@ from gateway.cors import Cors
 from gateway.rates import Rates
 from shared import auth, errors
 from shared.config import Settings
+from shared.edge.connection import HAS_GONE
 from shared.edge.http import BODY, Environ, Route, Shared
 from shared.errors import EcomError
 from shared.events import Identity
@@ -96,6 +97,8 @@ class Call:
     body: dict[str, Any] = field(default_factory=dict)
     query: dict[str, Any] = field(default_factory=dict)
     key: str = ""
+    expires_at: int = 0  # when its token ends, in seconds since 1970
+    has_gone: Callable[[], bool] = lambda: False  # whether the client does not wait any more
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,8 @@ class Api(Route):
 
     rates = Shared(Rates)
     content_type = "application/json"
+    # Headers of requests that only such routes read, by name: what it is for, and its shape.
+    reads_headers: ClassVar[dict[str, tuple[str, dict[str, Any]]]] = {}
 
     def __init__(
         self,
@@ -163,26 +168,28 @@ class Api(Route):
         environ = request.environ
         trace_id = trace_of(environ).trace_id
         self.rates.made.check_address(environ["REMOTE_ADDR"])
-        identity = self._identity(environ)
+        claims = self._claims(environ)
+        identity = claims.identity if claims else None
         query = read_query(request, self._query)
         body = read_body(environ, self._body) if self._body else {}
         key = idempotency_key(environ) if self.idempotent else ""
         context: dict[str, Any] = {"trace_id": trace_id}
         if identity is not None:
             context |= {"user_id": identity.user_id, "roles": list(identity.roles)}
-        return (Call(trace_id, identity, body, query, key),), context
+        expires_at = claims.expires_at if claims else 0
+        return (Call(trace_id, identity, body, query, key, expires_at, environ[HAS_GONE]),), context
 
-    def _identity(self, environ: Environ) -> Identity | None:
+    def _claims(self, environ: Environ) -> auth.Claims | None:
         if self.roles is None:
             return None
         scheme, _, token = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
         if scheme.lower() != "bearer":
             raise errors.Unauthenticated
-        identity = auth.verify(token.strip(), self._keys).identity
-        self.rates.made.check_user(identity)
-        if self.roles.isdisjoint(identity.roles):
+        claims = auth.verify(token.strip(), self._keys)
+        self.rates.made.check_user(claims.identity)
+        if self.roles.isdisjoint(claims.identity.roles):
             raise errors.Forbidden
-        return identity
+        return claims
 
     def answer(self, request: Request, result: Any) -> Response:
         result = result if isinstance(result, Answer) else Answer(result)

@@ -89,10 +89,10 @@ def routes(service: type) -> Iterator[tuple[str, Any, Api]]:
 def failures(route: Api) -> dict[int, list[type[EcomError]]]:
     """Every error that a route can give, by status."""
     told: list[type[EcomError]] = [errors.UnknownParameter, *route.fails]
-    if route.query is not None:
+    if route.query is not None or route.reads_headers:
         told.append(errors.BadRequest)
-        if "cursor" in route.query().fields:
-            told.append(errors.InvalidCursor)
+    if route.query is not None and "cursor" in route.query().fields:
+        told.append(errors.InvalidCursor)
     if route.roles is not None:
         told += [errors.Unauthenticated, errors.Forbidden]
     if _in_path(route):
@@ -129,6 +129,10 @@ def _operation(name: str, method: Any, route: Api, plugin: MarshmallowPlugin) ->
                 "schema": {"type": "string", "pattern": KEY_SHAPE, "examples": ["first-order"]},
             }
         )
+    parameters += [
+        {"in": "header", "name": header, "required": False, "description": description, "schema": dict(schema)}
+        for header, (description, schema) in route.reads_headers.items()
+    ]
     operation: dict[str, Any] = {
         "operationId": name,
         "tags": [_tag(route)],

@@ -75,7 +75,7 @@ class Reader:
         if operation.get("security"):
             words.append('-H "Authorization: Bearer $token"')
         for item in operation["parameters"]:
-            if item["in"] == "header":
+            if item["in"] == "header" and item["required"]:
                 words.append(f"-H '{item['name']}: {item['schema']['examples'][0]}'")
         if body is not None:
             words.append("-H 'Content-Type: application/json'")

@@ -229,7 +229,10 @@ def purge_keys(session: Session) -> int:
 def orders_of(session: Session, order_ids: Iterable[uuid.UUID], lock: bool = False) -> dict[uuid.UUID, Order]:
     """The orders with what each has followed, if asked locked in one order for everybody. Two statements."""
     query = select(OrderRow).where(OrderRow.order_id.in_(set(order_ids))).order_by(OrderRow.order_id)
-    rows = session.scalars(query.with_for_update() if lock else query).all()
+    if lock:
+        # What the session read before it had the lock is out of date.
+        query = query.with_for_update().execution_options(populate_existing=True)
+    rows = session.scalars(query).all()
     followed: dict[uuid.UUID, set[tuple[str, uuid.UUID | None]]] = {row.order_id: set() for row in rows}
     heard = select(OrderEventRow.order_id, OrderEventRow.type, OrderEventRow.subject_id).where(
         OrderEventRow.order_id.in_(list(followed)), OrderEventRow.message_id.is_not(None)

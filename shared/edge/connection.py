@@ -48,6 +48,8 @@ LINGER_S = 1.0
 # What the application finds in its environ: the whole body, or why there is none.
 BODY = "ecom.body"
 REFUSED = "ecom.refused"
+# Whether the client is still there, to be asked by who keeps it waiting.
+HAS_GONE = "ecom.has_gone"
 
 DIGITS = re.compile(r"[0-9]{1,18}[ \t]*")
 
@@ -90,6 +92,7 @@ class Connection(HttpOnlyProtocol):
             raise BadRequest("One Content-Length, in digits, is allowed.")
 
     def handle_one_response(self) -> None:
+        self.environ[HAS_GONE] = self.has_gone
         try:
             self.environ[BODY] = self._body()
         except HTTPException as refused:
@@ -98,6 +101,15 @@ class Connection(HttpOnlyProtocol):
         if self.conn_state[2] == wsgi.STATE_CLOSE:
             self.close_connection = True
         super().handle_one_response()
+
+    def has_gone(self) -> bool:
+        """Whether the client has ended its side, so that nobody waits for the answer."""
+        try:
+            return not self.connection.fd.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
     def _body(self) -> bytes:
         """The whole body. Raises the HTTPException that refuses it, or OSError when the client has gone."""
@@ -126,7 +138,12 @@ class Connection(HttpOnlyProtocol):
     def finish(self) -> None:
         if self.refused is not None:
             linger(self.connection)
-        super().finish()
+        try:
+            super().finish()
+        finally:
+            # Where the client has gone, closing what could not be written fails, and eventlet closes no more: the file
+            # would stay open until the garbage collector comes.
+            self.rfile.close()
 
 
 class Server(wsgi.Server):

@@ -11,6 +11,7 @@ from shared.edge import green  # noqa: F401
 # isort: on
 import importlib
 import logging
+import resource
 import signal
 from typing import Any
 
@@ -28,6 +29,9 @@ log = logging.getLogger(__name__)
 MAX_WORKERS = 20
 # The gateway holds no connection for a request: a worker there is a greenlet that waits for an RPC.
 GATEWAY_WORKERS = 200
+
+# Each client holds a file. The usual soft limit of 1,024 is for programs that call select().
+MAX_FILES = 65_536
 
 MODULES = {
     "gateway": "gateway.service",
@@ -71,6 +75,7 @@ def run(service: str, replica: int = 0) -> int:
     if service not in MODULES:
         raise ConfigurationFault(f"there is no service {service!r}; one of {', '.join(MODULES)}")
     settings = read()
+    raise_file_limit()
     logs.configure(settings.log_level, service=service, replica=replica)
     container = ServiceContainer(service_class(service), nameko_config(settings, service, replica))
     asked = Event()
@@ -94,6 +99,14 @@ def run(service: str, replica: int = 0) -> int:
     log.info("%s is up on %s", service, container.config["WEB_SERVER_ADDRESS"])
     container.wait()
     return 0
+
+
+def raise_file_limit() -> None:
+    """Let this process open as many files as it is allowed to, at most MAX_FILES; never fewer than it could."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _pulse() -> None:

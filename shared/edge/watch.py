@@ -18,7 +18,7 @@ from shared.edge.broker import Line
 from shared.edge.rpc import OnLine
 from shared.edge.rpc_proxy import Replies
 from shared.edge.wake import Wake
-from shared.errors import ServiceUnavailable
+from shared.errors import CannotWork, ServiceUnavailable
 from topology.table import HINTS_EXCHANGE
 
 log = logging.getLogger(__name__)
@@ -33,8 +33,10 @@ MOST_IDS = 500
 class Waiter:
     """Somebody who waits for one thing: holds no worker and no connection of ours."""
 
-    def __init__(self) -> None:
+    def __init__(self, has_gone: Callable[[], bool]) -> None:
+        self.has_gone = has_gone
         self.state: dict[str, Any] = {}
+        self.ended = False
         self._wake = Wake()
 
     @property
@@ -42,18 +44,25 @@ class Waiter:
         """Which of its versions is known here; 0 for none."""
         return int(self.state.get("version", 0))
 
-    def see(self, state: dict[str, Any]) -> None:
-        """Take a state, unless it is older than the one known."""
-        if state["version"] > self.version:
+    def know(self, state: dict[str, Any]) -> bool:
+        """Take a state, unless it is no newer than the one known; whether it was taken."""
+        newer = bool(state["version"] > self.version)
+        if newer:
             self.state = state
+        return newer
+
+    def tell(self, state: dict[str, Any]) -> None:
+        """Take a newer state, and stop waiting."""
+        if self.know(state):
             self._wake.send()
 
-    def wake(self) -> None:
-        """Let it look around: the service stops."""
+    def end(self) -> None:
+        """There is no use in waiting any longer: the service stops, or the client has gone."""
+        self.ended = True
         self._wake.send()
 
     def wait(self, seconds: float) -> bool:
-        """Whether something has changed within the time."""
+        """Whether it was told something, or ended, within the time."""
         return self._wake.wait(seconds)
 
 
@@ -96,14 +105,22 @@ class Watch(OnLine):
         """The service stops: whoever waits is to answer with what he has."""
         self.stopped = self._stopping = True
         self._wake.send()
+        for waiter in self._everybody():
+            waiter.end()
+
+    def _everybody(self) -> Iterator[Waiter]:
         for waiters in self._waiters.values():
-            for waiter in waiters:
-                waiter.wake()
+            yield from waiters
 
     @contextmanager
-    def waiter(self, id_: str) -> Iterator[Waiter]:
-        """A waiter for one thing. Register first, then read, then wait: so that nothing is missed in between."""
-        waiter = Waiter()
+    def waiter(self, id_: str, has_gone: Callable[[], bool] = lambda: False) -> Iterator[Waiter]:
+        """A waiter for one thing. Register first, then read, then wait: so that nothing is missed in between.
+
+        `has_gone` is asked once a second whether anybody still wants to know.
+        """
+        waiter = Waiter(has_gone)
+        if self.stopped:
+            waiter.end()
         self._waiters.setdefault(id_, set()).add(waiter)
         try:
             yield waiter
@@ -124,6 +141,9 @@ class Watch(OnLine):
             self._hinted.clear()
             if everything:
                 due = time.monotonic() + LOOK_EVERY_S
+                for waiter in self._everybody():
+                    if waiter.has_gone():
+                        waiter.end()
             for first in range(0, len(ids), MOST_IDS):
                 self._ask(ids[first : first + MOST_IDS])
 
@@ -131,12 +151,15 @@ class Watch(OnLine):
         known = {id_: min(waiter.version for waiter in self._waiters[id_]) for id_ in ids if id_ in self._waiters}
         try:
             states = self.replies.call(self.changed, [known], {}, {}, LOOK_TIMEOUT_S)
-        except ServiceUnavailable as error:
+        except (CannotWork, ServiceUnavailable) as error:
             log.debug("nobody says what has changed: %s", error)
+            return
+        except Exception:  # theirs, and no reason to stop asking
+            log.exception("%s failed", self.changed)
             return
         for state in states:
             for waiter in list(self._waiters.get(state[self.key], ())):
-                waiter.see(state)
+                waiter.tell(state)
 
     # --- hearing ---
 
@@ -164,15 +187,22 @@ class Watch(OnLine):
 Read = Callable[[], dict[str, Any]]
 
 
-def wait_for(watch: Watch, id_: str, read: Read, good: Callable[[dict[str, Any]], bool], seconds: float) -> Any:
-    """The state of a thing once it is good, or as it is when the time is over or the service stops.
+def wait_for(
+    watch: Watch,
+    id_: str,
+    read: Read,
+    good: Callable[[dict[str, Any]], bool],
+    seconds: float,
+    has_gone: Callable[[], bool] = lambda: False,
+) -> Any:
+    """The state of a thing once it is good, or as it is when the time is over, the client gone or the service stops.
 
     `read` gets it the first time, and raises what it raises.
     """
     deadline = time.monotonic() + seconds
-    with watch.waiter(id_) as waiter:
-        waiter.see(read())
-        while not good(waiter.state) and not watch.stopped:
+    with watch.waiter(id_, has_gone) as waiter:
+        waiter.know(read())
+        while not good(waiter.state) and not waiter.ended:
             left = deadline - time.monotonic()
             if left <= 0 or not waiter.wait(left):
                 break

@@ -29,7 +29,9 @@ log = logging.getLogger(__name__)
 
 # A call to another service may take 10 s; past this a connection is cut when the service stops.
 DRAIN_S = 15.0
-BACKLOG = 512
+BACKLOG = 1024
+# 1,000 clients may wait for an order beside all others; one that waits costs about 40 kB.
+MAX_CONNECTIONS = 4000
 ACCEPT_AGAIN_S = 0.1
 # Of those that are turned away, so many at once are given time to read why.
 MAX_LINGERING = 16
@@ -59,7 +61,7 @@ def protect(response: Response, environ: Environ) -> None:
 
 def max_connections() -> int:
     """Half of the process's file descriptors: the rest is for its database, its broker and its files."""
-    return min(1000, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+    return min(MAX_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
 
 
 class WebServer(nameko.web.server.WebServer):

@@ -118,6 +118,10 @@ class System:
         """The running processes of a service: pid by name."""
         return {name: pid for name, pid in self.supervisor.pids().items() if name.rpartition("-")[0] == service}
 
+    def ecom(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """One command of an operator's."""
+        return subprocess.run([ECOM, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+
     def kill(self, *names: str) -> None:
         """SIGKILL replicas, as a power cut would."""
         for name in names:

@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from tests.e2e.system import ROOT, System, eventually
 HUGE = 10**30
 STRANGER = "nobody-of-that-role"
 PREFIXES = ("/api/", "/api/v1/")
+EVENT_STREAM = "text/event-stream"
 # Past the server's 64 kB.
 TOO_LARGE = b" " * (64 * 1024 + 1)
 
@@ -121,9 +123,14 @@ class Api:
         sent = request.body
         if sent is not None and not isinstance(sent, bytes | Iterator):
             sent = json.dumps(sent).encode()
-        return self.http.request(
-            request.method, self.url + request.path, request.query, sent, request.headers, timeout=15
+        answer = self.http.request(
+            request.method, self.url + request.path, request.query, sent, request.headers, timeout=15, stream=True
         )
+        if answer.headers["Content-Type"] == EVENT_STREAM:
+            answer.close()  # it would last for minutes
+        else:
+            assert answer.content is not None
+        return answer
 
     def versions(self, request: Request) -> list[Request]:
         """The same by every name of its path."""
@@ -533,6 +540,10 @@ def test_real_answers_look_as_the_document_says_and_hold_nothing_else(system: Sy
     order = flow.at_rest(posted["order_id"])
     refused = flow.at_rest(flow.order("contract", payment="mock_declined")["order_id"])
     flow.timeline(refused["order_id"], last="inventory.released")
+    kept = flow.at_rest(flow.order("contract", payment="mock_refund_declined")["order_id"])["order_id"]
+    flow.cancel(kept)
+    assert flow.at_rest(kept)["status"] == "REFUND_FAILED"
+    found = f"status=PAID&user=customer&from=2026-01-14T10:30:00Z&to={datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
     def reservation() -> dict[str, Any]:
         return {"order_id": str(uuid.uuid4()), "items": [{"sku": "contract", "quantity": 2}]}
@@ -555,7 +566,14 @@ def test_real_answers_look_as_the_document_says_and_hold_nothing_else(system: Sy
         ("GET", "/api/orders", "customer", None),
         ("GET", f"/api/orders?idempotency_key={key}", "customer", None),
         ("GET", f"/api/orders/{order['order_id']}", "customer", None),
+        ("GET", f"/api/orders?{found}", "operator", None),
         ("GET", f"/api/orders/{refused['order_id']}", "auditor", None),
+        ("GET", f"/api/orders/{order['order_id']}?wait=PAID,CANCELLED&timeout=5", "customer", None),
+        ("GET", f"/api/orders/{order['order_id']}?wait=REFUND_FAILED&timeout=1", "customer", None),
+        ("POST", f"/api/orders/{refused['order_id']}/cancel", "customer", None),
+        ("POST", f"/api/orders/{kept}/cancel", "admin", None),
+        ("POST", f"/api/orders/{kept}/refund/retry", "operator", None),
+        ("GET", f"/api/orders/{kept}/timeline", "operator", None),
         ("GET", f"/api/orders/{order['order_id']}/timeline", "customer", None),
         ("GET", f"/api/orders/{refused['order_id']}/timeline", "customer", None),
         ("PUT", "/api/stocks/contract-2", "admin", {"on_hand": 5}),
@@ -583,8 +601,38 @@ def test_real_answers_look_as_the_document_says_and_hold_nothing_else(system: Sy
         assert response is not None, f"{operation}: {answer.status_code} is not in the document"
         conform(api, answer.json(), response["content"]["application/json"]["schema"])
         answered.add(str(operation))
-    pages = {"GET /docs"}
-    assert answered | pages == {str(operation) for operation in api.operations}
+    assert flow.at_rest(kept)["status"] == "REFUND_FAILED"
+    # What is no JSON has tests of its own.
+    others = {"GET /docs", "GET /api/orders/{order_id}/events"}
+    assert answered | others == {str(operation) for operation in api.operations}
+
+
+def test_a_real_stream_tells_the_steps_of_the_timeline_in_the_form_of_the_standard(system: System, api: Api) -> None:
+    flow = system.flow()
+    flow.stock("contract", 100)
+    order_id = flow.at_rest(flow.order("contract")["order_id"])["order_id"]
+    steps = flow.timeline(order_id, last="inventory.committed")["steps"]
+    url = f"{api.url}/api/orders/{order_id}/events"
+    headers = {"Authorization": f"Bearer {flow.token('customer')}"}
+    with requests.get(url, headers=headers, stream=True, timeout=15) as answer:
+        assert (answer.status_code, answer.headers["Content-Type"]) == (200, EVENT_STREAM)
+        assert operation_of(api, "GET", f"/api/orders/{order_id}/events").told["responses"]["200"][
+            "content"
+        ].keys() == {EVENT_STREAM}
+        lines = answer.iter_lines(chunk_size=1, decode_unicode=True)
+        assert [next(lines), next(lines)] == ["retry: 1000", ""]
+        for step in steps:
+            told = [next(lines) for _ in range(4)]
+            assert told == [f"id: {step['id']}", f"event: {step['event']}", told[2], ""]
+            assert json.loads(told[2].removeprefix("data: ")) == step
+            conform(api, step, {"$ref": "#/components/schemas/Step"})
+
+
+@pytest.mark.parametrize("last", ["", "x", "-1", "1.5", "9" * 19])
+def test_a_last_event_id_that_is_none_is_400(api: Api, last: str) -> None:
+    (operation,) = [operation for operation in api.operations if operation.path.endswith("/events")]
+    bad = api.allowed(operation).with_headers(Last_Event_ID=last)
+    assert list(problems(api, operation, bad, 400, "bad_request", last)) == []
 
 
 def operation_of(api: Api, method: str, path: str) -> Operation:

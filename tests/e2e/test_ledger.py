@@ -97,6 +97,25 @@ PLANTED = {
         f"DELETE FROM inventory_release_events {OF_ORDER}",
         "audited as None, is 2",
     ),
+    "a refund that the provider never made": (
+        "order_cancelled",
+        "payment",
+        f"DELETE FROM provider_ledger {OF_ORDER} AND kind = 'refund'",
+        "its ledger does not fit",
+    ),
+    "a paid order that was given back": ("PAID", "payment", CHARGE.replace("'charge'", "'refund'"), "its ledger"),
+    "a cancelled order whose sale was not undone": (
+        "order_cancelled",
+        "inventory",
+        f"DELETE FROM stock_movements {OF_ORDER} AND change > 0",
+        "moved instead of",
+    ),
+    "a refund under way": (
+        "order_cancelled",
+        "order",
+        f"UPDATE orders SET status = 'REFUND_PENDING' {OF_ORDER}",
+        "is REFUND_PENDING",
+    ),
     "a reservation for no order": (
         "PAID",
         "order",
@@ -119,6 +138,10 @@ def orders(system: System) -> dict[str, str]:
         flow.order("books", 2, payment="mock_declined"),
     ]
     ended = [flow.at_rest(order["order_id"]) for order in made]
+    paid = flow.at_rest(flow.order("books", 2)["order_id"])["order_id"]
+    flow.timeline(paid, last="inventory.committed")
+    flow.cancel(paid)
+    ended.append(flow.at_rest(paid))
     system.wait_quiet()
     return {order["reason"] or order["status"]: order["order_id"] for order in ended}
 

@@ -1,3 +1,16 @@
 """Unit tests need no servers; they import services, which need eventlet's patches first."""
 
-import tests.patched  # noqa: F401
+import tests.patched  # noqa: F401  # isort: skip
+
+import pytest
+
+from gateway.following import Following
+from tests.unit.serving import Unconnected
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_broker():
+    """A gateway's watch looks for no broker."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Following, "watch", Unconnected("order_service.changed_orders", "order_id"))
+        yield

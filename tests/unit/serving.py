@@ -5,10 +5,12 @@ import json
 import socket
 from contextlib import contextmanager
 
+import eventlet
 from nameko.containers import ServiceContainer
 from nameko.extensions import DependencyProvider
 
 from shared.config import Settings
+from shared.edge.watch import Watch
 from shared.edge.webserver import WebServer
 
 SECRET = "a-secret-of-more-than-thirty-two-bytes"
@@ -75,3 +77,47 @@ def say(server, text):
     with dial(server) as sock:
         sock.sendall(text.encode())
         return hear(sock)
+
+
+class Changes:
+    """Stands in for the service that says what has changed: states by id, and the calls that asked for them."""
+
+    def __init__(self, key, states):
+        self.key = key
+        self.states = states
+        self.steps = []
+        self.asked = []
+        self.steps_asked = []
+        self.error = None
+
+    def read(self, id_):
+        return dict(self.states[id_])
+
+    def change(self, id_, **what):
+        """A new version of one."""
+        self.states[id_] = {**self.states[id_], **what, "version": self.states[id_]["version"] + 1}
+
+    def call(self, routing_key, args, kwargs, context, timeout_s):
+        eventlet.sleep(0)
+        if self.error:
+            raise self.error
+        if routing_key.endswith(".steps"):
+            id_, last = args
+            self.steps_asked.append(last)
+            return {"version": self.states[id_]["version"], "steps": [s for s in self.steps if s["id"] > last]}
+        (known,) = args
+        self.asked.append(known)
+        return [self.read(id_) for id_, version in known.items() if self.states[id_]["version"] > version]
+
+
+ORDERS = Changes("order_id", {})
+
+
+class Unconnected(Watch):
+    """The gateway's watch with no broker: it asks ORDERS, and hears the hints that a test gives it."""
+
+    replies = ORDERS
+
+    def start(self):
+        if self._thread is None:
+            self._thread = self.container.spawn_managed_thread(self._look)

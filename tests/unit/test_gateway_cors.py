@@ -42,6 +42,7 @@ def test_a_browser_that_asks_first_is_told_what_it_may_send(gateway, path):
         "Authorization",
         "Content-Type",
         "Idempotency-Key",
+        "Last-Event-ID",
         "X-Correlation-ID",
         "traceparent",
     }

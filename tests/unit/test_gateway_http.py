@@ -97,6 +97,7 @@ EXPECTED_ROLES = {
     ("POST", "/api/orders"): {"customer"},
     ("GET", "/api/orders"): {"customer", "operator", "auditor", "admin"},
     ("GET", "/api/orders/{order_id}"): {"customer", "operator", "auditor", "admin"},
+    ("GET", "/api/orders/{order_id}/events"): {"customer", "operator", "auditor", "admin"},
     ("GET", "/api/orders/{order_id}/timeline"): {"customer", "operator", "auditor", "admin"},
     ("POST", "/api/orders/{order_id}/cancel"): {"customer", "admin"},
     ("POST", "/api/orders/{order_id}/refund/retry"): {"operator", "admin"},
@@ -578,6 +579,24 @@ def test_filters_of_dead_messages_reach_the_service_in_one_spelling(gateway):
             "abc",
         ),
     )
+
+
+def test_an_order_is_cancelled_once_for_each_key(gateway):
+    for replayed, header in ((False, None), (True, "true")):
+        BEHIND.answer = {"status": 202, "body": {"order_id": ORDER_ID}, "location": "/there", "replayed": replayed}
+        headers = {**bearer("customer"), "Idempotency-Key": "k-1"}
+        status, told, body = ask(gateway, "POST", f"/api/orders/{ORDER_ID}/cancel", headers=headers)
+        assert (status, body, told["Location"]) == (202, {"order_id": ORDER_ID}, "/there")
+        assert told["Idempotent-Replayed"] == header
+    assert {asked[:2] for asked in BEHIND.asked} == {("cancel_order", (ORDER_ID, "k-1"))}
+    answer = ask(gateway, "POST", f"/api/orders/{ORDER_ID}/cancel", headers=bearer("customer"))
+    assert code(answer) == (400, "idempotency_key_required")
+
+
+def test_a_refund_is_retried_by_an_operator_without_a_key(gateway):
+    BEHIND.answer = {"status": 202, "body": {"order_id": ORDER_ID}, "location": "/there", "replayed": False}
+    assert ask(gateway, "POST", f"/api/orders/{ORDER_ID}/refund/retry", headers=bearer("operator"))[0] == 202
+    assert BEHIND.asked[0][:2] == ("retry_refund", (ORDER_ID,))
 
 
 # --- tokens ----------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import resource
 import socket
 import time
 
@@ -12,7 +13,7 @@ from nameko.containers import ServiceContainer
 from nameko.extensions import DependencyProvider
 from werkzeug.wrappers import Response
 
-from shared.edge import connection, webserver
+from shared.edge import connection, runner, webserver
 from shared.edge.database import Database
 from shared.edge.http import BODY, Probes, Route
 from shared.edge.webserver import max_connections
@@ -329,6 +330,29 @@ def test_connections_over_the_cap_are_turned_away_with_503(server):
 def test_the_cap_leaves_half_of_the_file_descriptors_to_the_service(monkeypatch):
     monkeypatch.setattr(webserver.resource, "getrlimit", lambda kind: (200, 200))
     assert max_connections() == 100
+
+
+def test_a_thousand_waiting_clients_leave_room_for_others_where_files_are_allowed(monkeypatch):
+    monkeypatch.setattr(webserver.resource, "getrlimit", lambda kind: (65_536, 65_536))
+    assert max_connections() > 2000
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "set_to"),
+    [
+        (1024, 4096, (4096, 4096)),
+        (1024, 10**6, (runner.MAX_FILES, 10**6)),
+        (1024, resource.RLIM_INFINITY, (runner.MAX_FILES, resource.RLIM_INFINITY)),
+        (10**6, 10**6, None),
+        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, None),
+    ],
+)
+def test_a_service_may_open_as_many_files_as_it_is_allowed_to(monkeypatch, soft, hard, set_to):
+    asked = []
+    monkeypatch.setattr(runner.resource, "getrlimit", lambda kind: (soft, hard))
+    monkeypatch.setattr(runner.resource, "setrlimit", lambda kind, limits: asked.append(limits))
+    runner.raise_file_limit()
+    assert asked == ([set_to] if set_to else [])
 
 
 def test_running_out_of_file_descriptors_does_not_end_the_service(server, monkeypatch):

@@ -18,6 +18,7 @@ from gateway.pages import docs
 from gateway.reader import Reader
 from gateway.schemas import EXAMPLE_ID
 from gateway.service import GatewayService
+from order_service.domain import Status
 from shared import auth, errors
 from tests.unit.serving import ask, serving
 from tests.unit.test_gateway_http import BEHIND, EXPECTED_ROLES, JSON, Gateway, bearer
@@ -101,7 +102,7 @@ def test_every_operation_tells_what_it_takes_and_gives(method, path):
     assert ("404" in told["responses"]) >= bool(in_path)
     assert ({"408", "411", "413", "415", "422"} <= told["responses"].keys()) == ("requestBody" in told)
     for status, answer in told["responses"].items():
-        if int(status) < 400 and path not in ("/docs", "/api/openapi.json"):
+        if int(status) < 400 and path not in ("/docs", "/api/openapi.json", "/api/orders/{order_id}/events"):
             assert schema_of(answer)["$ref"]
         if int(status) >= 400:
             assert schema_of(answer) == {"$ref": "#/components/schemas/Error"}
@@ -129,6 +130,26 @@ def test_an_operation_with_a_key_tells_of_it():
     assert located & {"Location", "Idempotent-Replayed"} == {"Location"}
     assert "`idempotency_in_progress`" in told["responses"]["409"]["description"]
     assert "`idempotency_key_reused`" in told["responses"]["422"]["description"]
+
+
+def test_a_stream_of_events_is_text_that_goes_on_where_the_client_says():
+    told = operation("get", "/api/orders/{order_id}/events")
+    assert told["responses"]["200"]["content"] == {"text/event-stream": {"schema": {"type": "string"}}}
+    (header,) = [item for item in told["parameters"] if item["in"] == "header"]
+    assert (header["name"], header["required"]) == ("Last-Event-ID", False)
+    shape = re.compile(header["schema"]["pattern"])
+    assert all(shape.match(good) for good in ("0", "9" * 18))
+    assert not any(shape.match(bad) for bad in ("", "-1", "x", "9" * 19))
+    assert "`bad_request`" in told["responses"]["400"]["description"]
+    assert "Last-Event-ID" not in READER.operation("GET", "/api/orders/{order_id}/events", told)["curl"]
+
+
+def test_waiting_is_told_with_its_states_and_its_limit():
+    told = {item["name"]: item["schema"] for item in operation("get", "/api/orders/{order_id}")["parameters"]}
+    assert (told["timeout"]["minimum"], told["timeout"]["maximum"]) == (1, 25)
+    shape = re.compile(told["wait"]["pattern"])
+    assert all(shape.match(good) for good in ("PAID", "PAID,CANCELLED", ",".join(Status)))
+    assert not any(shape.match(bad) for bad in ("", "SENT", "PAID,", "PAID, CANCELLED", "paid"))
 
 
 def test_every_schema_has_words_and_every_part_an_example():

@@ -1,0 +1,144 @@
+"""Clients that follow an order, through either gateway, on two replicas of everything."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import pytest
+import requests
+
+from ops.flow import Flow
+from tests.e2e.held import held
+from tests.e2e.system import System
+
+
+def reserved(flow: Flow, sku: str) -> str:
+    """An order that waits for its payment, while payment's events are held back."""
+    order_id = str(flow.order(sku)["order_id"])
+    Flow.until(lambda: flow.get(f"/api/orders/{order_id}"), lambda order: order["status"] == "RESERVED")
+    return order_id
+
+
+class Events:
+    """One client of an order's events: each is (id, event, data)."""
+
+    def __init__(self, flow: Flow, order_id: str, last: int | None = None, user: str = "customer") -> None:
+        headers = {"Authorization": f"Bearer {flow.token(user)}"}
+        if last is not None:
+            headers["Last-Event-ID"] = str(last)
+        self.answer = requests.get(f"{flow.url}/api/orders/{order_id}/events", headers=headers, stream=True, timeout=20)
+
+        self._told = self._read()  # one for good: the connection ends with it
+
+    def __iter__(self) -> Iterator[tuple[int, str, dict[str, Any]]]:
+        return self._told
+
+    def _read(self) -> Iterator[tuple[int, str, dict[str, Any]]]:
+        told: dict[str, str] = {}
+        for line in self.answer.iter_lines(chunk_size=1, decode_unicode=True):
+            if line:
+                name, _, value = line.partition(": ")
+                told[name] = value
+            elif "data" in told:
+                yield int(told["id"]), told["event"], json.loads(told["data"])
+                told = {}
+
+    def until(self, event: str) -> list[tuple[int, str, dict[str, Any]]]:
+        """All that is heard up to this event."""
+        heard = []
+        for item in self:
+            heard.append(item)
+            if item[1] == event:
+                return heard
+        raise AssertionError(f"it ended before {event}: {heard}")
+
+
+@contextmanager
+def listening(flow: Flow, order_id: str, last: int | None = None) -> Iterator[Events]:
+    events = Events(flow, order_id, last)
+    try:
+        assert events.answer.status_code == 200
+        assert events.answer.headers["Content-Type"].startswith("text/event-stream")
+        yield events
+    finally:
+        events.answer.close()
+
+
+def test_who_waits_at_either_gateway_is_answered_when_the_order_is_paid(system: System) -> None:
+    flow = system.flow()
+    flow.stock("awaited", 10)
+    with ThreadPoolExecutor(system.replicas) as threads:
+        with held(system.databases, "payment"):
+            order_id = reserved(flow, "awaited")
+            path = f"/api/orders/{order_id}?wait=PAID,CANCELLED&timeout=20"
+            waiting: list[Future[dict[str, Any]]] = [
+                threads.submit(system.flow(replica).get, path) for replica in range(system.replicas)
+            ]
+            time.sleep(0.5)  # nothing comes for a while
+            assert not any(each.done() for each in waiting)
+        answers = [each.result() for each in waiting]
+    assert {answer["status"] for answer in answers} == {"PAID"}
+    assert answers[0] == answers[1]
+    assert flow.get(path)["status"] == "PAID", "and who comes later is answered at once"
+
+
+def test_who_waits_for_what_does_not_come_is_answered_with_the_order_as_it_is(system: System) -> None:
+    flow = system.flow()
+    flow.stock("not-awaited", 10)
+    with held(system.databases, "payment"):
+        order_id = reserved(flow, "not-awaited")
+        began = time.monotonic()
+        assert flow.get(f"/api/orders/{order_id}?wait=PAID&timeout=1")["status"] == "RESERVED"
+        assert time.monotonic() - began > 0.9
+
+
+def test_a_client_hears_every_step_from_the_first_at_either_gateway(system: System) -> None:
+    flow = system.flow()
+    flow.stock("heard", 10)
+    with held(system.databases, "payment"):
+        order_id = reserved(flow, "heard")
+        flows = [system.flow(replica) for replica in range(system.replicas)]
+        streams = [Events(each, order_id) for each in flows]
+        early = [next(iter(stream)) for stream in streams]
+        assert {event for _, event, _ in early} == {"order.created"}
+    steps = flow.timeline(order_id, last="inventory.committed")["steps"]
+    for stream, first in zip(streams, early, strict=True):
+        heard = [first, *stream.until("inventory.committed")]
+        assert [data for _, _, data in heard] == steps[: len(heard)]
+        assert [id_ for id_, _, _ in heard] == sorted(data["id"] for _, _, data in heard)
+        stream.answer.close()
+
+
+def test_a_client_that_comes_again_to_another_gateway_goes_on_where_it_was(system: System) -> None:
+    first, second = system.flow(0), system.flow(1)
+    first.stock("heard-on", 10)
+    with ExitStack() as open_streams:
+        with held(system.databases, "payment"):
+            order_id = reserved(first, "heard-on")
+            with listening(first, order_id) as events:
+                heard = events.until("inventory.reserved")
+            again = open_streams.enter_context(listening(second, order_id, last=heard[-1][0]))
+        rest = again.until("payment.succeeded")
+    steps = first.timeline(order_id, last="inventory.committed")["steps"]
+    assert [data for _, _, data in heard + rest] == steps[: len(heard) + len(rest)]
+
+
+@pytest.mark.parametrize("path", ["?wait=PAID", "/events"])
+def test_nobody_follows_the_order_of_somebody_else_but_who_may_read_all(system: System, path: str) -> None:
+    flow = system.flow()
+    flow.stock("followed", 10)
+    order_id = flow.order("followed")["order_id"]
+    stranger = system.become("mallory", "customer")
+    answer = flow.send("GET", f"/api/orders/{order_id}{path}", user=stranger)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+    if path == "/events":
+        events = Events(flow, order_id, user="auditor")
+        assert events.until("payment.succeeded")[0][1] == "order.created"
+        events.answer.close()
+    else:
+        assert flow.get(f"/api/orders/{order_id}{path}", user="auditor")["status"] == "PAID"

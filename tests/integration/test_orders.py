@@ -1,0 +1,211 @@
+"""The order service's own queries: pages by each filter, and a command that waited for somebody else's change."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import eventlet
+import pytest
+from sqlalchemy import event, text
+
+from order_service import models
+from order_service.domain import Status
+from shared.changes import changed, tell_after_commit
+from shared.edge.context import RequestContext
+from shared.errors import BadRequest
+from shared.events import Identity
+from shared.ids import new_trace_id
+from tests.databases import Databases
+from tests.integration.support import Bench, until
+
+EVERYBODY = Identity("olga", ("operator",))
+BEGAN = datetime(2026, 1, 14, 10, tzinfo=UTC)
+ORDERS = 20_000
+# Each a minute after the one before; of 200 users; one in twenty is not PAID.
+MANY = """
+    INSERT INTO orders (order_id, user_id, status, currency, total, payment_method, trace_id, idempotency_key,
+                        fingerprint, created_at)
+    SELECT gen_random_uuid(), 'user-' || n % 200,
+           CASE WHEN n % 20 = 0 THEN 'CANCELLED' ELSE 'PAID' END, 'EUR', n, 'mock_ok', '', 'key-' || n, '',
+           CAST(:began AS timestamptz) + n * interval '1 minute'
+    FROM generate_series(0, :count - 1) n
+"""
+
+
+def minute(n: int) -> str:
+    return (BEGAN + timedelta(minutes=n)).isoformat()
+
+
+@pytest.fixture
+def order(bench: Callable[..., Bench]) -> Bench:
+    return bench("order")
+
+
+@pytest.fixture
+def many(order: Bench, database: Databases) -> Bench:
+    """The order service with many orders; an order's total is its number."""
+    database.run("order", MANY, began=BEGAN, count=ORDERS)
+    database.run("order", "ANALYZE orders")
+    return order
+
+
+def pages(many: Bench, limit: int, viewer: Identity = EVERYBODY, **filters: str) -> Iterator[list[int]]:
+    cursor = None
+    while True:
+        with many.sessions.read() as session:
+            items, cursor = models.orders_page(session, viewer, limit, cursor, filters)
+        yield [item["total"] for item in items]
+        if cursor is None:
+            return
+
+
+# What is asked, and which numbers are right.
+FILTERS: dict[str, tuple[dict[str, str], Callable[[int], bool]]] = {
+    "status": ({"status": "CANCELLED"}, lambda n: n % 20 == 0),
+    "user": ({"user": "user-7"}, lambda n: n % 200 == 7),
+    "from": ({"from": minute(ORDERS - 300)}, lambda n: n >= ORDERS - 300),
+    "to": ({"to": minute(300)}, lambda n: n < 300),
+    "from and to": ({"from": minute(1000), "to": minute(1250)}, lambda n: 1000 <= n < 1250),
+    "user and time": ({"user": "user-7", "to": minute(19_000)}, lambda n: n % 200 == 7 and n < 19_000),
+    "status and time": ({"status": "CANCELLED", "from": minute(15_000)}, lambda n: n % 20 == 0 and n >= 15_000),
+    "user and status": ({"user": "user-20", "status": "CANCELLED"}, lambda n: n % 200 == 20),
+}
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_a_filter_finds_all_that_fit_page_by_page_newest_first(many: Bench, name: str) -> None:
+    filters, fits = FILTERS[name]
+    right = [n for n in range(ORDERS) if fits(n)][::-1]
+    assert len(right) > 90
+    read = list(pages(many, 40, **filters))
+    assert [number for page in read for number in page] == right
+    assert {len(page) for page in read[:-1]} == {40}
+
+
+def test_a_customer_pages_through_his_own_orders_whatever_he_asks_for(many: Bench) -> None:
+    customer = Identity("user-7", ("customer",))
+    own = [n for n in range(ORDERS) if n % 200 == 7][::-1]
+    assert [number for page in pages(many, 40, customer) for number in page] == own
+    assert list(pages(many, 40, customer, user="user-8")) == [[]]
+    assert list(pages(many, 40, customer, idempotency_key="key-7")) == [[7]]
+    assert list(pages(many, 40, customer, idempotency_key="key-8")) == [[]]
+    assert list(pages(many, 40, EVERYBODY, idempotency_key="key-8", user="user-8")) == [[8]]
+    assert list(pages(many, 40, EVERYBODY, idempotency_key="key-8")) == [[]], "a key is its user's"
+
+
+def test_a_status_that_there_is_none_of_is_refused(many: Bench) -> None:
+    with pytest.raises(BadRequest):
+        list(pages(many, 40, status="SENT"))
+
+
+@contextmanager
+def statements(bench: Bench) -> Iterator[list[tuple[str, Any]]]:
+    """What is sent to the database, with its values."""
+    sent: list[tuple[str, Any]] = []
+
+    def note(connection: Any, cursor: Any, statement: str, values: Any, *_: Any) -> None:
+        sent.append((statement, values))
+
+    event.listen(bench.database.engine, "before_cursor_execute", note)
+    try:
+        yield sent
+    finally:
+        event.remove(bench.database.engine, "before_cursor_execute", note)
+
+
+@pytest.mark.parametrize("name", ["nothing", "idempotency_key", *FILTERS])
+def test_every_filter_has_an_index_that_gives_its_page_in_order(many: Bench, name: str) -> None:
+    filters = {"nothing": {}, "idempotency_key": {"user": "user-7", "idempotency_key": "key-7"}}.get(name)
+    filters = FILTERS[name][0] if filters is None else filters
+    with statements(many) as sent:
+        first = pages(many, 40, **filters)
+        next(first)
+        next(first, None)  # and the page after it, by its cursor
+    asked = [(statement, values) for statement, values in sent if "FROM orders" in statement]
+    assert asked
+    for statement, values in asked:
+        with many.sessions.read() as session:
+            plan = session.connection().exec_driver_sql(f"EXPLAIN (ANALYZE, TIMING OFF) {statement}", values)
+            lines = "\n".join(row[0] for row in plan)
+        assert "Seq Scan" not in lines, lines
+        assert re.search(r"Index.*Scan", lines), lines
+        # It reads the page and not all that fits.
+        read = max(int(rows) for rows in re.findall(r"actual rows=(\d+)", lines))
+        assert read <= 41 or name == "user and status", lines
+
+
+# --- commands ----------------------------------------------------------------------------------------------------
+
+
+def one_order(database: Databases, status: Status) -> UUID:
+    database.run("order", MANY, began=BEGAN, count=1)
+    statement = "UPDATE orders SET user_id = 'ann', status = :status, payment_id = gen_random_uuid()"
+    database.run("order", statement, status=status.value)
+    (row,) = database.rows("order", "SELECT order_id FROM orders")
+    return UUID(str(row["order_id"]))
+
+
+def test_a_cancel_that_waited_for_a_payment_gives_the_money_back(order: Bench, database: Databases) -> None:
+    order_id = one_order(database, Status.RESERVED)
+    order.service.context = RequestContext(new_trace_id(), Identity("ann", ("customer",)))
+    with order.sessions.begin() as session:
+        # Payment's answer is being followed: not committed yet.
+        session.execute(text("SELECT 1 FROM orders FOR UPDATE"))
+        session.execute(text("UPDATE orders SET status = 'PAID', version = version + 1"))
+        cancel = eventlet.spawn(order.service.cancel_order, str(order_id), "key")
+        waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%FOR UPDATE%'"
+        until(lambda: database.rows("order", waiting))
+    assert cancel.wait()["body"]["status"] == "REFUND_PENDING"
+    told = {row["event_type"] for row in database.rows("order", "SELECT event_type FROM outbox")}
+    assert told == {"payment.refund.requested", "inventory.release.requested"}
+
+
+def test_a_deadline_that_waited_for_a_payment_leaves_the_order_alone(order: Bench, database: Databases) -> None:
+    one_order(database, Status.RESERVED)
+    order.service.config = order._container.config
+    with order.sessions.begin() as session:
+        session.execute(text("SELECT 1 FROM orders FOR UPDATE"))
+        session.execute(text("UPDATE orders SET status = 'PAID'"))
+        clock = eventlet.spawn(order.service.cancel_overdue)
+        waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%FOR UPDATE%'"
+        until(lambda: database.rows("order", waiting))
+    clock.wait()
+    assert database.rows("order", "SELECT status FROM orders") == [{"status": "PAID"}]
+    assert database.rows("order", "SELECT 1 FROM outbox") == []
+
+
+def test_what_has_changed_is_told_after_its_commit_and_not_without_one(order: Bench, database: Databases) -> None:
+    order_id = one_order(database, Status.RESERVED)
+    order.service.context = RequestContext(new_trace_id(), Identity("ann", ("customer",)))
+    told: list[tuple[set[str], str]] = []
+
+    def tell(ids: set[str]) -> None:
+        told.append((ids, database.rows("order", "SELECT status FROM orders")[0]["status"]))
+
+    tell_after_commit(order.database.Session, tell)
+    with order.sessions.begin() as session:
+        changed(session, [order_id])
+        session.rollback()
+    assert told == []
+    order.service.cancel_order(str(order_id), "key")
+    order.service.cancel_order(str(order_id), "key")  # known by its key: rolled back
+    assert told == [({str(order_id)}, "CANCELLED")], "who asks at the hint finds the change"
+
+
+def test_only_what_is_newer_than_known_is_told_and_the_steps_after_the_last(order: Bench, database: Databases) -> None:
+    order_id = one_order(database, Status.PENDING)
+    order.service.context = RequestContext(new_trace_id(), Identity("ann", ("customer",)))
+    assert order.service.changed_orders({str(order_id): 1, str(UUID(int=7)): 0}) == []
+    cancelled = order.service.cancel_order(str(order_id), "key")["body"]
+    assert order.service.changed_orders({str(order_id): 1}) == [cancelled]
+    assert order.service.changed_orders({str(order_id): cancelled["version"]}) == []
+    assert order.service.changed_orders({}) == []
+    steps = order.service.steps(str(order_id), 0)
+    assert (steps["version"], [step["event"] for step in steps["steps"]]) == (cancelled["version"], ["cancel"])
+    assert order.service.steps(str(order_id), steps["steps"][-1]["id"])["steps"] == []
+    assert order.service.steps(str(order_id), 10**18 - 1)["steps"] == []

@@ -1,0 +1,349 @@
+"""Clients that wait for an order, or hear of its steps: at the door, with no order service."""
+
+import gc
+import socket
+import time
+from contextlib import contextmanager
+
+import eventlet
+import psutil
+import pytest
+
+from gateway import following
+from shared import auth
+from shared.edge import watch
+from shared.errors import NotFound, ServiceUnavailable
+from tests.unit.serving import KEYS, ORDERS, Fake, Unconnected, ask, dial, hear, serving
+from tests.unit.test_gateway_http import ORDER_ID, Gateway, bearer, code
+
+PATH = f"/api/orders/{ORDER_ID}"
+EVENTS = f"{PATH}/events"
+
+
+class Orders:
+    """The order service, as a worker of the gateway calls it."""
+
+    def under(self, context):
+        return self
+
+    def get_order(self, order_id):
+        if order_id not in ORDERS.states:
+            raise NotFound
+        return ORDERS.read(order_id)
+
+    def steps(self, order_id, after):
+        self.get_order(order_id)
+        return ORDERS.call("order_service.steps", [order_id, after], {}, {}, 1)
+
+
+class Shop(Gateway):
+    name = "gateway"
+    orders = Fake(Orders())
+
+
+@pytest.fixture(autouse=True)
+def an_order(monkeypatch):
+    """One order that is PENDING, and only hints make the gateway ask."""
+    monkeypatch.setattr(watch, "LOOK_EVERY_S", 60.0)
+    ORDERS.states = {ORDER_ID: {"order_id": ORDER_ID, "version": 1, "status": "PENDING"}}
+    ORDERS.steps = [{"id": 10, "event": "order.created", "to": "PENDING"}]
+    ORDERS.error = None
+    ORDERS.asked.clear()
+    ORDERS.steps_asked.clear()
+    with eventlet.Timeout(20):
+        yield
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Without any hint the gateway asks often; requested before `shop`."""
+    monkeypatch.setattr(watch, "LOOK_EVERY_S", 0.05)
+
+
+@pytest.fixture
+def shop():
+    with serving(Shop, max_workers=2) as server:
+        yield server
+
+
+def watch_of(server):
+    return next(item for item in server.container.subextensions if isinstance(item, Unconnected))
+
+
+def waiters(server):
+    return len(list(watch_of(server)._everybody()))
+
+
+def settle(server, count):
+    """Return when so many wait."""
+    while waiters(server) != count:
+        eventlet.sleep(0.01)
+    eventlet.sleep(0.05)
+
+
+def happens(server, event, status, hint=True):
+    """The order takes a step."""
+    ORDERS.steps = [*ORDERS.steps, {"id": ORDERS.steps[-1]["id"] + 1, "event": event, "to": status}]
+    ORDERS.change(ORDER_ID, status=status)
+    if hint:
+        watched = watch_of(server)
+        watched._hinted.add(ORDER_ID)
+        watched._wake.send()
+
+
+def get(server, path=PATH, **headers):
+    return eventlet.spawn(ask, server, "GET", path, None, {**bearer("customer"), **headers})
+
+
+# --- waiting -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("query", ["", "?timeout=25", "?wait=PENDING", "?wait=PAID,PENDING&timeout=25"])
+def test_an_order_that_is_there_already_is_answered_at_once(shop, query):
+    assert get(shop, PATH + query).wait()[2] == ORDERS.read(ORDER_ID)
+    assert waiters(shop) == 0
+
+
+def test_an_order_is_answered_as_soon_as_it_is_in_one_of_the_states(shop):
+    waiting = get(shop, f"{PATH}?wait=PAID,CANCELLED&timeout=20")
+    settle(shop, 1)
+    happens(shop, "inventory.reserved", "RESERVED")
+    eventlet.sleep(0.05)
+    assert not waiting.dead
+    happens(shop, "payment.succeeded", "PAID")
+    status, headers, body = waiting.wait()
+    assert (status, body["status"], body["version"]) == (200, "PAID", 3)
+    assert headers["Content-Type"] == "application/json"
+
+
+def test_when_the_time_is_over_the_order_is_answered_as_it_is(shop):
+    began = time.monotonic()
+    waiting = get(shop, f"{PATH}?wait=PAID&timeout=1")
+    settle(shop, 1)
+    happens(shop, "inventory.reserved", "RESERVED")
+    assert waiting.wait()[2]["status"] == "RESERVED"
+    assert time.monotonic() - began > 0.9
+    assert waiters(shop) == 0
+
+
+def test_while_the_order_service_is_away_who_waits_gets_what_was_known(quick, shop):
+    waiting = get(shop, f"{PATH}?wait=PAID&timeout=1")
+    settle(shop, 1)
+    ORDERS.error = ServiceUnavailable()
+    status, _, body = waiting.wait()
+    assert (status, body["status"]) == (200, "PENDING")
+
+
+def test_an_order_that_is_not_there_or_somebody_elses_is_404_and_not_waited_for(shop):
+    ORDERS.states = {}
+    for path in (f"{PATH}?wait=PAID", EVENTS):
+        assert code(get(shop, path).wait()) == (404, "not_found")
+    assert waiters(shop) == 0
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["wait=", "wait=SENT", "wait=PAID,", "wait=paid", "wait=PAID&wait=PAID", "timeout=0", "timeout=26", "timeout=1.5"],
+)
+def test_what_cannot_be_waited_for_is_400(shop, query):
+    assert code(get(shop, f"{PATH}?{query}").wait()) == (400, "bad_request")
+
+
+def test_clients_that_wait_hold_no_worker(shop):
+    waiting = [get(shop, f"{PATH}?wait=PAID") for _ in range(50)]
+    streams = [Listener(shop) for _ in range(10)]
+    settle(shop, 60)  # of 2 workers
+    assert get(shop).wait()[0] == 200
+    happens(shop, "payment.succeeded", "PAID")
+    assert {thread.wait()[2]["status"] for thread in waiting} == {"PAID"}
+    for stream in streams:
+        stream.close()
+
+
+def test_a_client_that_hangs_up_waits_no_more(quick, shop):
+    clients = [dial(shop) for _ in range(3)]
+    clients[2].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # it resets
+    for client, path in zip(clients, (f"{PATH}?wait=PAID&timeout=25", EVENTS, EVENTS), strict=True):
+        client.sendall(request(path))
+    stays = get(shop, f"{PATH}?wait=PAID&timeout=25")
+    settle(shop, 4)
+    for client in clients:
+        client.close()
+    settle(shop, 1)
+    happens(shop, "payment.succeeded", "PAID")
+    assert stays.wait()[2]["status"] == "PAID"
+
+
+def test_a_client_that_hangs_up_leaves_no_file_open(quick, shop):
+    gc.disable()  # it would close what was forgotten, some day
+    try:
+        assert get(shop).wait()[0] == 200
+        eventlet.sleep(0.05)
+        files = psutil.Process().num_fds()
+        for path in (f"{PATH}?wait=PAID&timeout=25", EVENTS):
+            for how in (b"\0" * 8, b"\1\0\0\0\0\0\0\0"):  # it ends, or resets
+                client = dial(shop)
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, how)
+                client.sendall(request(path))
+                settle(shop, 1)
+                client.close()
+                settle(shop, 0)
+        while psutil.Process().num_fds() > files:
+            eventlet.sleep(0.02)
+    finally:
+        gc.enable()
+
+
+def test_a_client_that_sends_its_next_request_meanwhile_has_not_gone(quick, shop):
+    with dial(shop) as client:
+        client.sendall(request(f"{PATH}?wait=PAID&timeout=25"))
+        settle(shop, 1)
+        client.sendall(request(PATH, "Connection: close\r\n"))
+        eventlet.sleep(0.2)
+        assert waiters(shop) == 1
+        happens(shop, "payment.succeeded", "PAID")
+        assert hear(client).count('"status":"PAID"') == 2
+
+
+def test_a_stop_answers_all_who_wait_and_ends_the_streams():
+    with serving(Shop) as server:
+        waiting = [get(server, f"{PATH}?wait=PAID&timeout=25") for _ in range(200)]
+        streams = [Listener(server) for _ in range(20)]
+        settle(server, 220)
+        began = time.monotonic()
+        server.container.stop()
+        assert time.monotonic() - began < 5
+        assert [thread.wait()[::2] for thread in waiting] == [(200, ORDERS.read(ORDER_ID))] * 200
+        assert all(stream.rest().endswith("0\r\n\r\n") for stream in streams), "no stream was cut off"
+
+
+# --- hearing -----------------------------------------------------------------------------------------------------
+
+
+def request(path, more="", headers=None):
+    named = {**bearer("customer"), "Host": "shop", **(headers or {})}
+    lines = [f"GET {path} HTTP/1.1", *(f"{name}: {value}" for name, value in named.items())]
+    return ("\r\n".join(lines) + f"\r\n{more}\r\n").encode()
+
+
+class Listener:
+    """A client of an order's events."""
+
+    def __init__(self, server, **headers):
+        self.sock = dial(server)
+        self.heard = ""
+        self.sock.sendall(request(EVENTS, headers={name.replace("_", "-"): value for name, value in headers.items()}))
+
+    def until(self, words):
+        """All that was heard so far, once these words are in it."""
+        while words not in self.heard:
+            chunk = self.sock.recv(65536)
+            assert chunk, f"it ended before {words!r}: {self.heard}"
+            self.heard += chunk.decode()
+        return self.heard
+
+    def rest(self):
+        """All that was heard, once it has ended."""
+        self.sock.settimeout(5)
+        while not self.heard.endswith("0\r\n\r\n") and (chunk := self.sock.recv(65536)):
+            self.heard += chunk.decode()
+        return self.heard
+
+    def close(self):
+        self.sock.close()
+
+
+@contextmanager
+def listening(server, **headers):
+    listener = Listener(server, **headers)
+    try:
+        yield listener
+    finally:
+        listener.close()
+
+
+def test_the_steps_so_far_come_at_once_and_each_new_one_as_it_happens(shop):
+    with listening(shop) as client:
+        head = client.until("retry: 1000\n\n").partition("\r\n\r\n")[0].lower()
+        assert head.startswith("http/1.1 200 ")
+        for header in (
+            "content-type: text/event-stream",
+            "cache-control: no-store",
+            "x-accel-buffering: no",
+            "transfer-encoding: chunked",
+            "x-content-type-options: nosniff",
+        ):
+            assert header in head
+        assert "content-length" not in head
+        client.until('id: 10\nevent: order.created\ndata: {"id":10,"event":"order.created","to":"PENDING"}\n\n')
+        settle(shop, 1)
+        assert ORDERS.steps_asked == [0], "what it has read is not asked for again"
+        happens(shop, "inventory.reserved", "RESERVED")
+        client.until("id: 11\nevent: inventory.reserved\n")
+        happens(shop, "payment.succeeded", "PAID")
+        client.until("id: 12\nevent: payment.succeeded\n")
+        assert client.heard.count("id: ") == 3
+        assert ORDERS.steps_asked == [0, 10, 11]
+
+
+def test_a_client_that_comes_again_hears_what_it_has_not_heard(shop):
+    happens(shop, "inventory.reserved", "RESERVED")
+    with listening(shop, Last_Event_ID="10") as client:
+        client.until("id: 11\n")
+        assert "id: 10\n" not in client.heard
+    with listening(shop, Last_Event_ID="9" * 18) as client:
+        client.until("retry")
+        assert "id: " not in client.heard
+
+
+@pytest.mark.parametrize("last", ["", "x", "-1", "1.0", "1e3", "9" * 19, "0x10", "٣"])
+def test_a_last_event_id_of_nonsense_is_400(shop, last):
+    answer = get(shop, EVENTS, **{"Last-Event-ID": last.encode()}).wait()
+    assert code(answer) == (400, "bad_request")
+    assert waiters(shop) == 0
+
+
+def test_while_nothing_happens_the_connection_is_kept_and_nobody_is_asked(shop, monkeypatch):
+    monkeypatch.setattr(following, "STILL_HERE_S", 0.05)
+    with listening(shop) as client:
+        client.until(": still here\n\n")
+        client.heard = ""
+        client.until(": still here\n\n")
+        assert ORDERS.steps_asked == [0]
+        assert "id: " not in client.heard, "no step is told twice"
+
+
+def test_steps_that_cannot_be_read_now_come_later(shop, monkeypatch):
+    monkeypatch.setattr(following, "AGAIN_S", 0.05)
+    with listening(shop) as client:
+        settle(shop, 1)
+        happens(shop, "inventory.reserved", "RESERVED", hint=False)
+        (waiter,) = watch_of(shop)._everybody()
+        ORDERS.error = ServiceUnavailable()
+        waiter.tell(ORDERS.read(ORDER_ID))
+        client.until(": still here\n\n")
+        assert "id: 11\n" not in client.heard
+        ORDERS.error = None
+        client.until("id: 11\n")
+
+
+def test_a_stream_lasts_no_longer_than_its_token(shop):
+    token = auth.issue(KEYS, "alice", ("customer",), ttl_s=3, now=time.time() - 1)
+    began = time.monotonic()
+    with listening(shop, Authorization=f"Bearer {token}") as client:
+        assert client.rest().endswith("0\r\n\r\n")
+    assert time.monotonic() - began < 4
+    assert code(get(shop, EVENTS, Authorization=f"Bearer {token}").wait()) == (401, "unauthenticated")
+
+
+def test_a_stream_ends_in_its_time_and_the_client_comes_again(shop, monkeypatch):
+    monkeypatch.setattr(following, "LONGEST_S", 0.1)
+    with listening(shop) as client:
+        assert client.rest().endswith("0\r\n\r\n")
+    assert waiters(shop) == 0
+
+
+def test_the_head_of_a_stream_has_no_body_and_nobody_waits(shop):
+    status, headers, body = ask(shop, "HEAD", EVENTS, headers=bearer("customer"))
+    assert (status, headers["Content-Type"], body) == (200, "text/event-stream", "")
+    assert waiters(shop) == 0
