@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -85,10 +86,7 @@ class Batch:
         ready = [item.event for message_id, item in incoming.items() if item.event and message_id not in failed]
         seen, more = self._together(ready, answers)
         failed |= more
-        apart += [
-            SetApart(incoming[message_id].delivery, incoming[message_id].event, error)
-            for message_id, error in failed.items()
-        ]
+        apart += [replace(incoming[message_id], error=error) for message_id, error in failed.items()]
         retried, dead = self._send_on(apart)
         done = len(deliveries) - len(apart) - seen - duplicates
         for outcome, count in (("done", done), ("duplicate", seen + duplicates), ("retry", retried), ("dead", dead)):
