@@ -87,11 +87,7 @@ class Selection:
         self._again: list[Slot] = []  # handed out, and found in the DLQ when it was read anew
         self._stack = ExitStack()
         self.total = 0  # in the DLQ, whether chosen or not
-        try:
-            self._read(chosen.matches)
-        except BaseException:
-            self._stack.close()  # or what was read would stay in hand for as long as this process lives
-            raise
+        self._read(chosen.matches)
         self.count = len(self._slots)
 
     def __enter__(self) -> Selection:
@@ -144,7 +140,8 @@ class Selection:
         try:
             self._slots = deque(sorted(self._chosen(chosen), key=lambda slot: (slot.first_failed, slot.message_id)))
         except BaseException:
-            self._stack.__exit__(*sys.exc_info())  # nobody else will: there is no Selection yet
+            # Nobody else will: there is no Selection yet, and what was read would stay in hand.
+            self._stack.__exit__(*sys.exc_info())
             raise
 
     def _chosen(self, chosen: Callable[[Letter], bool]) -> Iterator[Slot]:
