@@ -28,7 +28,7 @@ from inventory_service import domain as inventory
 from order_service import domain
 from order_service.domain import ANY, Rule, Status
 from shared.errors import Conflict, UnexpectedEvent
-from tests.unit.saga import AWAY, DECLINES, FATES, SILENT, WILLING, Message, World, on_memory
+from tests.unit.saga import AWAY, DECLINES, FATES, LATE, SILENT, WILLING, Message, World, on_memory
 
 ORDERS = 4
 STOCK = {"lamp": 3, "desk": 2}
@@ -125,10 +125,14 @@ class Saga(RuleBasedStateMachine):
     def retry_refund(self, where: int) -> None:
         self.world.retry_refund(self._pick(list(self.world.order.orders), where))
 
-    @rule(fate=st.sampled_from((WILLING, WILLING, SILENT, AWAY)), where=somewhere, its_fate=fates)
-    def settle(self, fate: str, where: int, its_fate: str) -> None:
-        asking = self._asking()
-        self.world.settle(fate, self._pick(asking, where) if asking else None, its_fate)
+    @rule(
+        fate=st.sampled_from((WILLING, WILLING, SILENT, AWAY)),
+        where=st.none() | somewhere,
+        its_fate=st.sampled_from((LATE, WILLING)),
+    )
+    def settle(self, fate: str, where: int | None, its_fate: str) -> None:
+        asking = self._asking() if where is not None else []
+        self.world.settle(fate, self._pick(asking, where or 0) if asking else None, its_fate)
 
     @precondition(lambda self: self.world.bank.under_way)
     @rule(willing=st.booleans())
