@@ -425,7 +425,10 @@ MOVES = {
     (Status.REFUND_FAILED, Status.REFUND_PENDING),
     (Status.CANCELLED, Status.REFUND_PENDING),
 }
+UNENDED = (Status.PENDING, Status.RESERVED)
 REFUNDING = (Status.REFUND_PENDING, Status.REFUND_FAILED)
+# A refund may be asked for and refused again, and a late reservation is released as the first was.
+TOLD_ONCE = set(CATALOGUE) - {"payment.refund.requested", "payment.refund_failed", "inventory.release.requested"}
 FINAL = (State.RELEASED, State.REFUSED)
 
 
@@ -570,13 +573,14 @@ class World:
         self.services["order"].cancel_overdue()
         self.relay()
 
-    def settle(self, fate: str = WILLING, meanwhile: Message | None = None) -> None:
+    def settle(self, fate: str = WILLING, meanwhile: Message | None = None, its_fate: str = WILLING) -> None:
         """Payment asks what became of what is unknown; `meanwhile` is delivered before it hears the answer."""
 
         def happen() -> None:
             self.bank.meanwhile = lambda: None
             if meanwhile in self.waiting:
-                self.deliver(meanwhile, self.bank.fate)
+                self.deliver(meanwhile, its_fate)
+                self.bank.fate = fate
 
         self.bank.fate, self.bank.meanwhile = fate, happen
         try:
@@ -595,25 +599,33 @@ class World:
         if late:
             self.deadline(list(self.order.orders))
         for _ in range(1000):
-            if self.bank.under_way:
-                self.bank.arrive(willing=True)
-            elif self.frozen:
-                self.thaw(random.randrange(len(self.frozen)))
-            elif self.dead:
-                self.replay(random.choice(self.dead))
-            elif self.waiting:
-                self.deliver(random.choice(self.waiting))
-            elif failed := [order.order_id for order in self.order.orders.values() if order.status in REFUNDING]:
+            orders = self.order.orders.values()
+            if self.waiting or self.dead or self.frozen or self.bank.under_way:
+                random.choice(self._next(random))()
+            elif failed := [order.order_id for order in orders if order.status in REFUNDING]:
                 self.settle()
                 self.retry_refund(random.choice(failed))
-            elif open_ := [order.order_id for order in self.order.orders.values() if order.status in UNENDED]:
-                self.deadline(open_)
+            elif unended := [order.order_id for order in orders if order.status in UNENDED]:
+                self.deadline(unended)
             else:
                 self.settle()
                 if not self.waiting:
                     return
             self.check()
         raise AssertionError("the orders do not come to rest")
+
+    def _next(self, random: Random) -> list[Callable[[], None]]:
+        """What can happen next while something is still to come."""
+        found: list[Callable[[], None]] = [self.settle]
+        if self.bank.under_way:
+            found.append(lambda: self.bank.arrive(willing=True))
+        if self.frozen:
+            found.append(lambda: self.thaw(random.randrange(len(self.frozen))))
+        if self.dead:
+            found.append(lambda: self.replay(random.choice(self.dead)))
+        if self.waiting:
+            found += [lambda: self.deliver(random.choice(self.waiting))] * 3
+        return found
 
     # What must hold
 
@@ -630,7 +642,10 @@ class World:
             assert charged in ([], [order.total])
             if order.status == Status.PAID:
                 assert sum(charged) - sum(given_back) == order.total
-            for type_ in ("order.paid", "order.cancelled", "inventory.commit.requested", "inventory.released"):
+            payment = self.payment.payments.get(order.order_id)
+            if payment and payment.status == PaymentStatus.VOID:
+                assert order.status == Status.CANCELLED, "what is not cancelled is not void"
+            for type_ in TOLD_ONCE:
                 assert told[type_, order.order_id] <= 1, f"{type_} told twice"
 
     def _check_moves(self) -> None:
@@ -682,6 +697,3 @@ class World:
                     "order.cancelled"
                 ) == 1
         assert {row.status for row in self.payment.refunds.values()} <= {"COMPLETED", "FAILED"}
-
-
-UNENDED = (Status.PENDING, Status.RESERVED)

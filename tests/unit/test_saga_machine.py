@@ -28,7 +28,7 @@ from inventory_service import domain as inventory
 from order_service import domain
 from order_service.domain import ANY, Rule, Status
 from shared.errors import Conflict, UnexpectedEvent
-from tests.unit.saga import AWAY, DECLINES, FATES, SILENT, WILLING, World, on_memory
+from tests.unit.saga import AWAY, DECLINES, FATES, LATE, SILENT, WILLING, Message, World, on_memory
 
 ORDERS = 4
 STOCK = {"lamp": 3, "desk": 2}
@@ -61,6 +61,10 @@ class Saga(RuleBasedStateMachine):
     def _pick(self, among: list[Any], where: int) -> Any:
         return among[where % len(among)]
 
+    def _asking(self) -> list[Message]:
+        """What waits for the provider to be asked."""
+        return [message for message in self.world.waiting if self.world.handlers[message.queue][2]]
+
     @initialize(seed=somewhere, late=st.booleans(), items=basket, far=how_far)
     def begin(self, seed: int, late: bool, items: dict[str, int], far: int) -> None:
         self.seed, self.late = seed, late
@@ -85,7 +89,7 @@ class Saga(RuleBasedStateMachine):
     @precondition(lambda self: self.world.waiting)
     @rule(where=somewhere, fate=fates, survives=st.booleans())
     def hang_or_die(self, where: int, fate: str, survives: bool) -> None:
-        asking = [message for message in self.world.waiting if self.world.handlers[message.queue][2]]
+        asking = self._asking()
         if asking:
             self.world.freeze(self._pick(asking, where), fate, survives)
 
@@ -121,10 +125,14 @@ class Saga(RuleBasedStateMachine):
     def retry_refund(self, where: int) -> None:
         self.world.retry_refund(self._pick(list(self.world.order.orders), where))
 
-    @rule(fate=st.sampled_from((WILLING, WILLING, SILENT, AWAY)), where=somewhere)
-    def settle(self, fate: str, where: int) -> None:
-        waiting = self.world.waiting
-        self.world.settle(fate, meanwhile=self._pick(waiting, where) if waiting else None)
+    @rule(
+        fate=st.sampled_from((WILLING, WILLING, SILENT, AWAY)),
+        where=st.none() | somewhere,
+        its_fate=st.sampled_from((LATE, WILLING)),
+    )
+    def settle(self, fate: str, where: int | None, its_fate: str) -> None:
+        asking = self._asking() if where is not None else []
+        self.world.settle(fate, self._pick(asking, where or 0) if asking else None, its_fate)
 
     @precondition(lambda self: self.world.bank.under_way)
     @rule(willing=st.booleans())
@@ -180,7 +188,7 @@ def test_orders_come_to_rest_and_the_books_agree_whatever_happens(long: bool) ->
 def breaks() -> None:
     """The machine finds fault, and is spared looking for the smallest history that shows it."""
     with pytest.raises((AssertionError, UnexpectedEvent, Conflict)):
-        drive(300, phases=[Phase.generate], report_multiple_bugs=False)
+        drive(500, phases=[Phase.generate], report_multiple_bugs=False)
 
 
 def is_needed(row: Rule) -> bool:
