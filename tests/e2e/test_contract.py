@@ -262,7 +262,9 @@ def test_what_belongs_to_somebody_else_is_not_there(system: System, api: Api) ->
         for name, value in owned.items():
             path = path.replace(f"{{{name}}}", value)
         good = operation.request()
-        query = good.query | {item["name"]: owned[item["name"]] for item in operation.parameters("query")}
+        query = good.query | {
+            item["name"]: owned[item["name"]] for item in operation.parameters("query") if item["name"] in owned
+        }
         request = replace(good, path=path, query=query)
         for who, role, status in (("customer", "customer", 200), ("auditor", "auditor", 200)):
             answer = api.send(request.as_user(api.token(role, sub=who)))

@@ -303,7 +303,7 @@ def test_a_last_event_id_of_nonsense_is_400(shop, last):
     assert waiters(shop) == 0
 
 
-def test_while_nothing_happens_the_connection_is_kept_and_nobody_is_asked(shop, monkeypatch):
+def test_while_nothing_happens_the_connection_is_kept_and_nobody_is_asked(quick, shop, monkeypatch):
     monkeypatch.setattr(following, "STILL_HERE_S", 0.05)
     with listening(shop) as client:
         client.until(": still here\n\n")
