@@ -65,19 +65,19 @@ class Saga(RuleBasedStateMachine):
         """What waits for the provider to be asked."""
         return [message for message in self.world.waiting if self.world.handlers[message.queue][2]]
 
-    @initialize(seed=somewhere, late=st.booleans(), items=basket, far=how_far)
-    def begin(self, seed: int, late: bool, items: dict[str, int], far: int) -> None:
+    @initialize(seed=somewhere, late=st.booleans(), items=basket, far=how_far, fate=fates)
+    def begin(self, seed: int, late: bool, items: dict[str, int], far: int, fate: str) -> None:
         self.seed, self.late = seed, late
-        self.place(items, far)
+        self.place(items, far, fate)
 
     @precondition(lambda self: len(self.world.order.orders) < ORDERS)
-    @rule(items=basket, far=how_far)
-    def place(self, items: dict[str, int], far: int) -> None:
-        """An order that gets so far before anything happens to it."""
+    @rule(items=basket, far=how_far, fate=fates)
+    def place(self, items: dict[str, int], far: int, fate: str) -> None:
+        """An order that gets so far before anything else happens; `fate` is what its charge meets."""
         self.world.place(items)
         for _ in range(far):
             if self.world.waiting:
-                self.world.deliver(self.world.waiting[0])
+                self.world.deliver(self.world.waiting[0], fate)
 
     @precondition(lambda self: self.world.waiting)
     @rule(wheres=st.lists(somewhere, min_size=1, max_size=6), fate=fates)
