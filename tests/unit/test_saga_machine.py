@@ -65,19 +65,19 @@ class Saga(RuleBasedStateMachine):
         """What waits for the provider to be asked."""
         return [message for message in self.world.waiting if self.world.handlers[message.queue][2]]
 
-    @initialize(seed=somewhere, late=st.booleans(), items=basket, far=how_far)
-    def begin(self, seed: int, late: bool, items: dict[str, int], far: int) -> None:
+    @initialize(seed=somewhere, late=st.booleans(), items=basket, far=how_far, fate=fates)
+    def begin(self, seed: int, late: bool, items: dict[str, int], far: int, fate: str) -> None:
         self.seed, self.late = seed, late
-        self.place(items, far)
+        self.place(items, far, fate)
 
     @precondition(lambda self: len(self.world.order.orders) < ORDERS)
-    @rule(items=basket, far=how_far)
-    def place(self, items: dict[str, int], far: int) -> None:
-        """An order that gets so far before anything happens to it."""
+    @rule(items=basket, far=how_far, fate=fates)
+    def place(self, items: dict[str, int], far: int, fate: str) -> None:
+        """An order that gets so far before anything else happens; `fate` is what its charge meets."""
         self.world.place(items)
         for _ in range(far):
             if self.world.waiting:
-                self.world.deliver(self.world.waiting[0])
+                self.world.deliver(self.world.waiting[0], fate)
 
     @precondition(lambda self: self.world.waiting)
     @rule(wheres=st.lists(somewhere, min_size=1, max_size=6), fate=fates)
@@ -156,7 +156,7 @@ class Saga(RuleBasedStateMachine):
 
 def drive(examples: int, **how: Any) -> None:
     """Run the machine; the same way each time unless told otherwise."""
-    chosen = {"derandomize": True, "stateful_step_count": 25, **how}
+    chosen = {"derandomize": True, "stateful_step_count": 20, **how}
     run_state_machine_as_test(
         Saga,
         settings=settings(
@@ -183,6 +183,24 @@ def test_orders_come_to_rest_and_the_books_agree_whatever_happens(long: bool) ->
     unreached = [row for row in domain.TABLE if not any((at, row.hears) in Saga.reached for at in row.states)]
     assert [row for row in unreached if not NEVER.issuperset((at, row.hears) for at in row.states)] == []
     assert Saga.reached & NEVER == set()
+
+
+def test_a_charge_that_is_asked_for_while_settle_waits_to_hear_of_it_is_not_void() -> None:
+    world = World(STOCK)
+    order_id = world.place({"lamp": 1})
+    world.deliver(world.waiting[0])
+    (charge,) = [message for message in world.waiting if world.handlers[message.queue][2]]
+    world.deliver(charge, SILENT)
+    world.cancel(order_id, "a")
+    (ended,) = [message for message in world.waiting if message.event.type == "order.cancelled"]
+    world.deliver(ended)
+
+    world.settle(WILLING, charge, its_fate=LATE)
+
+    assert world.payment.payments[order_id].status == "PENDING"
+    world.bank.arrive(willing=True)
+    world.drain(Random(0), late=False)
+    world.check_rest()
 
 
 def breaks() -> None:
