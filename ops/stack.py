@@ -21,9 +21,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 if sys.version_info < (3, 11):  # noqa: UP036 - older ones run this line and no further
     for _newer in ("python3.13", "python3.12", "python3.11"):
@@ -158,7 +158,7 @@ class Stack:
                 file.seek(0)
                 return Process.of(int(file.read() or 0))
 
-    def start_servers(self, progress: Progress, vhosts: Sequence[str] | None = None) -> None:
+    def start_servers(self, progress: Progress) -> None:
         """Start the broker and the database server side by side and choose the ports of everything else.
 
         Returns when the database server answers; the broker takes longer and is waited for by `wait_broker`.
@@ -166,7 +166,7 @@ class Stack:
         self.end_leftovers()
         broker, postgres = self.servers.broker, self.servers.postgres
         if broker:
-            broker.prepare(vhosts) if vhosts else broker.prepare()
+            broker.prepare()
             broker.launch(dies_with_us=True)
         else:
             progress("using the broker of AMQP_URI")
@@ -184,15 +184,15 @@ class Stack:
             self.servers.broker.wait()
             progress.done(f"RabbitMQ answers on {LOOPBACK}:{self.servers.broker.port}")
 
-    def choose_environment(self, ports: Mapping[str, int], vhost: str = MAIN_VHOST, suffix: str = "") -> None:
+    def choose_environment(self, ports: Mapping[str, int], suffix: str = "") -> None:
         """Write down the environment of the project's processes; what the user has set stays the user's.
 
-        `vhost` and the `suffix` of the databases' names keep apart what uses the same servers.
+        The `suffix` of the databases' names keeps apart what uses the same server.
         """
         passwords = self.state.setdefault("passwords", {})
         chosen = {f"{service.upper()}_PORT": str(port) for service, port in ports.items()}
         if self.servers.broker:
-            chosen["AMQP_URI"] = self.servers.broker.amqp_uri_of(vhost)
+            chosen["AMQP_URI"] = self.servers.broker.amqp_uri_of(MAIN_VHOST)
         if self.servers.postgres:
             chosen["DATABASE_ADMIN_URL"] = self.servers.postgres.admin_url
             chosen["READER_PASSWORD"] = passwords.setdefault("reader", secrets.token_hex(16))
@@ -428,28 +428,59 @@ def demo() -> int:
 
 
 def test(arguments: Sequence[str]) -> int:
-    """Run all tests on servers of their own: first those in a patched process, then the plain ones."""
+    """Run all tests: those in a patched process beside the plain ones, each run on servers of its own.
+
+    On servers that the user brings they run one after the other: there they would meet.
+    """
     sweep()
-    stack = Stack(f"test-{os.getpid()}")
     progress = Progress()
-    codes: dict[str, int] = {}
-    with stack.owned():
+    paths = {kind: found for kind in TEST_RUNS if (found := _paths(kind, arguments))}
+    stacks = {kind: Stack(f"test-{kind}-{os.getpid()}") for kind in paths}
+    codes = dict.fromkeys(TEST_RUNS, PYTEST_NO_TESTS)
+    with ExitStack() as held:
+        for stack in stacks.values():
+            held.enter_context(stack.owned())
         try:
-            install(progress, broker=stack.servers.broker is not None, postgres=stack.servers.postgres is not None)
+            wanted = Servers(RUN, broker=not given("AMQP_URI"), postgres=not databases_given())
+            install(progress, broker=wanted.broker is not None, postgres=wanted.postgres is not None)
             progress.step_began = time.monotonic()
-            stack.start_servers(progress, vhosts=[f"test-{kind}" for kind in TEST_RUNS])
-            # Not from 8000 on: a stack that is up must neither be hit by a test nor come into its way.
-            ports = choose_ports(3, first=PORT_RANGE[secrets.randbelow(len(PORT_RANGE) - 100)])
-            stack.wait_broker(progress)
-            for kind in TEST_RUNS:
-                stack.choose_environment(ports, vhost=f"test-{kind}", suffix=f"_{kind}")
-                codes[kind] = _pytest(stack, kind, arguments)
+            for stack in stacks.values():
+                stack.start_servers(progress)
+            share = len(PORT_RANGE) // len(TEST_RUNS)
+            for place, (kind, stack) in enumerate(stacks.items()):
+                # Not from 8000 on: a stack that is up must neither be hit by a test nor come into its way.
+                ports = choose_ports(3, first=PORT_RANGE[place * share + secrets.randbelow(share - 100)])
+                stack.wait_broker(progress)
+                stack.choose_environment(ports, suffix=f"_{kind}")
+            beside = wanted.broker and wanted.postgres and len(stacks) > 1
+            codes |= _side_by_side(stacks, paths, arguments) if beside else _in_turn(stacks, paths, arguments)
         finally:
             stopping_now()
-            stack.servers.stop()
+            for stack in stacks.values():
+                stack.servers.stop()
             end_descendants()
-            stack.remove()
+            for stack in stacks.values():
+                stack.remove()
     return judge(codes, narrowed=any(word != "--long" for word in arguments))
+
+
+def _in_turn(stacks: Mapping[str, Stack], paths: Mapping[str, list[str]], arguments: Sequence[str]) -> dict[str, int]:
+    """One run after the other, in the terminal. Their exit codes."""
+    return {kind: _ended(_pytest(stack, kind, paths[kind], arguments)) for kind, stack in stacks.items()}
+
+
+def _side_by_side(
+    stacks: Mapping[str, Stack], paths: Mapping[str, list[str]], arguments: Sequence[str]
+) -> dict[str, int]:
+    """The plain run, which mostly waits for what it has killed, in the terminal; the patched one's output after it."""
+    log = stacks["patched"].directory / "pytest.log"
+    print(f"{' and '.join(TEST_RUNS['patched'])} run beside these; what they print follows", flush=True)
+    with log.open("wb") as output:
+        beside = _pytest(stacks["patched"], "patched", paths["patched"], ["--color=no", *arguments], output)
+        codes = {"plain": _ended(_pytest(stacks["plain"], "plain", paths["plain"], arguments))}
+        codes["patched"] = _ended(beside)
+    print(log.read_text(encoding="utf-8", errors="replace"), flush=True)
+    return codes
 
 
 def execute(command: Sequence[str]) -> int:
@@ -589,26 +620,40 @@ def _test_files(kind: str) -> Iterator[Path]:
         yield from (ROOT / folder).rglob("test_*.py")
 
 
-def _pytest(stack: Stack, kind: str, arguments: Sequence[str]) -> int:
-    """One run of pytest, in the terminal. Its exit code."""
-    paths = [word for word in arguments if word.startswith("tests") and (ROOT / word.partition("::")[0]).exists()]
-    options = [word for word in arguments if word not in paths]
-    if paths:
-        paths = [path for path in paths if _kind_of(path) == kind]
-    else:
-        paths = [folder for folder in TEST_RUNS[kind] if any((ROOT / folder).rglob("test_*.py"))]
-        if kind == "patched":
-            paths += [str(path.relative_to(ROOT)) for path in sorted((ROOT / "tests").glob("test_*.py"))]
-    if not paths:  # pytest would take that for everything, and a run of nothing would have the last word
-        return PYTEST_NO_TESTS
+def _paths(kind: str, arguments: Sequence[str]) -> list[str]:
+    """What one run of pytest is about: all its folders, or what the user named of them."""
+    named = _named(arguments)
+    if named:
+        return [path for path in named if _kind_of(path) == kind]
+    folders = [folder for folder in TEST_RUNS[kind] if any((ROOT / folder).rglob("test_*.py"))]
+    if kind == "patched":
+        folders += [str(path.relative_to(ROOT)) for path in sorted((ROOT / "tests").glob("test_*.py"))]
+    return folders
+
+
+def _named(arguments: Sequence[str]) -> list[str]:
+    return [word for word in arguments if word.startswith("tests") and (ROOT / word.partition("::")[0]).exists()]
+
+
+def _pytest(
+    stack: Stack, kind: str, paths: Sequence[str], arguments: Sequence[str], output: IO[bytes] | None = None
+) -> subprocess.Popen[bytes]:
+    """Start one run of pytest, in the terminal or into a file."""
     environment = project_environment(stack.environment)
     environment |= {STACK_FILE_VARIABLE: str(stack.file), RUN_KIND_VARIABLE: kind}
-    run = subprocess.Popen(
+    options = [word for word in arguments if word not in _named(arguments)]
+    return subprocess.Popen(
         [str(VENV / "bin" / "python"), "-m", "pytest", *options, *paths],
         cwd=ROOT,
         env=environment,
+        stdout=output,
+        stderr=output,
         preexec_fn=tie(signal.SIGINT),
     )
+
+
+def _ended(run: subprocess.Popen[bytes]) -> int:
+    """The exit code of a run of pytest."""
     try:
         return run.wait()
     except Interrupted as interrupted:
