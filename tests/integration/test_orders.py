@@ -189,6 +189,7 @@ def test_what_has_changed_is_told_after_its_commit_and_not_without_one(order: Be
 
     tell_after_commit(order.database.Session, tell)
     with order.sessions.begin() as session:
+        session.execute(text("UPDATE orders SET status = 'PAID'"))
         changed(session, [order_id])
         session.rollback()
     assert told == []
