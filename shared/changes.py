@@ -24,4 +24,8 @@ def tell_after_commit(sessions: sessionmaker[Session], tell: Callable[[set[str]]
         if ids:
             tell(ids)
 
+    def rolled_back(session: Session) -> None:
+        session.info.pop(_CHANGED, None)
+
     event.listen(sessions, "after_commit", committed)
+    event.listen(sessions, "after_rollback", rolled_back)
