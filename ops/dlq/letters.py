@@ -71,14 +71,15 @@ def letter_of(content: Content) -> Letter:
     event = _fields(content.body)
     payload = event.get("payload", event)
     reason = headers.get("x-reason")
-    crashed = not reason and headers.get("x-first-death-reason") == "delivery_limit"
+    crashed = not reason and _hit_the_limit(headers)
     died = _death_time(headers)
     first = _moment(headers.get("x-first-failed-at")) or died
     return Letter(
         message_id=id_of(content),
         reason=str(reason) if reason else CRASH if crashed else UNKNOWN,
-        error_class=_text(headers.get("x-error-class")),
-        error_message=_text(headers.get("x-error-message")) or (CRASHED if crashed else ""),
+        # What is written on one that crashed is how it had failed before, by itself.
+        error_class="" if crashed else _text(headers.get("x-error-class")),
+        error_message=CRASHED if crashed else _text(headers.get("x-error-message")),
         event_type=_text(properties.get("type")) or _text(event.get("type")),
         order_id=_uuid(payload.get("order_id")) if isinstance(payload, dict) else None,
         trace_id=_text(event.get("trace_id")),
@@ -264,6 +265,13 @@ def _stamp(value: object) -> datetime | None:
         return datetime.fromtimestamp(value, UTC) if isinstance(value, int) else None
     except (ValueError, OverflowError, OSError):
         return None
+
+
+def _hit_the_limit(headers: Mapping[str, Any]) -> bool:
+    """Whether the broker gave it up. Its first death is another one where it had come back from a retry level."""
+    deaths = headers.get("x-death")
+    reasons = [death.get("reason") for death in deaths if isinstance(death, dict)] if isinstance(deaths, list) else []
+    return "delivery_limit" in (headers.get("x-first-death-reason"), *reasons)
 
 
 def _death_time(headers: Mapping[str, Any]) -> datetime | None:
