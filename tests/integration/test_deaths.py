@@ -270,6 +270,7 @@ def test_a_message_that_kills_its_process_ends_in_the_dlq_and_its_neighbours_eac
     assert shown["error"]["reason"] == "crash"
     assert written(database) == [], "nobody was left to write it down"
 
+    until(lambda: depths(mail) == {DLQ: 1})  # who looked at it has given it back
     desk, census = Desk(settings, Actor("census")), Census()
     assert [census.run_once(desk), census.run_once(desk)] == [0, 1], "what is there twice is written down"
     desk.close()
@@ -301,6 +302,17 @@ def test_a_message_that_died_by_the_delivery_limit_is_replayed_to_life_and_fails
     assert len(fault.tried) == 3, "it came back from two retry levels"
     assert applied(database) == {ill.message_id}
     assert depths(mail) == {}
+
+
+def test_a_message_that_failed_once_by_itself_and_then_killed_its_process_is_a_crash_too(mail: Mail) -> None:
+    (ill,) = orders(1)
+    headers = {"x-attempt": 1, "x-error-class": "ConnectionError", "x-error-message": "out of paper"}
+    mail.put(retry_queues(QUEUE)[0], ill.to_json(), headers)
+    until(lambda: depths(mail) == {QUEUE: 1})
+    reject_until_dead(mail, QUEUE)
+    (dead,) = peek(QUEUE)
+    assert dead["headers"]["x-first-death-reason"] == "expired"
+    assert dead["reason"] == "crash"
 
 
 def test_a_replayed_message_takes_no_header_of_its_death_along_with_which_the_broker_would_drop_it(

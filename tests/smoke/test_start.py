@@ -30,7 +30,7 @@ BROKER, DATABASE = "the broker is away", "the database does not answer"
 NO_QUEUES, NO_TABLES = "`ecom topology apply`", "`ecom migrate`"
 # The gateway has no database, and no queue of the topology.
 CONSUMERS = ("order", "inventory", "payment")
-DATABASE_USERS = (*CONSUMERS, "auth")
+DATABASE_USERS = (*CONSUMERS, "auth", "ops")
 
 
 @dataclass
