@@ -36,12 +36,12 @@ class Every(Entrypoint):
         self._thread = self.container.spawn_managed_thread(self.run, identifier=f"timer {self.method_name}")
 
     def run(self) -> None:
-        """Run until stopped."""
+        """Run until stopped: at once, so that what cannot be done is said soon, and again after each pause."""
         while not self._stopping.ready():
+            if self._relay is None or self._relay.leading:
+                self.run_once()
             with eventlet.Timeout(self.seconds, False):
                 self._stopping.wait()
-            if (self._relay is None or self._relay.leading) and not self._stopping.ready():
-                self.run_once()
 
     def run_once(self) -> None:
         """One run, in a worker of its own."""
