@@ -306,16 +306,16 @@ def ecom(*arguments):
 def test_the_command_line_applies_checks_and_finds(amqp_uri, channel, monkeypatch, capsys):
     monkeypatch.setenv("AMQP_URI", amqp_uri)
     assert ecom("topology", "apply") == 0
-    assert capsys.readouterr().out == "applied: 4 exchanges, 40 queues, 48 bindings\n"
+    assert capsys.readouterr().out == "applied: 5 exchanges, 40 queues, 48 bindings\n"
     assert ecom("topology", "check") == 0
-    assert capsys.readouterr().out.startswith("clean: 4 exchanges, 40 queues (bindings not seen")
+    assert capsys.readouterr().out.startswith("clean: 5 exchanges, 40 queues (bindings not seen")
     channel.queue_delete(RETRY)
     assert ecom("topology", "check") == 1
     assert capsys.readouterr().out == f"queue {RETRY}: is missing\n"
     assert ecom("topology", "check", "--json") == 1
     assert json.loads(capsys.readouterr().out) == {
         "drift": [{"kind": "queue", "name": RETRY, "problem": "is missing"}],
-        "compared": {"exchanges": 4, "queues": 40, "bindings": None},
+        "compared": {"exchanges": 5, "queues": 40, "bindings": None},
     }
     channel.queue_declare(RETRY, durable=False)
     assert ecom("topology", "apply") == 1
