@@ -93,6 +93,11 @@ def unknown_to_provider(payment: Payment) -> Payment:
     return replace(payment, status=Status.VOID) if payment.cancelled else payment
 
 
+def took_money(payment: Payment | None) -> bool:
+    """Whether there is, or was, money to give back."""
+    return payment is not None and payment.status in (Status.COMPLETED, Status.REFUND_PENDING, Status.REFUNDED)
+
+
 def is_to_be_refunded(payment: Payment | None) -> bool:
     """Whether the provider must be asked to give it back."""
     return payment is not None and payment.status in (Status.COMPLETED, Status.REFUND_PENDING)
@@ -107,7 +112,7 @@ def refunded(
     """
     if payment is None:
         raise UnknownOrder(f"order {order_id} has no payment to refund")
-    if payment.status not in (Status.COMPLETED, Status.REFUND_PENDING, Status.REFUNDED):
+    if not took_money(payment):
         raise UnexpectedEvent(f"a payment that is {payment.status} has no money to give back")
     if refund.status != RefundStatus.PENDING:
         return payment, refund, ()

@@ -105,7 +105,9 @@ class PaymentService(Probes):
         """Look and call, for refunds."""
         with self.db.autocommit() as session:
             rows = models.payments_of(session, [event.payload.order_id for event in events])
-            known = [event for event in events if event.payload.order_id in rows]
+            paid = {order_id for order_id, row in rows.items() if domain.took_money(models.payment(row))}
+            # What is claimed and never asked for would come back to `settle` for ever.
+            known = [event for event in events if event.payload.order_id in paid]
             models.claim_refunds(session, known)
             refunds = models.refunds(session, [event.payload.refund_id for event in known])
         calls = {}

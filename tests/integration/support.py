@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -186,6 +187,12 @@ class Mail:
         """Connect, also again."""
         self.line = Line(self.settings.amqp_uri, heartbeat_s=30)
         self.channel = self.line.channel
+
+    @property
+    def broker_version(self) -> tuple[int, ...]:
+        """What the broker says of itself, as (3, 10, 8)."""
+        said = self.channel.connection.server_properties["version"]
+        return tuple(int(number) for number in re.findall(r"\d+", said))
 
     def empty(self) -> None:
         """Throw away what is in any queue of the table."""

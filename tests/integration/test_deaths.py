@@ -315,7 +315,7 @@ def test_a_message_that_failed_once_by_itself_and_then_killed_its_process_is_a_c
     assert dead["reason"] == "crash"
 
 
-def test_a_replayed_message_takes_no_header_of_its_death_along_with_which_the_broker_would_drop_it(
+def test_a_replayed_message_takes_no_header_of_its_death_with_which_rabbitmq_3_would_drop_it(
     database: Databases, mail: Mail
 ) -> None:
     (ill,) = orders(1)
@@ -332,11 +332,14 @@ def test_a_replayed_message_takes_no_header_of_its_death_along_with_which_the_br
         retry = retry_queues(QUEUE)[0]
         mail.send([Outgoing(failed_exchange("inventory"), retry, dead.body, str(ill.message_id), headers=headers)])
 
-    # What the broker dead-letters by itself into a queue that x-death names is taken for a cycle, and dropped.
+    # RabbitMQ 3 takes for a cycle what it dead-letters by itself into a queue that x-death names, and drops it. 4 goes
+    # by its own record of deaths, which no publisher can write.
+    control_comes_back = mail.broker_version >= (4,)
     send_to_retry({**replayed.headers, "control": "", **dead.headers})
     send_to_retry(replayed.headers)
-    back = mail.take(QUEUE)
-    assert "control" not in back.headers
+    if control_comes_back:
+        assert "control" in mail.take(QUEUE).headers
+    assert "control" not in mail.take(QUEUE).headers
     until(lambda: depths(mail) == {})
 
 

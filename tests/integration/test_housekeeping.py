@@ -143,3 +143,19 @@ def test_stored_answers_are_forgotten_once_they_are_older_than_promised(bench: B
     bench("order").service.forget_keys()
 
     assert database.rows("order", "SELECT key FROM idempotency_keys") == [{"key": "47 hours"}]
+
+
+def test_a_refund_of_what_took_no_money_is_claimed_by_nobody_and_holds_up_no_other(
+    bench: Benches, database: Databases, mail: Mail
+) -> None:
+    one = bench("payment")
+    declined, paid = reserved_event(method="mock_declined"), reserved_event()
+    one.settle(CHARGES, [declined, paid])
+    one.settle(REFUNDS, [refund_of(declined)])
+    assert statuses(database, "refunds") == {}
+    provider, one.service.provider = one.service.provider, Deaf(one.service.provider)
+    one.settle(REFUNDS, [refund_of(paid)])
+    one.service.provider = provider
+    make_old(database)
+    one.service.settle()
+    assert statuses(database, "refunds") == {paid.payload.order_id: "COMPLETED"}
