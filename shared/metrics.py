@@ -10,6 +10,7 @@ EVENTS = Counter("ecom_events_total", "Messages settled, by what became of them.
 BATCH_SECONDS = Histogram("ecom_batch_seconds", "Time to settle one batch of messages.", ["service", "queue"])
 PAUSES = Counter("ecom_pauses_total", "Times a consumer paused because its service could not work.", ["queue"])
 DEAD_LETTERS = Gauge("ecom_dead_letters", "Messages in a DLQ, by the broker's count.", ["queue"])
+WAITING = Gauge("ecom_waiting_clients", "Clients that wait for an order to change.", ["service"])
 OUTBOX_PENDING = Gauge("ecom_outbox_pending", "Events told and not yet published.", ["service"])
 OUTBOX_HELD = Gauge("ecom_outbox_held", "Events that could not be published and hold back their order.", ["service"])
 OUTBOX_OLDEST = Gauge("ecom_outbox_oldest_seconds", "Age of the oldest unpublished event.", ["service"])

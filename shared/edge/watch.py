@@ -19,6 +19,7 @@ from shared.edge.rpc import OnLine
 from shared.edge.rpc_proxy import Replies
 from shared.edge.wake import Wake
 from shared.errors import CannotWork, ServiceUnavailable
+from shared.metrics import WAITING
 from topology.table import HINTS_EXCHANGE
 
 log = logging.getLogger(__name__)
@@ -94,8 +95,13 @@ class Watch(OnLine):
 
     def start(self) -> None:
         if self._thread is None:
+            WAITING.labels(self.container.service_name).set_function(self.waiting)
             self.container.spawn_managed_thread(self._look, identifier=f"watch of {self.changed}")
         super().start()
+
+    def waiting(self) -> int:
+        """How many know a state and wait for the next."""
+        return sum(waiter.version > 0 for waiters in self._waiters.values() for waiter in waiters)
 
     def stop(self) -> None:
         self.release()

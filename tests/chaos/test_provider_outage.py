@@ -56,7 +56,9 @@ def test_orders_are_accepted_throughout_an_outage_and_all_end_after_it(
             eventually(lambda: paused(system), lambda names: names == ["payment-0", "payment-1"])
             assert [metric(system, name, "ecom_provider_circuit_open") for name in paused(system)] == [1.0, 1.0]
             accepted = len(load.accepted)
-            pass_time(lasts - (time.monotonic() - began))
+            # A busy machine may have taken long to notice: then it lasts longer.
+            watched = max(lasts - (time.monotonic() - began), lasts / 2)
+            pass_time(watched)
             accepted = len(load.accepted) - accepted
             assert paused(system) == ["payment-0", "payment-1"]
             assert_nothing_died(system)
@@ -68,7 +70,7 @@ def test_orders_are_accepted_throughout_an_outage_and_all_end_after_it(
         f"\n{accepted} orders accepted while the provider was away, all ready {ready:.1f} s"
         f" and all at rest {time.monotonic() - back:.1f} s after it was back; refused {set(load.refused)}"
     )
-    assert accepted > lasts / 4
+    assert accepted > watched / 4
     load.check_all_are_there()
     assert load.refused == [], "an outage of the provider is no business of who posts"
     assert_nothing_died(system)
