@@ -1,4 +1,4 @@
-"""The inventory service's tables and the few queries on them."""
+"""The inventory service's tables and the few queries on them; those of the release audit are in audit.py."""
 
 from __future__ import annotations
 
@@ -20,16 +20,15 @@ from sqlalchemy import (
     literal,
     select,
     text,
-    tuple_,
 )
 from sqlalchemy import Identity as IdentityColumn
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from inventory_service.domain import Kind, Movement, Outcome, Reservation, State, Stock
 from shared.errors import NotFound
-from shared.events import Identity, timestamp
+from shared.events import Identity
 from shared.paging import decode_cursor, encode_cursor, page_of
 from shared.tables import MESSAGING_TABLES, NOW, Base, unnest, update_many
 
@@ -106,15 +105,53 @@ class ReleaseEvent(Base):
     roles: Mapped[list[str]] = mapped_column(ARRAY(Text))
     trace_id: Mapped[str]
     released_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    # The transaction that wrote it: by this a seal knows that nothing can come before it any more.
+    xid: Mapped[int] = mapped_column(BigInteger, server_default=text("(pg_current_xact_id()::text::bigint)"))
 
     __table_args__ = (
         UniqueConstraint("reservation_id", "sku"),
         Index(None, "released_at", "id"),
+        Index(None, "xid", "id"),
         *(
             Index(None, column, "released_at", "id")
             for column in ("order_id", "sku", "reason", "requested_by", "trace_id")
         ),
     )
+
+
+class SealRow(Base):
+    """A link of the chain. Append only."""
+
+    __tablename__ = "release_seals"
+
+    seq: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    until_xid: Mapped[int] = mapped_column(BigInteger)
+    until_id: Mapped[int] = mapped_column(BigInteger)
+    rows: Mapped[int]
+    total: Mapped[int] = mapped_column(BigInteger)
+    sealed_at: Mapped[datetime]
+    key_id: Mapped[str]
+    mac: Mapped[str]
+
+    __table_args__ = (Index(None, "until_xid", "until_id"),)
+
+
+class ExportRow(Base):
+    """Who exported what, when; what never finished has no rows and no checksum. Never deleted."""
+
+    __tablename__ = "release_exports"
+
+    export_id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    exported_by: Mapped[str]
+    roles: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    filters: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    sealed_to: Mapped[int] = mapped_column(BigInteger)  # the seq of the newest seal when it began; 0 for none
+    until_xid: Mapped[int] = mapped_column(BigInteger)
+    until_id: Mapped[int] = mapped_column(BigInteger)
+    rows: Mapped[int | None] = mapped_column(BigInteger)
+    sha256: Mapped[str | None]
+    started_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    finished_at: Mapped[datetime | None]
 
 
 TABLES = MESSAGING_TABLES | {
@@ -123,6 +160,8 @@ TABLES = MESSAGING_TABLES | {
     "reservations",
     "reservation_items",
     "inventory_release_events",
+    "release_seals",
+    "release_exports",
 }
 
 
@@ -340,44 +379,3 @@ def stock_page(session: Session, limit: int, cursor: str | None) -> tuple[list[d
     rows, more = page_of(session.scalars(query).all(), limit)
     bodies = [stock_body(Stock(row.sku, row.on_hand, row.reserved, row.version)) for row in rows]
     return bodies, encode_cursor([rows[-1].sku], {}) if more else None
-
-
-# --- the release audit --------------------------------------------------------------------------------------------
-
-FILTERS = {"order_id": "order_id", "sku": "sku", "reason": "reason", "user_id": "requested_by", "trace_id": "trace_id"}
-
-
-def release_events_page(
-    session: Session, filters: Mapping[str, Any], limit: int, cursor: str | None
-) -> tuple[list[dict[str, Any]], str | None]:
-    """A page of the release audit, newest first, and the next cursor. An index stands behind each filter."""
-    position = (ReleaseEvent.released_at, ReleaseEvent.id)
-    query = select(ReleaseEvent).order_by(*(column.desc() for column in position)).limit(limit + 1)
-    for name, column in FILTERS.items():
-        if filters.get(name) is not None:
-            query = query.where(getattr(ReleaseEvent, column) == filters[name])
-    if filters.get("from"):
-        query = query.where(ReleaseEvent.released_at >= datetime.fromisoformat(filters["from"]))
-    if filters.get("to"):
-        query = query.where(ReleaseEvent.released_at < datetime.fromisoformat(filters["to"]))
-    if cursor:
-        at, last = decode_cursor(cursor, filters, [str, int])
-        query = query.where(tuple_(*position) < tuple_(datetime.fromisoformat(at), last))
-    rows, more = page_of(session.scalars(query).all(), limit)
-    next_cursor = encode_cursor([rows[-1].released_at.isoformat(), rows[-1].id], filters) if more else None
-    return [_release_body(row) for row in rows], next_cursor
-
-
-def _release_body(row: ReleaseEvent) -> dict[str, Any]:
-    return {
-        "id": row.id,
-        "order_id": str(row.order_id),
-        "reservation_id": str(row.reservation_id),
-        "sku": row.sku,
-        "quantity": row.quantity,
-        "reason": row.reason,
-        "requested_by": row.requested_by,
-        "roles": row.roles,
-        "trace_id": row.trace_id,
-        "released_at": timestamp(row.released_at),
-    }

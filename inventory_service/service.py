@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 from uuid import UUID
 
-from inventory_service import domain, models
+import eventlet
+from nameko.dependency_providers import Config
+
+from inventory_service import audit, domain, models
 from inventory_service.domain import COMMIT, RELEASE, Kind, Outcome, State
+from shared.config import Settings
 from shared.edge.consumer import handles
 from shared.edge.context import Context
 from shared.edge.database import Database
@@ -24,12 +29,17 @@ MANUAL_HOLD_S = 900
 EXPIRED = Identity("system:expiry", ("system",))
 EXPIRE_BATCH = 100
 
+# An export waits so long for transactions that were open when it began, and looks so often.
+SEAL_WAIT_S = 2.0
+SEAL_AGAIN_S = 0.02
+
 
 class InventoryService(Probes):
     """Reserves for orders, turns holds into sales, gives back what was held, and keeps the audit of that."""
 
     name = "inventory_service"
 
+    config = Config()
     db = Database()
     relay = Relay()
     context = Context()
@@ -112,13 +122,6 @@ class InventoryService(Probes):
         return {"items": items, "next_cursor": next_cursor}
 
     @rpc
-    def release_events(self, filters: dict[str, Any], limit: int, cursor: str | None = None) -> dict[str, Any]:
-        """A page of the release audit, newest first: {items, next_cursor}. Raises InvalidCursor."""
-        with self.db.read() as session:
-            items, next_cursor = models.release_events_page(session, filters, limit, cursor)
-        return {"items": items, "next_cursor": next_cursor}
-
-    @rpc
     def reserve_manually(self, order_id: str, items: list[dict[str, Any]]) -> dict[str, Any]:
         """Hold stock by hand for an order made elsewhere. Raises Conflict: short of stock, or the order_id is taken."""
         order, quantities = UUID(order_id), domain.summed(tuple(Item(**item) for item in items))
@@ -180,3 +183,92 @@ class InventoryService(Probes):
         for order_id in overdue:
             with self.db.begin() as session:
                 self._settle_one(session, order_id, RELEASE, "expired", EXPIRED, new_trace_id())
+
+    # --- for auditors, by RPC ---
+
+    @rpc
+    def release_events(
+        self,
+        filters: dict[str, Any],
+        limit: int,
+        cursor: str | None = None,
+        offset: int = 0,
+        include_total: bool = False,
+    ) -> dict[str, Any]:
+        """A page of the release audit, newest first: {items, next_cursor, total}. Raises InvalidCursor.
+
+        `offset` skips so many rows, which are read; `total` is None unless asked for.
+        """
+        with self.db.read() as session:
+            items, next_cursor = audit.page(session, filters, limit, cursor, offset)
+            total = audit.count(session, filters) if include_total else None
+        return {"items": items, "next_cursor": next_cursor, "total": total}
+
+    @rpc
+    def release_event(self, event_id: int) -> dict[str, Any]:
+        """One release, with `seal`: {seq, sealed_at} or None. Raises NotFound."""
+        with self.db.read() as session:
+            return audit.find(session, event_id)
+
+    @rpc
+    def release_totals(self, filters: dict[str, Any]) -> list[dict[str, Any]]:
+        """What was released by day (UTC) and reason: [{day, reason, releases, quantity}]."""
+        with self.db.read() as session:
+            return audit.totals(session, filters)
+
+    @rpc
+    def release_chain(self) -> dict[str, Any]:
+        """How far the chain of seals is: {seals, rows, newest: {seq, mac, sealed_at}, waiting, oldest_waiting_at}."""
+        with self.db.read() as session:
+            return audit.chain(session)
+
+    @rpc
+    def open_release_export(self, filters: dict[str, Any]) -> dict[str, Any]:
+        """Begin an export of all that is committed now: {export_id, sealed_to}. Rows not sealed yet are sealed first.
+
+        A transaction that stays open keeps rows out of reach; after SEAL_WAIT_S the export goes without them.
+        """
+        with self.db.read() as session:
+            ends_at = audit.next_xid(session)
+        deadline = time.monotonic() + SEAL_WAIT_S
+        while True:
+            self.seal()
+            with self.db.read() as session:
+                sealed = audit.is_sealed_below(session, ends_at)
+            if sealed or time.monotonic() > deadline:
+                break
+            eventlet.sleep(SEAL_AGAIN_S)
+        with self.db.begin() as session:
+            return audit.open_export(session, filters, self.context.identity)
+
+    @rpc
+    def release_export_page(self, export_id: str, limit: int, cursor: str | None = None) -> dict[str, Any]:
+        """A page of an export, newest first: {items, next_cursor}. Raises NotFound, InvalidCursor."""
+        with self.db.read() as session:
+            items, next_cursor = audit.export_page(session, UUID(export_id), limit, cursor)
+        return {"items": items, "next_cursor": next_cursor}
+
+    @rpc
+    def close_release_export(self, export_id: str, rows: int, sha256: str) -> dict[str, Any]:
+        """Write down that an export is through; its signed manifest. Raises NotFound, Conflict."""
+        with self.db.begin() as session:
+            return audit.close_export(session, UUID(export_id), rows, sha256, self._audit_key())
+
+    @rpc
+    def release_exports(self, limit: int, cursor: str | None = None) -> dict[str, Any]:
+        """A page of the record of exports, newest first: {items, next_cursor}. Raises InvalidCursor."""
+        with self.db.read() as session:
+            items, next_cursor = audit.exports(session, limit, cursor)
+        return {"items": items, "next_cursor": next_cursor}
+
+    @every(1)
+    def seal(self) -> None:
+        """Seal what is settled and not sealed yet."""
+        full = True
+        while full:
+            with self.db.begin() as session:
+                full = audit.seal_once(session, self._audit_key()) == audit.ROWS_PER_SEAL
+
+    def _audit_key(self) -> str:
+        settings: Settings = self.config["settings"]
+        return settings.audit_key

@@ -28,9 +28,12 @@ READER = "ecom_reader"
 
 # Services that own tables, and those of their tables that the app role may only add to.
 SERVICES = ("order", "inventory", "payment", "auth", "ops")
-APPEND_ONLY = {"inventory": ("inventory_release_events",)}
+APPEND_ONLY = {
+    "inventory": ("inventory_release_events", "release_seals"),
+    "ops": ("audit_heads", "audit_verifications"),
+}
 # Those it may change and not delete.
-NEVER_DELETED = {"ops": ("operations", "operation_messages")}
+NEVER_DELETED = {"inventory": ("release_exports",), "ops": ("operations", "operation_messages")}
 
 # Two `ecom migrate` at once take turns.
 LOCK_ID = 0x6D69_6772

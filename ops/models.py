@@ -10,8 +10,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, ForeignKey, Index, bindparam, func, insert, select, text, update
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    ForeignKey,
+    Index,
+    Uuid,
+    any_,
+    bindparam,
+    func,
+    insert,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -68,9 +81,38 @@ class OperationMessage(Base):
     __table_args__ = (Index(None, "order_id"), Index(None, "message_id"))
 
 
-TABLES = frozenset({"operations", "operation_messages"})
+class AuditHead(Base):
+    """A head of the release audit's chain, as it was seen from here: who cuts the chain's tail cannot cut this one."""
+
+    __tablename__ = "audit_heads"
+
+    seq: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    mac: Mapped[str]
+    total: Mapped[int] = mapped_column(BigInteger)
+    at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+class AuditVerification(Base):
+    """Somebody walked the chain from its first seal to its head."""
+
+    __tablename__ = "audit_verifications"
+
+    verification_id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    actor: Mapped[str]
+    intact: Mapped[bool]
+    seals: Mapped[int] = mapped_column(BigInteger)
+    rows: Mapped[int] = mapped_column(BigInteger)
+    outcome: Mapped[str]  # a sentence
+    started_at: Mapped[datetime]
+    finished_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+TABLES = frozenset({"operations", "operation_messages", "audit_heads", "audit_verifications"})
 
 FATES_AT_ONCE = 1000
+
+# With these a message was put where its consumer finds it again.
+BROUGHT_BACK = (Fate.STARTED, Fate.SENT, Fate.APPLIED, Fate.DEAD_AGAIN, Fate.IMPORTED)
 
 DIED = "its process died"
 
@@ -252,6 +294,34 @@ def fates(connection: Connection, operation_id: uuid.UUID) -> Iterator[dict[str,
                 "reason": row["reason"],
                 "at": timestamp(row["at"]),
             }
+
+
+def operations_of(connection: Connection, order_ids: Sequence[uuid.UUID]) -> dict[str, list[dict[str, Any]]]:
+    """What operators brought back to work of these orders: by order_id, oldest first. One statement."""
+    message, operation = OperationMessage.__table__.c, Operation.__table__.c
+    query = (
+        select(
+            message.order_id,
+            message.message_id,
+            message.event_type,
+            message.at,
+            operation.operation_id,
+            operation.kind,
+            operation.queue,
+            operation.actor,
+            operation.why,
+        )
+        .join_from(OperationMessage, Operation, message.operation_id == operation.operation_id)
+        .where(message.order_id == any_(bindparam("order_ids", list(order_ids), type_=ARRAY(Uuid))))
+        .where(message.fate.in_(BROUGHT_BACK))
+        .order_by(message.order_id, message.at, message.message_id)
+    )
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in connection.execute(query).mappings():
+        told = {name: row[name] for name in ("event_type", "kind", "queue", "actor", "why")}
+        ids = {name: str(row[name]) for name in ("operation_id", "message_id")}
+        found.setdefault(str(row["order_id"]), []).append({**ids, **told, "at": timestamp(row["at"])})
+    return found
 
 
 def exported_as(connection: Connection, sha256: str) -> dict[str, Any] | None:

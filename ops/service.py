@@ -120,6 +120,15 @@ class OpsService(Probes):
             raise NotFound(f"There is no replay {replay_id}.")
         return {"replay_id": found["operation_id"], **{name: found[name] for name in REPLAY_FIELDS}}
 
+    @rpc
+    def operations_of(self, order_ids: list[str]) -> dict[str, list[dict[str, Any]]]:
+        """What operators replayed or put back of these orders, oldest first, by order_id; who has none is left out.
+
+        Each {operation_id, kind, queue, actor, why, message_id, event_type, at}.
+        """
+        with self.db.read() as session:
+            return models.operations_of(session.connection(), [UUID(order_id) for order_id in order_ids])
+
     @every(CENSUS_EVERY_S)
     def count(self) -> None:
         """Compare what lies in the DLQs with what is written down of it."""

@@ -22,7 +22,8 @@ PORTS_BETWEEN_REPLICAS = 10
 MIN_SECRET_BYTES = 32
 _ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?")
 DEVELOPMENT_KEY = "dev:development-only-secret-never-in-production"
-SECRETS = frozenset({"auth_keys", "audit_key", "amqp_uri", "database_urls", "database_admin_url", "reader_password"})
+DEVELOPMENT_AUDIT_KEY = "development-only-audit-key-never-in-production"
+SECRETS = frozenset({"auth_keys", "audit_keys", "amqp_uri", "database_urls", "database_admin_url", "reader_password"})
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Settings:
     reader_password: str = ""  # the read-only role's; without it the role cannot log in
     auth_keys: tuple[tuple[str, str], ...] = ()  # (kid, secret); the first signs
     auth_mock: bool = True
-    audit_key: str = ""
+    audit_keys: tuple[str, ...] = ()  # the first seals, every one verifies
     payment_mode: str = "succeed"
     provider_timeout_s: float = 5.0
     provider_open_s: float = 30.0  # how long a provider that is away is left alone
@@ -60,6 +61,13 @@ class Settings:
             return self.database_urls[database]
         except KeyError:
             raise ConfigurationFault(f"{database.upper()}_DATABASE_URL is not set") from None
+
+    @property
+    def audit_key(self) -> str:
+        """The key that seals the release audit. Raises ConfigurationFault when it is not set."""
+        if not self.audit_keys:
+            raise ConfigurationFault("AUDIT_KEY is not set")
+        return self.audit_keys[0]
 
     def port(self, service: str, replica: int = 0) -> int:
         """The port of a service's replica n, counted from 0."""
@@ -129,7 +137,7 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
         reader_password=reader.text("READER_PASSWORD", ""),
         auth_keys=_keys(reader.text("AUTH_KEYS", "" if production else DEVELOPMENT_KEY), production),
         auth_mock=reader.flag("AUTH_MOCK", not production),
-        audit_key=reader.text("AUDIT_KEY", ""),
+        audit_keys=_audit_keys(reader.text("AUDIT_KEY", "" if production else DEVELOPMENT_AUDIT_KEY), production),
         payment_mode=reader.text("PAYMENT_MODE", "succeed"),
         provider_timeout_s=reader.number("PROVIDER_TIMEOUT_S", 5.0, at_least=0.01),
         provider_open_s=reader.number("PROVIDER_OPEN_S", 30.0, at_least=0.01),
@@ -171,6 +179,16 @@ def _keys(text: str, production: bool) -> tuple[tuple[str, str], ...]:
     return tuple(keys)
 
 
+def _audit_keys(text: str, production: bool) -> tuple[str, ...]:
+    # Only who seals or verifies needs one: that it is missing, they say.
+    keys = tuple(piece.strip() for piece in text.split(",") if piece.strip())
+    if any(len(key.encode()) < MIN_SECRET_BYTES for key in keys):
+        raise ConfigurationFault(f"a key in AUDIT_KEY is under {MIN_SECRET_BYTES} bytes")
+    if production and DEVELOPMENT_AUDIT_KEY in keys:
+        raise ConfigurationFault("AUDIT_KEY holds the development key: it is refused in production")
+    return keys
+
+
 def _origins(text: str) -> tuple[str, ...]:
     origins = tuple(piece.strip() for piece in text.split(",") if piece.strip())
     for origin in origins:
@@ -192,6 +210,8 @@ def masked(settings: Settings) -> dict[str, Any]:
                 value = _mask_url(value)
             elif item.name == "auth_keys":
                 value = [f"{kid}:***" for kid, _ in value]
+            elif item.name == "audit_keys":
+                value = ["***" for _ in value]
             else:
                 value = "***" if value else ""
         elif isinstance(value, Mapping):
