@@ -12,10 +12,12 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import amqp
 import eventlet
+from amqp import serialization
 from amqp.exceptions import AccessRefused, AMQPError, NotAllowed, NotFound, PreconditionFailed
 from eventlet.greenthread import GreenThread
 
@@ -31,6 +33,23 @@ MAX_BACKOFF_S = 3.0
 BROKER_ERRORS = (AMQPError, OSError)
 # The broker answered, and waiting alone will not change its answer.
 REFUSALS = (AccessRefused, NotAllowed, NotFound, PreconditionFailed)
+
+
+def _decode_properties(frame: Any, offset: int) -> tuple[dict[str, Any], int]:
+    """The properties and headers of a message; none when nobody can read them.
+
+    py-amqp takes text for UTF-8 and times for dates of Python's calendar, and raises in the middle of the connection
+    where a stranger kept to neither: the message would come back and end each connection that it comes over.
+    """
+    try:
+        properties: tuple[dict[str, Any], int] = serialization.decode_properties_basic(frame, offset)
+    except Exception as error:
+        log.warning("a message came whose properties cannot be read: %s", in_a_line(error))
+        return {}, offset
+    return properties
+
+
+serialization.PROPERTY_CLASSES[amqp.spec.Basic.CLASS_ID] = _decode_properties
 
 
 class BrokerSilent(OSError):

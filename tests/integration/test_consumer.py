@@ -3,13 +3,16 @@
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
+from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
 from uuid import UUID, uuid4
 
 import amqp
 import eventlet
+import pika
 import pytest
 from nameko.containers import ServiceContainer
 from nameko.standalone.events import event_dispatcher
@@ -38,6 +41,7 @@ from tests.integration.support import (
     told,
     until,
 )
+from topology.table import dead_letter_queue
 
 QUEUE = "q.inventory.order-created"
 
@@ -173,6 +177,32 @@ def test_a_suspect_is_handled_alone_and_after_its_neighbours(start: Start, datab
     assert [len(batch) for batch in gate.batches[2:]] == [1, 1, 1, 1]
     assert gate.batches[-1] == [suspect.message_id]
     assert [batch[0] for batch in gate.batches[2:-1]] == [event.message_id for event in neighbours[2:]]
+
+
+# --- strangers ------------------------------------------------------------------------------------------------------
+
+UNREADABLE = [
+    pika.BasicProperties(correlation_id=b"\xff", message_id=str(uuid4())),
+    pika.BasicProperties(headers={"since": datetime(9999, 12, 31, tzinfo=UTC), "note": b"x"}, type=b"\xc3("),
+]
+
+
+@pytest.mark.parametrize("properties", UNREADABLE, ids=["no text", "no text in a type, and headers"])
+def test_what_has_properties_that_nobody_can_read_is_judged_by_its_body_and_ends_no_connection(
+    start: Start, database: Databases, mail: Mail, settings: Settings, properties: pika.BasicProperties
+) -> None:
+    event, neighbour = orders(2)
+    with closing(pika.BlockingConnection(pika.URLParameters(settings.amqp_uri))) as connection:
+        channel = connection.channel()
+        for body in (event.to_json(), "no event"):
+            channel.basic_publish("", QUEUE, body.encode(), properties)
+    mail.tell([neighbour])
+    start()
+
+    until(lambda: consumed(database) == ids([event, neighbour]))
+    dead = mail.take(dead_letter_queue(QUEUE))
+    assert bytes(dead.body) == b"no event"
+    assert dead.headers["x-reason"] == "poison"
 
 
 # --- stopping -------------------------------------------------------------------------------------------------------
