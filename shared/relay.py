@@ -53,6 +53,8 @@ STANDBY_S = 0.5
 NOTIFY_GAP_S = 0.02
 # A row that the broker refused holds back its order's later events, and is tried again after this.
 HOLD_S = 5
+# On a stop what is being published is finished within this. What is not marked by then is published again.
+FINISH_S = 2.0
 PURGE_EVERY_S = 60
 PURGE_LIMIT = 5000
 
@@ -242,8 +244,10 @@ class Relay(DependencyProvider):
     def stop(self) -> None:
         self._stopping = True
         self.wake()
-        self._thread.wait()
-        self._ears.kill()
+        with eventlet.Timeout(FINISH_S, False):
+            self._thread.wait()
+        for thread in (self._thread, self._ears):
+            thread.kill()
         self._close()
 
     def kill(self) -> None:

@@ -7,12 +7,13 @@ its transport instead, and whoever uses it reconnects after at most `MAX_BACKOFF
 from __future__ import annotations
 
 import logging
+import math
 import random
 import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import unquote, urlsplit
 
 import amqp
@@ -56,6 +57,19 @@ class BrokerSilent(OSError):
     """The broker sent nothing, not even a heartbeat, for two heartbeat intervals."""
 
 
+class _Connection(amqp.Connection):
+    """A connection from which nobody reads but its reader.
+
+    Who understands `connection.blocked` reads before each publish whether it came: in whatever greenlet publishes, and
+    what comes instead never reaches the reader that waits for it.
+    """
+
+    negotiate_capabilities: ClassVar[dict[str, bool]] = {
+        **amqp.Connection.negotiate_capabilities,
+        "connection.blocked": False,
+    }
+
+
 class Line:
     """An open connection with a channel, or several. Only one greenlet may read from it; any may write."""
 
@@ -63,7 +77,7 @@ class Line:
         """Connect within CONNECT_TIMEOUT_S. Raises one of BROKER_ERRORS."""
         parts = urlsplit(uri)
         self.heartbeat_s = heartbeat_s
-        self.connection = amqp.Connection(
+        self.connection = _Connection(
             host=f"{parts.hostname or '127.0.0.1'}:{parts.port or 5672}",
             userid=unquote(parts.username or "guest"),
             password=unquote(parts.password or "guest"),
@@ -103,9 +117,12 @@ class Line:
             self._listen()
 
     @contextmanager
-    def patience(self) -> Iterator[None]:
-        """Bounds what waits for the broker's answer: a frozen one gives none. Raises BrokerSilent."""
-        limit = 2 * self.heartbeat_s
+    def patience(self, until: float = math.inf) -> Iterator[None]:
+        """Bounds what waits for the broker's answer: a frozen one gives none. Raises BrokerSilent.
+
+        `until` is the moment, by the monotonic clock, after which there is no time to wait for it.
+        """
+        limit = max(0.0, min(2 * self.heartbeat_s, until - time.monotonic()))
         with eventlet.Timeout(limit, BrokerSilent(f"the broker did not answer in {limit:.0f} s")):
             yield
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -63,6 +64,7 @@ class Handles(Entrypoint):
         self.settings = cast(Settings, config["settings"])
         database = next(item for item in self.container.dependencies if isinstance(item, Database))
         self._stopping = False
+        self._stop_by = math.inf
         self._broker_trouble: str | None = "not connected yet"
         self._publisher = Publisher(self.settings.amqp_uri, self.settings.heartbeat_s)
         self.batch = Batch(
@@ -172,7 +174,7 @@ class Handles(Entrypoint):
     def _cancel(self) -> None:
         """Take nothing more."""
         if self._tag is not None:
-            with self._line.patience():
+            with self._line.patience(self._stop_by):
                 self._line.channel.basic_cancel(self._tag)
             self._tag = None
 

@@ -15,6 +15,7 @@ from nameko.rpc import Rpc as StockRpc
 from nameko.standalone.rpc import ClusterRpcProxy
 
 from shared.config import Settings
+from shared.edge.broker import Line
 from shared.edge.context import Context
 from shared.edge.rpc import RpcServer, rpc
 from shared.edge.rpc_proxy import Replies, RpcProxy
@@ -268,6 +269,22 @@ def test_a_stop_finishes_the_calls_at_work_and_takes_no_more(stock: ServiceConta
     assert [answer.wait() for answer in answers] == ["slept"] * 5
     with pytest.raises(ServiceUnavailable):
         call("double", 1)
+
+
+def test_who_answers_does_not_take_from_the_reader_what_it_waits_for(settings: Settings) -> None:
+    """The server asks to get no more calls while workers answer on its connection: by one of them the broker's consent
+    was read, and the server waited for it until its patience was over."""
+    line = Line(settings.amqp_uri, heartbeat_s=30)
+    asking = eventlet.spawn(line.channel.queue_declare, "", exclusive=True)
+    eventlet.sleep(0)  # it has asked
+    select = eventlet.patcher.original("select").select  # nobody else's turn comes meanwhile
+    assert select([line.connection.sock], [], [], 5)[0], "the broker has not answered"
+
+    line.channel.basic_publish(amqp.Message("answer"), "", "nobody.listens")
+
+    with eventlet.Timeout(2):
+        assert asking.wait().queue
+    line.drop()
 
 
 def test_a_caller_and_a_callee_whose_connections_are_cut_find_each_other_again(

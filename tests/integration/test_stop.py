@@ -5,13 +5,16 @@ from dataclasses import replace
 
 import pytest
 
+from ops.servers import Servers
 from payment_service.breaker import NOBODYS
 from payment_service.provider import MockProvider
 from payment_service.service import UNKNOWN_AFTER_S, PaymentService
+from shared import outbox
 from shared.config import Settings
+from shared.edge.database import Database
 from shared.edge.http import Health
 from tests.databases import Databases
-from tests.integration.support import Mail, container_of, extension, reserved_event, until
+from tests.integration.support import Mail, container_of, extension, order_created, reserved_event, told, until
 
 STOPS_WITHIN_S = 10.0
 QUEUE = "q.payment.inventory-reserved"
@@ -75,3 +78,28 @@ def test_a_timer_that_waits_for_the_provider_does_not_hold_up_the_stop(
     container.stop()
 
     assert time.monotonic() - began < STOPS_WITHIN_S
+
+
+def test_a_broker_that_does_not_answer_does_not_hold_up_the_stop(
+    settings: Settings, database: Databases, mail: Mail, servers_of_this_run: Servers
+) -> None:
+    broker = servers_of_this_run.broker
+    assert broker
+    container = container_of(replace(settings, heartbeat_s=30.0), "order")
+    container.start()
+    until(lambda: not extension(container, Health).reasons(), within_s=10)
+    broker.pause()
+    try:
+        # The relay has something to publish, and waits for a confirm.
+        with extension(container, Database).sessions.begin() as session:
+            outbox.tell(session, [told(order_created())])
+        until(lambda: database.rows("order", "SELECT FROM outbox"))
+
+        began = time.monotonic()
+        container.stop()
+
+        assert time.monotonic() - began < STOPS_WITHIN_S
+    finally:
+        broker.resume()
+        mail.close()
+    assert database.rows("order", "SELECT FROM outbox WHERE published_at IS NULL")

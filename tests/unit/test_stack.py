@@ -214,25 +214,34 @@ def test_a_port_on_which_somebody_listens_is_not_free(listener):
     assert not servers.is_free(listener)
 
 
-def test_the_services_move_together_when_one_of_their_ports_is_taken(listener):
+@pytest.fixture
+def taken(monkeypatch):
+    """The ports that are taken, whatever listens on this machine."""
+    ports: set[int] = set()
+    monkeypatch.setattr(stack, "is_free", lambda port: port not in ports)
+    return ports
+
+
+def test_the_services_move_together_when_one_of_their_ports_is_taken(taken):
     heard: list[str] = []
-    moved = stack.choose_ports(1, heard.append, first=listener - 2)
-    assert moved[stack.ALL_SERVICES[0]] != listener - 2
+    taken.add(8002)
+    moved = stack.choose_ports(1, heard.append, first=8000)
+    assert moved[stack.ALL_SERVICES[0]] != 8000
     assert list(moved.values()) == list(range(moved["gateway"], moved["gateway"] + len(stack.ALL_SERVICES)))
-    assert heard == [f"port {listener} is taken: listening from {moved['gateway']} on"]
+    assert heard == [f"port 8002 is taken: listening from {moved['gateway']} on"]
 
 
-def test_the_ports_of_later_replicas_count_too(listener):
-    first = listener - stack.PORTS_BETWEEN_REPLICAS
-    assert stack.choose_ports(2, first=first)["gateway"] != first
+def test_the_ports_of_later_replicas_count_too(taken):
+    taken.add(8000 + stack.PORTS_BETWEEN_REPLICAS)
+    assert stack.choose_ports(1, first=8000)["gateway"] == 8000
+    assert stack.choose_ports(2, first=8000)["gateway"] != 8000
 
 
-def test_a_port_that_the_user_names_is_kept_or_refused_but_never_moved(listener, monkeypatch):
-    free = servers.free_port()
-    monkeypatch.setenv("ORDER_PORT", str(free))
-    assert stack.choose_ports(1, first=servers.free_port())["order"] == free
-    monkeypatch.setenv("ORDER_PORT", str(listener))
-    with pytest.raises(StackFault, match=f"ORDER_PORT: port {listener} is taken") as refused:
+def test_a_port_that_the_user_names_is_kept_or_refused_but_never_moved(taken, monkeypatch):
+    monkeypatch.setenv("ORDER_PORT", "9000")
+    assert stack.choose_ports(1, first=8000)["order"] == 9000
+    taken.add(9000)
+    with pytest.raises(StackFault, match="ORDER_PORT: port 9000 is taken") as refused:
         stack.choose_ports(1)
     assert refused.value.exit_code == 2
 
