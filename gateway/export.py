@@ -74,6 +74,7 @@ class Export(Api):
         running.read()  # what is wrong now is told by a status
         response = self._head(request)
         response.response = running.file()
+        request.environ["eventlet.minimum_write_chunk_size"] = 0  # so that what fails from here on is no status
         return response
 
     def _head(self, request: Request) -> Response:
