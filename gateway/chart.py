@@ -18,8 +18,8 @@ LEAST_SLOTS = 14
 SERIES = 5
 OTHER = "other reasons"
 
-PLOT_PX = 150
-MAX_LABELS = 5
+PLOT_PX = 180
+MAX_LABELS = 4
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def _round_up(number: int) -> int:
     """The next number that is round, and whose half is too."""
     power = 1
     while True:
-        for lead in (2, 4, 6, 8, 10):
+        for lead in (2, 4, 6, 8, 10, 12, 16):
             if lead * power >= number:
                 return lead * power
         power *= 10

@@ -49,16 +49,15 @@ class Field:
     problem: str
 
 
-# Name, label, hint.
-FILTERS = (
-    ("from", "From (UTC)", ""),
-    ("to", "To (UTC)", "a date is included whole"),
-    ("order_id", "Order", ""),
-    ("sku", "Sku", ""),
-    ("reason", "Reason", ""),
-    ("user_id", "Requested by", ""),
-    ("trace_id", "Trace", ""),
-)
+FILTERS = {
+    "from": "From (UTC)",
+    "to": "To (UTC)",
+    "sku": "Sku",
+    "reason": "Reason",
+    "user_id": "Requested by",
+    "order_id": "Order",
+    "trace_id": "Trace",
+}
 MOMENTS = {"from", "to"}
 
 
@@ -165,7 +164,7 @@ def _agreement(newest: Mapping[str, Any] | None, witness: Mapping[str, Any] | No
     if witness is None:
         return Finding(UNKNOWN, about, "Cannot be asked now: the operators' service does not answer.")
     if witness["trouble"]:
-        return Finding(ALARM, about, f"It says: {witness['trouble']}")
+        return Finding(ALARM, about, f"{witness['trouble'][0].upper()}{witness['trouble'][1:]}.")
     head = witness["head"]
     at = newest["seq"] if newest else 0
     if head is None:
@@ -204,11 +203,15 @@ def form(typed: Mapping[str, str], problems: Mapping[str, Sequence[str]] = Mappi
             label,
             _kind(typed.get(name, "")) if name in MOMENTS else "text",
             typed.get(name, ""),
-            hint,
+            _included(typed.get(name, "")) if name == "to" else "",
             " ".join(problems.get(name, ())),
         )
-        for name, label, hint in FILTERS
+        for name, label in FILTERS.items()
     ]
+
+
+def _included(typed: str) -> str:
+    return "that day is included" if _kind(typed) == "date" else "that moment is not included"
 
 
 def _kind(typed: str) -> str:
@@ -239,7 +242,7 @@ def by_reason(totals: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def as_typed(filters: Mapping[str, Any]) -> dict[str, str]:
     """Filters as the form shows them: whole days as dates, and read again they are the same."""
-    typed = {name: str(filters[name]) for name, _, _ in FILTERS if name in filters}
+    typed = {name: str(filters[name]) for name in FILTERS if name in filters}
     for name in MOMENTS & typed.keys():
         moment = datetime.fromisoformat(typed[name])
         if typed[name].endswith("T00:00:00.000Z") and (name == "from" or moment.date() > date.min):

@@ -474,13 +474,12 @@ class Day(Moment):
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
         is_date = bool(DATE.fullmatch(value))
         full = f"{value}T00:00:00Z" if is_date else f"{value}Z" if WITHOUT_ZONE.fullmatch(value) else value
-        moment: str = super()._deserialize(full, attr, data, **kwargs)
-        if not (is_date and self.is_end):
-            return moment
         try:
-            return timestamp(datetime.fromisoformat(moment) + timedelta(days=1))
-        except OverflowError:
-            raise ValidationError("Is out of range.") from None
+            moment: str = super()._deserialize(full, attr, data, **kwargs)
+            included = timedelta(days=1 if is_date and self.is_end else 0)
+            return timestamp(datetime.fromisoformat(moment) + included)
+        except (ValidationError, OverflowError):
+            raise ValidationError("Must be a date such as 2026-01-14, or an RFC 3339 time.") from None
 
 
 class Days(Releases):
