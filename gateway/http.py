@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
+from urllib.parse import quote, urlencode
 
 import marshmallow
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
@@ -115,13 +116,15 @@ class Api(Route):
 
     `answer` is the shape of what its method returns, `status` goes with it, and `also` holds other ones by status.
     `located` answers say in Location where what they made is. `fails` are errors that only this route can give; those
-    of roles, bodies and keys are known by themselves.
+    of roles, bodies and keys are known by themselves. Whose query has a cursor says in Link where the next page is.
     """
 
     rates = Shared(Rates)
     content_type = "application/json"
     # Headers of requests that only such routes read, by name: what it is for, and its shape.
     reads_headers: ClassVar[dict[str, tuple[str, dict[str, Any]]]] = {}
+    # Headers that all good answers of such routes have beside those of every answer.
+    answer_headers: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -148,6 +151,7 @@ class Api(Route):
         self.query = query
         self.idempotent = idempotent
         self.located = located
+        self.paged = query is not None and "cursor" in query().fields
         self.fails = tuple(fails)
 
     def setup(self) -> None:
@@ -193,8 +197,12 @@ class Api(Route):
 
     def answer(self, request: Request, result: Any) -> Response:
         result = result if isinstance(result, Answer) else Answer(result)
+        headers = result.headers
+        cursor = result.body.get("next_cursor") if self.paged and isinstance(result.body, Mapping) else None
+        if cursor:
+            headers = (*headers, ("Link", next_page(request, cursor)))
         return respond(
-            request.environ, result.status or self.status, self.encode(result.body), result.headers, self.content_type
+            request.environ, result.status or self.status, self.encode(result.body), headers, self.content_type
         )
 
     def encode(self, body: Any) -> str:
@@ -330,6 +338,15 @@ def idempotency_key(environ: Environ) -> str:
 def as_json(body: Any) -> str:
     """JSON without a space too many."""
     return json.dumps(body, separators=(",", ":"))
+
+
+def next_page(request: Request, cursor: str) -> str:
+    """A Link (RFC 8288) to the page after this one: with no scheme and host, which a proxy in front of us knows better.
+
+    What was skipped by offset is behind the cursor already.
+    """
+    asked = {name: value for name, value in request.args.items() if name not in ("cursor", "offset")}
+    return f'<{quote(request.path)}?{urlencode({**asked, "cursor": cursor})}>; rel="next"'
 
 
 def respond(

@@ -30,6 +30,8 @@ MAX_MESSAGES = 10**9
 MAX_IDS = 1000
 MAX_WORDS = 50
 MAX_PAGE = 200
+MAX_OFFSET = 10_000
+MAX_ROW_ID = 2**63 - 1
 WAIT_S, MAX_WAIT_S = 20, 25
 STATES = ("PENDING", "RESERVED", "PAID", "CANCELLED", "REFUND_PENDING", "REFUND_FAILED")
 PAGE = 50
@@ -128,6 +130,13 @@ class Flag(fields.Boolean):
         if not isinstance(value, bool):
             raise self.make_error("invalid", input=value)
         return value
+
+
+class FlagInQuery(Flag):
+    """true or false as a query parameter."""
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
+        return super()._deserialize({"true": True, "false": False}.get(value), attr, data, **kwargs)
 
 
 class Id(fields.UUID):
@@ -414,7 +423,7 @@ class Wait(Strict):
     timeout = WholeInQuery(1, MAX_WAIT_S, 20, "in seconds", load_default=WAIT_S)
 
 
-class ReleaseEvents(Page):
+class Releases(Strict):
     """Releases: what, whose, why, under which trace, and from when (included) to when (not)."""
 
     order_id = Id()
@@ -424,6 +433,18 @@ class ReleaseEvents(Page):
     trace_id = TraceId()
     from_ = Moment("released at this time or later; with its zone", data_key="from", attribute="from")
     to = Moment("released before this time; with its zone")
+
+
+class ReleaseEvents(Releases, Page):
+    """A page of releases, and where it begins: after a cursor, or after so many."""
+
+    offset = WholeInQuery(0, MAX_OFFSET, 100, "skip so many, which costs as many reads; not with cursor")
+    include_total = FlagInQuery("count all that pass the filters, which reads them all", load_default=False)
+
+    @validates_schema
+    def begins_once(self, data: Mapping[str, Any], **kwargs: Any) -> None:
+        if "offset" in data and data["cursor"] is not None:
+            raise ValidationError("Must not be given together with cursor.", "offset")
 
 
 class DeadLetters(Page):
@@ -441,9 +462,13 @@ class PaymentOf(Strict):
     order_id = fields.String(required=True, metadata=told(EXAMPLE_ID, format="uuid"))
 
 
+# Which page, and what of it: the rest of a list's parameters are filters.
+PAGING = frozenset({"limit", "cursor", "offset", "include_total"})
+
+
 def filters_in(query: Mapping[str, Any]) -> dict[str, Any]:
-    """The filters among a page's parameters. Raises BadRequest when no moment could match."""
-    filters = {name: value for name, value in query.items() if name not in Page().fields}
+    """The filters among a list's parameters. Raises BadRequest when no moment could match."""
+    filters = {name: value for name, value in query.items() if name not in PAGING}
     if "from" in filters and "to" in filters and filters["from"] > filters["to"]:
         raise BadRequest("A query parameter is not valid.", {"to": ["Must not be before from."]})
     return filters

@@ -295,13 +295,15 @@ def export_page(
 
 
 def close_export(session: Session, export_id: uuid.UUID, rows: int, sha256: str, key: str) -> dict[str, Any]:
-    """Write down how an export ended; its signed manifest. Raises NotFound, Conflict when it has ended before."""
+    """Write down how an export ended; its signed manifest, the same one when it is told again.
+
+    Raises NotFound, and Conflict when it has ended in another way.
+    """
     values = {"rows": rows, "sha256": sha256, "finished_at": func.now()}
-    open_one = ExportRow.export_id == export_id, ExportRow.finished_at.is_(None)
-    if not session.execute(update(ExportRow).where(*open_one).values(values)).rowcount:  # type: ignore[attr-defined]
-        _export(session, export_id)
-        raise Conflict(f"Export {export_id} has ended before.")
+    session.execute(update(ExportRow).filter_by(export_id=export_id, finished_at=None).values(values))
     export = _export(session, export_id)
+    if (export["rows"], export["sha256"]) != (rows, sha256):
+        raise Conflict(f"Export {export_id} has ended before.")
     seal = SealRow.__table__.c
     manifest = {
         "version": 1,
