@@ -224,6 +224,19 @@ class Reservation(SettledReservation):
     expires_at = moment("released by then, if nobody has settled it", "2026-01-14T10:45:00.123Z")
 
 
+class LinkedOperation(Told):
+    """An operator's action on a message of an order."""
+
+    operation_id = one_id(example=OTHER_ID)
+    kind = text("replay")
+    queue = text("q.inventory.release-requested.dlq")
+    actor = text("operator", "who did it")
+    why = text("the orders are there now", "as was said")
+    message_id = one_id("of the message that went back to work")
+    event_type = text("inventory.release.requested", allow_none=True)
+    at = moment()
+
+
 class ReleaseEvent(Told):
     """Stock that became available again: what, why, for whom and under which trace."""
 
@@ -237,6 +250,12 @@ class ReleaseEvent(Told):
     roles = fields.List(fields.String(metadata=told("customer")), required=True)
     trace_id = text(TRACE_ID)
     released_at = moment()
+    operations = fields.List(
+        fields.Nested(LinkedOperation),
+        required=True,
+        allow_none=True,
+        metadata={"description": "what operators had brought back of its order until then; null while nobody can say"},
+    )
 
 
 class ReleaseEventPage(Told):
@@ -244,6 +263,28 @@ class ReleaseEventPage(Told):
 
     items = things(ReleaseEvent)
     next_cursor = _cursor()
+    total = whole(1234, "all that pass the filters; null unless asked for by include_total", allow_none=True)
+
+
+class CoveringSeal(Told):
+    """The link of the chain that covers a release."""
+
+    seq = whole(12, "its number in the chain")
+    sealed_at = moment()
+
+
+class ReleaseEventDetail(ReleaseEvent):
+    """A release event with its seal, and the timeline of its order."""
+
+    seal = fields.Nested(
+        CoveringSeal,
+        required=True,
+        allow_none=True,
+        metadata=told({"seq": 12, "sealed_at": EXAMPLE_TIME}, "null until it is sealed, a moment after it was written"),
+    )
+    timeline = fields.Nested(
+        Timeline, required=True, allow_none=True, metadata={"description": "null for a reservation made by hand"}
+    )
 
 
 # --- payments --------------------------------------------------------------------------------------------------

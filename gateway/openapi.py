@@ -39,6 +39,7 @@ KEY_SHAPE = rf'^(?:{schemas.IDEMPOTENCY_KEY.pattern}|"{schemas.IDEMPOTENCY_KEY.p
 # What a value in a path may be, by the converter of the rule, or by the name of a piece of plain text.
 IN_PATHS: dict[str, marshmallow.fields.Field] = {
     "uuid": schemas.Id(),
+    "int": schemas.Whole(1, schemas.MAX_ROW_ID, 7),
     "sku": schemas.sku_field(),
     "queue": schemas.queue_field(),
 }
@@ -49,6 +50,8 @@ HEADERS = {
     "Retry-After": ("After how many seconds to come again.", {"type": "integer", "minimum": 1}),
     "WWW-Authenticate": ("How to sign in.", {"type": "string"}),
     "Location": ("Where what was asked for is.", {"type": "string", "format": "uri-reference"}),
+    "Link": ('`<...>; rel="next"`: the next page, where there is one.', {"type": "string"}),
+    "Content-Disposition": ("That this is a file, and its name.", {"type": "string"}),
     "Idempotent-Replayed": ("That this answer was made for an earlier request.", {"const": "true"}),
 }
 ALWAYS = ("X-Correlation-ID", "traceparent")
@@ -65,6 +68,8 @@ def document(service: type) -> dict[str, Any]:
     for name, (description, schema) in HEADERS.items():
         spec.components.header(name, {"description": description, "schema": schema})
     for name, method, route in routes(service):
+        if not route.in_document:
+            continue
         for shape in (route.body, *route.answers.values(), answers.Error):
             if shape is not None and shape.__name__ not in spec.components.schemas:
                 about = {"description": _doc(shape), **getattr(shape, "openapi", {})}
@@ -91,7 +96,7 @@ def failures(route: Api) -> dict[int, list[type[EcomError]]]:
     told: list[type[EcomError]] = [errors.UnknownParameter, *route.fails]
     if route.query is not None or route.reads_headers:
         told.append(errors.BadRequest)
-    if route.query is not None and "cursor" in route.query().fields:
+    if route.paged:
         told.append(errors.InvalidCursor)
     if route.roles is not None:
         told += [errors.Unauthenticated, errors.Forbidden]
@@ -155,7 +160,8 @@ def _answer(route: Api, status: int, shape: type[marshmallow.Schema] | None) -> 
         schema: Any = {"type": "string"} if route.content_type.startswith("text/") else {"type": "object"}
     else:
         schema = shape.__name__
-    own = [name for name, has in (("Location", route.located), ("Idempotent-Replayed", route.idempotent)) if has]
+    has = {"Location": route.located, "Link": route.paged, "Idempotent-Replayed": route.idempotent}
+    own = [*route.answer_headers, *(name for name, is_so in has.items() if is_so)]
     return {
         "description": _doc(shape) if shape else route.summary,
         "headers": _headers((*ALWAYS, *own)),

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+NULL = {"type": "null"}
+
 
 @dataclass(frozen=True)
 class Item:
@@ -64,7 +66,7 @@ class Reader:
         """The call as a command."""
         for item in operation["parameters"]:
             if item["in"] == "path":
-                path = path.replace(f"{{{item['name']}}}", item["schema"]["examples"][0])
+                path = path.replace(f"{{{item['name']}}}", str(item["schema"]["examples"][0]))
         query = [
             f"{item['name']}={item['schema']['examples'][0]}"
             for item in operation["parameters"]
@@ -84,7 +86,7 @@ class Reader:
 
     def example(self, schema: Mapping[str, Any]) -> Any:
         """A value of a schema, put together from the examples of its fields."""
-        schema = self.resolved(schema)
+        schema = schema if "examples" in schema else self.resolved(schema)
         if "examples" in schema:
             return schema["examples"][0]
         if "properties" in schema:
@@ -108,11 +110,14 @@ class Reader:
                 yield from self.fields(inner, f"{prefix}{name}.")
 
     def resolved(self, schema: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The schema itself, where there is a reference to it."""
+        """The schema itself, where there is a reference to it; what it is when it is not null."""
+        if NULL in schema.get("anyOf", ()):
+            return self.resolved(schema["anyOf"][0])
         return self.schemas[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
 
     def shape(self, schema: Mapping[str, Any]) -> str:
         """What a value may be, in a few words."""
+        may_be_null = NULL in schema.get("anyOf", ())
         schema = self.resolved(schema)
         types = schema.get("type", "anything")
         kind, *others = types if isinstance(types, list) else [types]
@@ -131,7 +136,7 @@ class Reader:
         else:
             words = {"string": "text", "boolean": "true or false"}.get(str(kind), str(kind))
             words += _range(schema, "minLength", "maxLength", " characters")
-        return words + (" or null" if "null" in others else "")
+        return words + (" or null" if may_be_null or "null" in others else "")
 
 
 def _range(schema: Mapping[str, Any], least: str, most: str, unit: str = "") -> str:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping
-from datetime import datetime
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Date,
+    DateTime,
     RowMapping,
     Select,
+    case,
     cast,
     func,
     insert,
@@ -26,7 +28,7 @@ from sqlalchemy.orm import Session
 
 from inventory_service.models import ExportRow, ReleaseEvent, SealRow
 from shared import seals
-from shared.errors import Conflict, NotFound
+from shared.errors import CannotWork, Conflict, NotFound
 from shared.events import Identity, timestamp
 from shared.ids import uuid7
 from shared.paging import decode_cursor, encode_cursor, page_of
@@ -40,12 +42,26 @@ ROWS_PER_SEAL = 1000
 # Where a seal has its rows from: every row below is settled, its transaction committed or rolled back, and no
 # transaction to come can write one. Waits for nobody; what is still open keeps later rows out of this seal alone.
 _HORIZON: ColumnElement[int] = literal_column("pg_snapshot_xmin(pg_current_snapshot())::text::bigint", BigInteger)
-_NEXT_XID = text("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint")
+# No transaction that is over, or open, has this id or a later one.
+_NEXT_XID: ColumnElement[int] = literal_column("pg_snapshot_xmax(pg_current_snapshot())::text::bigint", BigInteger)
 
-# Whoever seals, the leader's timer or an export, does so alone. Any constant will do.
-_SEAL_LOCK = text("SELECT pg_advisory_xact_lock(1936023916)")
+# Whoever seals, the leader's timer or an export, does so alone, and nobody waits for him. Any constant will do. A
+# sealer that is frozen between two statements loses its session, and with it the lock.
+_SEAL_ALONE = text(
+    "SELECT pg_try_advisory_xact_lock(1936023916), set_config('idle_in_transaction_session_timeout', '2000', true)"
+)
+
+# Transaction ids only grow, but in another cluster they begin anew: rows would come to lie under seals that are there.
+IDS_FELL_BACK = (
+    "this cluster's transaction ids are behind those of the release audit, as after a restore into a new one:"
+    " nothing is sealed until they are set (docs/audit.md says how)"
+)
+
+# Where a row stands in the chain: (xid, id).
+Position = tuple[int, int]
 
 _ROW = ReleaseEvent.__table__.c
+_DATES = datetime(1, 1, 2, tzinfo=UTC), datetime(9999, 12, 30, tzinfo=UTC)
 _NEWEST_FIRST = (_ROW.released_at, _ROW.id)
 _SETTLED = (_ROW.xid, _ROW.id)
 
@@ -62,7 +78,7 @@ def page(
 
 def count(session: Session, filters: Mapping[str, Any]) -> int:
     """How many rows pass the filters. Reads them all in an index."""
-    return session.scalar(_chosen(select(func.count()), filters)) or 0
+    return session.scalar(_chosen(select(func.count()).select_from(ReleaseEvent), filters)) or 0
 
 
 def totals(session: Session, filters: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -130,9 +146,15 @@ def _told(row: RowMapping) -> dict[str, Any]:
 
 
 def seal_once(session: Session, key: str, limit: int = ROWS_PER_SEAL) -> int:
-    """Seal the oldest settled rows that no seal covers, at most `limit`; how many. In one transaction of its own."""
-    session.execute(_SEAL_LOCK)
+    """Seal the oldest settled rows that no seal covers, at most `limit`; how many. In one transaction of its own.
+
+    Nothing while somebody else seals. Raises CannotWork where a seal would be wrong.
+    """
+    if not session.scalar(_SEAL_ALONE):
+        return 0
     newest = newest_seal(session)
+    if wrong := trouble(session, newest):
+        raise CannotWork(wrong)
     query = select(*_ROW).where(_ROW.xid < _HORIZON).order_by(*_SETTLED).limit(limit)
     rows = session.execute(_after(query, newest)).mappings().all()
     if rows:
@@ -164,6 +186,16 @@ def sealed_values(row: RowMapping) -> list[Any]:
     ]
 
 
+def _dated(columns: Iterable[ColumnElement[Any]]) -> list[Any]:
+    """The columns of a query, with a time that Python has not as the end of time: no row breaks the reading of all."""
+    return [
+        case((column.between(*_DATES), column), else_=text("timestamptz 'infinity'")).label(column.name)
+        if isinstance(column.type, DateTime)
+        else column
+        for column in columns
+    ]
+
+
 def newest_seal(session: Session) -> Seal | None:
     """The head of the chain, or None while nothing is sealed."""
     return next(seals_after(session, 0, 1, newest_first=True), None)
@@ -173,18 +205,29 @@ def seals_after(session: Session, seq: int, limit: int, newest_first: bool = Fal
     """At most `limit` seals after one, in the order of the chain or from its head backwards."""
     table = SealRow.__table__.c
     order = table.seq.desc() if newest_first else table.seq
-    query = select(*table).where(table.seq > seq).order_by(order).limit(limit)
+    query = select(*_dated(table)).where(table.seq > seq).order_by(order).limit(limit)
     return (Seal(**row) for row in session.execute(query).mappings())
 
 
-def rows_between(session: Session, after: Seal | None, until: Seal) -> list[list[Any]]:
-    """The rows that a seal covers, as it hashes them."""
-    query = select(*_ROW).where(tuple_(*_SETTLED) <= tuple_(until.until_xid, until.until_id)).order_by(*_SETTLED)
-    return [sealed_values(row) for row in session.execute(_after(query, after)).mappings()]
+def trouble(session: Session, newest: Seal | None) -> str | None:
+    """Why nothing can be sealed, or None. `newest` was read before: what is sealed later may lie beyond."""
+    newest_row = select(func.max(_ROW.xid)).scalar_subquery()
+    horizon, next_xid, last = session.execute(select(_HORIZON, _NEXT_XID, newest_row)).one()
+    behind = newest is not None and newest.until_xid >= horizon
+    return IDS_FELL_BACK if behind or (last is not None and last >= next_xid) else None
+
+
+def rows_after(session: Session, position: Position, limit: int) -> Sequence[RowMapping]:
+    """At most `limit` rows after a position, in the order of the chain."""
+    query = select(*_dated(_ROW)).where(tuple_(*_SETTLED) > tuple_(*position)).order_by(*_SETTLED).limit(limit)
+    return session.execute(query).mappings().all()
 
 
 def chain(session: Session) -> dict[str, Any]:
-    """How far the chain is: {seals, rows, newest: {seq, mac, sealed_at} or None, waiting, oldest_waiting_at}."""
+    """How far the chain is: {seals, rows, newest: {seq, mac, sealed_at} or None, waiting, oldest_waiting_at, trouble}.
+
+    Reads the rows that wait, and those are few.
+    """
     newest = newest_seal(session)
     query = _after(select(func.count(), func.min(_ROW.released_at)), newest)
     waiting, oldest = session.execute(query).one()
@@ -194,19 +237,24 @@ def chain(session: Session) -> dict[str, Any]:
         "newest": newest and {"seq": newest.seq, "mac": newest.mac, "sealed_at": timestamp(newest.sealed_at)},
         "waiting": waiting,
         "oldest_waiting_at": timestamp(oldest) if oldest else None,
+        "trouble": trouble(session, newest),
     }
 
 
 def next_xid(session: Session) -> int:
     """The transaction id that nobody has yet: what is committed now has a smaller one."""
-    return int(session.scalar(_NEXT_XID) or 0)
+    return int(session.scalar(select(_NEXT_XID)) or 0)
 
 
-def is_sealed_below(session: Session, xid: int) -> bool:
-    """Whether a seal covers every row of the transactions before this one, and none of them is open."""
-    open_below = session.scalar(select(xid > _HORIZON))
-    below = _after(select(_ROW.id), newest_seal(session)).where(_ROW.xid < xid)
-    return not open_below and session.scalar(below.limit(1)) is None
+def is_open_below(session: Session, xid: int) -> bool:
+    """Whether a transaction before this one may still write rows."""
+    return bool(session.scalar(select(xid > _HORIZON)))
+
+
+def is_behind(session: Session, xid: int) -> bool:
+    """Whether rows of transactions before this one could be sealed and are not."""
+    settled = _ROW.xid < xid, _ROW.xid < _HORIZON
+    return session.scalar(_after(select(_ROW.id), newest_seal(session)).where(*settled).limit(1)) is not None
 
 
 def _after(query: Select[*tuple[Any, ...]], seal: Seal | None) -> Select[*tuple[Any, ...]]:
@@ -247,13 +295,15 @@ def export_page(
 
 
 def close_export(session: Session, export_id: uuid.UUID, rows: int, sha256: str, key: str) -> dict[str, Any]:
-    """Write down how an export ended; its signed manifest. Raises NotFound, Conflict when it has ended before."""
+    """Write down how an export ended; its signed manifest, the same one when it is told again.
+
+    Raises NotFound, and Conflict when it has ended in another way.
+    """
     values = {"rows": rows, "sha256": sha256, "finished_at": func.now()}
-    open_one = ExportRow.export_id == export_id, ExportRow.finished_at.is_(None)
-    if not session.execute(update(ExportRow).where(*open_one).values(values)).rowcount:  # type: ignore[attr-defined]
-        _export(session, export_id)
-        raise Conflict(f"Export {export_id} has ended before.")
+    session.execute(update(ExportRow).filter_by(export_id=export_id, finished_at=None).values(values))
     export = _export(session, export_id)
+    if (export["rows"], export["sha256"]) != (rows, sha256):
+        raise Conflict(f"Export {export_id} has ended before.")
     seal = SealRow.__table__.c
     manifest = {
         "version": 1,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -19,10 +21,14 @@ from shared.edge.http import Probes
 from shared.edge.rpc import rpc
 from shared.edge.timer import every
 from shared.edge.tx import Events, Tx
-from shared.errors import Conflict, DeadMessage
+from shared.errors import CannotWork, Conflict, DeadMessage
 from shared.events import Identity, Item
 from shared.ids import new_trace_id, uuid7
+from shared.logs import Reminder
+from shared.metrics import AUDIT_OLDEST, AUDIT_TROUBLE, AUDIT_UNSEALED
 from shared.relay import Relay
+
+log = logging.getLogger(__name__)
 
 # A reservation made by hand is released after this, so that a forgotten one does not hold stock for ever.
 MANUAL_HOLD_S = 900
@@ -32,6 +38,8 @@ EXPIRE_BATCH = 100
 # An export waits so long for transactions that were open when it began, and looks so often.
 SEAL_WAIT_S = 2.0
 SEAL_AGAIN_S = 0.02
+# And so long for rows that are only not sealed yet: many, after a migration. Its caller waits for 10 s.
+BACKLOG_WAIT_S = 5.0
 
 
 class InventoryService(Probes):
@@ -43,6 +51,7 @@ class InventoryService(Probes):
     db = Database()
     relay = Relay()
     context = Context()
+    reminder = Reminder()  # of this process
 
     # --- for orders, by events ---
 
@@ -218,7 +227,10 @@ class InventoryService(Probes):
 
     @rpc
     def release_chain(self) -> dict[str, Any]:
-        """How far the chain of seals is: {seals, rows, newest: {seq, mac, sealed_at}, waiting, oldest_waiting_at}."""
+        """How far the chain is: {seals, rows, newest: {seq, mac, sealed_at}, waiting, oldest_waiting_at, trouble}.
+
+        `trouble` says why nothing can be sealed, or is None.
+        """
         with self.db.read() as session:
             return audit.chain(session)
 
@@ -227,17 +239,22 @@ class InventoryService(Probes):
         """Begin an export of all that is committed now: {export_id, sealed_to}. Rows not sealed yet are sealed first.
 
         A transaction that stays open keeps rows out of reach; after SEAL_WAIT_S the export goes without them.
+        Raises CannotWork when they cannot be sealed, or are too many to be sealed at once.
         """
         with self.db.read() as session:
             ends_at = audit.next_xid(session)
-        deadline = time.monotonic() + SEAL_WAIT_S
+        began = time.monotonic()
         while True:
-            self.seal()
+            self._seal_once()
             with self.db.read() as session:
-                sealed = audit.is_sealed_below(session, ends_at)
-            if sealed or time.monotonic() > deadline:
+                is_open = audit.is_open_below(session, ends_at)
+                is_behind = audit.is_behind(session, ends_at)
+            waited = time.monotonic() - began
+            if is_behind and waited > BACKLOG_WAIT_S:
+                raise CannotWork("many releases are being sealed still")
+            if not is_behind and (not is_open or waited > SEAL_WAIT_S):
                 break
-            eventlet.sleep(SEAL_AGAIN_S)
+            eventlet.sleep(SEAL_AGAIN_S if is_open else 0)
         with self.db.begin() as session:
             return audit.open_export(session, filters, self.context.identity)
 
@@ -263,11 +280,25 @@ class InventoryService(Probes):
 
     @every(1)
     def seal(self) -> None:
-        """Seal what is settled and not sealed yet."""
-        full = True
-        while full:
-            with self.db.begin() as session:
-                full = audit.seal_once(session, self._audit_key()) == audit.ROWS_PER_SEAL
+        """Seal what is settled and not sealed yet; count what is not."""
+        with self.db.read() as session:
+            chain = audit.chain(session)
+        now = datetime.now(UTC)
+        oldest = datetime.fromisoformat(chain["oldest_waiting_at"]) if chain["waiting"] else now
+        AUDIT_UNSEALED.labels(self.name).set(chain["waiting"])
+        AUDIT_OLDEST.labels(self.name).set(max((now - oldest).total_seconds(), 0))
+        AUDIT_TROUBLE.labels(self.name).set(chain["trouble"] is not None)
+        if chain["trouble"]:
+            if self.reminder.due(chain["trouble"]):
+                log.error("%s", chain["trouble"])
+            return
+        self.reminder.forget()
+        while self._seal_once() == audit.ROWS_PER_SEAL:
+            eventlet.sleep(0)
+
+    def _seal_once(self) -> int:
+        with self.db.begin() as session:
+            return audit.seal_once(session, self._audit_key())
 
     def _audit_key(self) -> str:
         settings: Settings = self.config["settings"]

@@ -1,4 +1,4 @@
-"""The operators' service: what `ecom dlq` does, over HTTP; and a census of the DLQs."""
+"""The operators' service: what `ecom dlq` does, over HTTP; a census of the DLQs; a witness of the release audit."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from eventlet.event import Event
 from nameko.dependency_providers import Config
 
 from ops import models
+from ops.audit import ledger
+from ops.audit.witness import Witness
 from ops.dlq import overview, replay
 from ops.dlq.books import Books
 from ops.dlq.census import Census
@@ -32,6 +34,7 @@ from shared.events import timestamp
 log = logging.getLogger(__name__)
 
 CENSUS_EVERY_S = 10
+WITNESS_EVERY_S = 1
 CENSUS = Actor("system:census")
 
 # Whoever follows an order asks about its dead messages: so many at one time, and each for a moment.
@@ -43,10 +46,11 @@ QUEUE_FIELDS = ("queue", "dlq", "service", "messages", "recorded", "reasons")
 REPLAY_FIELDS = (
     "queue", "status", "outcome", "counts", "actor", "why", "filter", "options", "started_at", "finished_at"
 )  # fmt: skip
+VERIFICATION_FIELDS = ("actor", "intact", "seals", "rows", "outcome", "finished_at")
 
 
 class OpsService(Probes):
-    """Shows dead messages, replays them, and keeps count of them."""
+    """Shows dead messages, replays them, and keeps count of them; witnesses the release audit."""
 
     name = "ops_service"
 
@@ -56,6 +60,7 @@ class OpsService(Probes):
     background = Background()
     books = Resource(lambda settings: Books(settings, "ecom ops", pool_size=READERS))
     census = Census()  # of this process
+    witness = Witness()  # of this process
 
     @rpc
     def queues(self) -> list[dict[str, Any]]:
@@ -128,6 +133,27 @@ class OpsService(Probes):
         """
         with self.db.read() as session:
             return models.operations_of(session.connection(), [UUID(order_id) for order_id in order_ids])
+
+    @rpc
+    def audit_status(self) -> dict[str, Any]:
+        """What the ledger knows of the release audit: {head, verification, trouble}, each None where there is none.
+
+        `head`: the newest seal seen, {seq, mac, total, at}. `verification`: the last one, {actor, intact, seals, rows,
+        outcome, finished_at}. `trouble`: what of the chain is not as the ledger knows it, in words.
+        """
+        with self.db.read() as session:
+            head = ledger.newest_head(session.connection())
+            verified = ledger.verifications(session.connection(), 1)
+        return {
+            "head": {**head, "at": timestamp(head["at"])} if head else None,
+            "verification": {name: verified[0][name] for name in VERIFICATION_FIELDS} if verified else None,
+            "trouble": self.witness.trouble,
+        }
+
+    @every(WITNESS_EVERY_S)
+    def watch_seals(self) -> None:
+        """Copy the heads of the release audit's chain into the ledger."""
+        self.witness.run_once(self.db, self.books)
 
     @every(CENSUS_EVERY_S)
     def count(self) -> None:

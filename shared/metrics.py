@@ -16,3 +16,6 @@ OUTBOX_HELD = Gauge("ecom_outbox_held", "Events that could not be published and 
 OUTBOX_OLDEST = Gauge("ecom_outbox_oldest_seconds", "Age of the oldest unpublished event.", ["service"])
 OUTBOX_LEADER = Gauge("ecom_outbox_leader", "1 where this replica's relay leads.", ["service"])
 CIRCUIT_OPEN = Gauge("ecom_provider_circuit_open", "1 while this replica leaves its provider alone.", ["service"])
+AUDIT_UNSEALED = Gauge("ecom_audit_unsealed", "Release events that no seal covers yet.", ["service"])
+AUDIT_OLDEST = Gauge("ecom_audit_unsealed_oldest_seconds", "Age of the oldest release event without seal.", ["service"])
+AUDIT_TROUBLE = Gauge("ecom_audit_trouble", "1 while the release audit cannot be sealed or was changed.", ["service"])

@@ -42,6 +42,9 @@ MODULES = {
     "ops": "ops.service",
 }
 
+# Who seals must not start without a key: rows would wait for a seal, and nobody would look why.
+SEALER = "inventory"
+
 
 def service_class(service: str) -> Any:
     """The Nameko service class of a module: the one with a `name`."""
@@ -56,7 +59,7 @@ def service_class(service: str) -> Any:
 
 
 def nameko_config(settings: Settings, service: str, replica: int = 0) -> dict[str, Any]:
-    """Nameko's configuration, built from the settings; there is no YAML."""
+    """Nameko's configuration, built from the settings; there is no YAML. Raises ConfigurationFault."""
     config: dict[str, Any] = {
         "AMQP_URI": settings.amqp_uri,
         "WEB_SERVER_ADDRESS": f"{settings.host}:{settings.port(service, replica)}",
@@ -65,6 +68,8 @@ def nameko_config(settings: Settings, service: str, replica: int = 0) -> dict[st
         "max_workers": GATEWAY_WORKERS if service == "gateway" else MAX_WORKERS,
         "settings": settings,
     }
+    if service == SEALER and not settings.audit_keys:
+        raise ConfigurationFault("AUDIT_KEY is not set")
     if service in DATABASES:
         config["DB_URIS"] = {f"{service}_service:Base": settings.database_url(service)}
     return config

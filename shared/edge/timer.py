@@ -15,6 +15,7 @@ from nameko.extensions import Entrypoint
 
 from shared.edge.consumer import FINISH_S
 from shared.errors import CannotWork
+from shared.logs import Reminder
 from shared.relay import Relay
 
 log = logging.getLogger(__name__)
@@ -25,12 +26,13 @@ class Every(Entrypoint):
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        # An outage is no surprise to a timer: it is said in one line, and the next run comes as planned.
+        # An outage is no surprise to a timer: it is said in one line now and then, and the next run comes as planned.
         super().__init__(expected_exceptions=(CannotWork,))
 
     def setup(self) -> None:
         self._relay = next((item for item in self.container.dependencies if isinstance(item, Relay)), None)
         self._stopping = Event()
+        self._reminder = Reminder()
 
     def start(self) -> None:
         self._thread = self.container.spawn_managed_thread(self.run, identifier=f"timer {self.method_name}")
@@ -48,7 +50,9 @@ class Every(Entrypoint):
         done = Event()
 
         def handle_result(worker: Any, result: Any, exc_info: Any) -> tuple[Any, Any]:
-            if exc_info and isinstance(exc_info[1], CannotWork):
+            if not exc_info:
+                self._reminder.forget()
+            elif isinstance(exc_info[1], CannotWork) and self._reminder.due(str(exc_info[1])):
                 log.warning("%s did not run: %s", self.method_name, exc_info[1])
             done.send()
             return result, exc_info

@@ -1,6 +1,6 @@
 """Each service's migrations, and who may do what in its database."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import pytest
 from alembic import command
@@ -11,7 +11,7 @@ from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.pool import NullPool
 
 import payment_service.models  # noqa: F401
-from ops.migrate import ROOT, SERVICES, migrate
+from ops.migrate import APPEND_ONLY, NEVER_DELETED, ROOT, SERVICES, migrate
 from shared.config import Settings
 from tests.databases import Databases
 
@@ -168,10 +168,35 @@ def test_the_release_audit_can_only_be_added_to(settings: Settings, database: Da
         assert connection.scalar(text("SELECT quantity FROM inventory_release_events")) == 1
 
 
-@pytest.mark.parametrize("table", ["operations", "operation_messages"])
-def test_nothing_is_ever_deleted_from_the_operations_ledger(settings: Settings, table: str) -> None:
-    with login(settings, "ops") as connection:
-        connection.execute(text(f"UPDATE {table} SET operation_id = operation_id"))
+def of_all(tables: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
+    return [(service, table) for service, names in tables.items() for table in names]
+
+
+def test_what_is_evidence_can_be_added_to_at_most() -> None:
+    assert {*of_all(APPEND_ONLY)} == {
+        ("inventory", "inventory_release_events"),
+        ("inventory", "release_seals"),
+        ("ops", "audit_heads"),
+        ("ops", "audit_verifications"),
+    }
+
+
+@pytest.mark.parametrize(("service", "table"), of_all(APPEND_ONLY))
+@pytest.mark.parametrize("statement", ["UPDATE {0} SET {1} = {1}", "DELETE FROM {0}", "TRUNCATE {0}"])
+def test_a_service_cannot_change_what_it_may_only_add_to(
+    settings: Settings, service: str, table: str, statement: str
+) -> None:
+    with login(settings, service) as connection:
+        column = connection.execute(text(f"SELECT * FROM {table} LIMIT 0")).keys()
+        with pytest.raises(ProgrammingError, match=DENIED):
+            connection.execute(text(statement.format(table, list(column)[-1])))
+        assert connection.scalar(text(f"SELECT has_table_privilege('{table}', 'INSERT')"))
+
+
+@pytest.mark.parametrize(("service", "table"), of_all(NEVER_DELETED))
+def test_a_service_may_change_its_records_and_delete_none(settings: Settings, service: str, table: str) -> None:
+    with login(settings, service) as connection:
+        assert connection.scalar(text(f"SELECT has_table_privilege('{table}', 'UPDATE')"))
         with pytest.raises(ProgrammingError, match=DENIED):
             connection.execute(text(f"DELETE FROM {table}"))
 

@@ -21,7 +21,7 @@ from gateway.service import GatewayService
 from order_service.domain import Status
 from shared import auth, errors
 from tests.unit.serving import ask, serving
-from tests.unit.test_gateway_http import BEHIND, EXPECTED_ROLES, JSON, Gateway, bearer
+from tests.unit.test_gateway_http import BEHIND, EXPECTED_ROLES, JSON, PAGES, Gateway, bearer
 
 DOCUMENT = document(GatewayService)
 OPERATIONS = [(method, path) for path, methods in DOCUMENT["paths"].items() for method in methods]
@@ -75,7 +75,7 @@ def test_its_paths_are_the_gateways(gateway):
         (re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule), method.lower())
         for rule in gateway.make_url_map().iter_rules()
         for method in rule.methods - {"HEAD"}
-        if isinstance(rule.endpoint, Api)
+        if isinstance(rule.endpoint, Api) and rule.endpoint.in_document
     }
     canonical = {(path, method) for path, method in rules if not path.startswith("/api/v1/")}
     assert canonical == {(path, method) for method, path in OPERATIONS}
@@ -84,11 +84,19 @@ def test_its_paths_are_the_gateways(gateway):
 
 
 def test_it_says_who_may_call():
-    for (method, path), roles in EXPECTED_ROLES.items():
+    for (method, path), roles in ((route, EXPECTED_ROLES[route]) for route in EXPECTED_ROLES.keys() - PAGES):
         told = operation(method, path)
         assert told.get("x-roles") == (None if roles is None else sorted(roles))
         assert told["security"] == ([] if roles is None else [{"bearer": []}])
         assert {"401", "403"} <= told["responses"].keys() or roles is None
+
+
+WITHOUT_SCHEMA = (
+    "/docs",
+    "/api/openapi.json",
+    "/api/orders/{order_id}/events",
+    "/api/stocks/release-events/export",
+)
 
 
 @pytest.mark.parametrize(("method", "path"), OPERATIONS)
@@ -102,7 +110,7 @@ def test_every_operation_tells_what_it_takes_and_gives(method, path):
     assert ("404" in told["responses"]) >= bool(in_path)
     assert ({"408", "411", "413", "415", "422"} <= told["responses"].keys()) == ("requestBody" in told)
     for status, answer in told["responses"].items():
-        if int(status) < 400 and path not in ("/docs", "/api/openapi.json", "/api/orders/{order_id}/events"):
+        if int(status) < 400 and path not in WITHOUT_SCHEMA:
             assert schema_of(answer)["$ref"]
         if int(status) >= 400:
             assert schema_of(answer) == {"$ref": "#/components/schemas/Error"}
@@ -110,8 +118,14 @@ def test_every_operation_tells_what_it_takes_and_gives(method, path):
         assert "WWW-Authenticate" in answer["headers"] or status != "401"
 
 
+def test_pages_for_people_are_no_operations():
+    assert not {path for _, path in PAGES} & DOCUMENT["paths"].keys()
+
+
 def test_query_parameters_are_told_under_the_names_that_are_read():
     for name, _, route in routes(GatewayService):
+        if not route.in_document:
+            continue
         told = {item["name"] for item in operation(route.method, route.label)["parameters"] if item["in"] == "query"}
         assert told == (
             {item.data_key or key for key, item in route.query().fields.items()} if route.query else set()
@@ -142,6 +156,37 @@ def test_a_stream_of_events_is_text_that_goes_on_where_the_client_says():
     assert not any(shape.match(bad) for bad in ("", "-1", "x", "9" * 19))
     assert "`bad_request`" in told["responses"]["400"]["description"]
     assert "Last-Event-ID" not in READER.operation("GET", "/api/orders/{order_id}/events", told)["curl"]
+
+
+def test_an_export_is_a_csv_file_and_takes_filters_and_no_page():
+    told = operation("get", "/api/stocks/release-events/export")
+    good = told["responses"]["200"]
+    assert good["content"] == {"text/csv": {"schema": {"type": "string"}}}
+    assert "Content-Disposition" in good["headers"]
+    paged = {item["name"] for item in operation("get", "/api/stocks/release-events")["parameters"]}
+    assert paged - {item["name"] for item in told["parameters"]} == {"limit", "cursor", "offset", "include_total"}
+
+
+def test_a_list_in_pages_links_to_the_next():
+    linked = {
+        path
+        for method, path in OPERATIONS
+        for answer in operation(method, path)["responses"].values()
+        if "Link" in answer["headers"]
+    }
+    paged = {
+        path
+        for method, path in OPERATIONS
+        if any(item["name"] == "cursor" for item in operation(method, path)["parameters"])
+    }
+    assert linked == paged > {"/api/stocks/release-events"}
+
+
+def test_what_can_be_null_is_shown_as_what_it_is_otherwise():
+    fields = {item.name: item for item in READER.fields({"$ref": "#/components/schemas/ReleaseEventDetail"})}
+    assert fields["timeline"].shape == "object or null"
+    assert fields["timeline.steps[].event"].shape == "text"
+    assert fields["seal.seq"].shape == "integer"
 
 
 def test_waiting_is_told_with_its_states_and_its_limit():

@@ -1,0 +1,194 @@
+"""Releases for auditors: linked to what operators did, and as a CSV that is streamed and holds no worker.
+
+What of an export fails before its first byte is an error like any other. After that it is tried again for a while, and
+then the connection is broken off: its client sees that the file is not whole, and the file has no manifest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import eventlet
+from werkzeug.wrappers import Request, Response
+
+from gateway.http import Api, Call, respond
+from shared.edge.rpc_proxy import CALL_TIMEOUT_S, Replies
+from shared.errors import CannotWork, ServiceUnavailable
+from shared.exports import header_line, manifest_line, release_lines
+
+log = logging.getLogger(__name__)
+
+# Read in one call: more are no faster, and would keep the other requests of both processes waiting.
+ROWS_PER_PAGE = 1000
+# Between two of these it is seen that the client has gone or the service stops, also while a slow client reads.
+PIECE_BYTES = 32 * 1024
+# A service that is restarted is back within this.
+PATIENCE_S = 30.0
+PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
+# When the gateway stops, an export may come to its end for so long; the server drains a little longer.
+STOP_S = 10.0
+
+_ASKED = "ecom.asked"
+
+Release = Mapping[str, Any]
+Operations = Mapping[str, Sequence[Mapping[str, Any]]]
+
+
+class BrokenOff(Exception):
+    """An export will not come to its end."""
+
+
+class Export(Api):
+    """A CSV of releases. Its method opens the export and returns {export_id}."""
+
+    content_type = "text/csv; charset=utf-8"
+    answer_headers = ("Content-Disposition",)
+    replies = Replies()
+    stops_at = math.inf
+
+    def stop(self) -> None:
+        self.stops_at = time.monotonic() + STOP_S
+        super().stop()
+
+    def handle_request(self, request: Request) -> Response:
+        if request.method != "HEAD":
+            return super().handle_request(request)
+        try:  # without opening an export, which would be written down
+            self.prepare(request)
+            return self._head(request)
+        except Exception as error:
+            return self.refuse(request, error)
+
+    def prepare(self, request: Request) -> tuple[tuple[Call], dict[str, Any]]:
+        (call,), context = super().prepare(request)
+        request.environ[_ASKED] = call, context
+        return (call,), context
+
+    def answer(self, request: Request, result: Any) -> Response:
+        call, context = request.environ[_ASKED]
+        running = Running(result["export_id"], partial(self._ask, context), partial(self._check, call), call.trace_id)
+        running.read()  # what is wrong now is told by a status
+        response = self._head(request)
+        response.response = running.file()
+        request.environ["eventlet.minimum_write_chunk_size"] = 0  # so that what fails from here on is no status
+        return response
+
+    def _head(self, request: Request) -> Response:
+        call, _ = request.environ[_ASKED]
+        headers = [("Content-Disposition", f'attachment; filename="{filename(call.query)}"')]
+        response = respond(request.environ, self.status, "", headers, self.content_type)
+        del response.headers["Content-Length"]
+        return response
+
+    def _ask(self, context: dict[str, Any], method: str, *args: Any) -> Any:
+        return self.replies.call(method, args, {}, context, CALL_TIMEOUT_S)
+
+    def _check(self, call: Call) -> None:
+        """Raises BrokenOff when there is no use in going on."""
+        if call.has_gone():
+            raise BrokenOff("its client has gone")
+        if time.monotonic() > self.stops_at:
+            raise BrokenOff("the service stops")
+
+
+export = Export.decorator
+
+
+class Running:
+    """An export under way, of which one page at a time is in memory.
+
+    `ask(method, *args)` is a call to another service, and `check` raises BrokenOff.
+    """
+
+    def __init__(self, export_id: str, ask: Callable[..., Any], check: Callable[[], None], trace_id: str) -> None:
+        self.export_id = export_id
+        self.trace_id = trace_id
+        self.rows = 0
+        self._ask = ask
+        self._check = check
+        self._releases: list[dict[str, Any]] = []
+        self._cursor: str | None = None
+
+    def read(self) -> None:
+        """Read the next page. Raises ServiceUnavailable, CannotWork."""
+        page = self._ask("inventory_service.release_export_page", self.export_id, ROWS_PER_PAGE, self._cursor)
+        operations = self._ask("ops_service.operations_of", orders_in(page["items"]))
+        self._releases, self._cursor = linked(page["items"], operations), page["next_cursor"]
+
+    def file(self) -> Iterator[bytes]:
+        """The file in pieces, from the page that was read on. An exception ends it in the middle, and is in the log."""
+        try:
+            for lines in self._lines():
+                for first in range(0, len(lines), PIECE_BYTES):
+                    self._check()
+                    yield lines[first : first + PIECE_BYTES]
+        except (BrokenOff, GeneratorExit) as error:
+            log.warning("%s was broken off: %s", self, error or "its client has gone")
+            raise
+        except Exception:
+            log.exception("%s failed", self)
+            raise
+
+    def __str__(self) -> str:
+        return f"export {self.export_id}, after {self.rows} rows, under trace {self.trace_id},"
+
+    def _lines(self) -> Iterator[bytes]:
+        checksum = hashlib.sha256()
+        lines = header_line()
+        while True:
+            lines += release_lines(self._releases)
+            self.rows += len(self._releases)
+            checksum.update(lines)
+            yield lines
+            if self._cursor is None:
+                break
+            lines = b""
+            self._patiently(self.read)
+        end = "inventory_service.close_release_export", self.export_id, self.rows, checksum.hexdigest()
+        yield manifest_line(self._patiently(partial(self._ask, *end)))
+
+    def _patiently(self, ask: Callable[[], Any]) -> Any:
+        """An answer, asked for again while there is none. Raises BrokenOff."""
+        until, pause = time.monotonic() + PATIENCE_S, PAUSE_S
+        while True:
+            self._check()
+            try:
+                return ask()
+            except (CannotWork, ServiceUnavailable) as error:
+                if time.monotonic() + pause > until:
+                    raise BrokenOff(str(error)) from error
+            eventlet.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_S)
+
+
+def linked(releases: Sequence[Release], operations: Operations | None) -> list[dict[str, Any]]:
+    """Releases with `operations`: what operators had brought back of their orders until then. None: nobody knows."""
+    return [
+        {**release, "operations": None if operations is None else _before(release, operations)} for release in releases
+    ]
+
+
+def _before(release: Release, operations: Operations) -> list[Mapping[str, Any]]:
+    return [one for one in operations.get(release["order_id"], ()) if one["at"] <= release["released_at"]]
+
+
+def orders_in(releases: Sequence[Release]) -> list[str]:
+    """The orders that releases are about, each once."""
+    return list(dict.fromkeys(release["order_id"] for release in releases))
+
+
+def filename(filters: Mapping[str, Any]) -> str:
+    """The name of a file with its range of time, in characters that every system takes."""
+    since, until = (_compact(filters[name]) if name in filters else "" for name in ("from", "to"))
+    told = f"{since or 'begin'}_{until or 'now'}" if since or until else "all"
+    return f"release-events_{told}.csv"
+
+
+def _compact(at: str) -> str:
+    return at.partition(".")[0].replace("-", "").replace(":", "") + "Z"

@@ -1,0 +1,521 @@
+"""The release audit at the door: its pages, one release, and the CSV, with nothing behind it."""
+
+import csv
+import hashlib
+import http.client
+import io
+import json
+import logging
+import time
+
+import eventlet
+import pytest
+
+from gateway import export
+from gateway.export import Export, Running, filename, linked
+from gateway.service import GatewayService
+from shared import exports
+from shared.errors import CannotWork, NotFound, ServiceUnavailable
+from tests.unit.serving import Fake, ask, dial, hear, serving
+from tests.unit.test_gateway_http import ORDER_ID, bearer, code
+
+PATH = "/api/stocks/release-events"
+EXPORT = f"{PATH}/export"
+EXPORT_ID = "01a1fcf8-0a3c-7d01-8f2e-3b1c9d5e7f60"
+MANIFEST = {"version": 1, "export_id": EXPORT_ID, "mac": "m"}
+
+
+def release(number, **what):
+    return {
+        "id": number,
+        "order_id": ORDER_ID,
+        "reservation_id": EXPORT_ID,
+        "sku": "A-1",
+        "quantity": 2,
+        "reason": "expired",
+        "requested_by": "alice",
+        "roles": ["customer", "auditor"],
+        "trace_id": "0" * 32,
+        "released_at": "2026-01-14T10:30:00.123Z",
+        **what,
+    }
+
+
+def operation(at="2026-01-14T10:00:00.000Z", **what):
+    return {
+        "operation_id": EXPORT_ID,
+        "kind": "replay",
+        "queue": "q.dlq",
+        "actor": "bob",
+        "why": "it is mended",
+        "message_id": ORDER_ID,
+        "event_type": None,
+        "at": at,
+        **what,
+    }
+
+
+class Books:
+    """Stands in for the services behind the gateway. Of `faults` each call of that name takes one: None is none."""
+
+    def __init__(self):
+        self.reset()
+
+    def reset(self):
+        self.releases = []
+        self.operations = {}
+        self.asked = []
+        self.faults = {}
+        self.page = 2
+        self.away = set()  # calls that find nobody, but for the first page of an export
+
+    def under(self, context):
+        self.context = dict(context)
+        return self
+
+    def call(self, routing_key, args, kwargs, context, timeout_s):
+        eventlet.sleep(0)
+        return getattr(self, routing_key.partition(".")[2])(*args)
+
+    def _note(self, name, *args):
+        self.asked.append((name, *args))
+        fault = self.faults[name].pop(0) if self.faults.get(name) else None
+        if fault is not None:
+            raise fault
+        if name in self.away and args[-1] is not None:
+            raise ServiceUnavailable(f"nobody hears {name}")
+
+    def asked_for(self, name):
+        return [args for asked, *args in self.asked if asked == name]
+
+    def release_events(self, filters, limit, cursor, offset, include_total):
+        self._note("release_events", filters, limit, cursor, offset, include_total)
+        first = offset + int(cursor or 0)
+        more = str(first + limit) if len(self.releases) > first + limit else None
+        total = len(self.releases) if include_total else None
+        return {"items": self.releases[first : first + limit], "next_cursor": more, "total": total}
+
+    def release_event(self, event_id):
+        self._note("release_event", event_id)
+        for one in self.releases:
+            if one["id"] == event_id:
+                return {**one, "seal": {"seq": 3, "sealed_at": one["released_at"]}}
+        raise NotFound
+
+    def timeline(self, order_id):
+        self._note("timeline", order_id)
+        return {"order_id": order_id, "steps": []}
+
+    def dead_of_order(self, order_id):
+        self._note("dead_of_order", order_id)
+        return []
+
+    def operations_of(self, order_ids):
+        self._note("operations_of", order_ids)
+        return self.operations
+
+    def open_release_export(self, filters):
+        self._note("open_release_export", filters)
+        return {"export_id": EXPORT_ID, "sealed_to": 1}
+
+    def release_export_page(self, export_id, limit, cursor):
+        self._note("release_export_page", export_id, limit, cursor)
+        page = self.release_events({}, self.page, cursor, 0, False)
+        return {name: page[name] for name in ("items", "next_cursor")}
+
+    def close_release_export(self, export_id, rows, sha256):
+        self._note("close_release_export", export_id, rows, sha256)
+        return {**MANIFEST, "rows": rows, "sha256": sha256}
+
+
+BOOKS = Books()
+
+
+class Gateway(GatewayService):
+    name = "gateway"
+    orders = inventory = ops = Fake(BOOKS)
+
+
+@pytest.fixture(autouse=True)
+def books(monkeypatch):
+    BOOKS.reset()
+    monkeypatch.setattr(Export, "replies", BOOKS)
+    monkeypatch.setattr(export, "PAUSE_S", 0.01)
+    monkeypatch.setattr(export, "LONGEST_PAUSE_S", 0.05)
+    with eventlet.Timeout(20):
+        yield BOOKS
+
+
+@pytest.fixture
+def gateway(books):
+    with serving(Gateway, max_workers=1) as server:
+        yield server
+
+
+def get(gateway, path, role="auditor"):
+    return ask(gateway, "GET", path, headers=bearer(role))
+
+
+def many(count):
+    return [release(number) for number in range(count, 0, -1)]
+
+
+def read(text):
+    """The header, the lines and the manifest of a file."""
+    header, *lines, last = csv.reader(io.StringIO(text, newline=""), strict=True)
+    assert last[0] == exports.MANIFEST
+    assert last[2:] == [""] * 9
+    return header, lines, json.loads(last[1])
+
+
+# --- pages -------------------------------------------------------------------------------------------------------
+
+
+def test_a_page_has_what_operators_did_until_then_and_asks_for_all_orders_at_once(gateway, books):
+    before, after = operation(), operation("2026-01-14T10:30:00.124Z")
+    books.releases = [release(2), release(1, order_id=EXPORT_ID)]
+    books.operations = {ORDER_ID: [before, after]}
+    body = get(gateway, PATH)[2]
+    assert [item["operations"] for item in body["items"]] == [[before], []]
+    assert body["total"] is None
+    assert books.asked_for("operations_of") == [[[ORDER_ID, EXPORT_ID]]]
+
+
+@pytest.mark.parametrize("fault", [ServiceUnavailable, CannotWork])
+def test_while_nobody_knows_of_operators_the_releases_are_told_all_the_same(gateway, books, fault):
+    books.releases = many(2)
+    books.faults = {"operations_of": [fault()]}
+    status, _, body = get(gateway, PATH)
+    assert (status, [item["operations"] for item in body["items"]]) == (200, [None, None])
+
+
+def test_offset_and_total_reach_the_inventory_and_are_no_filters(gateway, books):
+    books.releases = many(5)
+    body = get(gateway, f"{PATH}?offset=2&limit=2&include_total=true&sku=A-1")[2]
+    assert ([item["id"] for item in body["items"]], body["total"]) == ([3, 2], 5)
+    assert books.asked_for("release_events") == [[{"sku": "A-1"}, 2, None, 2, True]]
+    assert get(gateway, f"{PATH}?include_total=false")[2]["total"] is None
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        *("offset=-1", "offset=10001", "offset=", "offset=1.0", "offset=0&cursor=2", "offset=5&cursor=2"),
+        *("include_total=", "include_total=1", "include_total=yes", "include_total=True"),
+    ],
+)
+def test_a_bad_offset_or_total_is_400_and_named(gateway, books, query):
+    answer = get(gateway, f"{PATH}?{query}")
+    assert code(answer) == (400, "bad_request")
+    assert list(answer[2]["error"]["details"]) == [query.partition("=")[0]]
+    assert books.asked == []
+
+
+@pytest.mark.parametrize("path", [PATH, PATH.replace("/api/", "/api/v1/")])
+def test_a_page_links_to_the_next_by_the_same_path_and_parameters_until_the_last(gateway, books, path):
+    books.releases = many(5)
+    seen, asked = [], f"{path}?limit=2&reason=a%3E%26b%22&include_total=true"
+    while asked:
+        status, headers, body = get(gateway, asked)
+        assert (status, body["total"]) == (200, 5)
+        seen += [item["id"] for item in body["items"]]
+        link = headers.get("Link", "<>")
+        asked, relation = link[1:].split(">")
+        assert (asked == "") == (body["next_cursor"] is None)
+        assert not asked or (asked.startswith(f"{path}?") and relation == '; rel="next"')
+    assert seen == [5, 4, 3, 2, 1]
+    assert [filters for filters, *_ in books.asked_for("release_events")] == [{"reason": 'a>&b"'}] * 3
+
+
+def test_the_page_after_an_offset_begins_at_its_cursor_alone(gateway, books):
+    books.releases = many(5)
+    link = get(gateway, f"{PATH}?limit=2&offset=1")[1]["Link"]
+    assert link == f'<{PATH}?limit=2&cursor=3>; rel="next"'
+
+
+# --- one release -------------------------------------------------------------------------------------------------
+
+
+def test_a_release_has_its_seal_its_operations_and_the_timeline_of_its_order(gateway, books):
+    books.releases = [release(7)]
+    books.operations = {ORDER_ID: [operation()]}
+    status, _, body = get(gateway, f"{PATH}/7", role="admin")
+    assert status == 200
+    assert body == {
+        **release(7),
+        "seal": {"seq": 3, "sealed_at": "2026-01-14T10:30:00.123Z"},
+        "operations": [operation()],
+        "timeline": {"order_id": ORDER_ID, "steps": [], "dead_messages": []},
+    }
+
+
+def test_a_release_by_hand_has_no_timeline(gateway, books):
+    books.releases = [release(7)]
+    books.faults = {"timeline": [NotFound()]}
+    assert get(gateway, f"{PATH}/7")[2]["timeline"] is None
+
+
+def test_a_release_whose_timeline_nobody_can_tell_now_is_503(gateway, books):
+    books.releases = [release(7)]
+    books.faults = {"timeline": [ServiceUnavailable()]}
+    assert code(get(gateway, f"{PATH}/7")) == (503, "unavailable")
+
+
+def test_while_nobody_knows_of_operators_one_release_is_told_all_the_same(gateway, books):
+    books.releases = [release(7)]
+    books.faults = {"operations_of": [ServiceUnavailable()], "dead_of_order": [CannotWork()]}
+    body = get(gateway, f"{PATH}/7")[2]
+    assert (body["operations"], body["timeline"]["dead_messages"]) == (None, None)
+
+
+@pytest.mark.parametrize("event_id", ["8", "0", "-1", "x", "7.0", "7x", str(2**63), "9" * 40, ORDER_ID, "Export"])
+def test_a_release_that_there_is_not_is_404(gateway, books, event_id):
+    books.releases = [release(7)]
+    assert code(get(gateway, f"{PATH}/{event_id}")) == (404, "not_found")
+    assert all(asked < 2**63 for (asked,) in books.asked_for("release_event"))
+
+
+# --- the file ----------------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_a_header_a_line_for_each_release_and_the_manifest(gateway, books):
+    books.releases = many(5)
+    books.operations = {ORDER_ID: [operation(), operation(kind="requeue", why="")]}
+    status, headers, text = get(gateway, f"{EXPORT}?from=2026-01-14T12:00:00%2B02:00&to=2026-02-01T00:00:00Z")
+    assert (status, headers["Content-Type"], headers["Transfer-Encoding"]) == (
+        200,
+        "text/csv; charset=utf-8",
+        "chunked",
+    )
+    assert headers["Content-Disposition"] == (
+        'attachment; filename="release-events_20260114T100000Z_20260201T000000Z.csv"'
+    )
+    assert headers["Cache-Control"] == "no-store"
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    header, lines, manifest = read(text)
+    assert tuple(header) == exports.COLUMNS
+    assert [line[0] for line in lines] == ["5", "4", "3", "2", "1"]
+    assert lines[0][1:] == [
+        *(ORDER_ID, EXPORT_ID, "A-1", "2", "expired", "alice", "customer auditor", "0" * 32),
+        *("2026-01-14T10:30:00.123Z", f"replay {EXPORT_ID} by bob: it is mended; requeue {EXPORT_ID} by bob"),
+    ]
+    assert text.endswith("\r\n")
+    assert text.count("\r\n") == text.count("\n") == 7
+    before_the_last = text.encode()[: text.index("manifest,")]
+    assert manifest == {**MANIFEST, "rows": 5, "sha256": hashlib.sha256(before_the_last).hexdigest()}
+    assert books.asked_for("open_release_export") == [
+        [{"from": "2026-01-14T10:00:00.000Z", "to": "2026-02-01T00:00:00.000Z"}]
+    ]
+
+
+def test_a_file_without_releases_is_a_header_and_the_manifest(gateway):
+    header, lines, manifest = read(get(gateway, EXPORT)[2])
+    assert (tuple(header), lines, manifest["rows"]) == (exports.COLUMNS, [], 0)
+
+
+def test_who_exports_is_told_to_the_inventory(gateway, books):
+    ask(gateway, "GET", EXPORT, headers=bearer("auditor", sub="carol"))
+    assert (books.context["user_id"], books.context["roles"]) == ("carol", ["auditor"])
+
+
+FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "=cmd|' /C calc'!A0", "\0x"]
+ODD = ["", "a,b", 'say "so"', '"', "'", "'=1", "two\nlines", "two\r\nlines", "a\rb", "\U0001f9fe caf\xe9", " =1", "a;b"]
+
+
+@pytest.mark.parametrize("value", [*FORMULAS, *ODD])
+def test_every_cell_is_read_back_as_it_was_and_none_as_a_formula(gateway, books, value):
+    books.releases = [release(1, sku=value, reason=value, requested_by=value, roles=[value], trace_id=value)]
+    books.operations = {ORDER_ID: [operation(kind=value)]}
+    _, (line,), _ = read(get(gateway, EXPORT)[2])
+    wanted = f"'{value}" if value in FORMULAS else value
+    assert [line[place] for place in (3, 5, 6, 7, 8)] == [wanted] * 5
+    assert line[10].removeprefix(wanted).startswith(" ")
+    assert not any(cell[:1] in tuple("=+-@\t\r\0") for cell in line if cell)
+
+
+@pytest.mark.parametrize(
+    ("filters", "name"),
+    [
+        ({}, "release-events_all.csv"),
+        ({"sku": "a/../b"}, "release-events_all.csv"),
+        ({"from": "2026-01-14T10:00:00.123Z"}, "release-events_20260114T100000Z_now.csv"),
+        ({"to": "2026-01-14T10:00:00.000Z"}, "release-events_begin_20260114T100000Z.csv"),
+    ],
+)
+def test_the_range_is_in_the_name_of_the_file(filters, name):
+    assert filename(filters) == name
+
+
+def test_what_was_done_at_the_moment_of_the_release_led_to_it():
+    at = "2026-01-14T10:30:00.123Z"
+    (found,) = linked([release(1)], {ORDER_ID: [operation(at)]})
+    assert found["operations"] == [operation(at)]
+
+
+# --- refusals ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ("limit=5", "unknown_parameter"),
+        ("cursor=abc", "unknown_parameter"),
+        ("offset=1", "unknown_parameter"),
+        ("sku=-", "bad_request"),
+        ("from=yesterday", "bad_request"),
+        ("from=2026-01-15T00:00:00Z&to=2026-01-14T00:00:00Z", "bad_request"),
+    ],
+)
+def test_a_bad_filter_is_an_error_like_any_other(gateway, books, query, says):
+    assert code(get(gateway, f"{EXPORT}?{query}")) == (400, says)
+    assert books.asked == []
+
+
+@pytest.mark.parametrize("call", ["open_release_export", "release_export_page", "operations_of"])
+@pytest.mark.parametrize("fault", [ServiceUnavailable, CannotWork])
+def test_what_is_away_at_the_first_byte_is_503_at_once(gateway, books, call, fault):
+    books.releases = many(1)
+    books.faults = {call: [fault()]}
+    assert code(get(gateway, EXPORT)) == (503, "unavailable")
+
+
+@pytest.mark.parametrize("role", ["customer", "operator", "service", "nobody"])
+def test_who_may_not_read_the_audit_exports_nothing(gateway, books, role):
+    for path in (EXPORT, PATH, f"{PATH}/7"):
+        assert code(get(gateway, path, role)) == (403, "forbidden")
+        assert code(ask(gateway, "GET", path)) == (401, "unauthenticated")
+    assert books.asked == []
+
+
+def test_the_head_of_an_export_opens_none(gateway, books):
+    status, headers, text = ask(gateway, "HEAD", f"{EXPORT}?to=2026-01-14T10:00:00Z", headers=bearer("auditor"))
+    assert (status, headers["Content-Type"], text) == (200, "text/csv; charset=utf-8", "")
+    assert headers["Content-Disposition"] == 'attachment; filename="release-events_begin_20260114T100000Z.csv"'
+    assert ask(gateway, "HEAD", EXPORT)[0] == 401
+    assert ask(gateway, "HEAD", f"{EXPORT}?sku=-", headers=bearer("auditor"))[0] == 400
+    assert books.asked == []
+
+
+# --- on the way --------------------------------------------------------------------------------------------------
+
+
+def test_who_is_away_for_a_moment_breaks_no_export_and_no_row_is_lost_or_told_twice(gateway, books):
+    books.releases = many(9)
+    texts = [get(gateway, EXPORT)[2]]
+    for call in ("release_export_page", "operations_of", "close_release_export"):
+        for fault in (ServiceUnavailable, CannotWork):
+            books.faults = {call: [None, fault(), fault(), fault()][call == "close_release_export" :]}
+            texts.append(get(gateway, EXPORT)[2])
+            assert not any(books.faults.values())
+    assert set(texts) == {texts[0]}
+    assert read(texts[0])[2]["rows"] == 9
+
+
+def broken(gateway, path=EXPORT):
+    """What came of a file before its connection was broken off."""
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=10)
+    try:
+        connection.request("GET", path, headers=bearer("auditor"))
+        answer = connection.getresponse()
+        assert answer.status == 200
+        with pytest.raises(http.client.IncompleteRead) as caught:
+            answer.read()
+    finally:
+        connection.close()
+    return caught.value.partial.decode()
+
+
+@pytest.mark.parametrize("call", ["release_export_page", "operations_of", "close_release_export"])
+def test_who_stays_away_breaks_the_export_off_in_the_middle_and_it_is_in_the_log(
+    gateway, books, call, monkeypatch, caplog
+):
+    monkeypatch.setattr(export, "PATIENCE_S", 0.1)
+    books.releases = many(5)
+    first = [] if call == "close_release_export" else [None]
+    books.faults = {call: [*first, *(ServiceUnavailable("inventory is away") for _ in range(1000))]}
+    text = broken(gateway)
+    assert text.startswith("id,order_id,")
+    assert "manifest" not in text
+    (line,) = [record for record in caplog.records if record.name == "gateway.export"]
+    assert line.levelno == logging.WARNING
+    assert EXPORT_ID in line.getMessage()
+    assert "inventory is away" in line.getMessage()
+
+
+def test_a_fault_of_ours_breaks_the_export_off_at_once_and_is_logged_as_one(gateway, books, caplog):
+    books.releases = many(5)
+    books.faults = {"release_export_page": [None, RuntimeError("a fault")]}
+    assert "manifest" not in broken(gateway)
+    (line,) = [record for record in caplog.records if record.name == "gateway.export"]
+    assert (line.levelno, line.exc_info[0]) == (logging.ERROR, RuntimeError)
+
+
+def test_a_page_is_read_when_the_one_before_was_taken(books):
+    books.releases = many(1000)
+    running = Running(EXPORT_ID, lambda method, *args: books.call(method, args, {}, {}, 1), lambda: None, "t")
+    running.read()
+    pieces = running.file()
+    for taken in range(1, 5):
+        next(pieces)
+        assert len(books.asked_for("release_export_page")) == taken
+    pieces.close()
+
+
+def test_a_client_that_has_gone_is_read_for_no_more(gateway, books):
+    books.releases = many(100_000)
+    with dial(gateway) as client:
+        token = bearer("auditor")["Authorization"]
+        client.sendall(f"GET {EXPORT} HTTP/1.1\r\nHost: x\r\nAuthorization: {token}\r\n\r\n".encode())
+        assert client.recv(10)
+    while gateway._connections:
+        eventlet.sleep(0.01)
+    assert 0 < len(books.asked_for("release_export_page")) < 50_000
+    assert books.asked_for("close_release_export") == []
+
+
+def begun(gateway, books, count, read=get, path=EXPORT):
+    """Exports that have begun, and cannot go on."""
+    books.releases = many(10)
+    books.away = {"release_export_page"}
+    running = [eventlet.spawn(read, gateway, path) for _ in range(count)]
+    while len(books.asked_for("release_export_page")) < 2 * count:
+        eventlet.sleep(0.01)
+    return running
+
+
+def test_exports_hold_no_worker(gateway, books):
+    running = begun(gateway, books, 5)  # of 1 worker
+    assert get(gateway, f"{PATH}?limit=1")[0] == 200
+    assert not any(thread.dead for thread in running)
+    books.away = set()
+    assert {read(thread.wait()[2])[2]["rows"] for thread in running} == {10}
+
+
+def test_a_stop_lets_an_export_end_that_is_nearly_through(books):
+    with serving(Gateway) as server:
+        (running,) = begun(server, books, 1)
+        eventlet.spawn_after(0.2, books.away.clear)
+        server.container.stop()
+        assert read(running.wait()[2])[2]["rows"] == 10
+
+
+def test_a_stop_breaks_off_an_export_that_takes_longer(books, monkeypatch, caplog):
+    monkeypatch.setattr(export, "STOP_S", 0.2)
+    with serving(Gateway) as server:
+        (running,) = begun(server, books, 1, read=broken)
+        began = time.monotonic()
+        server.container.stop()
+        assert time.monotonic() - began < 5
+        assert "manifest" not in running.wait()
+    assert any("the service stops" in record.getMessage() for record in caplog.records)
+
+
+def test_a_client_of_http_1_0_sees_the_missing_manifest(gateway, books, monkeypatch):
+    monkeypatch.setattr(export, "PATIENCE_S", 0.05)
+    books.releases = many(5)
+    for faults in ([], [None, *(ServiceUnavailable() for _ in range(1000))]):
+        books.faults = {"release_export_page": faults}
+        with dial(gateway) as client:
+            token = bearer("auditor")["Authorization"]
+            client.sendall(f"GET {EXPORT} HTTP/1.0\r\nAuthorization: {token}\r\n\r\n".encode())
+            assert ("manifest" in hear(client)) == (not faults)
