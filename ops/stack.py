@@ -63,6 +63,7 @@ PYTEST_PATIENCE_S = 15.0
 
 # Playwright and real threads do not belong in a process patched by eventlet, hence two runs.
 TEST_RUNS = {"patched": ("tests/unit", "tests/integration"), "plain": ("tests/smoke", "tests/e2e", "tests/chaos")}
+BROWSER_TESTS = "tests/e2e/test_dashboard.py"
 PYTEST_NO_TESTS = 5
 TYPED = (
     "topology",
@@ -442,7 +443,12 @@ def test(arguments: Sequence[str]) -> int:
             held.enter_context(stack.owned())
         try:
             wanted = Servers(RUN, broker=not given("AMQP_URI"), postgres=not databases_given())
-            install(progress, broker=wanted.broker is not None, postgres=wanted.postgres is not None)
+            install(
+                progress,
+                broker=wanted.broker is not None,
+                postgres=wanted.postgres is not None,
+                browser=any(BROWSER_TESTS.startswith(path) for path in paths.get("plain", [])),
+            )
             progress.step_began = time.monotonic()
             for stack in stacks.values():
                 stack.start_servers(progress)
