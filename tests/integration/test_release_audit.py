@@ -29,7 +29,8 @@ BEGAN = datetime(2026, 1, 14, tzinfo=UTC)
 MANY = """
     INSERT INTO inventory_release_events
       (order_id, reservation_id, sku, quantity, reason, requested_by, roles, trace_id, released_at, xid)
-# A minute apart; transactions as of batches of a hundred; of 53 orders, users and so on.
+    SELECT md5((n % 53)::text)::uuid, gen_random_uuid(), 'sku-' || n % 53, 1, 'reason-' || n % 53,
+           'user-' || n % 53, '{}',
            'trace-' || n % 53, CAST(:began AS timestamptz) + n * interval '1 minute', n / 100
     FROM generate_series(0, :count - 1) n
 """
