@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 # Read in one call: more are no faster, and would keep the other requests of both processes waiting.
 ROWS_PER_PAGE = 1000
+# Between two of these it is seen that the client has gone or the service stops, also while a slow client reads.
+PIECE_BYTES = 32 * 1024
 # A service that is restarted is back within this.
 PATIENCE_S = 30.0
 PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
@@ -120,9 +122,12 @@ class Running:
         self._releases, self._cursor = linked(page["items"], operations), page["next_cursor"]
 
     def file(self) -> Iterator[bytes]:
-        """The file, from the page that was read on. An exception ends it in the middle, and is in the log."""
+        """The file in pieces, from the page that was read on. An exception ends it in the middle, and is in the log."""
         try:
-            yield from self._pieces()
+            for lines in self._lines():
+                for first in range(0, len(lines), PIECE_BYTES):
+                    self._check()
+                    yield lines[first : first + PIECE_BYTES]
         except (BrokenOff, GeneratorExit) as error:
             log.warning("%s was broken off: %s", self, error or "its client has gone")
             raise
@@ -133,17 +138,17 @@ class Running:
     def __str__(self) -> str:
         return f"export {self.export_id}, after {self.rows} rows, under trace {self.trace_id},"
 
-    def _pieces(self) -> Iterator[bytes]:
+    def _lines(self) -> Iterator[bytes]:
         checksum = hashlib.sha256()
-        piece = header_line()
+        lines = header_line()
         while True:
-            piece += release_lines(self._releases)
+            lines += release_lines(self._releases)
             self.rows += len(self._releases)
-            checksum.update(piece)
-            yield piece
+            checksum.update(lines)
+            yield lines
             if self._cursor is None:
                 break
-            piece = b""
+            lines = b""
             self._patiently(self.read)
         end = "inventory_service.close_release_export", self.export_id, self.rows, checksum.hexdigest()
         yield manifest_line(self._patiently(partial(self._ask, *end)))

@@ -62,7 +62,10 @@ START_PATIENCE_S = 300.0  # for a stack that somebody else is starting; its firs
 PYTEST_PATIENCE_S = 15.0
 
 # Playwright and real threads do not belong in a process patched by eventlet, hence two runs.
-TEST_RUNS = {"patched": ("tests/unit", "tests/integration"), "plain": ("tests/smoke", "tests/e2e", "tests/chaos")}
+TEST_RUNS = {
+    "patched": ("tests/unit", "tests/integration"),
+    "plain": ("tests/smoke", "tests/e2e", "tests/chaos", "tests/audit"),
+}
 BROWSER_TESTS = "tests/e2e/test_dashboard.py"
 PYTEST_NO_TESTS = 5
 TYPED = (

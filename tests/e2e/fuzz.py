@@ -18,6 +18,7 @@ RIGHT = (
     "There is no such status.",  # the order service alone knows the states
     "Must not be before from.",
     "Must not be before since.",
+    "Must not be given together with cursor.",
 )
 
 

@@ -86,7 +86,7 @@ class Operation:
         """A good request without a token: examples everywhere."""
         path = self.path
         for item in self.parameters("path"):
-            path = path.replace(f"{{{item['name']}}}", item["schema"]["examples"][0])
+            path = path.replace(f"{{{item['name']}}}", str(item["schema"]["examples"][0]))
         query = {item["name"]: item["schema"]["examples"][0] for item in self.parameters("query") if item["required"]}
         headers = {item["name"]: item["schema"]["examples"][0] for item in self.parameters("header")}
         body = None
@@ -312,7 +312,7 @@ def bad_values(schema: dict[str, Any]) -> Iterator[str]:
             "1.0",
             "1e2",
             "-1",
-            "0",
+            str(schema["minimum"] - 1),
             "+1",
             str(HUGE),
             str(schema["maximum"] + 1),
@@ -557,6 +557,12 @@ def test_real_answers_look_as_the_document_says_and_hold_nothing_else(system: Sy
     eventually(lambda: flow.get(letters, "operator")["items"], bool)
     unmended = flow.send("POST", f"{letters}/replays", {"all": True}, "operator").headers["Location"]
     eventually(lambda: flow.get(unmended, "operator")["status"], lambda status: status == "done")
+    by_hand = flow.send("POST", "/api/stocks/reserve", reservation(), "admin").json()
+    flow.send("POST", f"/api/stocks/reservations/{by_hand['reservation_id']}/release", None, "admin")
+    releases = [
+        flow.get(f"/api/stocks/release-events?order_id={of['order_id']}", "auditor")["items"][0]["id"]
+        for of in (refused, by_hand)
+    ]
     a_reservation = {"order_id": dead, "items": [{"sku": "contract", "quantity": 1}]}
 
     an_order = {"currency": "EUR", "items": [{"sku": "contract", "quantity": 1, "unit_price": 1}]}
@@ -585,6 +591,8 @@ def test_real_answers_look_as_the_document_says_and_hold_nothing_else(system: Sy
         ("POST", f"/api/stocks/reservations/{held[0]['reservation_id']}/release", "admin", None),
         ("POST", f"/api/stocks/reservations/{held[1]['reservation_id']}/commit", "admin", None),
         ("GET", "/api/stocks/release-events?limit=5", "auditor", None),
+        ("GET", "/api/stocks/release-events?limit=1&offset=1&include_total=true", "admin", None),
+        *(("GET", f"/api/stocks/release-events/{one}", "auditor", None) for one in releases),
         ("GET", f"/api/payments/{order['payment_id']}", "customer", None),
         ("GET", f"/api/payments?order_id={refused['order_id']}", "customer", None),
         ("GET", "/api/ops/queues", "operator", None),
@@ -605,7 +613,7 @@ def test_real_answers_look_as_the_document_says_and_hold_nothing_else(system: Sy
         answered.add(str(operation))
     assert flow.at_rest(kept)["status"] == "REFUND_FAILED"
     # What is no JSON has tests of its own.
-    others = {"GET /docs", "GET /api/orders/{order_id}/events"}
+    others = {"GET /docs", "GET /api/orders/{order_id}/events", "GET /api/stocks/release-events/export"}
     assert answered | others == {str(operation) for operation in api.operations}
 
 
@@ -628,6 +636,18 @@ def test_a_real_stream_tells_the_steps_of_the_timeline_in_the_form_of_the_standa
             assert told == [f"id: {step['id']}", f"event: {step['event']}", told[2], ""]
             assert json.loads(told[2].removeprefix("data: ")) == step
             conform(api, step, {"$ref": "#/components/schemas/Step"})
+
+
+def test_a_real_export_is_the_file_that_the_document_says(api: Api) -> None:
+    operation = operation_of(api, "GET", "/api/stocks/release-events/export")
+    good = operation.told["responses"]["200"]
+    for version in api.versions(api.allowed(operation)):
+        answer = api.send(replace(version, query={"sku": "contract"}))
+        assert answer.status_code == 200, answer.text
+        assert {answer.headers["Content-Type"].partition(";")[0]} == good["content"].keys()
+        assert {name.lower() for name in good["headers"]} <= {name.lower() for name in answer.headers}
+        first, *_, last = answer.content.decode().split("\r\n")[:-1]
+        assert (first.partition(",")[0], last.partition(",")[0]) == ("id", "manifest")
 
 
 @pytest.mark.parametrize("last", ["", "x", "-1", "1.5", "9" * 19])
