@@ -450,7 +450,7 @@ def test(arguments: Sequence[str]) -> int:
                 progress,
                 broker=wanted.broker is not None,
                 postgres=wanted.postgres is not None,
-                browser=any(BROWSER_TESTS.startswith(path) for path in paths.get("plain", [])),
+                browser=wants_browser(paths.get("plain", [])),
             )
             progress.step_began = time.monotonic()
             for stack in stacks.values():
@@ -471,6 +471,11 @@ def test(arguments: Sequence[str]) -> int:
             for stack in stacks.values():
                 stack.remove()
     return judge(codes, narrowed=any(word != "--long" for word in arguments))
+
+
+def wants_browser(paths: Sequence[str]) -> bool:
+    """Whether what is run of the tests looks at pages with a real browser."""
+    return any(BROWSER_TESTS.startswith(path.partition("::")[0]) for path in paths)
 
 
 def _in_turn(stacks: Mapping[str, Stack], paths: Mapping[str, list[str]], arguments: Sequence[str]) -> dict[str, int]:
