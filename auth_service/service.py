@@ -42,12 +42,13 @@ class AuthService(Probes):
     @rpc
     def issue_token(self, username: str, password: str) -> dict[str, Any]:
         """A token for a name and its password. Raises Unauthenticated."""
-        with self.db.read() as session:
-            account = models.find(session, username)
-        fits = passwords.fits(account.password_hash if account else None, password)
-        if self._settings.production and domain.is_published(username, password):
-            fits = False  # a database that was a development's once
-        return self._token(domain.sign_in(account, fits))
+        return self._token(self._sign_in(username, password))
+
+    @rpc
+    def issue_session(self, username: str, password: str) -> dict[str, Any]:
+        """A token for the dashboard's cookie, which no route of the API takes. Raises Unauthenticated."""
+        identity = self._sign_in(username, password)
+        return self._token(identity, auth.SESSION_S, auth.DASHBOARD)
 
     @rpc
     def issue_mock_token(self, user_id: str, roles: list[str]) -> dict[str, Any]:
@@ -80,6 +81,14 @@ class AuthService(Probes):
         settings: Settings = self.config["settings"]
         return settings
 
-    def _token(self, identity: Identity) -> dict[str, Any]:
-        token = auth.issue(self._settings.auth_keys, identity.user_id, identity.roles)
-        return {"access_token": token, "token_type": "Bearer", "expires_in": auth.LIFE_S}
+    def _sign_in(self, username: str, password: str) -> Identity:
+        with self.db.read() as session:
+            account = models.find(session, username)
+        fits = passwords.fits(account.password_hash if account else None, password)
+        if self._settings.production and domain.is_published(username, password):
+            fits = False  # a database that was a development's once
+        return domain.sign_in(account, fits)
+
+    def _token(self, identity: Identity, life_s: int = auth.LIFE_S, audience: str = auth.AUDIENCE) -> dict[str, Any]:
+        token = auth.issue(self._settings.auth_keys, identity.user_id, identity.roles, life_s, audience=audience)
+        return {"access_token": token, "token_type": "Bearer", "expires_in": life_s}

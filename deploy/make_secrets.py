@@ -26,7 +26,7 @@ class HalfThere(Exception):
 
 def groups() -> list[dict[str, str]]:
     """New secrets by file name; the files of a group fit each other and nothing else."""
-    broker, database, key = (secrets.token_hex(32) for _ in range(3))
+    broker, database, key, audit = (secrets.token_hex(32) for _ in range(4))
     return [
         {
             "amqp_uri": f"amqp://ecom:{broker}@rabbitmq:5672/ecom",
@@ -43,6 +43,7 @@ def groups() -> list[dict[str, str]]:
         ),
         {"reader_password": secrets.token_hex(32)},
         {"auth_keys": f"k1:{key}"},
+        {"audit_key": audit},
     ]
 
 

@@ -99,6 +99,7 @@ class Call:
     query: dict[str, Any] = field(default_factory=dict)
     key: str = ""
     expires_at: int = 0  # when its token ends, in seconds since 1970
+    token_id: str = ""  # which token it is
     has_gone: Callable[[], bool] = lambda: False  # whether the client does not wait any more
 
 
@@ -121,6 +122,7 @@ class Api(Route):
 
     rates = Shared(Rates)
     content_type = "application/json"
+    in_document = True  # of OpenAPI
     # Headers of requests that only such routes read, by name: what it is for, and its shape.
     reads_headers: ClassVar[dict[str, tuple[str, dict[str, Any]]]] = {}
     # Headers that all good answers of such routes have beside those of every answer.
@@ -174,26 +176,38 @@ class Api(Route):
         self.rates.made.check_address(environ["REMOTE_ADDR"])
         claims = self._claims(environ)
         identity = claims.identity if claims else None
-        query = read_query(request, self._query)
-        body = read_body(environ, self._body) if self._body else {}
+        query = self.read_query(request)
+        body = self.read_body(environ, self._body) if self._body else {}
         key = idempotency_key(environ) if self.idempotent else ""
         context: dict[str, Any] = {"trace_id": trace_id}
         if identity is not None:
             context |= {"user_id": identity.user_id, "roles": list(identity.roles)}
-        expires_at = claims.expires_at if claims else 0
-        return (Call(trace_id, identity, body, query, key, expires_at, environ[HAS_GONE]),), context
+        expires_at, token_id = (claims.expires_at, claims.token_id) if claims else (0, "")
+        return (Call(trace_id, identity, body, query, key, expires_at, token_id, environ[HAS_GONE]),), context
 
     def _claims(self, environ: Environ) -> auth.Claims | None:
         if self.roles is None:
             return None
-        scheme, _, token = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
-        if scheme.lower() != "bearer":
-            raise errors.Unauthenticated
-        claims = auth.verify(token.strip(), self._keys)
+        claims = self.verify(environ)
         self.rates.made.check_user(claims.identity)
         if self.roles.isdisjoint(claims.identity.roles):
             raise errors.Forbidden
         return claims
+
+    def verify(self, environ: Environ) -> auth.Claims:
+        """Who asks. Raises Unauthenticated."""
+        scheme, _, token = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+        if scheme.lower() != "bearer":
+            raise errors.Unauthenticated
+        return auth.verify(token.strip(), self._keys)
+
+    def read_query(self, request: Request) -> dict[str, Any]:
+        """The query parameters as the route's schema has them. Raises BadRequest."""
+        return load_query(query_of(request), self._query)
+
+    def read_body(self, environ: Environ, schema: marshmallow.Schema) -> dict[str, Any]:
+        """The body as the route's schema has it. Raises BadRequest, UnsupportedMediaType, ValidationFailed."""
+        return read_body(environ, schema)
 
     def answer(self, request: Request, result: Any) -> Response:
         result = result if isinstance(result, Answer) else Answer(result)
@@ -214,7 +228,7 @@ class Api(Route):
             # Which part of us is away helps an operator and nobody else.
             log.warning("%s is unavailable, under trace %s: %s", self.label, trace_of(request.environ).trace_id, error)
             error = errors.ServiceUnavailable()
-        return respond_with_error(request.environ, error)
+        return self.respond_with_error(request.environ, error)
 
     def refusal(self, error: HTTPException, environ: Environ) -> Response:
         if isinstance(error, MethodNotAllowed):
@@ -224,7 +238,13 @@ class Api(Route):
         kind = REFUSALS.get(error.code or INTERNAL, errors.BadRequest)
         says = error.description if kind in (errors.BadRequest, errors.ServiceUnavailable) else None
         allowed = [(name, value) for name, value in error.get_headers(environ) if name == "Allow"]
-        return respond_with_error(environ, kind(says or ""), allowed)
+        return self.respond_with_error(environ, kind(says or ""), allowed)
+
+    def respond_with_error(
+        self, environ: Environ, error: Exception, headers: Iterable[tuple[str, str]] = ()
+    ) -> Response:
+        """An error as clients of such routes see it."""
+        return respond_with_error(environ, error, headers)
 
     def finish(self, response: Response, environ: Environ) -> None:
         super().finish(response, environ)
@@ -249,12 +269,13 @@ def trace_of(environ: Environ) -> Trace:
     return trace
 
 
-def read_query(request: Request, schema: marshmallow.Schema | None) -> dict[str, Any]:
-    """The query parameters. Raises UnknownParameter, or BadRequest with details by parameter."""
-    if not request.environ.get("QUERY_STRING"):
-        given: dict[str, list[str]] = {}
-    else:
-        given = request.args.to_dict(flat=False)
+def query_of(request: Request) -> dict[str, list[str]]:
+    """The query parameters as they were given."""
+    return request.args.to_dict(flat=False) if request.environ.get("QUERY_STRING") else {}
+
+
+def load_query(given: Mapping[str, list[str]], schema: marshmallow.Schema | None) -> dict[str, Any]:
+    """The query parameters as a schema has them. Raises UnknownParameter, or BadRequest with details by parameter."""
     known = {item.data_key or name for name, item in schema.fields.items()} if schema else set()
     unknown = sorted(given.keys() - known)
     if unknown:
@@ -372,24 +393,30 @@ def respond(
 
 
 def respond_with_error(environ: Environ, error: Exception, headers: Iterable[tuple[str, str]] = ()) -> Response:
-    """The one shape of all errors. What was not raised on purpose is logged, and told as `internal`."""
-    trace_id = trace_of(environ).trace_id
-    status = next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), INTERNAL)
-    if status == INTERNAL or not isinstance(error, EcomError):
-        log.error("unexpected, under trace %s: %s", trace_id, type(error).__name__, exc_info=error)
-        error = EcomError()
-    own = []
-    if isinstance(error, errors.Unauthenticated):
-        own.append(("WWW-Authenticate", CHALLENGE))
-    again = next((RETRY_AFTER_S[kind] for kind in type(error).__mro__ if kind in RETRY_AFTER_S), None)
-    if again is not None:
-        own.append(("Retry-After", str(error.details.get("retry_after", again))))
+    """The one shape of all errors."""
+    status, told, own = tell(environ, error)
     body = {
         "error": {
-            "code": error.code,
-            "message": error.message,
-            "details": error.details,
-            "traceId": as_uuid(trace_id),
+            "code": told.code,
+            "message": told.message,
+            "details": told.details,
+            "traceId": as_uuid(trace_of(environ).trace_id),
         }
     }
     return respond(environ, status, as_json(body), [*own, *headers])
+
+
+def tell(environ: Environ, error: Exception) -> tuple[int, EcomError, list[tuple[str, str]]]:
+    """What is told of an error: its status, itself, its headers. What was not raised on purpose is logged instead."""
+    status = next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), INTERNAL)
+    if status == INTERNAL or not isinstance(error, EcomError):
+        name, trace_id = type(error).__name__, trace_of(environ).trace_id
+        log.error("unexpected, under trace %s: %s", trace_id, name, exc_info=error)
+        error = EcomError()
+    headers = []
+    if isinstance(error, errors.Unauthenticated):
+        headers.append(("WWW-Authenticate", CHALLENGE))
+    again = next((RETRY_AFTER_S[kind] for kind in type(error).__mro__ if kind in RETRY_AFTER_S), None)
+    if again is not None:
+        headers.append(("Retry-After", str(error.details.get("retry_after", again))))
+    return status, error, headers

@@ -68,6 +68,8 @@ def document(service: type) -> dict[str, Any]:
     for name, (description, schema) in HEADERS.items():
         spec.components.header(name, {"description": description, "schema": schema})
     for name, method, route in routes(service):
+        if not route.in_document:
+            continue
         for shape in (route.body, *route.answers.values(), answers.Error):
             if shape is not None and shape.__name__ not in spec.components.schemas:
                 about = {"description": _doc(shape), **getattr(shape, "openapi", {})}

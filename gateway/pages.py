@@ -15,18 +15,6 @@ from gateway.http import Answer, Api
 from gateway.reader import Reader
 
 TEMPLATES = Path(__file__).with_name("templates")
-STYLE = (TEMPLATES / "page.css").read_text(encoding="utf-8")
-
-# The one style sheet stands in the page and is allowed by its hash; nothing else is.
-POLICY = "; ".join(
-    [
-        "default-src 'none'",
-        f"style-src 'sha256-{b64encode(sha256(STYLE.encode()).digest()).decode()}'",
-        "base-uri 'none'",
-        "form-action 'none'",
-        "frame-ancestors 'none'",
-    ]
-)
 
 _JINJA = Environment(
     loader=FileSystemLoader(TEMPLATES),
@@ -35,7 +23,44 @@ _JINJA = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_JINJA.globals["style"] = Markup(STYLE)  # our own file
+
+
+class Look:
+    """The style of some pages. It stands in each of them and is allowed by its hash; nothing else is."""
+
+    def __init__(self, *sheets: str, forms: bool = False) -> None:
+        self.style = "".join((TEMPLATES / sheet).read_text(encoding="utf-8") for sheet in sheets)
+        digest = b64encode(sha256(self.style.encode()).digest()).decode()
+        self.policy = "; ".join(
+            [
+                "default-src 'none'",
+                f"style-src 'sha256-{digest}'",
+                "base-uri 'none'",
+                f"form-action '{'self' if forms else 'none'}'",
+                "frame-ancestors 'none'",
+            ]
+        )
+
+
+def at(moment: str, precise: bool = False) -> str:
+    """An RFC 3339 time in UTC where the reader knows that it is UTC: 2026-01-14 10:30:00."""
+    text = moment.removesuffix("Z").replace("T", " ")
+    return text if precise else text.partition(".")[0]
+
+
+def readable(moment: str, precise: bool = False) -> str:
+    """The same where he does not: 2026-01-14 10:30:00 UTC."""
+    return f"{at(moment, precise)} UTC"
+
+
+def deed(operation: Mapping[str, Any]) -> str:
+    """What an operator did to a message."""
+    return {"replay": "replayed", "import": "put back"}.get(operation["kind"], operation["kind"])
+
+
+_JINJA.filters |= {"at": at, "readable": readable, "deed": deed}
+
+DOCS = Look("base.css", "docs.css")
 
 
 class PageRoute(Api):
@@ -50,9 +75,10 @@ class PageRoute(Api):
 page = PageRoute.decorator
 
 
-def render(template: str, **values: Any) -> Answer:
+def render(look: Look, template: str, **values: Any) -> Answer:
     """A page."""
-    return Answer(_JINJA.get_template(template).render(values), headers=(("Content-Security-Policy", POLICY),))
+    body = _JINJA.get_template(template).render(values, style=Markup(look.style))  # our own files
+    return Answer(body, headers=(("Content-Security-Policy", look.policy),))
 
 
 # --- the API's documentation -----------------------------------------------------------------------------------
@@ -66,6 +92,7 @@ def docs(document: Mapping[str, Any]) -> Answer:
         for method, operation in methods.items():
             groups.setdefault(operation["tags"][0], []).append(reader.operation(method.upper(), path, operation))
     return render(
+        DOCS,
         "docs.html",
         info=document["info"],
         groups=groups,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from datetime import UTC, datetime
+from collections.abc import Collection, Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 from uuid import UUID
 
@@ -20,6 +20,8 @@ QUEUE = re.compile(r"[a-z][a-z0-9.-]{0,99}")
 RATE = re.compile(r"max|(?!0+(?:\.0+)?/)[0-9]{1,6}(?:\.[0-9]{1,3})?/(?:s|m|min|h)")
 RAMP = re.compile(r"[1-9][0-9]{0,5}(?:,[1-9][0-9]{0,5}){0,19}")
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
+WITHOUT_ZONE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d(\.\d{1,6})?)?", re.ASCII)
 MAX_SKU = 64
 MAX_QUEUE = 100
 MAX_ITEMS = 100
@@ -33,6 +35,7 @@ MAX_PAGE = 200
 MAX_OFFSET = 10_000
 MAX_ROW_ID = 2**63 - 1
 WAIT_S, MAX_WAIT_S = 20, 25
+FIRST_LOOK_DAYS = 30
 STATES = ("PENDING", "RESERVED", "PAID", "CANCELLED", "REFUND_PENDING", "REFUND_FAILED")
 PAGE = 50
 MAX_TEXT = 200
@@ -252,6 +255,20 @@ class TokenRequest(Strict):
             raise ValidationError("Must hold username and password, or user_id and roles.")
 
 
+class SignIn(Strict):
+    """The form by which people sign in, and where they wanted to go."""
+
+    username = Text("auditor", at_most=MAX_NAME_LENGTH, required=True)
+    password = Text("demo-auditor", at_most=MAX_PASSWORD, required=True, load_only=True)
+    next = fields.String(load_default="")
+
+
+class SignOut(Strict):
+    """The form by which they sign out; its token proves that it is ours."""
+
+    token = fields.String(load_default="")
+
+
 class IntrospectionRequest(Strict):
     """A token to look into."""
 
@@ -445,6 +462,43 @@ class ReleaseEvents(Releases, Page):
     def begins_once(self, data: Mapping[str, Any], **kwargs: Any) -> None:
         if "offset" in data and data["cursor"] is not None:
             raise ValidationError("Must not be given together with cursor.", "offset")
+
+
+class Day(Moment):
+    """A date in UTC or, as everywhere, a time; one without its zone is UTC. A date as an end is itself included."""
+
+    def __init__(self, description: str, is_end: bool = False, **kwargs: Any) -> None:
+        super().__init__(description, **kwargs)
+        self.is_end = is_end
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
+        is_date = bool(DATE.fullmatch(value))
+        full = f"{value}T00:00:00Z" if is_date else f"{value}Z" if WITHOUT_ZONE.fullmatch(value) else value
+        try:
+            moment: str = super()._deserialize(full, attr, data, **kwargs)
+            included = timedelta(days=1 if is_date and self.is_end else 0)
+            return timestamp(datetime.fromisoformat(moment) + included)
+        except (ValidationError, OverflowError):
+            raise ValidationError("Must be a date such as 2026-01-14, or an RFC 3339 time.") from None
+
+
+class Days(Releases):
+    """The filters of the API, with dates as people type them."""
+
+    from_ = Day("released on this day or later", data_key="from", attribute="from")
+    to = Day("released on this day or earlier", is_end=True)
+
+
+class Dashboard(Days, Page):
+    """What the dashboard shows."""
+
+
+def first_look(given: Collection[str]) -> dict[str, str]:
+    """The filter of who has chosen none: the last days. A field that was sent empty was chosen so."""
+    if set(given) - Page().fields.keys():
+        return {}
+    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    return {"from": timestamp(today - timedelta(days=FIRST_LOOK_DAYS - 1))}
 
 
 class DeadLetters(Page):

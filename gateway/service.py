@@ -7,13 +7,17 @@ from uuid import UUID
 
 from nameko.dependency_providers import Config
 
-from gateway import answers, openapi, schemas
+from gateway import answers, openapi, schemas, sessions
+from gateway.dashboard import EXPORTS_SHOWN, filtered_page, overview, release_page
 from gateway.export import export, linked, orders_in
 from gateway.following import stream, waiting
 from gateway.http import SIGNED_IN, Answer, Call, api
 from gateway.pages import docs, page
 from gateway.schemas import sku_or
+from gateway.sessions import Visitor, session_export, session_page, sign_in_page
+from shared import auth
 from shared.auth import ADMIN, AUDITOR, CUSTOMER, OPERATOR, SERVICE
+from shared.config import Settings
 from shared.edge.http import Probes
 from shared.edge.rpc_proxy import RpcProxy
 from shared.errors import (
@@ -32,6 +36,8 @@ from shared.errors import (
 AUDITORS = (AUDITOR, ADMIN)
 READERS = (CUSTOMER, OPERATOR, AUDITOR, ADMIN)
 OPERATORS = (OPERATOR, ADMIN)
+# A person looks at a page that can do without the operators' tools, and one that waits for them is no page.
+SOON_S = 2.0
 
 
 class GatewayService(Probes):
@@ -45,6 +51,7 @@ class GatewayService(Probes):
     inventory = RpcProxy("inventory_service")
     payments = RpcProxy("payment_service")
     ops = RpcProxy("ops_service")
+    ops_soon = RpcProxy("ops_service", SOON_S)
 
     # --- tokens ------------------------------------------------------------------------------------------------
 
@@ -95,7 +102,7 @@ class GatewayService(Probes):
         A repeat of a key is marked `Idempotent-Replayed: true` and has the status, the body and the Location of its
         first answer; past 24 hours it may be 200 with the order as it is now. Another body under the same key is 422.
         """
-        order = schemas.with_payment_method(call.body, self.config["settings"].production)
+        order = schemas.with_payment_method(call.body, self._settings.production)
         return _keyed(self.orders.create_order(order, call.key))
 
     @api(
@@ -366,6 +373,76 @@ class GatewayService(Probes):
         """A replay as it is now."""
         return self.ops.get_replay(str(replay_id))
 
+    # --- the dashboard -----------------------------------------------------------------------------------------
+
+    @session_page("GET", "/dashboard/sign-in", roles=None, answer=None, summary="The sign-in form")
+    def sign_in_form(self, call: Call) -> Answer:
+        """The form with name and password."""
+        return sessions.sign_in_form()
+
+    @sign_in_page("POST", "/dashboard/sign-in", roles=None, body=schemas.SignIn, answer=None, summary="Sign in")
+    def sign_in(self, call: Call) -> Answer:
+        """A session of an hour, and on to the page that was asked for first."""
+        session = self.auth.issue_session(call.body["username"], call.body["password"])
+        claims = auth.verify(session["access_token"], self._settings.auth_keys, audience=auth.DASHBOARD)
+        if set(AUDITORS).isdisjoint(claims.identity.roles):
+            raise Forbidden("The dashboard is for auditors and administrators.")
+        cookie = sessions.cookie(session["access_token"], secure=self._settings.production)
+        return sessions.redirect(sessions.own_path(call.body["next"]), cookie)
+
+    @session_page("POST", "/dashboard/sign-out", roles=AUDITORS, body=schemas.SignOut, answer=None, summary="Sign out")
+    def sign_out(self, call: Call) -> Answer:
+        """The browser forgets the session, when the form was made for it."""
+        if not sessions.may_sign_out(call.body["token"], call.token_id, self._settings.auth_keys):
+            raise Forbidden("This form was not made for your session.")
+        return sessions.redirect("/dashboard/sign-in", sessions.cookie("", secure=self._settings.production))
+
+    @filtered_page(
+        "GET", "/dashboard", roles=AUDITORS, query=schemas.Dashboard, answer=None, summary="The release audit"
+    )
+    def dashboard(self, call: Call) -> Answer:
+        """Releases that pass every filter, their totals, and how the chain of seals stands."""
+        filters = schemas.filters_in(call.query)
+        releases = self.inventory.release_events(filters, call.query["limit"], call.query["cursor"])
+        # Before the chain: what the ledger knows cannot be ahead of it then.
+        witness = self._of_ops("audit_status", soon=True)
+        # Who did not answer once is not waited for again.
+        operations = witness and self._of_ops("operations_of", orders_in(releases["items"]), soon=True)
+        return overview(
+            self._visitor(call),
+            call.query,
+            filters,
+            releases,
+            operations,
+            self.inventory.release_totals(filters),
+            self.inventory.release_chain(),
+            witness,
+            self.inventory.release_exports(EXPORTS_SHOWN)["items"],
+        )
+
+    @session_page("GET", "/dashboard/releases/<int:event_id>", roles=AUDITORS, answer=None, summary="One release")
+    def dashboard_release(self, call: Call, event_id: int) -> Answer:
+        """One release, what operators did before it, and the timeline of its order."""
+        if event_id > schemas.MAX_ROW_ID:
+            raise NotFound
+        release = self.inventory.release_event(event_id)
+        timeline, missing = None, ""
+        try:
+            timeline = self.orders.timeline(release["order_id"])
+        except NotFound:
+            missing = "There is no such order here: the stock was reserved by hand."
+        except (CannotWork, ServiceUnavailable):
+            missing = "Unknown: the order service does not answer now."
+        operations = self._of_ops("operations_of", [release["order_id"]], soon=True)
+        return release_page(self._visitor(call), release, operations, timeline, missing)
+
+    @session_export(
+        "GET", "/dashboard/export", roles=AUDITORS, query=schemas.Days, answer=None, summary="The releases as CSV"
+    )
+    def dashboard_export(self, call: Call) -> dict[str, Any]:
+        """The same file as from the API."""
+        return self.inventory.open_release_export(schemas.filters_in(call.query))
+
     # --- documents ---------------------------------------------------------------------------------------------
 
     @api("GET", "/api/openapi.json", roles=None, answer=None, summary="Read this document")
@@ -380,15 +457,24 @@ class GatewayService(Probes):
 
     # --- what more than one of them answers --------------------------------------------------------------------
 
+    @property
+    def _settings(self) -> Settings:
+        settings: Settings = self.config["settings"]
+        return settings
+
+    def _visitor(self, call: Call) -> Visitor:
+        assert call.identity is not None
+        return Visitor.of(call.identity, call.token_id, self._settings.auth_keys)
+
     def _timeline(self, order_id: str) -> dict[str, Any]:
         return {**self.orders.timeline(order_id), "dead_messages": self._of_ops("dead_of_order", order_id)}
 
     def _linked(self, releases: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return linked(releases, self._of_ops("operations_of", orders_in(releases)) if releases else {})
 
-    def _of_ops(self, method: str, *args: Any) -> Any:
+    def _of_ops(self, method: str, *args: Any, soon: bool = False) -> Any:
         try:
-            return getattr(self.ops, method)(*args)
+            return getattr(self.ops_soon if soon else self.ops, method)(*args)
         except (CannotWork, ServiceUnavailable):
             return None  # whoever reads need not wait for the operators' tools
 

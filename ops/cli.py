@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 import click
 
+from ops.audit.commands import audit
 from ops.console import COULD_NOT, FOUND, complain, json_option, print_json, print_table
 from ops.dlq.commands import dlq
 from shared.config import SERVICES, masked, read
@@ -371,6 +372,7 @@ def _outbox_of(service: str, url: str, limit: int) -> dict[str, Any]:
 
 
 ecom.add_command(dlq)
+ecom.add_command(audit)
 
 
 if __name__ == "__main__":

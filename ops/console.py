@@ -5,9 +5,12 @@ Only click and the standard library are imported here: `ecom --help` answers at 
 
 from __future__ import annotations
 
+import getpass
 import json
+import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -31,6 +34,51 @@ def complain(error: EcomError) -> None:
 def json_option(command: Command) -> Command:
     """--json, which every command takes."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
+
+
+class Plain(click.ParamType[str]):
+    """Text that can be kept: not the bytes of another encoding."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+        text = str(value)
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            self.fail(f"{text.encode('utf-8', 'replace').decode()!r} is not UTF-8")
+        return text
+
+
+def actor_option(command: Command) -> Command:
+    """--actor, which every command takes that writes into the ledger."""
+    return click.option("--actor", type=Plain(), metavar="NAME", help="Who, for the ledger; else your login and host.")(
+        command
+    )
+
+
+def login() -> str:
+    """Who is at this machine: name@host."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):  # a container may run as somebody whom no file knows
+        name = f"uid {os.getuid()}"
+    return f"{name}@{os.uname().nodename}"
+
+
+@contextmanager
+def bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """On a terminal a bar that is told so many of so many; elsewhere nothing."""
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def print_json(value: Any) -> None:

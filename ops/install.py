@@ -38,17 +38,26 @@ POLICY = Path("/usr/sbin/policy-rc.d")
 POLICY_FORBIDS = "#!/bin/sh\n# put here by ecom for the time of an install\nexit 101\n"
 NO_CLUSTER = Path("/etc/postgresql-common/createcluster.d/ecom.conf")
 
+# Ubuntu has Chromium as a snap alone, and `chromium-browser` there is a package that says so.
+HOW_TO_GET_CHROMIUM = (
+    "Debian's with `sudo apt-get install -y chromium` or, on Ubuntu (whose chromium-browser is a snap, which cannot be"
+    " driven from here) and elsewhere, Playwright's with `.venv/bin/playwright install --with-deps chromium`"
+)
+PLAYWRIGHTS_CHROMIUM = ("chromium-*/chrome-*/chrome", "chromium-*/chrome-*/*.app/Contents/MacOS/*")
+
 Say = Callable[[str], None]
 
 
-def install(say: Say, broker: bool, postgres: bool) -> None:
-    """Install what is missing of the packages and of the servers asked for. Does nothing the second time.
+def install(say: Say, broker: bool, postgres: bool, browser: bool = False) -> None:
+    """Install what is missing: the packages, the servers and the browser asked for. Does nothing the second time.
 
     Raises StackFault with one line: exit code 2 for what the user must install, 3 for an installer that failed.
     """
     with _one_at_a_time():
         packages(say)
         servers(say, broker, postgres)
+        if browser:
+            chromium(say)
 
 
 def packages(say: Say) -> None:
@@ -94,6 +103,43 @@ def servers(say: Say, broker: bool, postgres: bool) -> None:
         raise StackFault("rabbitmq-server was installed but its programs are not where they should be", exit_code=3)
     if postgres and find_postgres(VENV) is None:
         raise StackFault("postgresql was installed but its programs are not where they should be", exit_code=3)
+
+
+def chromium(say: Say) -> None:
+    """Install the browser that tests look at the dashboard with; as root on Debian with apt.
+
+    Raises StackFault where it must be there and is not: as root and in CI. On a laptop its tests are skipped.
+    """
+    if find_chromium():
+        return
+    if _can_apt() and _is_debian():
+        started = time.monotonic()
+        say("installing chromium with apt (110 MB)")
+        _apt(["chromium"])
+        say(f"chromium installed ({time.monotonic() - started:.1f} s)")
+        if find_chromium() is None:
+            raise StackFault("chromium was installed but its program is not where it should be", exit_code=3)
+        return
+    missing = f"missing: a browser. Install {HOW_TO_GET_CHROMIUM}, then repeat"
+    if must_have_browser():
+        raise StackFault(missing, exit_code=2)
+    say(f"{missing}; until then the dashboard's tests are skipped")
+
+
+def find_chromium() -> str | None:
+    """The program of a Chromium that can be driven: the system's, or else the one that Playwright has installed."""
+    for name in ("chromium", "google-chrome-stable", "google-chrome"):
+        found = shutil.which(name)
+        if found and not Path(found).resolve().is_relative_to("/snap") and Path(found).resolve().name != "snap":
+            return found
+    cache = Path(os.environ.get("PLAYWRIGHT_BROWSERS_PATH") or Path.home() / ".cache" / "ms-playwright")
+    own = [path for pattern in PLAYWRIGHTS_CHROMIUM for path in cache.glob(pattern)]
+    return str(max(own)) if own else None
+
+
+def must_have_browser() -> bool:
+    """Whether tests without a browser are a failure: where nobody would miss them."""
+    return os.geteuid() == 0 or bool(os.environ.get("CI"))
 
 
 @contextmanager
@@ -158,6 +204,13 @@ def _pip(*arguments: str) -> None:
 
 def _can_apt() -> bool:
     return os.geteuid() == 0 and shutil.which("apt-get") is not None
+
+
+def _is_debian() -> bool:
+    try:
+        return "ID=debian" in Path("/etc/os-release").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return False
 
 
 def _apt(names: Sequence[str]) -> None:

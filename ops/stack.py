@@ -66,6 +66,7 @@ TEST_RUNS = {
     "patched": ("tests/unit", "tests/integration"),
     "plain": ("tests/smoke", "tests/e2e", "tests/chaos", "tests/audit"),
 }
+BROWSER_TESTS = "tests/e2e/test_dashboard.py"
 PYTEST_NO_TESTS = 5
 TYPED = (
     "topology",
@@ -445,7 +446,12 @@ def test(arguments: Sequence[str]) -> int:
             held.enter_context(stack.owned())
         try:
             wanted = Servers(RUN, broker=not given("AMQP_URI"), postgres=not databases_given())
-            install(progress, broker=wanted.broker is not None, postgres=wanted.postgres is not None)
+            install(
+                progress,
+                broker=wanted.broker is not None,
+                postgres=wanted.postgres is not None,
+                browser=wants_browser(paths.get("plain", [])),
+            )
             progress.step_began = time.monotonic()
             for stack in stacks.values():
                 stack.start_servers(progress)
@@ -465,6 +471,11 @@ def test(arguments: Sequence[str]) -> int:
             for stack in stacks.values():
                 stack.remove()
     return judge(codes, narrowed=any(word != "--long" for word in arguments))
+
+
+def wants_browser(paths: Sequence[str]) -> bool:
+    """Whether what is run of the tests looks at pages with a real browser."""
+    return any(BROWSER_TESTS.startswith(path.partition("::")[0]) for path in paths)
 
 
 def _in_turn(stacks: Mapping[str, Stack], paths: Mapping[str, list[str]], arguments: Sequence[str]) -> dict[str, int]:

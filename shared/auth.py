@@ -20,10 +20,13 @@ CUSTOMER, OPERATOR, AUDITOR, ADMIN, SERVICE = ROLES = ("customer", "operator", "
 # Never read from a token: whoever forges one would choose it.
 ALGORITHM = "HS256"
 ISSUER = "ecom"
+# Whom a token is for: what is for one is nothing to the other.
 AUDIENCE = "ecom-api"
+DASHBOARD = "ecom-dashboard"
 REQUIRED = ("exp", "iat", "iss", "aud", "sub", "jti")
 
 LIFE_S = 900
+SESSION_S = 3600
 MAX_LIFE_S = 3600
 # Clocks of two hosts may differ: a token may come from a little in the future.
 SKEW_S = 10
@@ -52,13 +55,20 @@ class Claims:
     token_id: str
 
 
-def issue(keys: Keys, sub: str, roles: tuple[str, ...], ttl_s: int = LIFE_S, now: float | None = None) -> str:
+def issue(
+    keys: Keys,
+    sub: str,
+    roles: tuple[str, ...],
+    ttl_s: int = LIFE_S,
+    now: float | None = None,
+    audience: str = AUDIENCE,
+) -> str:
     """A token for the user `sub`, signed with the first key."""
     kid, secret = keys[0]
     issued_at = int(time.time() if now is None else now)
     claims = {
         "iss": ISSUER,
-        "aud": AUDIENCE,
+        "aud": audience,
         "sub": sub,
         "roles": list(roles),
         "iat": issued_at,
@@ -68,10 +78,10 @@ def issue(keys: Keys, sub: str, roles: tuple[str, ...], ttl_s: int = LIFE_S, now
     return _JWT.encode(claims, secret, algorithm=ALGORITHM, headers={"kid": kid})
 
 
-def verify(token: str, keys: Keys, now: float | None = None) -> Claims:
+def verify(token: str, keys: Keys, now: float | None = None, audience: str = AUDIENCE) -> Claims:
     """What the token says. Raises the same Unauthenticated for every fault, so that a forger learns nothing."""
     try:
-        return _claims(_decode(token, keys), time.time() if now is None else now)
+        return _claims(_decode(token, keys, audience), time.time() if now is None else now)
     except (jwt.PyJWTError, LookupError, TypeError, ValueError) as fault:
         raise Unauthenticated from fault
 
@@ -79,11 +89,11 @@ def verify(token: str, keys: Keys, now: float | None = None) -> Claims:
 # A client sends the same token many times: its signature is checked once (half of the gateway's own work for a small
 # request), its times each time. What fails is not remembered.
 @lru_cache(maxsize=1024)
-def _decode(token: str, keys: Keys) -> dict[str, Any]:
+def _decode(token: str, keys: Keys, audience: str) -> dict[str, Any]:
     if len(token) > MAX_TOKEN_LENGTH:
         raise ValueError("too long")
     secret = dict(keys)[jwt.get_unverified_header(token)["kid"]]
-    return _JWT.decode(token, secret, algorithms=[ALGORITHM], audience=AUDIENCE, issuer=ISSUER)
+    return _JWT.decode(token, secret, algorithms=[ALGORITHM], audience=audience, issuer=ISSUER)
 
 
 def _claims(payload: dict[str, Any], now: float) -> Claims:

@@ -10,7 +10,7 @@ from inventory_service import audit
 from shared.seals import Seal
 from tests.databases import Databases
 
-KEY = "a key that tests seal with, and nobody else"
+KEY = "a key that tests seal with and nobody else"
 OTHER_KEY = "another key that seals nothing of theirs yet"
 
 # One transaction; times a second apart, so that the order of a page is that of `n`.

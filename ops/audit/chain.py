@@ -74,7 +74,8 @@ class Verdict:
 
     seals: int = 0
     rows: int = 0
-    head: str | None = None  # the MAC of the newest seal
+    last: int = 0  # the seq of the newest seal
+    head: str | None = None  # its MAC
     waiting: int = 0  # rows that no seal covers yet
     unwitnessed: int = 0  # seals that the ledger does not know yet
     found: int = 0
@@ -92,12 +93,18 @@ class Verdict:
         if self.found <= MOST_FAULTS:
             self.faults.append(fault)
 
+    def summary(self) -> str:
+        """How it ended, in a few words."""
+        how = "intact" if self.intact else counted(self.found, "fault")
+        return f"{how}: {counted(self.seals, 'seal')} over {counted(self.rows, 'row')}"
+
     def sentence(self) -> str:
-        """How it ended, in words."""
-        over = f"{counted(self.seals, 'seal')} over {counted(self.rows, 'row')}"
-        if self.intact:
-            return f"intact: {over}"
-        return f"{counted(self.found, 'fault')} in {over}; first: {self.faults[0]}"
+        """The same, with the first fault."""
+        return self.summary() if self.intact else f"{self.summary()}; first: {self.faults[0]}"
+
+    def told(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {"intact": self.intact, **vars(self), "faults": [fault.told() for fault in self.faults]}
 
 
 def counted(count: int, what: str) -> str:
@@ -115,7 +122,7 @@ def verify(
     # The ledger first: what it knows now is in the chain as it is read then, or was taken out of it.
     head = ledger.newest_head(witness)
     end = audit.newest_seal(chain)
-    verdict = Verdict(head=end.mac if end else None)
+    verdict = Verdict(last=end.seq, head=end.mac) if end else Verdict()
     walk = _Walk(chain, keys, verdict)
     for page in _pages(chain, end.seq if end else 0):
         known = ledger.heads_between(witness, walk.seq, page[-1].seq)
@@ -145,8 +152,8 @@ def _pages(chain: Session, end: int) -> Iterator[list[Seal]]:
 
 def _cut(last: Seal | None, head: RowMapping) -> Fault:
     seq, total = (last.seq, last.total) if last else (0, 0)
-    gone = f"{counted(head['seq'] - seq, 'seal')} with {counted(head['total'] - total, 'row')} are gone"
-    what = f"the ledger knows seal {head['seq']}, the chain ends at {seq}: {gone}"
+    gone = f"{counted(head['seq'] - seq, 'seal')} with {counted(head['total'] - total, 'row')}"
+    what = f"the ledger knows seal {head['seq']}, the chain ends at {seq}: {gone} cut off"
     return Fault((seq + 1, head["seq"]), what, None, last.sealed_at if last else None, head["at"])
 
 

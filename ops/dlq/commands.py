@@ -5,8 +5,6 @@ Only click and the standard library are imported here, and the engine where a co
 
 from __future__ import annotations
 
-import getpass
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +16,19 @@ from uuid import UUID
 
 import click
 
-from ops.console import FOUND, Command, complain, confirm, harmless, json_option, print_json, print_table
+from ops.console import (
+    FOUND,
+    Command,
+    Plain,
+    actor_option,
+    complain,
+    confirm,
+    harmless,
+    json_option,
+    login,
+    print_json,
+    print_table,
+)
 from ops.domain import NEVER, Fate, Filter, Pace, Status, dlq_of, parse_ramp, parse_rate
 from shared.config import read
 from shared.errors import NotFound, ValidationFailed
@@ -58,20 +68,6 @@ class Moment(click.ParamType[datetime]):
             self.fail(f"{value!r} is no time with its zone, like 2026-01-14T10:30:00Z, nor how long ago, like 2h")
 
 
-class Plain(click.ParamType[str]):
-    """Text that can be kept: not the bytes of another encoding."""
-
-    name = "text"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> str:
-        text = str(value)
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            self.fail(f"{text.encode('utf-8', 'replace').decode()!r} is not UTF-8")
-        return text
-
-
 def filter_options(command: Command) -> Command:
     """Which messages are meant. Those given together must all hold."""
     options: Sequence[Callable[[Command], Command]] = (
@@ -105,12 +101,8 @@ def selection_options(command: Command) -> Command:
 
 def actor_options(command: Command) -> Command:
     """Who does it and why, for the ledger."""
-    why = click.option("--reason-text", "why", default="", type=Plain(), metavar="TEXT", help="Why, for the ledger.")(
-        command
-    )
-    return click.option("--actor", type=Plain(), metavar="NAME", help="Who, for the ledger; else your login and host.")(
-        why
-    )
+    why = click.option("--reason-text", "why", default="", type=Plain(), metavar="TEXT", help="Why, for the ledger.")
+    return actor_option(why(command))
 
 
 def ask_options(command: Command) -> Command:
@@ -155,14 +147,6 @@ def _misuse() -> Iterator[None]:
         sys.exit(FOUND)
 
 
-def _login() -> str:
-    try:
-        name = getpass.getuser()
-    except (KeyError, OSError):  # a container may run as somebody whom no file knows
-        name = f"uid {os.getuid()}"
-    return f"{name}@{os.uname().nodename}"
-
-
 @contextmanager
 def _desk(actor: str | None = None, why: str = "", progress: bool = False) -> Iterator[Desk]:
     """The engine. Once anything may be changed, Ctrl-C asks it to stop after what it has in hand; a second one ends it
@@ -186,7 +170,7 @@ def _desk(actor: str | None = None, why: str = "", progress: bool = False) -> It
 
     with _bars(progress and sys.stderr.isatty()) as (seen, told), _misuse():
         watch = Watch(seen=seen, begun=begun, told=told, stopping=lambda: bool(asked))
-        desk = Desk(read(), Actor(actor or _login(), why), watch)
+        desk = Desk(read(), Actor(actor or login(), why), watch)
         try:
             yield desk
         finally:

@@ -32,6 +32,8 @@ class Route(HttpRequestHandler):
     """An HTTP entrypoint. A subclass says how a request is read, answered and refused."""
 
     server = WebServer()
+    # Where routes of this kind also say how that looks which no route answers: below this path, "" for everywhere.
+    below = ""
 
     def __init__(self, method: str, url: str) -> None:
         super().__init__(method, url, expected_exceptions=(EcomError,))
@@ -43,7 +45,7 @@ class Route(HttpRequestHandler):
 
     def setup(self) -> None:
         super().setup()
-        self.server.refusal = self.refusal
+        self.server.refusals[self.below] = self.refusal
         self.server.finish = self.finish
 
     def stop(self) -> None:

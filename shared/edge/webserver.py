@@ -72,7 +72,8 @@ class WebServer(nameko.web.server.WebServer):
 
     def __init__(self) -> None:
         super().__init__()
-        self.refusal: Refuse = plain_refusal
+        # By what the path begins with: how that is refused which no route answers. The longest that fits decides.
+        self.refusals: dict[str, Refuse] = {"": plain_refusal}
         self.finish: Callable[[Response, Environ], None] = protect
         self._connections: dict[Any, list[Any]] = {}
         self._turning_away = 0
@@ -143,6 +144,12 @@ class WebServer(nameko.web.server.WebServer):
         finally:
             self._turning_away -= 1
             sock.close()
+
+    def refusal(self, error: HTTPException, environ: Environ) -> Response:
+        """What no route answers, as the routes under the same path would refuse it."""
+        path = environ.get("PATH_INFO", "")
+        fitting = [begin for begin in self.refusals if path == begin or path.startswith(f"{begin}/") or not begin]
+        return self.refusals[max(fitting, key=len)](error, environ)
 
     def drain(self) -> None:
         """Take no new connection, end the idle ones, wait for the answers under way. Any number may call."""

@@ -205,16 +205,22 @@ def test_rows_of_transactions_to_come_are_told_though_nothing_was_sealed(
     assert (told["trouble"], told["seals"], told["waiting"]) == (audit.IDS_FELL_BACK, 0, 3)
 
 
-def test_trouble_that_is_over_is_not_told(inventory: InventoryService, database: Databases) -> None:
+def test_trouble_that_is_over_is_not_told_and_is_news_when_it_comes_again(
+    inventory: InventoryService, database: Databases, caplog: pytest.LogCaptureFixture
+) -> None:
     releases.sealed(database, 3)
     database.run("inventory", "UPDATE release_seals SET until_xid = until_xid + 1000000")
     inventory.seal()
+    assert (gauge(AUDIT_TROUBLE), inventory.release_chain()["trouble"]) == (1, audit.IDS_FELL_BACK)
     database.run("inventory", "UPDATE release_seals SET until_xid = until_xid - 1000000")
     releases.write(database, 2, 10)
     inventory.seal()
     assert gauge(AUDIT_TROUBLE) == 0
     assert inventory.release_chain()["trouble"] is None
     assert releases.chain(database)[-1].total == 5
+    database.run("inventory", "UPDATE release_seals SET until_xid = until_xid + 1000000")
+    inventory.seal()
+    assert caplog.text.count(audit.IDS_FELL_BACK) == 2
 
 
 # --- the service ------------------------------------------------------------------------------------------------------

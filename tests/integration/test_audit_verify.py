@@ -275,7 +275,7 @@ def test_the_newest_seal_deleted_with_its_rows_is_found_by_the_ledger(
     database.run("inventory", "DELETE FROM release_seals WHERE seq > 3")
     fault = only(verified())
     assert fault.seals == (4, 5)
-    assert fault.what == "the ledger knows seal 5, the chain ends at 3: 2 seals with 5 rows are gone"
+    assert fault.what == "the ledger knows seal 5, the chain ends at 3: 2 seals with 5 rows cut off"
     assert fault.after == chain[2].sealed_at
 
 
@@ -283,7 +283,7 @@ def test_everything_deleted_is_found_by_the_ledger(verified: Verify, chain: list
     database.run("inventory", "TRUNCATE inventory_release_events, release_seals")
     fault = only(verified())
     assert (fault.seals, fault.after) == ((1, 5), None)
-    assert "5 seals with 14 rows are gone" in fault.what
+    assert "5 seals with 14 rows cut off" in fault.what
 
 
 def test_a_tail_cut_off_and_grown_again_is_found_by_the_ledger(
@@ -322,7 +322,7 @@ def test_no_more_faults_are_kept_than_people_read(
     database.run("inventory", "UPDATE inventory_release_events SET quantity = quantity + 1")
     verdict = verified()
     assert (verdict.found, len(verdict.faults)) == (5, 2)
-    assert verdict.sentence().startswith("5 faults in 5 seals over 14 rows; first: seal 1, rows ")
+    assert verdict.sentence().startswith("5 faults: 5 seals over 14 rows; first: seal 1, rows ")
 
 
 def test_a_seal_over_more_rows_than_any_of_ours_is_counted_and_not_held(

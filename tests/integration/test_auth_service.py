@@ -96,6 +96,23 @@ def test_a_user_may_have_several_roles(container, service, settings):
     assert auth.verify(token, settings.auth_keys).identity.roles == ("auditor", "operator")
 
 
+def test_a_session_is_for_the_dashboard_alone_and_lasts_an_hour(service, settings):
+    answer = service.issue_session("auditor", "demo-auditor")
+    claims = auth.verify(answer["access_token"], settings.auth_keys, audience=auth.DASHBOARD)
+    assert (claims.identity.user_id, claims.identity.roles) == ("auditor", ("auditor",))
+    assert claims.expires_at - claims.issued_at == answer["expires_in"] == 3600
+    with pytest.raises(Unauthenticated):
+        auth.verify(answer["access_token"], settings.auth_keys)
+    assert service.introspect(answer["access_token"]) == {"active": False}
+
+
+def test_a_session_takes_the_same_password_as_a_token(container, service):
+    with pytest.raises(Unauthenticated):
+        service.issue_session("auditor", "demo-admin")
+    with pytest.raises(Unauthenticated):
+        serve(container, env="production").issue_session("auditor", "demo-auditor")
+
+
 def test_mock_tokens_are_issued_only_where_they_are_allowed(container, service):
     assert service.issue_mock_token("u1", ["customer"])["access_token"]
     with pytest.raises(Forbidden):

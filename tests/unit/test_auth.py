@@ -129,6 +129,19 @@ def test_a_token_that_was_valid_is_refused_when_it_has_expired_or_its_key_is_gon
             auth.verify(token, keys, now=now)
 
 
+def test_a_token_for_the_dashboard_opens_nothing_of_the_api_nor_the_other_way_round():
+    audiences = (auth.AUDIENCE, auth.DASHBOARD)
+    for issued_for in audiences:
+        token = auth.issue((OLD,), "alice", ("auditor",), now=NOW, audience=issued_for)
+        for asked_by in audiences:
+            for _ in range(2):  # the second time from memory
+                if asked_by == issued_for:
+                    assert auth.verify(token, (OLD,), now=NOW, audience=asked_by).identity.user_id == "alice"
+                else:
+                    with pytest.raises(Unauthenticated):
+                        auth.verify(token, (OLD,), now=NOW, audience=asked_by)
+
+
 def test_a_secret_that_is_too_short_signs_nothing():
     with pytest.raises(jwt.InvalidKeyError):
         auth.issue((("k1", "short"),), "alice", ())

@@ -29,6 +29,7 @@ DEPLOY = ROOT / "deploy"
 
 SERVERS = {"rabbitmq": "rabbitmq:4.2-management", "postgres": "postgres:17"}
 ONCE = {"migrate": ("migrate",), "topology": ("topology", "apply")}
+BY_HAND = {"audit": ("audit", "verify")}  # started by people and not by `up`
 SECRETS_FOLDER = "deploy/secrets/"
 FINISH_S = 30  # what a service may take to stop, see ops.supervisor and shared.edge
 
@@ -58,7 +59,7 @@ def faults(compose, secrets):
     """Everything that is wrong with a compose file, in sentences."""
     services = compose["services"]
     ours = {name: service for name, service in services.items() if name not in SERVERS}
-    expected = {*SERVERS, *ONCE, *runner.MODULES}
+    expected = {*SERVERS, *ONCE, *BY_HAND, *runner.MODULES}
     if set(services) != expected:
         return [f"services: {sorted(set(services) ^ expected)} are missing or unknown"]
     found = []
@@ -87,10 +88,12 @@ def faults(compose, secrets):
 
 def _command_faults(name, service):
     ecom, *words = service["command"]
-    wanted = list(ONCE.get(name, ("run", name)))
+    wanted = list({**ONCE, **BY_HAND}.get(name, ("run", name)))
     if ecom != "ecom" or words != wanted:
         yield f"{name}: the command is {service['command']}"
     command = cli.ecom
+    if bool(service.get("profiles")) != (name in BY_HAND):
+        yield f"{name}: is started when it should not be, or is not"
     while words and (command := getattr(command, "commands", {}).get(words[0])):
         words.pop(0)
         if not hasattr(command, "commands"):
@@ -129,6 +132,8 @@ def _settings_faults(name, compose, secrets):
             yield f"{name}: has the databases {sorted(settings.database_urls)}"
         if bool(settings.database_admin_url) != (name == "migrate"):
             yield f"{name}: has the administrator's rights, or lacks them"
+        if env == "production" and bool(settings.audit_keys) != (name in ("inventory", "audit")):
+            yield f"{name}: has the key of the release audit, or lacks it"
         broker = make_url(settings.amqp_uri)
         if (broker.host, broker.port) != ("rabbitmq", 5672) or "guest" in (broker.username, broker.database):
             yield f"{name}: the broker is {config.masked(settings)['amqp_uri']}"
@@ -141,6 +146,8 @@ def databases_of(name):
     """Whose databases a container may open."""
     if name == "migrate":
         return set(migrate.SERVICES)
+    if name == "audit":
+        return {"inventory", "ops"}
     # Operators look at what died in every service that hears events.
     return {"ops", *(queue.service for queue in QUEUES)} if name == "ops" else {name} & set(migrate.SERVICES)
 
@@ -175,16 +182,17 @@ def environment(compose, name, secrets, env="development"):
 
 
 def _life_faults(name, service):
-    if service.get("restart") != ("no" if name in ONCE else "always"):
+    ends = name in ONCE or name in BY_HAND
+    if service.get("restart") != ("no" if ends else "always"):
         yield f"{name}: restart is {service.get('restart')}"
-    if name not in ONCE and not seconds(service.get("stop_grace_period", "10s")) > FINISH_S:
+    if not ends and not seconds(service.get("stop_grace_period", "10s")) > FINISH_S:
         yield f"{name}: is killed before it has finished"
     if not service.get("logging", {}).get("options", {}).keys() >= {"max-size", "max-file"}:
         yield f"{name}: its log grows for ever"
 
 
 def _health_faults(name, service):
-    if name in ONCE:
+    if name in ONCE or name in BY_HAND:
         return
     check = service.get("healthcheck")
     if check is None:
@@ -217,6 +225,8 @@ def needs(name):
         return set()
     if name in ONCE:
         return {"postgres" if name == "migrate" else "rabbitmq"}
+    if name in BY_HAND:
+        return {"postgres", "migrate"}
     if name == "gateway":
         return {"rabbitmq", *runner.MODULES} - {"gateway"}
     return {*SERVERS, *ONCE}
@@ -343,7 +353,15 @@ MUTATIONS = {
     "postgres: POSTGRES_PASSWORD holds a secret itself": broken("postgres", "environment", "POSTGRES_PASSWORD", to="x"),
     "order: publishes": broken("order", "ports", to=["8001:8001"]),
     "gateway: publishes ['8000:8000']": broken("gateway", "ports", to=["8000:8000"]),
-    "secrets: nobody uses audit_key": lambda compose: compose["secrets"].update(audit_key={"file": "x"}),
+    "inventory: has the key of the release audit, or lacks it": broken("inventory", "environment", "AUDIT_KEY_FILE"),
+    "ops: has the key of the release audit, or lacks it": broken(
+        "ops", "environment", "AUDIT_KEY_FILE", to="/run/secrets/audit_key"
+    ),
+    "audit: is started when it should not be": broken("audit", "profiles"),
+    "order: is started when it should not be, or is not": broken("order", "profiles", to=["by-hand"]),
+    "audit: the command is": broken("audit", "command", to=["ecom", "audit", "history"]),
+    "audit: does not wait for migrate": broken("audit", "depends_on", "migrate"),
+    "secrets: nobody uses other_key": lambda compose: compose["secrets"].update(other_key={"file": "x"}),
     "secrets: reader_password is not both made and declared": lambda compose: compose["secrets"].pop("reader_password"),
 }
 

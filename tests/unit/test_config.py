@@ -118,6 +118,15 @@ FAULTS = {
         {"ECOM_ENV": "production", "AUTH_KEYS": config.DEVELOPMENT_KEY},
         "development key",
     ),
+    "a short key of the audit": ({"AUDIT_KEY": f"{SECRET},{'x' * 31}"}, "AUDIT_KEY is under 32 bytes"),
+    "production with the development key of the audit": (
+        {
+            "ECOM_ENV": "production",
+            "AUTH_KEYS": f"k1:{SECRET}",
+            "AUDIT_KEY": f"{SECRET},{config.DEVELOPMENT_AUDIT_KEY}",
+        },
+        "AUDIT_KEY holds the development key",
+    ),
     "production that issues tokens to anyone": (
         {"ECOM_ENV": "production", "AUTH_KEYS": f"k1:{SECRET}", "AUTH_MOCK": "1"},
         "AUTH_MOCK",
@@ -131,9 +140,24 @@ def test_a_setting_that_is_unusable_is_refused_by_name(environ, named):
         config.read(environ)
 
 
+def test_the_first_key_of_the_audit_seals_and_all_verify():
+    settings = config.read({"AUDIT_KEY": f" {SECRET}2 ,{SECRET},"})
+    assert (settings.audit_key, settings.audit_keys) == (f"{SECRET}2", (f"{SECRET}2", SECRET))
+
+
+def test_who_neither_seals_nor_verifies_needs_no_key_of_the_audit():
+    settings = config.read({"ECOM_ENV": "production", "AUTH_KEYS": f"k1:{SECRET}"})
+    with pytest.raises(ConfigurationFault, match=r"^AUDIT_KEY is not set$"):
+        settings.audit_key  # noqa: B018
+    assert config.read({}).audit_key == config.DEVELOPMENT_AUDIT_KEY
+
+
 def test_a_refusal_does_not_print_the_secret():
     with pytest.raises(ConfigurationFault) as refused:
         config.read({"AUTH_KEYS": "k1:too-short-secret"})
+    assert "too-short-secret" not in str(refused.value)
+    with pytest.raises(ConfigurationFault) as refused:
+        config.read({"AUDIT_KEY": "too-short-secret"})
     assert "too-short-secret" not in str(refused.value)
 
 
@@ -149,7 +173,7 @@ def test_no_secret_is_printed():
             "DATABASE_ADMIN_URL": f"postgresql://postgres:{secrets['admin']}@h/postgres",
             "READER_PASSWORD": secrets["reader"],
             "AUTH_KEYS": f"k1:{secrets['key']},k2:{secrets['key']}2",
-            "AUDIT_KEY": secrets["audit"],
+            "AUDIT_KEY": f"{secrets['audit']},{secrets['audit']}2",
         }
     )
     printed = json.dumps(config.masked(settings))

@@ -368,6 +368,64 @@ def test_what_is_missing_is_named_in_one_line_to_who_is_not_root(monkeypatch, ca
     assert "\n" not in str(refused.value)
 
 
+@pytest.fixture
+def no_browser(monkeypatch, tmp_path):
+    monkeypatch.setattr(install.shutil, "which", lambda name: None)
+    monkeypatch.setenv("PLAYWRIGHT_BROWSERS_PATH", str(tmp_path))
+    monkeypatch.setattr(install, "_is_debian", lambda: False)
+    monkeypatch.delenv("CI", raising=False)
+
+
+def test_a_browser_that_is_missing_stops_root_and_ci_and_is_named_to_a_laptop(no_browser, monkeypatch, capsys):
+    for root, ci in ((True, ""), (False, "true")):
+        monkeypatch.setattr(os, "geteuid", lambda root=root: 0 if root else 1000)
+        monkeypatch.setenv("CI", ci)
+        with pytest.raises(StackFault, match=r"chromium-browser is a snap.*playwright install") as refused:
+            install.chromium(print)
+        assert refused.value.exit_code == 2
+        assert "\n" not in str(refused.value)
+    monkeypatch.setenv("CI", "")
+    install.chromium(print)
+    assert "the dashboard's tests are skipped" in capsys.readouterr().out
+
+
+def test_on_debian_root_installs_the_browser_and_a_failed_install_is_told(no_browser, monkeypatch):
+    asked = []
+    monkeypatch.setattr(install, "_is_debian", lambda: True)
+    monkeypatch.setattr(install, "_can_apt", lambda: True)
+    monkeypatch.setattr(install, "_apt", asked.append)
+    with pytest.raises(StackFault, match="its program is not where it should be"):
+        install.chromium(print)
+    assert asked == [["chromium"]]
+
+
+def test_a_browser_in_a_snap_is_none_and_playwrights_own_is_one(no_browser, monkeypatch, tmp_path):
+    monkeypatch.setattr(install.shutil, "which", lambda name: f"/snap/bin/{name}")
+    assert install.find_chromium() is None
+    own = tmp_path / "chromium-1200" / "chrome-linux" / "chrome"
+    own.parent.mkdir(parents=True)
+    own.touch()
+    assert install.find_chromium() == str(own)
+    monkeypatch.setattr(install.shutil, "which", lambda name: f"/usr/bin/{name}" if name == "google-chrome" else None)
+    assert install.find_chromium() == "/usr/bin/google-chrome"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        ((), True),
+        (("-k", "words"), True),
+        (("tests/e2e",), True),
+        (("tests/e2e/test_dashboard.py",), True),
+        (("tests/e2e/test_dashboard.py::test_the_csv_is_the_file_of_the_api",), True),
+        (("tests/e2e/test_http.py", "tests/unit"), False),
+        (("tests/unit",), False),
+    ],
+)
+def test_a_run_without_the_dashboards_tests_wants_no_browser(arguments, wanted):
+    assert stack.wants_browser(stack._paths("plain", arguments)) is wanted
+
+
 def test_the_lock_has_hashes_for_everything_and_names_no_host():
     text = install.LOCK.read_text()
     requirements = install._requirements()

@@ -1,0 +1,190 @@
+"""Units released over time as stacked bars: plain values for a template to draw."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from typing import Any
+
+# More bars than this cannot be told apart: then one stands for a week, a month, a year.
+MAX_DAYS = 92
+MAX_WEEKS = 104
+MAX_MONTHS = 120
+# A bar alone would be a wall.
+LEAST_SLOTS = 14
+# So many colours can be told apart; the reasons with the fewest units share the last one.
+SERIES = 5
+OTHER = "other reasons"
+
+PLOT_PX = 180
+MAX_LABELS = 4
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The units of one reason in a bar: the number of its series, and where it stands, in pixels from the top."""
+
+    series: int
+    y: float
+    height: float
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One day or more: where it stands in percent of the width, and what it says."""
+
+    x: float
+    width: float
+    segments: tuple[Segment, ...]
+    label: str
+    says: str
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A number or a day on an axis, and where: in pixels from the top, or in percent of the width."""
+
+    at: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Bars with their axes; `rows` is the same as a table, without the days on which nothing was released."""
+
+    unit: str
+    series: tuple[str, ...]
+    bars: tuple[Bar, ...]
+    numbers: tuple[Tick, ...]
+    labels: tuple[Tick, ...]
+    rows: tuple[tuple[str, tuple[int, ...], int], ...]
+
+
+def series_of(totals: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The reasons by their units, the most first; those past the colours there are as one."""
+    units: Counter[str] = Counter()
+    for row in totals:
+        units[row["reason"]] += row["quantity"]
+    reasons = [reason for reason, _ in sorted(units.items(), key=lambda item: (-item[1], item[0]))]
+    return tuple(reasons) if len(reasons) <= SERIES else (*reasons[: SERIES - 1], OTHER)
+
+
+def chart(totals: Sequence[Mapping[str, Any]], first: date | None, last: date) -> Chart | None:
+    """The chart of what release_totals tells, from a day to a day, or None where nothing was released.
+
+    Where that is longer than the bars for days, it begins and ends where something was released.
+    """
+    if not totals:
+        return None
+    days = [date.fromisoformat(row["day"]) for row in totals]
+    begin, end = min(first or days[0], days[0]), max(last, days[-1])
+    if (end - begin).days >= MAX_DAYS:
+        begin, end = days[0], days[-1]
+    unit = _unit(begin, end)
+    series = series_of(totals)
+    starts = list(_starts(begin, end, unit))
+    units: dict[date, Counter[str]] = {start: Counter() for start in starts}
+    for day, row in zip(days, totals, strict=True):
+        name = row["reason"] if row["reason"] in series else OTHER
+        units[_start(day, unit)][name] += row["quantity"]
+    top = _round_up(max(counted.total() for counted in units.values()))
+    slot = 100 / max(len(starts), LEAST_SLOTS)
+    bars = tuple(
+        Bar(
+            round(place * slot + slot * 0.1, 3),
+            round(slot * 0.8, 3),
+            tuple(_stacked(units[start], series, top)),
+            _label(start, unit),
+            _says(start, unit, units[start], series),
+        )
+        for place, start in enumerate(starts)
+    )
+    step = -(-len(starts) // MAX_LABELS)
+    return Chart(
+        unit,
+        series,
+        bars,
+        tuple(Tick(PLOT_PX * (1 - share / 2), f"{top * share // 2:,}") for share in (0, 1, 2)),
+        tuple(
+            Tick(round((place + 0.5) * slot, 3), _label(start, unit))
+            for place, start in enumerate(starts)
+            if place % step == step // 2
+        ),
+        tuple(
+            (_spoken(start, unit), tuple(counted[name] for name in series), counted.total())
+            for start, counted in units.items()
+            if counted
+        ),
+    )
+
+
+def _unit(begin: date, end: date) -> str:
+    days = (end - begin).days + 1
+    if days <= MAX_DAYS:
+        return "day"
+    if days <= MAX_WEEKS * 7:
+        return "week"
+    return "month" if days <= MAX_MONTHS * 30.44 else "year"
+
+
+def _start(day: date, unit: str) -> date:
+    """The first day of the bar that a day belongs to."""
+    match unit:
+        case "week":
+            return day - timedelta(days=day.weekday())
+        case "month":
+            return day.replace(day=1)
+        case "year":
+            return day.replace(month=1, day=1)
+    return day
+
+
+def _starts(begin: date, end: date, unit: str) -> Iterable[date]:
+    start = _start(begin, unit)
+    while start <= end:
+        yield start
+        # Past the end of this bar, whatever its length, and back to the beginning of the next one.
+        start = _start(start + timedelta(days={"day": 1, "week": 7, "month": 31, "year": 366}[unit]), unit)
+
+
+def _stacked(counted: Counter[str], series: Sequence[str], top: int) -> Iterable[Segment]:
+    y = float(PLOT_PX)
+    for number, name in enumerate(series):
+        height = PLOT_PX * counted[name] / top
+        if height:
+            y -= height
+            yield Segment(number, round(y, 2), round(height, 2))
+
+
+def _round_up(number: int) -> int:
+    """The next number that is round, and whose half is too."""
+    power = 1
+    while True:
+        for lead in (2, 4, 6, 8, 10, 12, 16):
+            if lead * power >= number:
+                return lead * power
+        power *= 10
+
+
+def _label(start: date, unit: str) -> str:
+    if unit in ("day", "week"):
+        return f"{start.day} {start:%b}"
+    return f"{start:%b %Y}" if unit == "month" else str(start.year)
+
+
+def _spoken(start: date, unit: str) -> str:
+    match unit:
+        case "week":
+            return f"week of {start.isoformat()}"
+        case "month":
+            return f"{start:%B} {start.year}"
+        case "year":
+            return str(start.year)
+    return start.isoformat()
+
+
+def _says(start: date, unit: str, counted: Counter[str], series: Sequence[str]) -> str:
+    parts = ", ".join(f"{name} {counted[name]:,}" for name in series if counted[name])
+    return f"{_spoken(start, unit)}: {counted.total():,} units" + (f" ({parts})" if parts else "")

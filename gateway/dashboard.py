@@ -1,0 +1,268 @@
+"""The release audit as pages: what they show, made from what the services answer. No service is asked here."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from types import MappingProxyType
+from typing import Any
+from urllib.parse import urlencode
+
+from werkzeug.wrappers import Request
+
+from gateway import schemas
+from gateway.chart import chart, series_of
+from gateway.export import linked
+from gateway.http import STATUS, Answer, query_of
+from gateway.pages import readable
+from gateway.sessions import HOME, SessionPage, Visitor, show
+from shared.edge.http import Environ
+from shared.errors import BadRequest, EcomError, UnknownParameter
+
+# Seals are a second apart, and the operators' ledger follows within a few: what takes as long as this is stuck.
+STUCK = timedelta(minutes=1)
+EXPORTS_SHOWN = 5
+
+GOOD, NOTE, WARNING, ALARM, UNKNOWN = "good", "note", "warning", "alarm", "unknown"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one look at the seals has found: how it stands, about what, and in words."""
+
+    level: str
+    about: str
+    says: str
+
+
+@dataclass(frozen=True)
+class Field:
+    """One filter of the form: what was typed, and what is wrong with it."""
+
+    name: str
+    label: str
+    kind: str
+    value: str
+    hint: str
+    problem: str
+
+
+FILTERS = {
+    "from": "From (UTC)",
+    "to": "To (UTC)",
+    "sku": "Sku",
+    "reason": "Reason",
+    "user_id": "Requested by",
+    "order_id": "Order",
+    "trace_id": "Trace",
+}
+MOMENTS = {"from", "to"}
+
+
+class Filtered(SessionPage):
+    """A page with filters; what is wrong with one of them is said at its field."""
+
+    def read_query(self, request: Request) -> dict[str, Any]:
+        return super().read_query(request) | schemas.first_look(query_of(request).keys())
+
+    def error_page(self, environ: Environ, status: int, error: EcomError) -> Answer:
+        if status != STATUS[BadRequest] or isinstance(error, UnknownParameter):
+            return super().error_page(environ, status, error)
+        typed = {name: values[0] for name, values in query_of(Request(environ)).items()}
+        fields = form(typed, error.details)
+        message = "" if any(field.problem for field in fields) else error.message
+        return self.show(environ, "filters.html", fields=fields, message=message, reasons=[])
+
+
+filtered_page = Filtered.decorator
+
+
+def overview(
+    visitor: Visitor,
+    query: Mapping[str, Any],
+    filters: Mapping[str, Any],
+    releases: Mapping[str, Any],
+    operations: Mapping[str, Any] | None,
+    totals: Sequence[Mapping[str, Any]],
+    chain: Mapping[str, Any],
+    witness: Mapping[str, Any] | None,
+    exports: Sequence[Mapping[str, Any]],
+) -> Answer:
+    """The first page. `operations` and `witness` are None while ops_service is away."""
+    now = datetime.now(UTC)
+    typed = as_typed(filters)
+    # An end that was left open stays open: without any filter a page would begin with the last days.
+    address = {"from": "", **typed}
+    if query["limit"] != schemas.PAGE:
+        address |= {"limit": query["limit"]}
+    first = _day(filters["from"]) if "from" in filters else None
+    last = _day(filters["to"], just_before=True) if "to" in filters else now.date()
+    return show(
+        "dashboard.html",
+        visitor=visitor,
+        fields=form(typed),
+        message="",
+        findings=findings(chain, witness, now),
+        reasons=by_reason(totals),
+        chart=chart(totals, first, last),
+        releases=linked(releases["items"], operations),
+        is_first=query["cursor"] is None,
+        first_page=_address(address),
+        next_page=_address(address | {"cursor": releases["next_cursor"]}) if releases["next_cursor"] else None,
+        export=f"{HOME}/export?{urlencode(typed)}",
+        exports=exports,
+    )
+
+
+def release_page(
+    visitor: Visitor,
+    release: Mapping[str, Any],
+    operations: Mapping[str, Any] | None,
+    timeline: Mapping[str, Any] | None,
+    timeline_missing: str,
+) -> Answer:
+    """One release. `timeline` is None where there is none to show: why, says `timeline_missing`."""
+    (release,) = linked([release], operations)
+    return show(
+        "release.html",
+        visitor=visitor,
+        release=release,
+        timeline=timeline,
+        timeline_missing=timeline_missing,
+        of_order=_address({"from": "", "order_id": release["order_id"]}),
+    )
+
+
+def findings(chain: Mapping[str, Any], witness: Mapping[str, Any] | None, now: datetime) -> list[Finding]:
+    """How the chain of seals stands. `witness` is what the operators' ledger knows, read before the chain."""
+    return [_sealed(chain), _waiting(chain, now), _agreement(chain["newest"], witness, now), _verified(witness)]
+
+
+def _sealed(chain: Mapping[str, Any]) -> Finding:
+    newest = chain["newest"]
+    if newest is None:
+        return Finding(NOTE, "Newest seal", "Nothing is sealed yet.")
+    made = f"No. {newest['seq']:,}, made {readable(newest['sealed_at'])}."
+    return Finding(GOOD, "Newest seal", f"{made} {_count(chain['rows'], 'release')} sealed in all.")
+
+
+def _waiting(chain: Mapping[str, Any], now: datetime) -> Finding:
+    about = "Waiting for a seal"
+    if not chain["waiting"]:
+        return Finding(GOOD, about, "None.")
+    since = chain["oldest_waiting_at"]
+    says = f"{_count(chain['waiting'], 'release')}, the oldest of {readable(since)}."
+    if now - datetime.fromisoformat(since) > STUCK:
+        return Finding(WARNING, about, f"{says} Nobody seals, or a transaction is kept open.")
+    return Finding(NOTE, about, says)
+
+
+def _agreement(newest: Mapping[str, Any] | None, witness: Mapping[str, Any] | None, now: datetime) -> Finding:
+    about = "Operators' ledger"
+    if witness is None:
+        return Finding(UNKNOWN, about, "Cannot be asked now: the operators' service does not answer.")
+    if witness["trouble"]:
+        return Finding(ALARM, about, f"{witness['trouble'][0].upper()}{witness['trouble'][1:]}.")
+    head = witness["head"]
+    at = newest["seq"] if newest else 0
+    if head is None:
+        return Finding(NOTE, about, "It has not written down any seal yet.")
+    knows = f"It knows seal {head['seq']:,}"
+    if head["seq"] > at:
+        here = f"the newest one here is {at:,}" if at else "there is none here"
+        return Finding(ALARM, about, f"{knows}, and {here}: seals were cut off, and their releases with them.")
+    if newest is not None and head["seq"] == at:
+        if head["mac"] != newest["mac"]:
+            return Finding(ALARM, about, f"{knows} as another one than it is here: the chain was written anew.")
+        return Finding(GOOD, about, f"Agrees: {knows[3:]} as it is here.")
+    if newest is not None and now - datetime.fromisoformat(newest["sealed_at"]) > STUCK:
+        return Finding(WARNING, about, f"{knows}, and the newest one here is {at:,}: it does not follow.")
+    return Finding(GOOD, about, f"{knows} of {at:,}; it follows within seconds.")
+
+
+def _verified(witness: Mapping[str, Any] | None) -> Finding:
+    about = "Last verification"
+    if witness is None:
+        return Finding(UNKNOWN, about, "Cannot be asked now: the operators' service does not answer.")
+    last = witness["verification"]
+    if last is None:
+        return Finding(NOTE, about, "There has been none. An operator runs: ecom audit verify")
+    by = f"by {last['actor']}, {readable(last['finished_at'])}"
+    if not last["intact"]:
+        return Finding(ALARM, about, f"The audit is not intact: {last['outcome']} Found {by}.")
+    return Finding(GOOD, about, f"Intact: {_count(last['rows'], 'release')} in {_count(last['seals'], 'seal')}, {by}.")
+
+
+def form(typed: Mapping[str, str], problems: Mapping[str, Sequence[str]] = MappingProxyType({})) -> list[Field]:
+    """The fields of the form. What is no date stays as it was typed, in a field that can hold it."""
+    return [
+        Field(
+            name,
+            label,
+            _kind(typed.get(name, "")) if name in MOMENTS else "text",
+            typed.get(name, ""),
+            _included(typed.get(name, "")) if name == "to" else "",
+            " ".join(problems.get(name, ())),
+        )
+        for name, label in FILTERS.items()
+    ]
+
+
+def _included(typed: str) -> str:
+    return "that day is included" if _kind(typed) == "date" else "that moment is not included"
+
+
+def _kind(typed: str) -> str:
+    if not typed or schemas.DATE.fullmatch(typed):
+        return "date"
+    return "datetime-local" if schemas.WITHOUT_ZONE.fullmatch(typed) else "text"
+
+
+def by_reason(totals: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Releases and units of each reason, the most units first, and the number of its colour in the chart."""
+    totals = list(totals)
+    releases: Counter[str] = Counter()
+    units: Counter[str] = Counter()
+    for row in totals:
+        releases[row["reason"]] += row["releases"]
+        units[row["reason"]] += row["quantity"]
+    series = series_of(totals)
+    return [
+        {
+            "reason": reason,
+            "releases": releases[reason],
+            "units": units[reason],
+            "series": series.index(reason) if reason in series else len(series) - 1,
+        }
+        for reason in sorted(units, key=lambda name: (-units[name], name))
+    ]
+
+
+def as_typed(filters: Mapping[str, Any]) -> dict[str, str]:
+    """Filters as the form shows them: whole days as dates, and read again they are the same."""
+    typed = {name: str(filters[name]) for name in FILTERS if name in filters}
+    for name in MOMENTS & typed.keys():
+        moment = datetime.fromisoformat(typed[name])
+        if typed[name].endswith("T00:00:00.000Z") and (name == "from" or moment.date() > date.min):
+            typed[name] = _day(typed[name], just_before=name == "to").isoformat()
+        else:
+            typed[name] = typed[name].removesuffix("Z").removesuffix(".000")
+    return typed
+
+
+def _day(moment: str, just_before: bool = False) -> date:
+    found = datetime.fromisoformat(moment)
+    return (found - timedelta(microseconds=1) if just_before and found > EARLIEST else found).date()
+
+
+EARLIEST = datetime.min.replace(tzinfo=UTC)
+
+
+def _address(parameters: Mapping[str, Any]) -> str:
+    return f"{HOME}?{urlencode(parameters)}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" + ("" if number == 1 else "s")

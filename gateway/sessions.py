@@ -1,0 +1,219 @@
+"""Sessions of people in a browser: a token in a cookie, forms in place of JSON, and errors that are pages.
+
+The token is of an audience of its own, so that neither a stolen cookie opens the API nor an API token these pages. It
+lives an hour whatever happens: signing out makes the browser forget it.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import marshmallow
+from werkzeug.http import dump_cookie, parse_cookie
+from werkzeug.wrappers import Request, Response
+
+from gateway.export import Export
+from gateway.http import Answer, Api, by_field, load_query, query_of, respond, tell, trace_of
+from gateway.pages import Look, PageRoute, render
+from shared import auth, errors
+from shared.edge.http import BODY, Environ
+from shared.events import Identity
+from shared.tracing import as_uuid
+
+HOME = "/dashboard"
+COOKIE = "ecom_session"
+# RFC 9110 wants a challenge with every 401. No browser knows this one, so none asks for a password by itself.
+CHALLENGE = f'Cookie realm="ecom", form-action="{HOME}/sign-in", cookie-name="{COOKIE}"'
+
+FORM = "application/x-www-form-urlencoded"
+MAX_FIELDS = 20
+
+# Signing in leads to these pages and nowhere else; a file is not where one arrives, so its page stands in.
+_OWN = re.compile(r"(/dashboard(?:/releases/[0-9]{1,19})?)(?:/export)?(\?[!-\[\]-~]*)?")
+
+# The sign-in form was read, and what it says is wrong: it is shown again.
+_AGAIN = {401, 422}
+
+LOOK = Look("base.css", "dashboard.css", forms=True)
+
+
+@dataclass(frozen=True)
+class Visitor:
+    """Who looks at a page, and what his form must send to sign out."""
+
+    name: str
+    sign_out_token: str
+
+    @classmethod
+    def of(cls, identity: Identity, token_id: str, keys: auth.Keys) -> Visitor:
+        """The visitor of that session."""
+        return cls(identity.user_id, sign_out_token(keys[0][1], token_id))
+
+
+class Session(Api):
+    """A route for who has signed in by the form. Mixed into a kind of route, it says who asks and how errors look."""
+
+    in_document = False
+    below = HOME
+
+    def verify(self, environ: Environ) -> auth.Claims:
+        return auth.verify(parse_cookie(environ).get(COOKIE, ""), self._keys, audience=auth.DASHBOARD)
+
+    def read_query(self, request: Request) -> dict[str, Any]:
+        """A field of a form that was left empty was not given."""
+        given = {name: values for name, values in query_of(request).items() if any(values)}
+        return load_query(given, self._query)
+
+    def read_body(self, environ: Environ, schema: marshmallow.Schema) -> dict[str, Any]:
+        check_origin(environ)
+        try:
+            loaded: dict[str, Any] = schema.load(read_form(environ))
+        except marshmallow.ValidationError as error:
+            raise errors.ValidationFailed(details=by_field(error)) from error
+        return loaded
+
+    def respond_with_error(
+        self, environ: Environ, error: Exception, headers: Iterable[tuple[str, str]] = ()
+    ) -> Response:
+        status, told, own = tell(environ, error)
+        own = [(name, CHALLENGE if name == "WWW-Authenticate" else value) for name, value in own]
+        page = self.error_page(environ, status, told)
+        return respond(environ, status, page.body, [*page.headers, *own, *headers], PageRoute.content_type)
+
+    def error_page(self, environ: Environ, status: int, error: errors.EcomError) -> Answer:
+        """What a person is shown of an error."""
+        if status == 401:
+            return sign_in_form(asked_for(environ))
+        return self.show(environ, "error.html", status=status, error=error)
+
+    def show(self, environ: Environ, template: str, **values: Any) -> Answer:
+        """A page that tells of an error, and under which trace."""
+        trace_id = as_uuid(trace_of(environ).trace_id)
+        return show(template, visitor=self._visitor(environ), trace_id=trace_id, **values)
+
+    def _visitor(self, environ: Environ) -> Visitor | None:
+        try:
+            claims = self.verify(environ)
+        except errors.Unauthenticated:
+            return None
+        return Visitor.of(claims.identity, claims.token_id, self._keys)
+
+
+class SessionPage(Session, PageRoute):
+    """A page for who has signed in."""
+
+
+class SessionExport(Session, Export):
+    """A file for who has signed in."""
+
+
+class SignIn(SessionPage):
+    """Takes the form with name and password; what is wrong with them is said above the same form."""
+
+    def error_page(self, environ: Environ, status: int, error: errors.EcomError) -> Answer:
+        if status not in _AGAIN:
+            return super().error_page(environ, status, error)
+        form = dict(_pairs(environ))
+        says = "Both a name and a password are needed." if status == 422 else error.message
+        return sign_in_form(own_path(form.get("next", "")), says, form.get("username", ""))
+
+
+session_page = SessionPage.decorator
+sign_in_page = SignIn.decorator
+session_export = SessionExport.decorator
+
+
+def show(template: str, **values: Any) -> Answer:
+    """A page of the dashboard."""
+    page = render(LOOK, template, **values)
+    # With no referrer at all a browser would not say either from which origin a form comes: it would send "null".
+    return Answer(page.body, headers=(*page.headers, ("Referrer-Policy", "same-origin")))
+
+
+def sign_in_form(leads_to: str = HOME, problem: str = "", username: str = "") -> Answer:
+    """The form with name and password, and the address that was asked for first."""
+    return show("sign-in.html", visitor=None, leads_to=leads_to, problem=problem, username=username)
+
+
+def redirect(path: str, *cookies: str) -> Answer:
+    """Go there by GET."""
+    return Answer("", 303, (("Location", path), *(("Set-Cookie", cookie) for cookie in cookies)))
+
+
+# --- where to go, and where from ---------------------------------------------------------------------------------
+
+
+def own_path(address: str) -> str:
+    """The address if it is one of these pages, else the first page: nobody is sent elsewhere."""
+    match = _OWN.fullmatch(address)
+    return match[1] + (match[2] or "") if match else HOME
+
+
+def asked_for(environ: Environ) -> str:
+    """The page that a request asked for, with its filters."""
+    if environ["REQUEST_METHOD"] != "GET":
+        return HOME
+    query = environ.get("QUERY_STRING", "")
+    return own_path(environ.get("PATH_INFO", "") + (f"?{query}" if query else ""))
+
+
+def check_origin(environ: Environ) -> None:
+    """Raises Forbidden for a form that another site has sent. What says nothing is no browser of these days."""
+    site, origin = environ.get("HTTP_SEC_FETCH_SITE"), environ.get("HTTP_ORIGIN")
+    if site is not None:  # set by the browser alone, and true also where a proxy gives us another name
+        own = site in ("same-origin", "none")
+    else:
+        own = origin is None or urlsplit(origin).netloc == environ.get("HTTP_HOST")
+    if not own:
+        raise errors.Forbidden("This form was sent by another site.")
+
+
+# --- the cookie and the forms ------------------------------------------------------------------------------------
+
+
+def cookie(token: str, secure: bool) -> str:
+    """The session as a Set-Cookie header; an empty token makes the browser forget it."""
+    return dump_cookie(
+        COOKIE,
+        token,
+        max_age=auth.SESSION_S if token else 0,
+        path=HOME,
+        secure=secure,
+        httponly=True,
+        samesite="Lax",
+    )
+
+
+def sign_out_token(key: str, token_id: str) -> str:
+    """What a form must send to end that session: nobody who has only made the browser send it can know it."""
+    return hmac.new(key.encode(), f"ecom-dashboard sign-out {token_id}".encode(), "sha256").hexdigest()
+
+
+def may_sign_out(token: str, token_id: str, keys: auth.Keys) -> bool:
+    """Whether the form was made for this session, with whichever key was the first then."""
+    fitting = [hmac.compare_digest(token.encode(), sign_out_token(key, token_id).encode()) for _, key in keys]
+    return any(fitting)
+
+
+def read_form(environ: Environ) -> Mapping[str, str]:
+    """The fields of a form. Raises UnsupportedMediaType, BadRequest."""
+    kind, _, _ = (environ.get("CONTENT_TYPE") or "").partition(";")
+    if kind.strip().lower() != FORM:
+        raise errors.UnsupportedMediaType(f"The body must be {FORM}.")
+    try:
+        pairs = _pairs(environ)
+    except ValueError as error:
+        raise errors.BadRequest("The form cannot be read.") from error
+    if len(dict(pairs)) != len(pairs):
+        raise errors.BadRequest("A field of the form is given twice.")
+    return dict(pairs)
+
+
+def _pairs(environ: Environ) -> list[tuple[str, str]]:
+    body = environ[BODY].decode("ascii")
+    return parse_qsl(body, keep_blank_values=True, max_num_fields=MAX_FIELDS, errors="strict")

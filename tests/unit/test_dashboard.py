@@ -1,0 +1,795 @@
+"""The dashboard at the gateway's door: sessions and forms, pages with hostile data, errors that are pages."""
+
+import re
+from base64 import b64encode
+from datetime import UTC, date, datetime, timedelta
+from hashlib import sha256
+from html.parser import HTMLParser
+from urllib.parse import parse_qs, quote, urlencode, urlsplit
+
+import pytest
+
+from gateway import sessions
+from gateway.chart import LEAST_SLOTS, MAX_LABELS, OTHER, PLOT_PX, SERIES, chart
+from gateway.dashboard import as_typed, findings
+from shared import auth, errors
+from shared.config import Settings
+from shared.events import timestamp
+from tests.unit.serving import KEYS, Fake, ask, serving
+from tests.unit.test_gateway_http import EXPECTED_ROLES, PAGES, Gateway, Service, bearer
+
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>{{7*7}}"
+ORDER_ID = "01a1fcf8-0515-7912-9139-7154577473a5"
+NOW = datetime.now(UTC)
+SEAL = {"seq": 12, "mac": "ab", "sealed_at": timestamp(NOW)}
+CHAIN = {"seals": 12, "rows": 345, "newest": SEAL, "waiting": 0, "oldest_waiting_at": None}
+INTACT = {"actor": "olga", "intact": True, "seals": 12, "rows": 345, "outcome": "", "finished_at": timestamp(NOW)}
+WITNESS = {
+    "head": {"seq": 12, "mac": "ab", "total": 345, "at": timestamp(NOW)},
+    "verification": INTACT,
+    "trouble": None,
+}
+
+
+def release(**changes):
+    return {
+        "id": 7,
+        "order_id": ORDER_ID,
+        "reservation_id": ORDER_ID,
+        "sku": "lamp",
+        "quantity": 2,
+        "reason": "payment_failed",
+        "requested_by": "customer",
+        "roles": ["customer"],
+        "trace_id": "ab" * 16,
+        "released_at": "2026-01-14T10:30:00.123Z",
+    } | changes
+
+
+def operation(**changes):
+    return {
+        "operation_id": ORDER_ID,
+        "kind": "replay",
+        "queue": "q.inventory.release-requested",
+        "actor": "olga",
+        "why": "stock was locked",
+        "message_id": ORDER_ID,
+        "event_type": "inventory.release.requested",
+        "at": "2026-01-14T10:29:00.000Z",
+    } | changes
+
+
+class Elements(HTMLParser):
+    """The elements and the words of a page, in which every element that has an end is ended."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found, self.words, self._open = [], [], []
+        self.feed(text)
+        assert self._open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+        if tag not in ("meta", "input"):
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+class Behind(Service):
+    """The services behind the dashboard; each answer can be replaced, also by an error."""
+
+    def __init__(self):
+        super().__init__()
+        self.reset()
+
+    def reset(self):
+        self.asked.clear()
+        self.answers = {
+            "release_events": {"items": [release()], "next_cursor": None, "total": None},
+            "release_totals": [{"day": "2026-01-14", "reason": "payment_failed", "releases": 1, "quantity": 2}],
+            "release_chain": CHAIN,
+            "release_exports": {"items": [], "next_cursor": None},
+            "release_event": release(seal={"seq": 12, "sealed_at": timestamp(NOW)}),
+            "audit_status": WITNESS,
+            "operations_of": {},
+            "timeline": {"status": "CANCELLED", "reason": None, "steps": []},
+        }
+
+    def under(self, context):
+        return _Told(self, super().under(context))
+
+
+class _Told:
+    def __init__(self, behind, asked):
+        self._behind, self._asked = behind, asked
+
+    def __getattr__(self, method):
+        self._behind.answer = self._behind.answers[method]
+        return getattr(self._asked, method)
+
+
+BEHIND = Behind()
+
+
+class Paged(Gateway):
+    name = "gateway"
+    auth = orders = inventory = payments = ops = ops_soon = Fake(BEHIND)
+
+
+@pytest.fixture(scope="module")
+def running():
+    with serving(Paged) as server:
+        yield server
+
+
+@pytest.fixture
+def gateway(running):
+    BEHIND.reset()
+    return running
+
+
+def session(*roles, sub="ann", audience=auth.DASHBOARD):
+    token = auth.issue(KEYS, sub, roles or ("auditor",), auth.SESSION_S, audience=audience)
+    return {"Cookie": f"ecom_session={token}"}
+
+
+def get(gateway, path="/dashboard", headers=None):
+    return ask(gateway, "GET", path, headers=session() if headers is None else headers)
+
+
+def post(gateway, path, fields, headers=None):
+    return ask(gateway, "POST", path, urlencode(fields), {**FORM, **(headers or {})})
+
+
+def sign_in(gateway, roles=("auditor",), headers=None, **fields):
+    token = auth.issue(KEYS, "ann", roles, auth.SESSION_S, audience=auth.DASHBOARD)
+    BEHIND.answers.setdefault("issue_session", {"access_token": token, "token_type": "Bearer", "expires_in": 3600})
+    return post(gateway, "/dashboard/sign-in", {"username": "ann", "password": "secret", **fields}, headers)
+
+
+def field_of(text, name):
+    """The value of a form's field."""
+    (found,) = [attributes for tag, attributes in Elements(text).found if attributes.get("name") == name]
+    return found["value"]
+
+
+def sign_out_token(headers):
+    claims = auth.verify(headers["Cookie"].partition("=")[2], KEYS, audience=auth.DASHBOARD)
+    return sessions.sign_out_token(KEYS[0][1], claims.token_id)
+
+
+# --- who gets in -------------------------------------------------------------------------------------------------
+
+CLOSED = sorted(route for route in PAGES if EXPECTED_ROLES[route])
+
+
+@pytest.mark.parametrize("route", CLOSED)
+@pytest.mark.parametrize(
+    "headers", [{}, {"Cookie": "ecom_session="}, {"Cookie": "ecom_session=a.b.c"}, session(audience=auth.AUDIENCE)]
+)
+def test_without_a_session_every_page_is_the_sign_in_form(gateway, route, headers):
+    method, label = route
+    path = label.replace("{event_id}", "7")
+    for shown in (headers, headers | bearer("auditor")):
+        status, told, text = ask(gateway, method, path, b"", shown)
+        assert (status, told["Content-Type"]) == (401, "text/html; charset=utf-8")
+        assert told["WWW-Authenticate"].startswith("Cookie ")
+        assert 'action="/dashboard/sign-in"' in text
+    assert BEHIND.asked == []
+
+
+@pytest.mark.parametrize("route", CLOSED)
+@pytest.mark.parametrize("role", sorted(set(auth.ROLES) - {"auditor", "admin"}))
+def test_a_session_without_the_role_sees_nothing(gateway, route, role):
+    method, label = route
+    status, told, text = ask(gateway, method, label.replace("{event_id}", "7"), b"", session(role))
+    assert (status, told["Content-Type"]) == (403, "text/html; charset=utf-8")
+    assert "This user may not do that." in text
+    assert BEHIND.asked == []
+
+
+def test_the_cookie_opens_nothing_of_the_api(gateway):
+    assert ask(gateway, "GET", "/api/stocks/release-events", headers=session())[0] == 401
+    token = session()["Cookie"].partition("=")[2]
+    assert ask(gateway, "GET", "/api/stocks/release-events", headers={"Authorization": f"Bearer {token}"})[0] == 401
+
+
+def test_who_signs_in_has_an_hour_in_a_cookie_that_no_script_and_no_other_site_gets(gateway):
+    status, told, text = sign_in(gateway)
+    assert (status, told["Location"], text) == (303, "/dashboard", "")
+    value, *attributes = told["Set-Cookie"].split("; ")
+    attributes = [attribute for attribute in attributes if not attribute.startswith("Expires=")]
+    assert sorted(attributes) == ["HttpOnly", "Max-Age=3600", "Path=/dashboard", "SameSite=Lax"]
+    assert BEHIND.asked[0][:2] == ("issue_session", ("ann", "secret"))
+    BEHIND.reset()
+    assert get(gateway, headers={"Cookie": value})[0] == 200
+
+
+def test_in_production_the_cookie_travels_encrypted_alone():
+    with serving(Paged, settings=Settings(env="production", auth_keys=KEYS)) as production:
+        BEHIND.reset()
+        assert "Secure" in sign_in(production)[1]["Set-Cookie"].split("; ")
+
+
+@pytest.mark.parametrize("roles", [("customer",), ("operator", "service"), ()])
+def test_a_right_password_without_the_role_is_403_and_no_cookie(gateway, roles):
+    status, told, text = sign_in(gateway, roles)
+    assert (status, told["Set-Cookie"]) == (403, None)
+    assert "for auditors and administrators" in text
+
+
+def test_a_wrong_password_shows_the_form_again_with_what_was_typed_but_the_password(gateway):
+    BEHIND.answers["issue_session"] = errors.Unauthenticated("The name or the password is wrong.")
+    status, told, text = sign_in(gateway, username=HOSTILE, password="open sesame", next="/dashboard?sku=lamp")
+    assert (status, told["Set-Cookie"]) == (401, None)
+    assert "The name or the password is wrong." in text
+    assert (field_of(text, "username"), field_of(text, "next")) == (HOSTILE, "/dashboard?sku=lamp")
+    assert "open sesame" not in text
+
+
+@pytest.mark.parametrize("fields", [{"username": ""}, {"password": ""}, {"password": "x" * 1025}, {"colour": "red"}])
+def test_a_form_that_breaks_a_rule_is_shown_again(gateway, fields):
+    status, told, text = sign_in(gateway, **fields)
+    assert (status, told["Set-Cookie"]) == (422, None)
+    assert 'action="/dashboard/sign-in"' in text
+    assert BEHIND.asked == []
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "status"),
+    [
+        (b'{"username": "ann", "password": "secret"}', "application/json", 415),
+        (b"username=ann&password=secret", "text/plain", 415),
+        (b"username=ann&username=bob&password=secret", FORM["Content-Type"], 400),
+        (b"username=%ff&password=secret", FORM["Content-Type"], 400),
+        (b"username=\xff&password=secret", FORM["Content-Type"], 400),
+        ("&".join(f"f{number}=1" for number in range(21)).encode(), FORM["Content-Type"], 400),
+        (b"username=" + b"a" * 70_000, FORM["Content-Type"], 413),
+    ],
+)
+def test_what_is_no_form_is_refused_by_a_page(gateway, body, kind, status):
+    answered, told, text = ask(gateway, "POST", "/dashboard/sign-in", body, {"Content-Type": kind})
+    assert (answered, told["Content-Type"]) == (status, "text/html; charset=utf-8")
+    assert f"Error {status}." in text
+    assert BEHIND.asked == []
+
+
+def test_the_rates_of_addresses_and_users_hold_for_forms_and_pages():
+    with serving(Paged, settings=Settings(auth_keys=KEYS, rate_address_per_min=3)) as limited:
+        BEHIND.reset()
+        BEHIND.answers["issue_session"] = errors.Unauthenticated()
+        assert [sign_in(limited)[0] for _ in range(4)] == [401, 401, 401, 429]
+    with serving(Paged, settings=Settings(auth_keys=KEYS, rate_user_per_min=2)) as limited:
+        BEHIND.reset()
+        assert [get(limited)[0] for _ in range(3)] == [200, 200, 429]
+        _, told, text = get(limited)
+        assert int(told["Retry-After"]) > 0
+        assert "Too many requests" in text
+
+
+# --- where to ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/dashboard", "/dashboard?sku=lamp&from=&user_id=a%26b", "/dashboard/releases/7", "/dashboard?sku=%22%3E%27"],
+)
+def test_signing_in_leads_to_the_page_that_was_asked_for_with_its_filters(gateway, path):
+    _, _, text = get(gateway, path, headers={})
+    leads_to = field_of(text, "next")
+    assert leads_to == path
+    assert sign_in(gateway, next=leads_to)[1]["Location"] == path
+
+
+def test_who_asked_for_a_file_or_for_what_a_form_does_arrives_at_a_page(gateway):
+    assert field_of(get(gateway, "/dashboard/export?sku=lamp", headers={})[2], "next") == "/dashboard?sku=lamp"
+    assert field_of(post(gateway, "/dashboard/sign-out", {})[2], "next") == "/dashboard"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *(
+            "//evil.example",
+            "/\\evil.example",
+            "\\\\evil.example",
+            "https://evil.example",
+            "https:",
+            "javascript:alert(1)",
+        ),
+        *(
+            "/dashboard//evil.example",
+            "/dashboard/../api",
+            "/dashboard@evil.example",
+            "/dashboardx",
+            "/api/stocks",
+            "/",
+        ),
+        *("dashboard", " /dashboard", "/dashboard\r\nSet-Cookie: a=b", "/dashboard?a\r\nX: y", "/dashboard?\\", ""),
+        *(
+            "/dashboard/sign-out",
+            "/dashboard/sign-in",
+            "/dashboard/%2e%2e/docs",
+            "/dashboard#//evil",
+            "/dashboard?\u2028",
+        ),
+    ],
+)
+def test_signing_in_leads_nowhere_else(gateway, address):
+    status, told, _ = sign_in(gateway, next=address)
+    assert (status, told["Location"]) == (303, "/dashboard")
+    assert told["Set-Cookie"].startswith("ecom_session=")
+
+
+@pytest.mark.parametrize(
+    ("headers", "own"),
+    [
+        ({}, True),
+        ({"Sec-Fetch-Site": "same-origin"}, True),
+        ({"Sec-Fetch-Site": "none"}, True),
+        ({"Sec-Fetch-Site": "same-origin", "Origin": "https://shop.example"}, True),
+        ({"Sec-Fetch-Site": "same-site"}, False),
+        ({"Sec-Fetch-Site": "cross-site"}, False),
+        ({"Origin": "http://{host}"}, True),
+        ({"Origin": "https://{host}"}, True),
+        ({"Origin": "null"}, False),
+        ({"Origin": "http://evil.example"}, False),
+        ({"Origin": "http://{host}.evil.example"}, False),
+        ({"Sec-Fetch-Site": "cross-site", "Origin": "http://{host}"}, False),
+    ],
+)
+def test_a_form_of_another_site_neither_signs_in_nor_out(gateway, headers, own):
+    sent = {name: value.replace("{host}", f"127.0.0.1:{gateway.port}") for name, value in headers.items()}
+    status, told, _ = sign_in(gateway, headers=sent)
+    assert (status, told["Set-Cookie"] is not None) == ((303, True) if own else (403, False))
+    visit = session()
+    answer = post(gateway, "/dashboard/sign-out", {"token": sign_out_token(visit)}, visit | sent)
+    assert answer[0] == (303 if own else 403)
+
+
+def test_signing_out_needs_the_token_of_this_very_session(gateway):
+    visit, other = session(), session()
+    for token in ("", "0" * 64, sign_out_token(other), "\u2603"):
+        status, told, _ = post(gateway, "/dashboard/sign-out", {"token": token}, visit)
+        assert (status, told["Set-Cookie"]) == (403, None)
+    assert post(gateway, "/dashboard/sign-out", {}, visit)[0] == 403
+    token = field_of(get(gateway, headers=visit)[2], "token")
+    assert token == sign_out_token(visit)
+    status, told, _ = post(gateway, "/dashboard/sign-out", {"token": token}, visit)
+    assert (status, told["Location"]) == (303, "/dashboard/sign-in")
+    name, *attributes = told["Set-Cookie"].split("; ")
+    assert (name, "Max-Age=0" in attributes, "Path=/dashboard" in attributes) == ("ecom_session=", True, True)
+
+
+def test_a_form_made_before_the_keys_were_rotated_still_signs_out():
+    token = sessions.sign_out_token(KEYS[0][1], "a-session")
+    rotated = (("k2", "another-secret-of-more-than-thirty-two-bytes"), *KEYS)
+    assert sessions.may_sign_out(token, "a-session", rotated)
+    assert not sessions.may_sign_out(token, "a-session", rotated[:1])
+
+
+# --- what a page is ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "headers"),
+    [
+        ("/dashboard", session()),
+        ("/dashboard/releases/7", session()),
+        ("/dashboard", {}),
+        ("/dashboard/sign-in", {}),
+        ("/dashboard/nothing", {}),
+        ("/dashboard?sku=-", session()),
+    ],
+)
+def test_a_page_is_not_kept_runs_nothing_and_needs_nothing_from_elsewhere(gateway, path, headers):
+    _, told, text = get(gateway, path, headers)
+    assert told["Cache-Control"] == "no-store"
+    assert (told["X-Content-Type-Options"], told["X-Frame-Options"]) == ("nosniff", "DENY")
+    assert told["Referrer-Policy"] == "same-origin"
+    policy = dict(part.split(" ", 1) for part in told["Content-Security-Policy"].split("; "))
+    (style,) = re.findall("<style>(.*?)</style>", text, re.DOTALL)
+    assert policy == {
+        "default-src": "'none'",
+        "style-src": f"'sha256-{b64encode(sha256(style.encode()).digest()).decode()}'",
+        "base-uri": "'none'",
+        "form-action": "'self'",
+        "frame-ancestors": "'none'",
+    }
+    for tag, attributes in Elements(text).found:
+        assert tag not in ("script", "img", "link", "iframe", "object", "base")
+        assert not {name for name in attributes if name.startswith("on")} | ({"src", "style"} & attributes.keys())
+        assert re.match(r"#|/dashboard", attributes.get("href", attributes.get("action", "#")))
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/dashboard/nothing", 404),
+        ("/dashboard/releases/x", 404),
+        (f"/dashboard/releases/{2**63}", 404),
+        ("/dashboard/", 404),
+    ],
+)
+def test_a_path_below_that_is_not_there_is_a_page_that_says_so(gateway, path, status):
+    answered, told, text = get(gateway, path)
+    assert (answered, told["Content-Type"]) == (status, "text/html; charset=utf-8")
+    trace = told["X-Correlation-ID"]
+    assert trace in text
+    assert ask(gateway, "GET", "/dashboards")[1]["Content-Type"] == "application/json"
+
+
+def test_a_method_that_a_page_does_not_take_is_a_page_too(gateway):
+    status, told, _ = ask(gateway, "DELETE", "/dashboard")
+    assert (status, told["Content-Type"], told["Allow"]) == (405, "text/html; charset=utf-8", "GET, HEAD")
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (errors.ServiceUnavailable("inventory_service did not answer"), 503),
+        (errors.CannotWork("the database the-db-host is away"), 503),
+        (RuntimeError("password=secret"), 500),
+        (errors.NotFound("There is no release event 7."), 404),
+    ],
+)
+@pytest.mark.parametrize(
+    ("path", "method"),
+    [
+        ("/dashboard/releases/7", "release_event"),
+        ("/dashboard", "release_events"),
+        ("/dashboard/export", "open_release_export"),
+    ],
+)
+def test_an_error_is_a_page_with_its_trace_and_tells_no_secret(gateway, error, status, path, method):
+    BEHIND.answers[method] = error
+    answered, told, text = get(gateway, path)
+    assert (answered, told["Content-Type"]) == (status, "text/html; charset=utf-8")
+    assert told["X-Correlation-ID"] in text
+    assert "secret" not in text
+    assert "the-db-host" not in text
+    assert (told["Retry-After"] is not None) == (status == 503)
+
+
+def test_what_users_write_is_shown_as_they_wrote_it_and_does_nothing(gateway):
+    hostile = release(sku=HOSTILE, reason=HOSTILE, requested_by=HOSTILE, roles=[HOSTILE], trace_id=HOSTILE)
+    BEHIND.answers["release_events"] = {"items": [hostile], "next_cursor": '"><script>', "total": None}
+    BEHIND.answers["release_totals"] = [{"day": "2026-01-14", "reason": HOSTILE, "releases": 1, "quantity": 2}]
+    BEHIND.answers["operations_of"] = {ORDER_ID: [operation(actor=HOSTILE, why=HOSTILE, event_type=HOSTILE)]}
+    BEHIND.answers["release_exports"] = {
+        "items": [
+            {
+                "started_at": timestamp(NOW),
+                "finished_at": None,
+                "rows": None,
+                "exported_by": HOSTILE,
+                "filters": {"sku": HOSTILE},
+            }
+        ]
+    }
+    BEHIND.answers["audit_status"] = WITNESS | {
+        "verification": INTACT | {"intact": False, "actor": HOSTILE, "outcome": HOSTILE},
+        "trouble": HOSTILE,
+    }
+    BEHIND.answers["release_event"] = hostile | {"seal": None}
+    step = {
+        "id": 1,
+        "at": timestamp(NOW),
+        "event": HOSTILE,
+        "from": HOSTILE,
+        "to": "PAID",
+        "source": HOSTILE,
+        "by": HOSTILE,
+    }
+    BEHIND.answers["timeline"] = {
+        "status": HOSTILE,
+        "reason": HOSTILE,
+        "steps": [step | {"details": {HOSTILE: HOSTILE}}],
+    }
+    query = urlencode({"user_id": HOSTILE, "reason": HOSTILE})
+    for path in (
+        f"/dashboard?{query}",
+        "/dashboard/releases/7",
+        f"/dashboard?sku={quote(HOSTILE)}",
+        f"/dashboard?{query}&{quote(HOSTILE)}=1",
+    ):
+        _, _, text = get(gateway, path, session(sub=HOSTILE))
+        page = Elements(text)
+        assert not {"script", "img"} & {tag for tag, _ in page.found}
+        assert not any(name.startswith("on") for _, attributes in page.found for name in attributes)
+        assert HOSTILE in "".join(page.words), "as it was written, {{7*7}} too"
+
+
+# --- filters -----------------------------------------------------------------------------------------------------
+
+
+def asked_with(gateway, query):
+    """The filters that reach the inventory."""
+    BEHIND.asked.clear()
+    status, _, text = get(gateway, f"/dashboard{query}")
+    assert status == 200, text
+    return next(asked[1] for asked in BEHIND.asked if asked[0] == "release_events")
+
+
+def test_who_has_chosen_nothing_sees_the_last_thirty_days(gateway):
+    start = (datetime.now(UTC) - timedelta(days=29)).date()
+    (filters, limit, cursor) = asked_with(gateway, "")
+    assert (filters, limit, cursor) == ({"from": f"{start}T00:00:00.000Z"}, 50, None)
+    assert field_of(get(gateway)[2], "from") == str(start)
+    assert asked_with(gateway, "?limit=7")[:2] == ({"from": f"{start}T00:00:00.000Z"}, 7)
+
+
+def test_who_has_emptied_a_field_sees_all(gateway):
+    assert asked_with(gateway, "?from=&to=&order_id=&sku=&reason=&user_id=&trace_id=")[0] == {}
+    assert asked_with(gateway, "?sku=lamp")[0] == {"sku": "lamp"}
+
+
+@pytest.mark.parametrize(
+    ("query", "filters", "shown"),
+    [
+        (
+            {"from": "2026-01-14", "to": "2026-01-14"},
+            {"from": "2026-01-14T00:00:00.000Z", "to": "2026-01-15T00:00:00.000Z"},
+            {"from": "2026-01-14", "to": "2026-01-14"},
+        ),
+        (
+            {"from": "2026-01-14T12:30:00+02:00", "to": "2026-01-15T00:00:00Z"},
+            {"from": "2026-01-14T10:30:00.000Z", "to": "2026-01-15T00:00:00.000Z"},
+            {"from": "2026-01-14T10:30:00", "to": "2026-01-14"},
+        ),
+        (
+            {"from": "2026-01-14T10:30", "to": "2026-01-14T10:30:00.123"},
+            {"from": "2026-01-14T10:30:00.000Z", "to": "2026-01-14T10:30:00.123Z"},
+            {"from": "2026-01-14T10:30:00", "to": "2026-01-14T10:30:00.123"},
+        ),
+        (
+            {"order_id": ORDER_ID.upper(), "trace_id": ORDER_ID},
+            {"order_id": ORDER_ID, "trace_id": ORDER_ID.replace("-", "")},
+            {"order_id": ORDER_ID, "trace_id": ORDER_ID.replace("-", "")},
+        ),
+    ],
+)
+def test_filters_are_those_of_the_api_with_dates_as_people_type_them(gateway, query, filters, shown):
+    assert asked_with(gateway, f"?{urlencode(query)}")[0] == filters
+    assert as_typed(filters) == shown
+    assert asked_with(gateway, f"?{urlencode(shown)}")[0] == filters, "read again they are the same"
+
+
+def test_the_ends_of_time_are_filters_too(gateway):
+    for query in ("from=0001-01-01&to=0001-01-01", "to=0001-01-01T00:00:00Z", "from=9999-12-31T23:59:59.999"):
+        assert get(gateway, f"/dashboard?{query}")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("query", "wrong"),
+    [
+        *(
+            ({"from": value}, "from")
+            for value in ("yesterday", "2026-02-30", "2026-1-1", "<script>", "2026-01-14T25:00")
+        ),
+        *(({"to": value}, "to") for value in ("9999-12-31", "20260114", "2026-W03-3")),
+        ({"from": "2026-01-15", "to": "2026-01-13"}, "to"),
+        ({"order_id": "7"}, "order_id"),
+        ({"sku": "-"}, "sku"),
+        ({"trace_id": "7"}, "trace_id"),
+        ({"reason": "x" * 201}, "reason"),
+        ({"user_id": "a\0b"}, "user_id"),
+    ],
+)
+def test_a_wrong_filter_is_told_at_its_field_and_what_was_typed_stays(gateway, query, wrong):
+    status, told, text = get(gateway, f"/dashboard?{urlencode(query | {'limit': '5'})}")
+    assert (status, told["Content-Type"]) == (400, "text/html; charset=utf-8")
+    fields = {attributes.get("name"): attributes for tag, attributes in Elements(text).found if tag == "input"}
+    assert {name for name, attributes in fields.items() if "aria-invalid" in attributes} == {wrong}
+    assert f'id="{fields[wrong]["aria-describedby"]}" class="wrong"' in text
+    assert {name: fields[name]["value"] for name in query} == query
+    assert not (fields["from"]["type"] == "date" and not re.fullmatch(r"|\d{4}-\d\d-\d\d", fields["from"]["value"]))
+    assert BEHIND.asked == []
+
+
+@pytest.mark.parametrize("query", ["limit=0", "cursor=", "sku=a&sku=b", "limit=x"])
+def test_what_no_field_can_show_is_told_above_the_form(gateway, query):
+    status, _, text = get(gateway, f"/dashboard?{query}")
+    if query == "cursor=":
+        assert status == 200, "an empty field was not given"
+    else:
+        assert status == 400
+        assert "A query parameter is not valid." in text or "Given more than once." in text
+
+
+def test_a_cursor_of_other_filters_is_told_above_the_form(gateway):
+    BEHIND.answers["release_events"] = errors.InvalidCursor()
+    status, _, text = get(gateway, "/dashboard?cursor=abc&sku=lamp")
+    assert status == 400
+    assert "The cursor was not made" in text
+    assert field_of(text, "sku") == "lamp"
+
+
+def test_an_unknown_parameter_is_told(gateway):
+    status, _, text = get(gateway, "/dashboard?colour=red")
+    assert status == 400
+    assert "colour" in text
+
+
+def links(text):
+    """Where the links of a page lead, by their words."""
+    return {
+        words: href.replace("&amp;", "&")
+        for href, words in re.findall(r'<a [^>]*?href="([^"]+)"[^>]*>([^<]+)</a>', text)
+    }
+
+
+def test_links_keep_the_filters(gateway):
+    BEHIND.answers["release_events"] = {"items": [release()], "next_cursor": "abc", "total": None}
+    _, _, text = get(gateway, "/dashboard?sku=lamp&to=2026-01-14&limit=5&cursor=xyz")
+    found = {words: parse_qs(urlsplit(href).query, keep_blank_values=True) for words, href in links(text).items()}
+    kept = {"from": [""], "sku": ["lamp"], "to": ["2026-01-14"]}
+    assert found["First page"] == kept | {"limit": ["5"]}
+    assert found["Next page"] == kept | {"limit": ["5"], "cursor": ["abc"]}
+    assert found["Download all as CSV"] == {"sku": ["lamp"], "to": ["2026-01-14"]}
+    assert 'aria-current="page"' not in text
+    assert 'aria-current="page"' in get(gateway)[2]
+
+
+def test_the_file_has_the_filters_of_the_page(gateway):
+    BEHIND.answers["open_release_export"] = errors.ServiceUnavailable()
+    get(gateway, "/dashboard/export?from=&sku=lamp&to=2026-01-14")
+    (asked,) = BEHIND.asked
+    assert asked[:2] == ("open_release_export", ({"sku": "lamp", "to": "2026-01-15T00:00:00.000Z"},))
+    BEHIND.asked.clear()
+    status, told, text = get(gateway, "/dashboard/export?from=yesterday")
+    assert (status, told["Content-Type"]) == (400, "text/html; charset=utf-8")
+    assert "Must be a date" in text
+    assert BEHIND.asked == []
+
+
+# --- what is away, and what is wrong -----------------------------------------------------------------------------
+
+
+def test_the_page_works_without_the_operators_service_which_is_asked_once(gateway):
+    BEHIND.answers["audit_status"] = errors.ServiceUnavailable()
+    BEHIND.answers["operations_of"] = {}
+    status, _, text = get(gateway)
+    assert status == 200
+    assert text.count("Cannot be asked now") == 2
+    assert ">unknown</span>" in text
+    assert "operations_of" not in [asked[0] for asked in BEHIND.asked]
+
+
+def test_a_release_is_shown_without_what_is_away(gateway):
+    BEHIND.answers["operations_of"] = errors.ServiceUnavailable()
+    for error, says in ((errors.ServiceUnavailable(), "does not answer now"), (errors.NotFound(), "reserved by hand")):
+        BEHIND.answers["timeline"] = error
+        status, _, text = get(gateway, "/dashboard/releases/7")
+        assert status == 200
+        assert says in text
+        assert "Unknown: the operators' service" in text
+
+
+def test_a_release_names_the_operator_who_brought_its_message_back(gateway):
+    later = operation(actor="too-late", at="2026-01-14T10:31:00.000Z")
+    BEHIND.answers["operations_of"] = {ORDER_ID: [operation(), later]}
+    for path in ("/dashboard", "/dashboard/releases/7"):
+        _, _, text = get(gateway, path)
+        assert "eplayed by olga" in text
+        assert "too-late" not in text
+    assert "stock was locked" in text
+
+
+OLD = timestamp(NOW - timedelta(minutes=5))
+
+
+@pytest.mark.parametrize(
+    ("chain", "witness", "levels"),
+    [
+        ({}, {}, ["good", "good", "good", "good"]),
+        ({"newest": None, "rows": 0}, {"head": None, "verification": None}, ["note", "good", "note", "note"]),
+        ({"newest": None, "rows": 0}, {}, ["note", "good", "alarm", "good"]),
+        ({"newest": SEAL | {"seq": 11}}, {}, ["good", "good", "alarm", "good"]),
+        ({"newest": SEAL | {"mac": "cd"}}, {}, ["good", "good", "alarm", "good"]),
+        ({"newest": SEAL | {"seq": 13}}, {}, ["good", "good", "good", "good"]),
+        ({"newest": SEAL | {"seq": 13, "sealed_at": OLD}}, {}, ["good", "good", "warning", "good"]),
+        ({}, {"trouble": "the ledger knows seal 3 as another one"}, ["good", "good", "alarm", "good"]),
+        (
+            {},
+            {"verification": INTACT | {"intact": False, "outcome": "Row 7 differs."}},
+            ["good", "good", "good", "alarm"],
+        ),
+        ({"waiting": 3, "oldest_waiting_at": timestamp(NOW)}, {}, ["good", "note", "good", "good"]),
+        ({"waiting": 3, "oldest_waiting_at": OLD}, {}, ["good", "warning", "good", "good"]),
+        ({}, None, ["good", "good", "unknown", "unknown"]),
+    ],
+)
+def test_what_is_wrong_with_the_seals_is_said(gateway, chain, witness, levels):
+    found = findings(CHAIN | chain, None if witness is None else WITNESS | witness, NOW)
+    assert [finding.level for finding in found] == levels
+    BEHIND.answers["release_chain"] = CHAIN | chain
+    BEHIND.answers["audit_status"] = errors.ServiceUnavailable() if witness is None else WITNESS | witness
+    text = get(gateway)[2]
+    assert text.count('role="alert"') == levels.count("alarm")
+    assert ("the audit cannot be trusted" in text) == ("alarm" in levels)
+
+
+def test_the_ledger_is_read_before_the_chain_or_it_could_be_ahead(gateway):
+    get(gateway)
+    asked = [asked[0] for asked in BEHIND.asked]
+    assert asked.index("audit_status") < asked.index("release_chain")
+
+
+# --- the chart ---------------------------------------------------------------------------------------------------
+
+TODAY = date(2026, 1, 31)
+
+
+def told(*days, reason="deadline", quantity=1):
+    return [{"day": day.isoformat(), "reason": reason, "releases": 1, "quantity": quantity} for day in days]
+
+
+def test_without_a_release_there_is_no_chart():
+    assert chart([], TODAY, TODAY) is None
+
+
+def test_one_day_is_one_bar_and_no_wall():
+    drawn = chart(told(TODAY), TODAY, TODAY)
+    assert (drawn.unit, len(drawn.bars), len(drawn.labels)) == ("day", 1, 1)
+    assert drawn.bars[0].width < 100 / LEAST_SLOTS
+
+
+def test_days_without_a_release_have_their_place():
+    drawn = chart(told(TODAY - timedelta(days=3)), TODAY - timedelta(days=29), TODAY)
+    assert len(drawn.bars) == 30
+    assert [bar.label for bar in drawn.bars if bar.segments] == ["28 Jan"]
+    assert [row[0] for row in drawn.rows] == ["2026-01-28"]
+
+
+@pytest.mark.parametrize(
+    ("days", "unit", "most"),
+    [(1, "day", 1), (92, "day", 92), (93, "week", 15), (728, "week", 105), (1096, "month", 37), (9000, "year", 26)],
+)
+def test_a_long_time_has_longer_bars_and_none_is_lost(days, unit, most):
+    first = TODAY - timedelta(days=days - 1)
+    drawn = chart(told(*(first + timedelta(days=number) for number in range(days))), None, TODAY)
+    assert drawn.unit == unit
+    assert len(drawn.bars) <= most
+    assert sum(row[2] for row in drawn.rows) == days
+    assert len(drawn.labels) <= MAX_LABELS + 1
+    assert all(bar.x >= 0 and bar.x + bar.width <= 100 for bar in drawn.bars)
+
+
+def test_a_range_far_beyond_the_releases_is_cut_to_them():
+    drawn = chart(told(TODAY - timedelta(days=1), TODAY), date.min, date.max)
+    assert (drawn.unit, len(drawn.bars)) == ("day", 2)
+
+
+def test_bars_stand_on_the_ground_and_reach_no_higher_than_the_highest_number():
+    totals = told(TODAY, quantity=117) + told(TODAY, reason="expired", quantity=3)
+    ((segments),) = [bar.segments for bar in chart(totals, TODAY, TODAY).bars]
+    assert segments[0].y + segments[0].height == pytest.approx(PLOT_PX, abs=0.02)
+    assert segments[0].y == pytest.approx(segments[1].y + segments[1].height, abs=0.02)
+    assert segments[1].y >= 0
+
+
+@pytest.mark.parametrize(
+    ("units", "top"),
+    [(1, "2"), (2, "2"), (3, "4"), (117, "120"), (120, "120"), (121, "160"), (10**9 + 1, "1,200,000,000")],
+)
+def test_the_numbers_beside_the_chart_are_round(units, top):
+    drawn = chart(told(TODAY, quantity=units), TODAY, TODAY)
+    assert [tick.text for tick in drawn.numbers][::2] == ["0", top]
+
+
+def test_more_reasons_than_colours_share_the_last_one():
+    totals = [row for number in range(9) for row in told(TODAY, reason=f"r{number}", quantity=10 - number)]
+    drawn = chart(totals, TODAY, TODAY)
+    assert drawn.series == ("r0", "r1", "r2", "r3", OTHER)
+    assert len(drawn.series) == SERIES
+    assert drawn.rows == (("2026-01-31", (10, 9, 8, 7, 6 + 5 + 4 + 3 + 2), 54),)
