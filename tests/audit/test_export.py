@@ -6,6 +6,7 @@ import random
 import socket
 import time
 import urllib.parse
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psutil
@@ -120,6 +121,27 @@ def test_an_export_outlives_a_service_that_is_killed_and_comes_back(system: Syst
     lines, _ = verified(system, file)
     (there,) = system.databases.rows("inventory", "SELECT count(*) AS n FROM inventory_release_events")
     assert len({line[0] for line in lines}) == len(lines) == there["n"]
+
+
+def test_an_export_outlives_a_database_that_is_away_for_a_moment(system: System) -> None:
+    plant(system, ROWS)
+    name = system.databases.engines["inventory"].url.database
+    with ThreadPoolExecutor(1) as threads, begin(system) as answer:
+        pieces = answer.iter_content(100_000)
+        file = next(pieces)
+        system.databases.run("ops", f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
+        try:
+            end_all = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :database"
+            system.databases.run("ops", end_all, database=name)
+            rest = threads.submit(b"".join, pieces)
+            eventually(lambda: system.troubles("inventory"), bool, 20, "ready")
+            assert not rest.done()
+        finally:
+            system.databases.run("ops", f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+        file += rest.result(60)
+    lines, _ = verified(system, file)
+    (there,) = system.databases.rows("inventory", "SELECT count(*) AS n FROM inventory_release_events")
+    assert len(lines) == there["n"]
 
 
 def connections(system: System) -> int:
