@@ -22,18 +22,19 @@ from tests.integration.support import Bench
 from tests.integration.test_orders import statements
 
 ROWS = 10_000
-LIMIT = 50
+LIMIT = 20
 BEGAN = datetime(2026, 1, 14, tzinfo=UTC)
 
-# A minute apart, in transactions of a hundred as a batch of messages makes them; of seven orders, users and so on.
+# A minute apart, in transactions of a hundred as a batch of messages makes them; of 53 orders, users and so on.
 MANY = """
     INSERT INTO inventory_release_events
       (order_id, reservation_id, sku, quantity, reason, requested_by, roles, trace_id, released_at, xid)
-    SELECT md5((n % 7)::text)::uuid, gen_random_uuid(), 'sku-' || n % 7, 1, 'reason-' || n % 7, 'user-' || n % 7, '{}',
-           'trace-' || n % 7, CAST(:began AS timestamptz) + n * interval '1 minute', n / 100
+    SELECT md5((n % 53)::text)::uuid, gen_random_uuid(), 'sku-' || n % 53, 1, 'reason-' || n % 53,
+           'user-' || n % 53, '{}',
+           'trace-' || n % 53, CAST(:began AS timestamptz) + n * interval '1 minute', n / 100
     FROM generate_series(0, :count - 1) n
 """
-ONE_OF_SEVEN = {
+ONE_OF_53 = {
     "order_id": "eccbc87e-4b5c-e2fe-2830-8fd9f2a7baf3",  # md5 of 3
     "sku": "sku-3",
     "reason": "reason-3",
@@ -48,11 +49,11 @@ def minute(n: int) -> str:
 
 FILTERS: dict[str, Mapping[str, str]] = {
     "nothing": {},
-    **{name: {name: value} for name, value in ONE_OF_SEVEN.items()},
+    **{name: {name: value} for name, value in ONE_OF_53.items()},
     "from": {"from": minute(2000)},
     "to": {"to": minute(8000)},
     "from and to": {"from": minute(2000), "to": minute(8000)},
-    **{f"{name} and time": {name: value, "to": minute(9000)} for name, value in ONE_OF_SEVEN.items()},
+    **{f"{name} and time": {name: value, "to": minute(9000)} for name, value in ONE_OF_53.items()},
 }
 
 
@@ -113,9 +114,9 @@ def test_every_page_comes_by_an_index_and_a_deep_one_costs_what_the_first_does(
         for plan in plans:
             refuse_slow(plan)
         buffers = [plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] for plan in plans]
-        # A page of one in seven lies on more blocks of the table; a row more or less may begin another.
+        # A row more or less may lie on another block.
         assert max(buffers) <= 1.5 * min(buffers) + 5, buffers
-        assert max(buffers) < 7 * LIMIT
+        assert max(buffers) < 3 * LIMIT
 
 
 def test_several_filters_together_never_read_the_whole(many: Bench, database: Databases) -> None:
@@ -198,7 +199,7 @@ def paged(read: Callable[[str | None], dict[str, Any]], between: Callable[[], No
     filters=a_filter,
     limit=some.integers(1, 7),
 )
-@hypothesis(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_an_export_is_what_the_query_gave_when_it_began_whatever_is_written_meanwhile(
     inventory: Bench, database: Databases, rows: list[Any], later: list[Any], filters: dict[str, str], limit: int
 ) -> None:
