@@ -173,10 +173,10 @@ def read(text):
 
 def test_a_page_has_what_operators_did_until_then_and_asks_for_all_orders_at_once(gateway, books):
     before, after = operation(), operation("2026-01-14T10:30:00.124Z")
-    books.releases = [release(2), release(1, order_id=EXPORT_ID)]
+    books.releases = [release(3), release(2, order_id=EXPORT_ID), release(1)]
     books.operations = {ORDER_ID: [before, after]}
     body = get(gateway, PATH)[2]
-    assert [item["operations"] for item in body["items"]] == [[before], []]
+    assert [item["operations"] for item in body["items"]] == [[before], [], [before]]
     assert body["total"] is None
     assert books.asked_for("operations_of") == [[[ORDER_ID, EXPORT_ID]]]
 
@@ -481,6 +481,20 @@ def begun(gateway, books, count, read=get, path=EXPORT):
     while len(books.asked_for("release_export_page")) < 2 * count:
         eventlet.sleep(0.01)
     return running
+
+
+def test_who_goes_while_an_export_cannot_go_on_is_let_go_of(gateway, books):
+    books.releases = many(10)
+    books.away = {"release_export_page"}
+    with dial(gateway) as client:
+        token = bearer("auditor")["Authorization"]
+        client.sendall(f"GET {EXPORT} HTTP/1.1\r\nHost: x\r\nAuthorization: {token}\r\n\r\n".encode())
+        while len(books.asked_for("release_export_page")) < 3:
+            eventlet.sleep(0.01)
+    began = time.monotonic()
+    while gateway._connections:
+        eventlet.sleep(0.01)
+    assert time.monotonic() - began < 5  # of PATIENCE_S
 
 
 def test_exports_hold_no_worker(gateway, books):
