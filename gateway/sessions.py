@@ -156,8 +156,6 @@ def own_path(address: str) -> str:
 
 def asked_for(environ: Environ) -> str:
     """The page that a request asked for, with its filters."""
-    if environ["REQUEST_METHOD"] != "GET":
-        return HOME
     query = environ.get("QUERY_STRING", "")
     return own_path(environ.get("PATH_INFO", "") + (f"?{query}" if query else ""))
 

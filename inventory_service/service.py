@@ -293,8 +293,10 @@ class InventoryService(Probes):
                 log.error("%s", chain["trouble"])
             return
         self.reminder.forget()
-        while self._seal_once() == audit.ROWS_PER_SEAL:
-            eventlet.sleep(0)
+        more = chain["waiting"] > 0
+        while more:
+            more = self._seal_once() == audit.ROWS_PER_SEAL
+            eventlet.sleep(0)  # calls are answered between two seals
 
     def _seal_once(self) -> int:
         with self.db.begin() as session:

@@ -13,8 +13,10 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -45,6 +47,9 @@ HOW_TO_GET_CHROMIUM = (
 )
 PLAYWRIGHTS_CHROMIUM = ("chromium-*/chrome-*/chrome", "chromium-*/chrome-*/*.app/Contents/MacOS/*")
 
+# apt refuses to run twice, and the file that forbids starting servers is there once.
+_APT = threading.Lock()
+
 Say = Callable[[str], None]
 
 
@@ -53,11 +58,13 @@ def install(say: Say, broker: bool, postgres: bool, browser: bool = False) -> No
 
     Raises StackFault with one line: exit code 2 for what the user must install, 3 for an installer that failed.
     """
-    with _one_at_a_time():
+    with _one_at_a_time(), ThreadPoolExecutor(1) as beside:
+        # apt mostly unpacks, pip mostly waits for the network.
+        done = beside.submit(chromium, say) if browser else None
         packages(say)
         servers(say, broker, postgres)
-        if browser:
-            chromium(say)
+        if done:
+            done.result()
 
 
 def packages(say: Say) -> None:
@@ -215,7 +222,7 @@ def _is_debian() -> bool:
 
 def _apt(names: Sequence[str]) -> None:
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    with _starting_forbidden():
+    with _APT, _starting_forbidden():
         _run(["apt-get", "update", "-qq"], env=environment)
         _run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *names], env=environment)
 

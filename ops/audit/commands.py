@@ -80,14 +80,14 @@ def audit_verify(actor: str | None, as_json: bool) -> None:
 
 def _say(verdict: Verdict) -> None:
     for fault in verdict.faults:
-        click.echo(f"fault: {harmless(str(fault))}")
+        click.echo(f"fault: {_line(fault)}")
     if verdict.found > len(verdict.faults):
         click.echo(f"and {verdict.found - len(verdict.faults):,} faults more")
     for warning in verdict.warnings:
-        click.echo(f"warning: {harmless(warning)}")
+        click.echo(f"warning: {_line(warning)}")
     click.echo(verdict.summary())
     if verdict.head:
-        click.echo(f"head: seal {verdict.last}, {harmless(verdict.head)}")
+        click.echo(f"head: seal {verdict.last}, {_line(verdict.head)}")
     click.echo(f"rows without seal: {verdict.waiting:,}; seals that the ledger does not know: {verdict.unwitnessed:,}")
 
 
@@ -133,7 +133,7 @@ def audit_verify_export(file: Path, as_json: bool) -> None:
     if as_json:
         print_json({"intact": not proof.wrong, **vars(proof)})
     elif proof.manifest is None or proof.wrong:
-        click.echo(f"{file}: {harmless(proof.wrong)}")
+        click.echo(f"{file}: {_line(proof.wrong)}")
     else:
         told = {name: proof.manifest[name] for name in ("exported_by", "started_at", "finished_at", "rows")}
         filters = ", ".join(f"{name} {value}" for name, value in proof.manifest["filters"].items())
@@ -141,5 +141,10 @@ def audit_verify_export(file: Path, as_json: bool) -> None:
         told |= {"filters": filters or "none", "sealed to": sealed_to, "sha256": proof.sha256}
         click.echo(f"{file}: intact")
         for name, value in told.items():
-            click.echo(f"  {name.replace('_', ' '):<11}  {harmless(str(value))}")
+            click.echo(f"  {name.replace('_', ' '):<11}  {_line(value)}")
     sys.exit(FOUND if proof.wrong else 0)
+
+
+def _line(text: Any) -> str:
+    """Text that somebody else may have written, on one line, so that it cannot pass for another line of ours."""
+    return " ".join(harmless(str(text)).split())

@@ -26,7 +26,7 @@ from tests.e2e.system import ROOT, System
 
 # The last two of the first line keep it from calling anybody; the others from needing a GPU or a sandbox of root's.
 FLAGS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update"),
 ]
 ARTIFACTS = ROOT / "artifacts"

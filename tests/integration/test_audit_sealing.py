@@ -285,23 +285,43 @@ def test_an_export_seals_what_is_committed_before_it_begins(inventory: Inventory
     assert len(inventory.release_export_page(opened["export_id"], 10)["items"]) == 3
 
 
-def test_an_export_waits_a_moment_for_a_transaction_and_no_longer(
-    inventory: InventoryService, database: Databases
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How often an export has looked whether it must wait."""
+    looked: list[int] = []
+
+    def is_open_below(session: Session, xid: int) -> bool:
+        looked.append(xid)
+        return asked(session, xid)
+
+    asked = audit.is_open_below
+    monkeypatch.setattr(audit, "is_open_below", is_open_below)
+    return looked
+
+
+def test_an_export_waits_for_a_transaction_that_was_open_when_it_began(
+    inventory: InventoryService, database: Databases, looks: list[int]
 ) -> None:
-    releases.write(database, 3)
     with transaction(database) as slow:
         slow.execute(text(ONE), {"trace_id": "late"})
         releases.write(database, 2, 10)
         export = eventlet.spawn(inventory.open_release_export, {})
-        eventlet.sleep(0)
-        began = time.monotonic()
-        opened = export.wait()
-        assert time.monotonic() - began < 4
-        assert len(inventory.release_export_page(opened["export_id"], 10)["items"]) == 3
-        later = eventlet.spawn(inventory.open_release_export, {})
-        eventlet.sleep(0)
+        until(lambda: len(looks) > 2)
         slow.commit()
-        assert len(inventory.release_export_page(later.wait()["export_id"], 10)["items"]) == 6
+    assert len(inventory.release_export_page(export.wait()["export_id"], 10)["items"]) == 3
+
+
+def test_an_export_does_not_wait_for_ever(
+    inventory: InventoryService, database: Databases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inventory_service.service.SEAL_WAIT_S", 0.2)
+    releases.write(database, 3)
+    with transaction(database) as slow, eventlet.Timeout(10):
+        slow.execute(text(ONE), {"trace_id": "late"})
+        releases.write(database, 2, 10)
+        opened = inventory.open_release_export({})
+        slow.rollback()
+    assert len(inventory.release_export_page(opened["export_id"], 10)["items"]) == 3, "what was settled before"
 
 
 def test_an_export_is_refused_while_many_rows_are_not_sealed_yet(

@@ -8,17 +8,20 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, create_engine
 
+from inventory_service import audit
 from inventory_service.models import ReleaseEvent, SealRow
 from ops.audit import chain as chains
 from ops.audit import ledger
 from ops.audit.chain import Fault, Verdict, verify
 from ops.dlq.books import Books
 from shared.config import Settings
-from shared.seals import key_id
+from shared.seals import key_id, seal_mac
 from tests import releases
 from tests.databases import Databases
 
 Verify = Callable[..., Verdict]
+
+NEWEST = "SELECT * FROM inventory_release_events ORDER BY xid DESC, id DESC LIMIT :n"
 
 # Five seals over rows 0 to 13, and where each ends.
 COUNTS = (3, 2, 4, 1, 4)
@@ -307,6 +310,19 @@ def test_a_chain_sealed_anew_with_another_key_is_found(verified: Verify, chain: 
     assert "the ledger knows another seal" in verdict.faults[0].what
     # Even who holds that key for good is told by the ledger.
     assert [fault.seals for fault in verified(releases.KEY, releases.OTHER_KEY).faults] == [(1, 1), (2, 5)]
+
+
+def test_a_total_that_does_not_follow_is_found_though_its_seal_is_made_with_the_key(
+    verified: Verify, chain: list[Any], database: Databases
+) -> None:
+    last, total = chain[-1], chain[-1].total + 7
+    rows = [audit.sealed_values(row) for row in database.rows("inventory", NEWEST, n=last.rows)]  # type: ignore[arg-type]
+    until = last.until_xid, last.until_id
+    mac = seal_mac(releases.KEY, chain[-2].mac, last.seq, until, total, last.sealed_at, rows[::-1])
+    database.run("inventory", "UPDATE release_seals SET total = :total, mac = :mac WHERE seq = 5", total=total, mac=mac)
+    database.run("ops", "UPDATE audit_heads SET mac = :mac WHERE seq = 5", mac=mac)
+    fault = only(verified())
+    assert (fault.seals, fault.what) == ((5, 5), "it counts 21 rows in all, where 14 would follow")
 
 
 def test_several_faults_are_told_each_once(verified: Verify, chain: list[Any], database: Databases) -> None:

@@ -11,6 +11,7 @@ from shared.config import Settings
 from shared.edge.database import Database
 from shared.edge.once import Once, once
 from shared.edge.timer import every
+from shared.errors import CannotWork
 from shared.relay import Relay
 from tests.databases import Databases
 from tests.integration.support import Mail, container_of, extension, throughout, until
@@ -37,6 +38,19 @@ class Ticking:
         Ticking.side_by_side -= 1
         if Ticking.runs == 2:
             raise ValueError("this once")
+
+
+class Waiting:
+    """A service whose timer cannot work, then can, and then cannot again."""
+
+    name = "auth_service"
+    runs = 0
+
+    @every(0.02)
+    def look(self) -> None:
+        Waiting.runs += 1
+        if Waiting.runs != 5:
+            raise CannotWork("it is away")
 
 
 class Starting:
@@ -81,6 +95,15 @@ def test_a_timer_runs_on_the_leader_alone_again_after_a_failure_and_never_beside
         container.stop()
     before = Ticking.runs
     throughout(lambda: Ticking.runs == before, for_s=0.3)
+
+
+def test_a_timer_that_cannot_work_says_so_once_in_a_while_and_again_after_it_could(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    Waiting.runs = 0
+    start(Waiting)
+    until(lambda: Waiting.runs >= 9)
+    assert caplog.text.count("look did not run: it is away") == 2
 
 
 def test_what_runs_once_runs_until_it_has_succeeded(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

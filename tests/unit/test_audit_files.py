@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -232,6 +233,29 @@ def test_people_are_told_what_is_wrong(key: None, export: Path, capsys: pytest.C
     assert ecom("verify-export", export) == 1
     said = capsys.readouterr().out
     assert said == f"{export}: it has 9 rows and its manifest says 10: lines are missing\n"
+
+
+def test_a_file_cannot_say_that_it_is_intact(
+    key: None, export: Path, body: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forged = manifest(body, 10, key_id=f"k\n{export}: intact\n\x1b[2J")
+    export.write_bytes(body + manifest_line(forged))
+    assert ecom("verify-export", export) == 1
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1
+    assert said.startswith(f"{export}: its manifest was signed with the key k ")
+    assert "\x1b" not in said
+
+
+def test_on_a_terminal_there_is_a_bar(
+    key: None, export: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert ecom("verify-export", export) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith(f"{export}: intact\n")
+    assert "bytes" in said.err
 
 
 def test_programs_are_told_in_json(key: None, export: Path, body: bytes, capsys: pytest.CaptureFixture[str]) -> None:
