@@ -166,7 +166,6 @@ def test_an_auditor_signs_in_and_arrives_where_he_wanted_to_be(open_page: Callab
     wanted = f"{shop.url}/dashboard?user_id={shop.customer}&reason=payment_failed&from="
     assert page.goto(wanted).status == 401
     expect(page).to_have_title("Sign in – release audit")
-    page.screenshot(path=ARTIFACTS / "sign-in.png")
     sign_in(page, password="wrong")
     expect(page.get_by_role("alert")).to_have_text("The name or the password is wrong.")
     expect(page.get_by_label("Name", exact=True)).to_have_value("auditor")
@@ -237,11 +236,9 @@ def test_a_filter_narrows_rows_totals_and_chart(open_page: Callable[..., Page], 
     expect(page.get_by_text("Wrong: Not a valid UUID.")).to_be_visible()
     expect(page.get_by_label("Order", exact=True)).to_have_value("7")
     expect(page.get_by_label("Reason", exact=True)).to_have_value("order_cancelled")
-    page.screenshot(path=ARTIFACTS / "wrong-filter.png")
     page.goto(f"{shop.url}/dashboard?sku=nobody-has-this")
     expect(page.locator("table.cards")).to_have_count(0)
     expect(page.get_by_text("No release passes these filters.").first).to_be_visible()
-    page.screenshot(path=ARTIFACTS / "empty.png")
 
 
 def test_pages_lead_to_every_release_once_and_back(open_page: Callable[..., Page], shop: Shop, session: Any) -> None:
