@@ -60,11 +60,13 @@ def install(say: Say, broker: bool, postgres: bool, browser: bool = False) -> No
     """
     with _one_at_a_time(), ThreadPoolExecutor(1) as beside:
         # apt mostly unpacks, pip mostly waits for the network.
-        done = beside.submit(chromium, say) if browser else None
+        done = beside.submit(debians_chromium, say) if browser and _can_apt() and _is_debian() else None
         packages(say)
         servers(say, broker, postgres)
         if done:
             done.result()
+        elif browser:
+            playwrights_chromium(say)
 
 
 def packages(say: Say) -> None:
@@ -112,25 +114,33 @@ def servers(say: Say, broker: bool, postgres: bool) -> None:
         raise StackFault("postgresql was installed but its programs are not where they should be", exit_code=3)
 
 
-def chromium(say: Say) -> None:
-    """Install the browser that tests look at the dashboard with; as root on Debian with apt.
+def debians_chromium(say: Say) -> None:
+    """Install the browser that tests look at the dashboard with, by apt. Raises StackFault."""
+    if find_chromium():
+        return
+    started = time.monotonic()
+    say("installing chromium with apt (110 MB)")
+    _apt(["chromium"])
+    say(f"chromium installed ({time.monotonic() - started:.1f} s)")
+    if find_chromium() is None:
+        raise StackFault("chromium was installed but its program is not where it should be", exit_code=3)
+
+
+def playwrights_chromium(say: Say) -> None:
+    """Install it where it is no package: by Playwright, which takes its own, and as root what that needs.
 
     Raises StackFault where it must be there and is not: as root and in CI. On a laptop its tests are skipped.
     """
     if find_chromium():
         return
-    if _can_apt() and _is_debian():
-        started = time.monotonic()
-        say("installing chromium with apt (110 MB)")
-        _apt(["chromium"])
-        say(f"chromium installed ({time.monotonic() - started:.1f} s)")
-        if find_chromium() is None:
-            raise StackFault("chromium was installed but its program is not where it should be", exit_code=3)
-        return
-    missing = f"missing: a browser. Install {HOW_TO_GET_CHROMIUM}, then repeat"
-    if must_have_browser():
-        raise StackFault(missing, exit_code=2)
-    say(f"{missing}; until then the dashboard's tests are skipped")
+    say("installing chromium with playwright (it downloads it)")
+    needs = ["--with-deps"] if _can_apt() else []
+    try:
+        _run([str(VENV / "bin" / "playwright"), "install", *needs, "chromium"])
+    except StackFault as fault:
+        if must_have_browser():
+            raise StackFault(f"a browser is missing: install {HOW_TO_GET_CHROMIUM}, then repeat. {fault}") from fault
+        say(f"a browser is missing, so the dashboard's tests are skipped: install {HOW_TO_GET_CHROMIUM}, then repeat")
 
 
 def find_chromium() -> str | None:
