@@ -133,7 +133,7 @@ def sealing(database: Databases) -> Session:
 
 def test_a_second_sealer_leaves_it_to_the_first_and_does_not_wait(settings: Settings, database: Databases) -> None:
     releases.write(database, 3)
-    with sealing(database) as first:
+    with sealing(database) as first, eventlet.Timeout(10):
         assert audit.seal_once(first, releases.KEY) == 3  # and is not committed yet
         began = time.monotonic()
         assert releases.seal_once(database) == 0

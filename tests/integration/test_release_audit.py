@@ -187,6 +187,7 @@ def paged(read: Callable[[str | None], dict[str, Any]], between: Callable[[], No
     while True:
         page = read(cursor)
         found += page["items"]
+        assert len(found) < 100, "it never ends"
         cursor = page["next_cursor"]
         if cursor is None:
             return found
