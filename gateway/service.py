@@ -36,8 +36,8 @@ from shared.errors import (
 AUDITORS = (AUDITOR, ADMIN)
 READERS = (CUSTOMER, OPERATOR, AUDITOR, ADMIN)
 OPERATORS = (OPERATOR, ADMIN)
-# A person looks at a page that can do without the operators' tools, and one that waits for them is no page.
-SOON_S = 2.0
+# What can do without the operators' tools does not wait for them longer.
+SOON_S = 3.0
 
 
 class GatewayService(Probes):
@@ -405,9 +405,9 @@ class GatewayService(Probes):
         filters = schemas.filters_in(call.query)
         releases = self.inventory.release_events(filters, call.query["limit"], call.query["cursor"])
         # Before the chain: what the ledger knows cannot be ahead of it then.
-        witness = self._of_ops("audit_status", soon=True)
+        witness = self._of_ops("audit_status")
         # Who did not answer once is not waited for again.
-        operations = witness and self._of_ops("operations_of", orders_in(releases["items"]), soon=True)
+        operations = witness and self._of_ops("operations_of", orders_in(releases["items"]))
         return overview(
             self._visitor(call),
             call.query,
@@ -433,7 +433,7 @@ class GatewayService(Probes):
             missing = "There is no such order here: the stock was reserved by hand."
         except (CannotWork, ServiceUnavailable):
             missing = "Unknown: the order service does not answer now."
-        operations = self._of_ops("operations_of", [release["order_id"]], soon=True)
+        operations = self._of_ops("operations_of", [release["order_id"]])
         return release_page(self._visitor(call), release, operations, timeline, missing)
 
     @session_export(
@@ -472,9 +472,9 @@ class GatewayService(Probes):
     def _linked(self, releases: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return linked(releases, self._of_ops("operations_of", orders_in(releases)) if releases else {})
 
-    def _of_ops(self, method: str, *args: Any, soon: bool = False) -> Any:
+    def _of_ops(self, method: str, *args: Any) -> Any:
         try:
-            return getattr(self.ops_soon if soon else self.ops, method)(*args)
+            return getattr(self.ops_soon, method)(*args)
         except (CannotWork, ServiceUnavailable):
             return None  # whoever reads need not wait for the operators' tools
 
