@@ -133,7 +133,7 @@ BOOKS = Books()
 
 class Gateway(GatewayService):
     name = "gateway"
-    orders = inventory = ops = Fake(BOOKS)
+    orders = inventory = ops = ops_soon = Fake(BOOKS)
 
 
 @pytest.fixture(autouse=True)
