@@ -150,6 +150,8 @@ def _sealed(chain: Mapping[str, Any]) -> Finding:
 
 def _waiting(chain: Mapping[str, Any], now: datetime) -> Finding:
     about = "Waiting for a seal"
+    if chain["trouble"]:
+        return Finding(ALARM, about, _sentence(chain["trouble"]))
     if not chain["waiting"]:
         return Finding(GOOD, about, "None.")
     since = chain["oldest_waiting_at"]
@@ -164,7 +166,7 @@ def _agreement(newest: Mapping[str, Any] | None, witness: Mapping[str, Any] | No
     if witness is None:
         return Finding(UNKNOWN, about, "Cannot be asked now: the operators' service does not answer.")
     if witness["trouble"]:
-        return Finding(ALARM, about, f"{witness['trouble'][0].upper()}{witness['trouble'][1:]}.")
+        return Finding(ALARM, about, _sentence(witness["trouble"]))
     head = witness["head"]
     at = newest["seq"] if newest else 0
     if head is None:
@@ -262,6 +264,10 @@ EARLIEST = datetime.min.replace(tzinfo=UTC)
 
 def _address(parameters: Mapping[str, Any]) -> str:
     return f"{HOME}?{urlencode(parameters)}"
+
+
+def _sentence(words: str) -> str:
+    return f"{words[0].upper()}{words[1:]}."
 
 
 def _count(number: int, what: str) -> str:

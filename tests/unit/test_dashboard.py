@@ -23,7 +23,7 @@ HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>{{7*7}}"
 ORDER_ID = "01a1fcf8-0515-7912-9139-7154577473a5"
 NOW = datetime.now(UTC)
 SEAL = {"seq": 12, "mac": "ab", "sealed_at": timestamp(NOW)}
-CHAIN = {"seals": 12, "rows": 345, "newest": SEAL, "waiting": 0, "oldest_waiting_at": None}
+CHAIN = {"seals": 12, "rows": 345, "newest": SEAL, "waiting": 0, "oldest_waiting_at": None, "trouble": None}
 INTACT = {"actor": "olga", "intact": True, "seals": 12, "rows": 345, "outcome": "", "finished_at": timestamp(NOW)}
 WITNESS = {
     "head": {"seq": 12, "mac": "ab", "total": 345, "at": timestamp(NOW)},
@@ -706,6 +706,7 @@ OLD = timestamp(NOW - timedelta(minutes=5))
         ),
         ({"waiting": 3, "oldest_waiting_at": timestamp(NOW)}, {}, ["good", "note", "good", "good"]),
         ({"waiting": 3, "oldest_waiting_at": OLD}, {}, ["good", "warning", "good", "good"]),
+        ({"trouble": "its ids fell back"}, {}, ["good", "alarm", "good", "good"]),
         ({}, None, ["good", "good", "unknown", "unknown"]),
     ],
 )
