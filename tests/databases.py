@@ -34,7 +34,9 @@ class Databases:
     def rows(self, name: str, statement: str, **parameters: object) -> list[Row]:
         """What a statement returns, as dicts."""
         with self.connect(name) as connection:
-            return [dict(row) for row in connection.execute(text(statement), parameters).mappings()]
+            result = connection.execute(text(statement), parameters)
+            names = tuple(result.keys())
+            return [dict(zip(names, row, strict=True)) for row in result]  # mappings() takes twice as long
 
     def run(self, name: str, statement: str, **parameters: object) -> int:
         """How many rows a statement touched."""

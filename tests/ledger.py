@@ -25,15 +25,20 @@ def disagreements(databases: Readable) -> list[str]:
 
 def under_way(databases: Readable) -> list[str]:
     """Events told that some hearer has not consumed yet, one line each; what died stays here for ever."""
-    told = [row for name in TELLERS for row in databases.rows(name, "SELECT message_id, event_type FROM outbox")]
+    told: dict[str, list[Any]] = defaultdict(list)
+    for name in TELLERS:
+        for row in databases.rows(name, "SELECT message_id, event_type FROM outbox"):
+            told[row["event_type"]].append(row["message_id"])
     waiting = []
     for queue in QUEUES:
         statement = "SELECT message_id FROM consumed_messages WHERE consumer = :consumer"
         consumed = {row["message_id"] for row in databases.rows(queue.service, statement, consumer=queue.name)}
         waiting += [
-            f"{row['event_type']} {row['message_id']} is not consumed from {queue.name}"
-            for row in told
-            if hears(queue, row["event_type"]) and row["message_id"] not in consumed
+            f"{event_type} {message_id} is not consumed from {queue.name}"
+            for event_type, message_ids in told.items()
+            if hears(queue, event_type)
+            for message_id in message_ids
+            if message_id not in consumed
         ]
     return waiting
 

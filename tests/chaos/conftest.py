@@ -25,7 +25,7 @@ def outage_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="package")
-def system(servers: None, tmp_path_factory: pytest.TempPathFactory, outage_file: Path) -> Iterator[System]:
+def system(servers: None, tmp_path_factory: pytest.TempPathFactory, outage_file: Path, long: bool) -> Iterator[System]:
     """Every service with two replicas, quick to notice a silent broker or provider."""
     refuse_patched_process()
     system = System(
@@ -35,6 +35,7 @@ def system(servers: None, tmp_path_factory: pytest.TempPathFactory, outage_file:
         PROVIDER_TIMEOUT_S="1",
         PROVIDER_OPEN_S="1",
     )
+    system.full_size = long
     system.start()
     yield system
     system.wait_ready()

@@ -15,6 +15,8 @@ from tests.e2e.system import System
 
 PAYMENTS = ("mock_ok", "mock_ok", "mock_ok", "mock_declined", "mock_timeout_charged")
 GIVE_UP_S = 240.0  # after an outage as in the quiet
+# A customer's pause between two orders: four who pause shortly keep both processors of a small machine busy.
+PAUSE_S, PAUSE_LONG_S = 0.2, 0.05
 # No answer at all is what the client of a killed gateway gets.
 GOOD_REFUSALS = {"503 unavailable", "503 cannot_work", "409 idempotency_in_progress", "ConnectionError"}
 
@@ -22,9 +24,9 @@ GOOD_REFUSALS = {"503 unavailable", "503 cannot_work", "409 idempotency_in_progr
 class Load:
     """Posts while its block runs. Afterwards `accepted` holds the orders by the key they were posted with."""
 
-    def __init__(self, system: System, customers: int = 4, pause_s: float = 0.05, outage_s: float = 0.0) -> None:
+    def __init__(self, system: System, customers: int = 4, pause_s: float = 0.0, outage_s: float = 0.0) -> None:
         self.system = system
-        self.pause_s = pause_s
+        self.pause_s = pause_s or (PAUSE_LONG_S if system.full_size else PAUSE_S)
         self.give_up_s = GIVE_UP_S + outage_s
         self.sku = f"load-{uuid.uuid4().hex[:8]}"
         self.accepted: dict[str, str] = {}

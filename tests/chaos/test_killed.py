@@ -63,7 +63,7 @@ def test_replicas_killed_at_random_under_load_lose_nothing(system: System, long:
     chance = random.Random(20260114)
     killed = 0
     with Load(system) as load:
-        until = time.monotonic() + (120 if long else 10)
+        until = time.monotonic() + (120 if long else 6)
         while time.monotonic() < until:
             load.wait_for(5, patience_s=60)
             name = chance.choice(sorted(system.supervisor.pids()))

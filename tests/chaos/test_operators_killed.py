@@ -98,7 +98,7 @@ def kill_after(system: System, wait_s: float, *words: object) -> bool:
 
 def test_a_replay_that_is_killed_again_and_again_applies_every_message_once(system: System, long: bool) -> None:
     chance, kills = random.Random(20260114), 20 if long else 3
-    count, rate = (1500, 100) if long else (250, 100)
+    count, rate = (1500, 100) if long else (150, 50)
     sku = f"replay-{uuid.uuid4().hex[:8]}"
     dlq = dead_letter_queue(ORDERS)
     with no_reservation_can_be_made(system):
@@ -172,7 +172,7 @@ def ids_in(file: Path) -> list[str]:
 def test_a_discard_or_an_import_that_is_killed_leaves_every_message_in_the_dlq_or_in_the_file(
     system: System, long: bool, tmp_path: Path
 ) -> None:
-    chance, rounds, count = random.Random(20260115), 10 if long else 2, 10_000 if long else 3_000
+    chance, rounds, count = random.Random(20260115), 10 if long else 2, 10_000 if long else 1_000
     numbers = iter(range(1000))
     everything = tmp_path / "everything.jsonl"
     ids = dead_cancellations(everything, count)

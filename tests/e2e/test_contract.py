@@ -669,7 +669,7 @@ def test_schemathesis_finds_nothing(api: Api, long: bool, tmp_path: Path) -> Non
             "run",
             f"{api.url}/api/openapi.json",
             f"--header=Authorization: Bearer {api.token(*auth.ROLES)}",
-            f"--max-examples={150 if long else 15}",
+            f"--max-examples={150 if long else 8}",
             "--generation-deterministic",
             "--continue-on-failure",
             "--warnings=off",

@@ -125,7 +125,8 @@ def lacking(started: Started, reasons: Mapping[str, set[str]]) -> list[str]:
     return []
 
 
-@pytest.mark.parametrize("name", ["broker", "database"])
+# In the short run the next test does without the broker.
+@pytest.mark.parametrize("name", [pytest.param("broker", marks=pytest.mark.long), "database"])
 def test_services_started_without_a_server_wait_for_it_say_so_and_then_work(
     system: System, machines: Servers, start_without: Callable[[Sequence[Server]], Started], name: str
 ) -> None:
