@@ -27,6 +27,8 @@ STOPS_WITHIN_S = 10.0
 # The kernel closes a dead leader's session at once; the server ends a silent one's after 10 s.
 LED_AGAIN_WITHIN_S = 2.0
 LED_AGAIN_AFTER_FREEZING_WITHIN_S = 12.0
+# So many at random, however slow the machine is.
+FEWEST_KILLS = 3
 # What the death of a leader may add to an event's way from its commit to its publish.
 DELAYED_BY_S = 3.0
 
@@ -64,7 +66,7 @@ def test_replicas_killed_at_random_under_load_lose_nothing(system: System, long:
     killed = 0
     with Load(system) as load:
         until = time.monotonic() + (120 if long else 6)
-        while time.monotonic() < until:
+        while killed < FEWEST_KILLS or time.monotonic() < until:
             load.wait_for(5, patience_s=60)
             name = chance.choice(sorted(system.supervisor.pids()))
             system.kill(name)
@@ -75,7 +77,6 @@ def test_replicas_killed_at_random_under_load_lose_nothing(system: System, long:
     print(
         f"\n{killed} kills, {len(load.accepted)} orders, {len(load.refused)} repeated, slowest {load.slowest_s:.1f} s"
     )
-    assert killed >= 3
 
 
 def last_told(system: System) -> dict[str, int]:
