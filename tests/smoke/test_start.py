@@ -125,8 +125,8 @@ def lacking(started: Started, reasons: Mapping[str, set[str]]) -> list[str]:
     return []
 
 
-# In the short run the next test does without the broker.
-@pytest.mark.parametrize("name", [pytest.param("broker", marks=pytest.mark.long), "database"])
+@pytest.mark.long  # in the short run the next test does without both at once
+@pytest.mark.parametrize("name", ["broker", "database"])
 def test_services_started_without_a_server_wait_for_it_say_so_and_then_work(
     system: System, machines: Servers, start_without: Callable[[Sequence[Server]], Started], name: str
 ) -> None:
