@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from ctypes.util import find_library
 from pathlib import Path
 
 from ops.processes import StackFault, tail
@@ -42,9 +43,11 @@ NO_CLUSTER = Path("/etc/postgresql-common/createcluster.d/ecom.conf")
 
 # Ubuntu has Chromium as a snap alone, and `chromium-browser` there is a package that says so.
 HOW_TO_GET_CHROMIUM = (
-    "Debian's with `sudo apt-get install -y chromium` or, on Ubuntu (whose chromium-browser is a snap, which cannot be"
-    " driven from here) and elsewhere, Playwright's with `.venv/bin/playwright install --with-deps chromium`"
+    "Debian's with `sudo apt-get install -y chromium libatomic1` or, on Ubuntu (whose chromium-browser is a snap, which"
+    " cannot be driven from here) and elsewhere, Playwright's with `.venv/bin/playwright install --with-deps chromium`"
 )
+# Playwright drives it by a node of its own, which is linked with this.
+ATOMIC, ATOMIC_PACKAGE = "atomic", "libatomic1"
 PLAYWRIGHTS_CHROMIUM = ("chromium-*/chrome-*/chrome", "chromium-*/chrome-*/*.app/Contents/MacOS/*")
 
 # apt refuses to run twice, and the file that forbids starting servers is there once.
@@ -120,7 +123,7 @@ def debians_chromium(say: Say) -> None:
         return
     started = time.monotonic()
     say("installing chromium with apt (110 MB)")
-    _apt(["chromium"])
+    _apt(["chromium", ATOMIC_PACKAGE])
     say(f"chromium installed ({time.monotonic() - started:.1f} s)")
     if find_chromium() is None:
         raise StackFault("chromium was installed but its program is not where it should be", exit_code=3)
@@ -136,6 +139,8 @@ def playwrights_chromium(say: Say) -> None:
     say("installing chromium with playwright (it downloads it)")
     needs = ["--with-deps"] if _can_apt() else []
     try:
+        if _can_apt():
+            _apt([ATOMIC_PACKAGE])
         _run([str(VENV / "bin" / "playwright"), "install", *needs, "chromium"])
     except StackFault as fault:
         if must_have_browser():
@@ -145,6 +150,8 @@ def playwrights_chromium(say: Say) -> None:
 
 def find_chromium() -> str | None:
     """The program of a Chromium that can be driven: the system's, or else the one that Playwright has installed."""
+    if sys.platform == "linux" and find_library(ATOMIC) is None:
+        return None
     for name in ("chromium", "google-chrome-stable", "google-chrome"):
         found = shutil.which(name)
         if found and not Path(found).resolve().is_relative_to("/snap") and Path(found).resolve().name != "snap":

@@ -382,17 +382,24 @@ def no_browser(monkeypatch, tmp_path):
     monkeypatch.setattr(install.shutil, "which", lambda name: None)
     monkeypatch.setenv("PLAYWRIGHT_BROWSERS_PATH", str(tmp_path))
     monkeypatch.setattr(install, "_is_debian", lambda: False)
+    monkeypatch.setattr(install, "_can_apt", lambda: False)
+    monkeypatch.setattr(install, "find_library", lambda name: f"lib{name}.so.1")
     monkeypatch.delenv("CI", raising=False)
 
 
 def test_where_it_is_no_package_playwright_installs_the_browser_and_as_root_what_that_needs(no_browser, monkeypatch):
     asked = []
     monkeypatch.setattr(install, "_run", asked.append)
+    monkeypatch.setattr(install, "_apt", asked.append)
     for root in (True, False):
         monkeypatch.setattr(install, "_can_apt", lambda root=root: root)
         install.playwrights_chromium(print)
     program = str(install.VENV / "bin" / "playwright")
-    assert asked == [[program, "install", "--with-deps", "chromium"], [program, "install", "chromium"]]
+    assert asked == [
+        ["libatomic1"],
+        [program, "install", "--with-deps", "chromium"],
+        [program, "install", "chromium"],
+    ]
 
 
 def test_a_browser_that_cannot_be_had_stops_root_and_ci_and_is_named_to_a_laptop(no_browser, monkeypatch, capsys):
@@ -415,7 +422,14 @@ def test_on_debian_root_installs_the_browser_and_a_failed_install_is_told(no_bro
     monkeypatch.setattr(install, "_apt", asked.append)
     with pytest.raises(StackFault, match="its program is not where it should be"):
         install.debians_chromium(print)
-    assert asked == [["chromium"]]
+    assert asked == [["chromium", "libatomic1"]]
+
+
+def test_a_browser_that_nothing_can_drive_is_none(no_browser, monkeypatch):
+    monkeypatch.setattr(install.shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert install.find_chromium() == "/usr/bin/chromium"
+    monkeypatch.setattr(install, "find_library", lambda name: None)
+    assert install.find_chromium() is None
 
 
 def test_a_browser_in_a_snap_is_none_and_playwrights_own_is_one(no_browser, monkeypatch, tmp_path):
