@@ -12,19 +12,24 @@ from typing import Any
 import pytest
 
 
-def at_a_terminal(
-    command: Sequence[Any], prompts: tuple[str, ...], typed: Sequence[str], **popen: Any
-) -> tuple[int, str]:
-    """Type each text when a prompt shows; the exit code and all that the terminal showed.
+def open_terminal() -> tuple[int, int]:
+    """Both ends of a pseudo-terminal: ours and the program's.
 
-    Skips where the machine has no pseudo-terminals, as a bare chroot without /dev/pts; in CI that is a failure.
+    Skips where the machine has none, as a bare chroot without /dev/pts; in CI that is a failure.
     """
     try:
-        ours, its = pty.openpty()
+        return pty.openpty()
     except OSError as error:
         if os.environ.get("CI"):
             raise
         pytest.skip(f"this machine has no pseudo-terminals: {error}")
+
+
+def at_a_terminal(
+    command: Sequence[Any], prompts: tuple[str, ...], typed: Sequence[str], **popen: Any
+) -> tuple[int, str]:
+    """Type each text when a prompt shows; the exit code and all that the terminal showed."""
+    ours, its = open_terminal()
     process = subprocess.Popen(command, stdin=its, stdout=its, stderr=its, **popen)
     os.close(its)
     shown = ""

@@ -37,12 +37,17 @@ class Heard:
 
 @contextmanager
 def channel(amqp_uri: str) -> Iterator[BlockingChannel]:
-    """A channel of one's own. No heartbeats: nobody serves them while a test does other things."""
+    """A channel of one's own. No heartbeats: nobody serves them while a test does other things.
+
+    What is published is confirmed: a quorum queue may lose what came right before the channel was closed.
+    """
     parameters = pika.URLParameters(amqp_uri)
     parameters.heartbeat = 0
     connection = pika.BlockingConnection(parameters)
     try:
-        yield connection.channel()
+        opened = connection.channel()
+        opened.confirm_delivery()
+        yield opened
     finally:
         if connection.is_open:
             connection.close()

@@ -26,6 +26,7 @@ from tests.integration.test_dlq_engine import (  # noqa: F401 - fixtures
     payment,
     stranger,
 )
+from tests.terminal import open_terminal
 from topology.table import QUEUES
 
 # eventlet's own waits for what is to be read, and past every deadline.
@@ -266,6 +267,8 @@ class Terminal:
     """A command at a terminal, typed into."""
 
     def __init__(self, *words: Any) -> None:
+        for end in open_terminal():  # only to see that there are such
+            os.close(end)
         self.pid, self.fd = os.forkpty()
         if self.pid == 0:
             os.execv(ECOM, [str(ECOM), "dlq", *map(str, words)])

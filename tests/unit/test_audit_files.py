@@ -252,6 +252,7 @@ def test_on_a_terminal_there_is_a_bar(
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
     assert ecom("verify-export", export) == 0
     said = capsys.readouterr()
     assert said.out.startswith(f"{export}: intact\n")
