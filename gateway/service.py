@@ -33,9 +33,9 @@ from shared.errors import (
 )
 
 # Whose order or payment it is, the services check: the gateway passes on who asks.
-AUDITORS = (AUDITOR, ADMIN)
 READERS = (CUSTOMER, OPERATOR, AUDITOR, ADMIN)
 OPERATORS = (OPERATOR, ADMIN)
+AUDITORS = (AUDITOR, ADMIN)
 # What can do without the operators' tools does not wait for them longer.
 SOON_S = 3.0
 
