@@ -1,22 +1,27 @@
 """`ecom` as an operator runs it: a process of its own, with what it answered, how long it took and how big it grew.
 
-Waits by polling, so that a process patched by eventlet goes on with its other work meanwhile.
+Waits by polling, so that a process patched by eventlet goes on with its other work meanwhile. Where only what it says and
+does is asked, it is run in the test's own process, which needs no second start of everything.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
+
+from ops import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 ECOM = Path(sys.executable).with_name("ecom")
@@ -25,19 +30,19 @@ POLL_S = 0.01
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended. `peak_bytes` is the most memory that it was seen to have."""
+    """How a command ended. `peak_bytes` is the most memory that a process of its own was seen to have."""
 
     code: int
     out: str
     err: str
-    seconds: float
-    peak_bytes: int
+    seconds: float = 0.0
+    peak_bytes: int = 0
 
     @property
     def answer(self) -> Any:
         """What it printed with --json."""
         assert self.out, f"exit {self.code}: {self.err}"
-        return json.loads(self.out)
+        return json.loads(self.out, parse_constant=pytest.fail)
 
 
 class Command:
@@ -96,8 +101,25 @@ def started(*words: object) -> Iterator[Command]:
 def ecom(*words: object, code: int | None = 0, patience_s: float = 120.0) -> Ended:
     """Run `ecom` to its end, which must be with this exit code; None for any."""
     with started(*words) as command:
-        ended = command.end(patience_s)
-    assert code is None or ended.code == code, f"{' '.join(command.words)}: exit {ended.code}\n{ended.out}{ended.err}"
+        return _checked(command.end(patience_s), words, code)
+
+
+def ecom_here(*words: object, code: int | None = 0, typed: str = "", **environment: str) -> Ended:
+    """The same in this process, with this standard input and environment. Not for signals, nor where a start matters."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "stdin", io.StringIO(typed))
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        with pytest.raises(SystemExit) as ended:
+            cli.main([str(word) for word in words])
+    return _checked(Ended(int(ended.value.code or 0), out.getvalue(), err.getvalue()), words, code)
+
+
+def _checked(ended: Ended, words: Sequence[object], code: int | None) -> Ended:
+    said = f"ecom {' '.join(map(str, words))}: exit {ended.code}\n{ended.out}{ended.err}"
+    assert code is None or ended.code == code, said
+    assert "Traceback" not in ended.err, said
     return ended
 
 

@@ -165,9 +165,10 @@ def _desk(actor: str | None = None, why: str = "", progress: bool = False) -> It
 
     def begun(operation_id: UUID) -> None:
         if not asked:
-            signal.signal(signal.SIGINT, ask_to_stop)
-            signal.signal(signal.SIGTERM, ask_to_stop)
+            for number in before:
+                signal.signal(number, ask_to_stop)
 
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with _bars(progress and sys.stderr.isatty()) as (seen, told), _misuse():
         watch = Watch(seen=seen, begun=begun, told=told, stopping=lambda: bool(asked))
         desk = Desk(read(), Actor(actor or login(), why), watch)
@@ -175,6 +176,8 @@ def _desk(actor: str | None = None, why: str = "", progress: bool = False) -> It
             yield desk
         finally:
             desk.close()
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 @contextmanager

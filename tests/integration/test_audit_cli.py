@@ -12,7 +12,7 @@ from inventory_service import audit
 from ops.audit import ledger
 from shared.events import Identity
 from tests import releases
-from tests.commands import Ended, ecom
+from tests.commands import Ended, ecom_here
 from tests.databases import Databases
 from tests.integration.test_audit_sealing import sealing
 
@@ -32,7 +32,7 @@ def chain(database: Databases) -> list[Any]:
 
 
 def audit_verify(*words: str, code: int = 0) -> Ended:
-    return ecom("audit", "verify", *words, code=code)
+    return ecom_here("audit", "verify", *words, code=code)
 
 
 def cut(database: Databases) -> None:
@@ -113,7 +113,7 @@ def test_history_tells_who_verified_and_who_exported_newest_first(chain: list[An
     with sealing(database) as session, session.begin():
         audit.close_export(session, UUID(done["export_id"]), 2, "ab12", releases.KEY)
     audit_verify("--actor", "dora")
-    found = ecom("audit", "history", "--json").answer["history"]
+    found = ecom_here("audit", "history", "--json").answer["history"]
     assert [(one["kind"], one["actor"]) for one in found if one["actor"] in ("ann", "dora")] == [
         ("verification", "dora"),
         ("verification", "ann"),
@@ -126,6 +126,6 @@ def test_history_tells_who_verified_and_who_exported_newest_first(chain: list[An
         "ann": "intact: 3 seals over 9 rows",
     }
     assert [one["started_at"] for one in found] == sorted((one["started_at"] for one in found), reverse=True)
-    said = ecom("audit", "history", "--max", "1").out
+    said = ecom_here("audit", "history", "--max", "1").out
     assert "dora" in said
     assert "carl" not in said

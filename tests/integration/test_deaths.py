@@ -30,7 +30,7 @@ from shared.edge.publisher import Outgoing
 from shared.edge.tx import Events, Tx
 from shared.events import CommitRequested, Envelope
 from shared.ids import uuid7
-from tests.commands import ROOT, ecom, started
+from tests.commands import ROOT, ecom_here, started
 from tests.databases import Databases
 from tests.integration.support import Bench, Mail, container_of, order_created, told, until
 from topology.table import DELIVERY_LIMIT, EVENTS_EXCHANGE, failed_exchange, queue_arguments, retry_queues
@@ -132,12 +132,12 @@ def depths(mail: Mail) -> dict[str, int]:
 
 
 def peek(queue: str) -> list[dict[str, Any]]:
-    return list(ecom("dlq", "peek", queue, "--max", 1000, "--json").answer["messages"])
+    return list(ecom_here("dlq", "peek", queue, "--max", 1000, "--json").answer["messages"])
 
 
 def replay(queue: str, *options: object, code: int = 0) -> dict[str, Any]:
     """`ecom dlq replay` of all that is there; the operation."""
-    (operation,) = ecom("dlq", "replay", queue, "--all", "--yes", "--json", *options, code=code).answer["operations"]
+    (operation,) = ecom_here("dlq", "replay", queue, "--all", "--yes", "--json", *options, code=code).answer["operations"]
     return dict(operation)
 
 
@@ -228,7 +228,7 @@ def test_what_can_never_succeed_dies_at_once_and_no_other_queue_hears_of_it(
     assert dead["headers"]["x-attempt"] == 1
     assert [(str(row["message_id"]), row["reason"]) for row in written(database)] == [(message_id, reason)]
     assert len(mail.all(tap)) == 50
-    (listed,) = [one for one in ecom("dlq", "ls", "--json", code=1).answer["queues"] if one["messages"]]
+    (listed,) = [one for one in ecom_here("dlq", "ls", "--json", code=1).answer["queues"] if one["messages"]]
     assert (listed["dlq"], listed["messages"], listed["recorded"]) == (DLQ, 1, 1)
     assert listed["reasons"] == [{"reason": reason, "count": 1}]
 
@@ -266,7 +266,7 @@ def test_a_message_that_kills_its_process_ends_in_the_dlq_and_its_neighbours_eac
     assert "x-reason" not in dead.headers
     assert dead.headers["x-first-death-reason"] == "delivery_limit"
     mail.channel.basic_reject(dead.delivery_tag, requeue=True)
-    shown = ecom("dlq", "show", QUEUE, "--id", killer.message_id, "--json").answer
+    shown = ecom_here("dlq", "show", QUEUE, "--id", killer.message_id, "--json").answer
     assert shown["error"]["reason"] == "crash"
     assert written(database) == [], "nobody was left to write it down"
 
@@ -276,7 +276,7 @@ def test_a_message_that_kills_its_process_ends_in_the_dlq_and_its_neighbours_eac
     desk.close()
     (row,) = written(database)
     assert (row["queue"], row["message_id"], row["reason"]) == (QUEUE, killer.message_id, "crash")
-    (listed,) = [one for one in ecom("dlq", "ls", "--json", code=1).answer["queues"] if one["messages"]]
+    (listed,) = [one for one in ecom_here("dlq", "ls", "--json", code=1).answer["queues"] if one["messages"]]
     assert (listed["dlq"], listed["recorded"]) == (DLQ, 1)
     assert listed["reasons"] == [{"reason": "crash", "count": 1}]
     assert len(mail.all(tap)) == 51

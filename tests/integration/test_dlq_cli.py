@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ from uuid import uuid4
 
 import eventlet
 import pytest
-from eventlet.green import subprocess
 
+from tests.commands import ECOM, Ended, ecom_here, started
 from tests.integration.support import until
 from tests.integration.test_dlq_engine import (  # noqa: F401 - fixtures
     DLQ,
@@ -31,41 +30,11 @@ from topology.table import QUEUES
 
 # eventlet's own waits for what is to be read, and past every deadline.
 read = eventlet.patcher.original("os").read
-ECOM = Path(sys.executable).with_name("ecom")
 PATIENCE_S = 30
 
 
-class Said:
-    """How a command ended."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-    @property
-    def json(self) -> Any:
-        """The one document on stdout."""
-        assert self.out, self.err
-        return json.loads(self.out, parse_constant=pytest.fail)
-
-
-def start(*words: Any, **environment: str) -> Any:
-    return subprocess.Popen(
-        [ECOM, "dlq", *map(str, words)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, **environment},
-    )
-
-
-def ended(process: Any) -> Said:
-    out, err = process.communicate(timeout=PATIENCE_S)
-    assert b"Traceback" not in err, err.decode()
-    return Said(process.returncode, out.decode(), err.decode())
-
-
-def ecom(*words: Any, **environment: str) -> Said:
-    return ended(start(*words, **environment))
+def ecom(*words: Any, **environment: str) -> Ended:
+    return ecom_here("dlq", *words, code=None, **environment)
 
 
 @pytest.fixture
@@ -91,7 +60,7 @@ def test_ls_tells_programs_of_every_queue(dead, stranger, scan):  # noqa: F811
     stranger()
     said = ecom("ls", "--json", *scan)
     assert said.code == 1
-    queues = {one["queue"]: one for one in said.json["queues"]}
+    queues = {one["queue"]: one for one in said.answer["queues"]}
     assert queues.keys() == {queue.name for queue in QUEUES}
     one = queues[QUEUE]
     assert (one["dlq"], one["service"], one["messages"], one["recorded"]) == (DLQ, "payment", 4, 3)
@@ -103,7 +72,7 @@ def test_groups_count_what_is_alike(dead, scan):
     said = ecom("groups", QUEUE, *scan)
     assert said.code == 1
     assert "UnexpectedEvent" in said.out
-    (group,) = ecom("groups", DLQ, "--json", *scan).json["groups"]
+    (group,) = ecom("groups", DLQ, "--json", *scan).answer["groups"]
     assert (group["count"], group["reason"], group["event_type"]) == (3, "unexpected_event", "order.cancelled")
     assert group["example_id"] in map(str, ids_of(dead))
     assert ecom("groups", QUEUES[0].name, *scan).code == 0
@@ -114,7 +83,7 @@ def test_peek_is_a_line_a_message(dead):
     assert said.code == 0
     assert sum(str(message_id) in said.out for message_id in ids_of(dead)) == 2
     assert f"2 of 3 that match, 3 in {DLQ}" in said.out
-    told = ecom("peek", QUEUE, "--json", "--order-id", dead[0].payload.order_id).json
+    told = ecom("peek", QUEUE, "--json", "--order-id", dead[0].payload.order_id).answer
     assert (told["matching"], told["in_queue"]) == (1, 3)
     (message,) = told["messages"]
     assert message["message_id"] == str(dead[0].message_id)
@@ -137,7 +106,7 @@ def test_show_tells_all_of_one_message(dead):
     assert said.code == 0
     for part in ("x-original-routing-key", "not now", str(dead[0].payload.order_id), "there is no such order"):
         assert part in said.out
-    told = ecom("show", QUEUE, "--id", dead[0].message_id, "--json").json
+    told = ecom("show", QUEUE, "--id", dead[0].message_id, "--json").answer
     assert told["event"]["message_id"] == str(dead[0].message_id)
     assert told["error"]["reason"] == told["headers"]["x-reason"] == "unexpected_event"
     missing = ecom("show", QUEUE, "--id", uuid4())
@@ -150,7 +119,7 @@ def test_diagnose_says_what_a_replay_would_do(dead, payment):  # noqa: F811
     said = ecom("diagnose", QUEUE)
     assert said.code == 0
     assert "already applied" in said.out
-    groups = ecom("diagnose", QUEUE, "--json").json["groups"]
+    groups = ecom("diagnose", QUEUE, "--json").answer["groups"]
     assert {group["prediction"]: group["count"] for group in groups} == {"will apply": 2, "already applied": 1}
     assert ecom("diagnose", QUEUES[0].name).out == "nothing to diagnose\n"
 
@@ -162,7 +131,7 @@ def test_a_dry_run_says_what_is_meant_and_does_nothing(dead, mail, database):
     said = ecom("replay", QUEUE, "--all", "--dry-run")
     assert said.code == 0
     assert f"3 of 3 messages in {DLQ} are meant" in said.err
-    assert ecom("replay", QUEUE, "--max", 2, "--dry-run", "--json").json["chosen"] == 2
+    assert ecom("replay", QUEUE, "--max", 2, "--dry-run", "--json").answer["chosen"] == 2
     assert operations(database) == []
     assert until(lambda: mail.waiting(DLQ) == 3)
 
@@ -174,7 +143,7 @@ def test_a_replay_ends_with_0_when_all_is_well(dead, consumer, database):  # noq
     assert said.out.startswith(f"replay {DLQ}: done: 1 applied\n")
     said = ecom("replay", QUEUE, "--all", "--yes", "--json")
     assert said.code == 0
-    (told,) = said.json["operations"]
+    (told,) = said.answer["operations"]
     assert (told["status"], told["chosen"], told["applied"]) == ("done", 2, 2)
     assert sum(effects(database).values()) == 3
     first, second = operations(database)
@@ -206,7 +175,7 @@ def test_a_discard_and_its_import(dead, mail, database, tmp_path):
     assert taken.err == f"ecom: {file} is there already\n"
     said = ecom("import", file, "--yes", "--json")
     assert said.code == 0
-    (told,) = said.json["operations"]
+    (told,) = said.answer["operations"]
     assert (told["imported"], told["sha256"]) == (3, operations(database)[0]["sha256"])
     assert "3 already there" in ecom("import", file, "--yes").out
     assert ecom("import", file, "--edited", "--yes").code == 0
@@ -219,20 +188,20 @@ def test_an_export_is_a_file_and_takes_nothing(dead, mail, tmp_path):
     assert said.code == 0, said.err
     assert len(file.read_text().splitlines()) == 3
     other = ecom("export", QUEUE, tmp_path / "none.jsonl", "--reason", "crash", "--json")
-    assert other.json["operations"][0]["chosen"] == 0
+    assert other.answer["operations"][0]["chosen"] == 0
     assert until(lambda: mail.waiting(DLQ) == 3)
 
 
 def test_history_says_who_did_what(dead, database, tmp_path):
     ecom("export", QUEUE, tmp_path / "a", "--actor", "ann")
     ecom("discard", QUEUE, "--to", tmp_path / "b", "--id", dead[0].message_id, "--yes", "--actor", "bob")
-    rows = ecom("history", "--json").json["operations"]
+    rows = ecom("history", "--json").answer["operations"]
     assert [(row["kind"], row["actor"]) for row in rows] == [("discard", "bob"), ("export", "ann")]
-    assert [row["actor"] for row in ecom("history", "--json", "--actor", "ann").json["operations"]] == ["ann"]
-    assert ecom("history", "--queue", QUEUES[0].name, "--json").json == {"operations": []}
-    assert len(ecom("history", "--max", 1, "--since", "1h", "--json").json["operations"]) == 1
+    assert [row["actor"] for row in ecom("history", "--json", "--actor", "ann").answer["operations"]] == ["ann"]
+    assert ecom("history", "--queue", QUEUES[0].name, "--json").answer == {"operations": []}
+    assert len(ecom("history", "--max", 1, "--since", "1h", "--json").answer["operations"]) == 1
     assert "bob" in ecom("history", "--queue", QUEUE).out
-    one = ecom("history", rows[0]["operation_id"], "--json").json
+    one = ecom("history", rows[0]["operation_id"], "--json").answer
     (message,) = one["messages"]
     assert (message["message_id"], message["fate"]) == (str(dead[0].message_id), "discarded")
     assert str(dead[0].message_id) in ecom("history", rows[0]["operation_id"]).out
@@ -242,7 +211,7 @@ def test_history_says_who_did_what(dead, database, tmp_path):
 def test_nothing_to_do_is_an_answer_too(database, mail, tmp_path):
     for words in (("replay", QUEUE, "--all"), ("discard", QUEUE, "--to", tmp_path / "x", "--all")):
         said = ecom(*words, "--json")
-        assert (said.code, said.json) == (0, {"operations": []})
+        assert (said.code, said.answer) == (0, {"operations": []})
 
 
 # --- asking -----------------------------------------------------------------------------------------------------
@@ -285,8 +254,16 @@ class Terminal:
             eventlet.sleep(0.02)
         return self.seen
 
-    def type(self, keys: bytes) -> None:
+    def answer(self, question: bytes, keys: bytes) -> None:
+        """Type an answer once the question is read: a Ctrl-C between the asking and the reading waits for more keys."""
+        self.until(question)
+        self.until(b"[y/N]: ")
+        until(self._sleeps, within_s=PATIENCE_S)
         os.write(self.fd, keys)
+
+    def _sleeps(self) -> bool:
+        state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state == "S"
 
     def code(self) -> int:
         def status() -> Any:
@@ -302,8 +279,7 @@ class Terminal:
 @pytest.mark.parametrize(("keys", "code", "discarded"), [(b"y\n", 0, 3), (b"n\n", 1, 0), (b"\x03", 1, 0)])
 def test_a_terminal_is_asked_and_ctrl_c_is_an_answer(dead, mail, database, tmp_path, keys, code, discarded):
     terminal = Terminal("discard", QUEUE, "--to", tmp_path / "a", "--all")
-    terminal.until(b"Discard 3 messages into")
-    terminal.type(keys)
+    terminal.answer(b"Discard 3 messages into", keys)
     assert terminal.code() == code
     assert until(lambda: mail.waiting(DLQ) == 3 - discarded or None) if discarded < 3 else mail.waiting(DLQ) == 0
     assert len(operations(database)) == (1 if discarded else 0)
@@ -312,11 +288,11 @@ def test_a_terminal_is_asked_and_ctrl_c_is_an_answer(dead, mail, database, tmp_p
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_it_after_what_is_in_hand(dead, consumer, mail, database, number):  # noqa: F811
     consumer.start()
-    process = start("replay", QUEUE, "--all", "--yes", "--rate", "1/h")
-    until(lambda: effects(database), within_s=PATIENCE_S)
-    process.send_signal(number)
-    said = ended(process)
-    assert said.code == 1
+    with started("dlq", "replay", QUEUE, "--all", "--yes", "--rate", "1/h") as command:
+        until(lambda: effects(database), within_s=PATIENCE_S)
+        command.process.send_signal(number)
+        said = command.end(PATIENCE_S)
+    assert (said.code, said.err) == (1, "")
     assert "stopped: stopped by its operator" in said.out
     assert until(lambda: mail.waiting(DLQ) == 2)
     assert operations(database)[0]["status"] == "stopped"
@@ -341,21 +317,20 @@ def test_a_broker_or_a_database_that_is_away_is_3_and_one_line(database, mail, t
 
 def test_a_dlq_that_somebody_works_on_is_3_and_names_him(dead, consumer, database, tmp_path):  # noqa: F811
     consumer.start()
-    process = start("replay", QUEUE, "--all", "--yes", "--rate", "1/h", "--actor", "ann")
-    until(lambda: effects(database), within_s=PATIENCE_S)
-    said = ecom("discard", QUEUE, "--to", tmp_path / "a", "--all", "--yes")
-    assert (said.code, said.err) == (3, f"ecom: {DLQ} is being worked on by ann\n")
-    assert "being worked on by ann" in ecom("ls").out
-    process.send_signal(signal.SIGINT)
-    assert ended(process).code == 1
+    with started("dlq", "replay", QUEUE, "--all", "--yes", "--rate", "1/h", "--actor", "ann") as command:
+        until(lambda: effects(database), within_s=PATIENCE_S)
+        said = ecom("discard", QUEUE, "--to", tmp_path / "a", "--all", "--yes")
+        assert (said.code, said.err) == (3, f"ecom: {DLQ} is being worked on by ann\n")
+        assert "being worked on by ann" in ecom("ls").out
+        command.process.send_signal(signal.SIGINT)
+        assert command.end(PATIENCE_S).code == 1
 
 
 def test_one_who_was_killed_leaves_everything_to_the_next(dead, consumer, mail, database):  # noqa: F811
     consumer.start()
-    process = start("replay", QUEUE, "--all", "--yes", "--rate", "1/h")
-    until(lambda: effects(database), within_s=PATIENCE_S)
-    process.kill()
-    process.communicate()
+    with started("dlq", "replay", QUEUE, "--all", "--yes", "--rate", "1/h") as command:
+        until(lambda: effects(database), within_s=PATIENCE_S)
+        command.kill()
     until(lambda: mail.waiting(DLQ) == 2)
     said = ecom("replay", QUEUE, "--all", "--yes")
     assert said.code == 0, said.err
