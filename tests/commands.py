@@ -1,7 +1,7 @@
 """`ecom` as an operator runs it: a process of its own, with what it answered, how long it took and how big it grew.
 
-Waits by polling, so that a process patched by eventlet goes on with its other work meanwhile. Where only what it says and
-does is asked, it is run in the test's own process, which needs no second start of everything.
+Waits by polling, so that a process patched by eventlet goes on with its other work meanwhile. Where only what it says
+and does is asked, it is run in the test's own process, which needs no second start of everything.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def ecom(*words: object, code: int | None = 0, patience_s: float = 120.0) -> End
 
 
 def ecom_here(*words: object, code: int | None = 0, typed: str = "", **environment: str) -> Ended:
-    """The same in this process, with this standard input and environment. Not for signals, nor where a start matters."""
+    """The same in this process, with this standard input and environment. Not for signals, nor for starts."""
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.setattr(sys, "stdin", io.StringIO(typed))

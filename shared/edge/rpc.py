@@ -35,7 +35,7 @@ HEADER_PREFIX = "nameko."
 DEADLINE = "deadline"
 TRANSIENT = 1
 # On a graceful stop the calls at work are finished within this; the relay, which stops after them, needs its time too.
-FINISH_S = 7.0
+FINISH_S = 6.0
 
 # Errors raised on purpose cross as themselves.
 for _error in vars(errors).values():

@@ -137,7 +137,9 @@ def peek(queue: str) -> list[dict[str, Any]]:
 
 def replay(queue: str, *options: object, code: int = 0) -> dict[str, Any]:
     """`ecom dlq replay` of all that is there; the operation."""
-    (operation,) = ecom_here("dlq", "replay", queue, "--all", "--yes", "--json", *options, code=code).answer["operations"]
+    (operation,) = ecom_here("dlq", "replay", queue, "--all", "--yes", "--json", *options, code=code).answer[
+        "operations"
+    ]
     return dict(operation)
 
 

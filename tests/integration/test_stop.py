@@ -11,8 +11,10 @@ from payment_service.provider import MockProvider
 from payment_service.service import UNKNOWN_AFTER_S, PaymentService
 from shared import outbox
 from shared.config import Settings
+from shared.edge.consumer import Handles
 from shared.edge.database import Database
 from shared.edge.http import Health
+from shared.edge.rpc import RpcServer
 from tests.databases import Databases
 from tests.integration.support import Mail, container_of, extension, order_created, reserved_event, told, until
 
@@ -78,6 +80,27 @@ def test_a_timer_that_waits_for_the_provider_does_not_hold_up_the_stop(
     container.stop()
 
     assert time.monotonic() - began < STOPS_WITHIN_S
+
+
+def test_who_acks_takes_leave_of_the_broker_and_does_not_break_off(
+    settings: Settings, database: Databases, mail: Mail, servers_of_this_run: Servers
+) -> None:
+    broker = servers_of_this_run.broker
+    assert broker
+    container = container_of(settings, "order")
+    container.start()
+    until(lambda: not extension(container, Health).reasons(), within_s=10)
+    logged = broker.log.stat().st_size
+    container.stop()
+
+    def left() -> int:
+        """How many connections were closed by word; of those that broke off the log says so."""
+        said = broker.log.read_bytes()[logged:].decode()
+        return said.count("closing AMQP connection") - said.count("client unexpectedly closed TCP connection")
+
+    acking = [item for item in container.extensions if isinstance(item, Handles | RpcServer)]
+    assert len(acking) > 1
+    until(lambda: left() == len(acking))
 
 
 def test_a_broker_that_does_not_answer_does_not_hold_up_the_stop(
