@@ -18,6 +18,8 @@ from shared.edge.rpc import TRANSIENT, OnLine
 from shared.edge.wake import Wake
 from topology.table import HINTS_EXCHANGE
 
+# How soon it hears, on a connection on which it only speaks, that the broker has gone.
+READ_S = 0.5
 # In one message; a batch changes at most 50 and several are told together.
 MOST_IDS = 500
 # What could not be told for so long that it is more than this is of use to nobody.
@@ -55,7 +57,7 @@ class Teller(OnLine):
                 line.channel.basic_publish(message, HINTS_EXCHANGE, "")
             while line.read(timeout_s=0):
                 pass
-            self._wake.wait(0.5)
+            self._wake.wait(READ_S)
 
 
 class Hints(DependencyProvider):

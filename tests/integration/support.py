@@ -41,8 +41,11 @@ SERVICES: dict[str, Any] = {"order": OrderService, "inventory": InventoryService
 
 T = TypeVar("T")
 
+# Long enough for a machine that does other things too: it is waited out only where something fails.
+PATIENCE_S = 20.0
 
-def until(found: Callable[[], T], within_s: float = 5.0, every_s: float = 0.02) -> T:
+
+def until(found: Callable[[], T], within_s: float = PATIENCE_S, every_s: float = 0.02) -> T:
     """What `found` returns as soon as it is true; the test fails when it is not in time."""
     deadline = time.monotonic() + within_s
     while not (result := found()):
@@ -203,7 +206,7 @@ class Mail:
         """The next message of a queue, or None."""
         return self.channel.basic_get(queue, no_ack=True)
 
-    def take(self, queue: str, within_s: float = 5.0) -> amqp.Message:
+    def take(self, queue: str, within_s: float = PATIENCE_S) -> amqp.Message:
         """The next message of a queue, waited for."""
         return until(lambda: self.get(queue), within_s)
 
@@ -330,6 +333,12 @@ class Wire:
         self._threads[0].kill()
         self._listener.close()
         self.cut()
+
+
+def wire_to_broker(settings: Settings) -> Wire:
+    """A wire to the broker."""
+    host, port = settings.amqp_uri.rpartition("@")[2].partition("/")[0].split(":")
+    return Wire(host, int(port))
 
 
 class _Tags:

@@ -24,7 +24,7 @@ def container(settings, database):
     container = ServiceContainer(AuthService, nameko_config(settings, "auth") | {"WEB_SERVER_ADDRESS": "127.0.0.1:0"})
     container.start()
     server = next(item for item in container.subextensions if isinstance(item, WebServer))
-    until(lambda: ask(server, "GET", "/readyz")[0] == 200, within_s=10)
+    until(lambda: ask(server, "GET", "/readyz")[0] == 200)
     yield container
     container.stop()
 

@@ -151,7 +151,7 @@ def test_a_retry_returns_after_a_second_to_its_own_queue_and_no_other(
     payment, event = bench("payment"), reserved_event()  # heard by order_service too
     payment.settle(CHARGES, [event], ask=None, handle=Poisoned(payment.service.void, ValueError("no"), event))
 
-    returned = mail.take(CHARGES, within_s=4)
+    returned = mail.take(CHARGES)
 
     assert returned.properties["message_id"] == str(event.message_id)
     assert headers_of(returned)["x-attempt"] == 1
@@ -554,7 +554,7 @@ def test_a_bare_payload_that_fails_is_tried_again_as_the_event_it_was_completed_
 
     inventory.batch(CREATED, handle=fail).settle([Delivery(1, bare, "order.created", None, {})])
 
-    retried = mail.take(CREATED, within_s=4)
+    retried = mail.take(CREATED)
     body = body_of(retried)
     assert body["source"] == body["identity"]["user_id"] == "shell"
     assert body["message_id"] == retried.properties["message_id"]

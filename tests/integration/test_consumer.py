@@ -129,7 +129,7 @@ def test_a_consumer_begins_with_one_message_and_opens_after_it_was_settled(
     throughout(lambda: mail.waiting(QUEUE) == 149, for_s=0.3)  # the broker has handed out one and no more
 
     gate.open = True
-    until(lambda: consumed(database) == ids(events), within_s=10)
+    until(lambda: consumed(database) == ids(events))
     assert max(len(batch) for batch in gate.batches) <= 50
     assert len(gate.batches) < 20, "what waits is handled together"
 
@@ -214,7 +214,7 @@ def test_a_stop_under_load_redelivers_nothing_that_is_finished_and_finishes_what
     events = orders(10_000 if long else 600)
     mail.tell(events)
     container = start(lambda batch, tx: eventlet.sleep(0.02))
-    until(lambda: len(consumed(database)) >= 100, within_s=10)
+    until(lambda: len(consumed(database)) >= 100)
 
     container.stop()
 
@@ -254,7 +254,7 @@ def test_a_stop_while_paused_is_quick_and_gives_everything_back(start: Start, da
     began = time.monotonic()
     container.stop()
 
-    assert time.monotonic() - began < 6
+    assert time.monotonic() - began < 10
     assert until(lambda: mail.waiting(QUEUE) == 3)
     assert mail.all(f"{QUEUE}.retry") == mail.all(f"{QUEUE}.dlq") == []
 
@@ -264,7 +264,7 @@ def test_a_container_that_dies_in_the_middle_of_a_query_dies(start: Start, datab
 
     def handle(events: Events, tx: Tx) -> None:
         queries.append(1)
-        tx.session.execute(text("SELECT pg_sleep(3)"))
+        tx.session.execute(text("SELECT pg_sleep(10)"))
 
     mail.tell(orders(1))
     container = start(handle)
@@ -272,7 +272,7 @@ def test_a_container_that_dies_in_the_middle_of_a_query_dies(start: Start, datab
     began = time.monotonic()
     container.kill()
 
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 8
     assert container._died.ready()
     assert until(lambda: mail.waiting(QUEUE) == 1), "the message is back"
 
@@ -295,7 +295,7 @@ def test_a_failing_message_waits_one_two_and_four_seconds_and_is_then_exhausted(
 
     mail.tell(events)
     start(handle)
-    dead = mail.take(f"{QUEUE}.dlq", within_s=20)
+    dead = mail.take(f"{QUEUE}.dlq")
 
     waits = [later - sooner for sooner, later in pairwise(tried)]
     assert [round(wait - 0.3) for wait in waits] == [1, 2, 4], waits
@@ -365,7 +365,7 @@ def test_a_consumer_whose_connection_is_closed_comes_back_and_nothing_is_lost_or
     events = orders(10_000 if long else 600)
     mail.tell(events)
     start(lambda batch, tx: eventlet.sleep(0.1))
-    until(lambda: len(consumed(database)) >= 100, within_s=10)
+    until(lambda: len(consumed(database)) >= 100)
     vhost = settings.amqp_uri.rpartition("/")[2]
     assert servers_of_this_run.broker
     servers_of_this_run.broker.rabbitmqctl("close_all_connections", "-p", vhost, "test")
@@ -388,12 +388,12 @@ def test_a_consumer_gives_up_a_frozen_broker_and_comes_back(
     assert broker
     broker.pause()
     try:
-        until(lambda: "is away" in (extension(container, Handles).trouble() or ""), within_s=8)
+        until(lambda: "is away" in (extension(container, Handles).trouble() or ""))
     finally:
         broker.resume()
     mail.tell(second)
 
-    until(lambda: consumed(database) == ids(first + second), within_s=15)
+    until(lambda: consumed(database) == ids(first + second))
     assert extension(container, Handles).trouble() is None
 
 

@@ -19,7 +19,7 @@ from tests.integration.support import Bench, Mail, Wire, container_of, extension
 
 Benches = Callable[..., Bench]
 
-SLEEP = text("SELECT pg_sleep(0.5)")
+SLEEP = text("SELECT pg_sleep(1)")
 
 
 def test_two_queries_run_side_by_side(bench: Benches) -> None:
@@ -33,7 +33,7 @@ def test_two_queries_run_side_by_side(bench: Benches) -> None:
     for sleeping in [eventlet.spawn(sleep) for _ in range(4)]:
         sleeping.wait()
 
-    assert time.monotonic() - began < 1.2
+    assert time.monotonic() - began < 3  # of 4
 
 
 def test_a_block_is_one_transaction_and_autocommit_is_many(bench: Benches, database: Databases) -> None:
@@ -81,7 +81,7 @@ def test_a_server_that_falls_silent_is_given_up_in_time_and_the_pool_heals(
         with pytest.raises(DBAPIError) as raised, payment.sessions.begin() as session:
             session.execute(text("SELECT 1"))
         assert is_outage(raised.value)
-        assert time.monotonic() - began < 2.5
+        assert time.monotonic() - began < 4
     wire.silent = False
 
     with payment.sessions.begin() as session:

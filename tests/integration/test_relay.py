@@ -19,7 +19,17 @@ from shared.errors import PublishFailed
 from shared.events import Envelope, OrderCancelled, OrderPaid
 from shared.relay import Relay, publish_once, purge
 from tests.databases import Databases
-from tests.integration.support import Bench, Mail, Wire, container_of, extension, order_created, told, until
+from tests.integration.support import (
+    PATIENCE_S,
+    Bench,
+    Mail,
+    Wire,
+    container_of,
+    extension,
+    order_created,
+    told,
+    until,
+)
 from topology.table import EVENTS_EXCHANGE
 
 CANCELLED = "q.payment.order-cancelled"
@@ -242,14 +252,14 @@ def test_one_of_two_relays_leads_and_the_other_takes_over_when_its_backend_is_ki
     database.rows("order", "SELECT pg_terminate_backend(:pid)", pid=row["pid"])
     last = cancelled()
     tell_from(second, last)
-    until(lambda: not unpublished(database), within_s=2.5)
+    until(lambda: not unpublished(database))
     until(lambda: len(leaders(first, second)) == 1)
 
     published = ids(mail.all(CANCELLED))
     assert sorted(set(published)) == sorted(ids([*events, last]))
 
 
-def test_the_standby_leads_within_two_seconds_when_the_leader_dies(
+def test_the_standby_leads_at_once_when_the_leader_dies(
     start: Callable[..., ServiceContainer], settings: Settings, database: Databases, mail: Mail, wire: Wire
 ) -> None:
     leader = start(wire.url(settings.database_url("order")))
@@ -257,34 +267,26 @@ def test_the_standby_leads_within_two_seconds_when_the_leader_dies(
     standby = start()
     until(lambda: asked_in_vain(database))
     wire.close()  # the sockets of a process that was killed are closed by its kernel
-    began = time.monotonic()
 
-    until(lambda: leaders(standby), within_s=2)
+    until(lambda: leaders(standby), within_s=relay.FROZEN_AFTER_MS / 1000 / 2)  # and not when its silence is noticed
     event = cancelled()
     tell_from(standby, event)
     until(lambda: not unpublished(database))
-    assert time.monotonic() - began < 3
     assert ids(mail.all(CANCELLED)) == ids([event])
 
 
 def test_a_replica_that_does_not_lead_wakes_the_leader_long_before_its_poll(
     start: Callable[..., ServiceContainer], database: Databases, mail: Mail, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relay, "POLL_S", 8.0)
+    monkeypatch.setattr(relay, "POLL_S", 2 * PATIENCE_S)
     leader = start()
     until(lambda: leaders(leader))
     standby = start()
     until(lambda: asked_in_vain(database))
-    took = []
     for replica in (leader, standby, leader, standby, standby, standby):
-        began = time.monotonic()
         tell_from(replica, cancelled())
         mail.take(CANCELLED)
-        took.append(time.monotonic() - began)
         eventlet.sleep(0.05)  # one told meanwhile would be woken by the one before
-
-    print("from commit to queue:", [f"{seconds * 1000:.0f} ms" for seconds in took])
-    assert max(took) < 0.5
 
 
 def test_what_a_crash_left_is_found_by_the_poll(
@@ -295,7 +297,7 @@ def test_what_a_crash_left_is_found_by_the_poll(
     event = cancelled()
     tell(bench("order"), event)  # a bench wakes nobody
 
-    assert ids([mail.take(CANCELLED, within_s=2.5)]) == ids([event])
+    assert ids([mail.take(CANCELLED)]) == ids([event])
 
 
 def test_a_relay_whose_broker_is_away_tries_less_and_less_often_and_says_so(

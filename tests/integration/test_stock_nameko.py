@@ -27,7 +27,7 @@ from tests.databases import Databases
 from tests.integration.stock import services
 from tests.integration.stock.services import PATIENCE_S, QUEUES, SILENT, SINK
 from tests.integration.stock.subject import Subject
-from tests.integration.support import Mail, Wire, body_of, comes_true, until
+from tests.integration.support import Mail, Wire, body_of, comes_true, until, wire_to_broker
 from topology.table import retry_queues
 
 Probe = Callable[[Subject], Any]
@@ -241,10 +241,9 @@ FAULTS = [
 def wired(settings: Settings) -> Iterator[Callable[[], Wire]]:
     """Makes wires to the broker."""
     wires: list[Wire] = []
-    host, port = settings.amqp_uri.rpartition("@")[2].partition("/")[0].split(":")
 
     def wire() -> Wire:
-        wires.append(Wire(host, int(port)))
+        wires.append(wire_to_broker(settings))
         return wires[-1]
 
     yield wire

