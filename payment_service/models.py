@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, ForeignKey, Index, Text, func, select, text
+from sqlalchemy import BigInteger, ForeignKey, Index, Text, func, select, text, update
 from sqlalchemy.dialects.postgresql import ARRAY, Insert
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Mapped, Session, mapped_column
@@ -110,6 +110,15 @@ def claim_charges(session: Session, events: Iterable[Envelope]) -> None:
             for event in events
         ],
     )
+
+
+def reopen(session: Session, order_ids: Iterable[uuid.UUID]) -> None:
+    """PENDING again what was written off while it was being asked for: it may be charged now, and `settle` finds out.
+
+    One statement that commits itself, after the provider was asked.
+    """
+    written_off = (PaymentRow.order_id.in_(set(order_ids)), PaymentRow.status == Status.VOID, PaymentRow.cancelled)
+    session.execute(update(PaymentRow).where(*written_off).values(status=Status.PENDING))
 
 
 def claim_voids(session: Session, events: Iterable[Envelope]) -> None:

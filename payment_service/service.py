@@ -78,7 +78,13 @@ class PaymentService(Probes):
             row = rows[event.payload.order_id]
             if domain.is_to_be_charged(models.payment(row)):
                 calls[event.message_id] = _charge_of(row, row.payment_id)
-        return side_by_side(self.provider.charge, calls)
+        answers = side_by_side(self.provider.charge, calls)
+        # A process that stood still before its call may have made it when nobody expected it any more, and its message
+        # has been settled by another.
+        if calls:
+            with self.db.autocommit() as session:
+                models.reopen(session, [charge.order_id for charge in calls.values()])
+        return answers
 
     @handles("q.payment.refund-requested", ask="ask_for_refunds")
     def refund(self, events: Events, tx: Tx) -> None:

@@ -8,7 +8,7 @@ import eventlet
 import pytest
 
 from payment_service.domain import Answer
-from payment_service.provider import Provider
+from payment_service.provider import Charge, Provider
 from payment_service.service import UNKNOWN_AFTER_S
 from shared.errors import ProviderAway, ProviderTimeout
 from shared.events import Envelope, OrderCancelled, RefundRequested
@@ -199,3 +199,32 @@ def test_a_cancelled_payment_that_nobody_asks_for_any_more_is_void(
     weak.service.settle()
 
     assert statuses(database) == ["VOID"]
+
+
+def test_a_call_that_was_frozen_until_its_payment_was_written_off_is_made_good(
+    bench: Benches, database: Databases, mail: Mail
+) -> None:
+    """Its process stood still between writing down the charge and asking for it, for longer than any call takes."""
+    event = reserved_event()
+    payment = bench("payment")
+    provider = payment.service.provider
+
+    class Thawed(Provider):
+        def charge(self, charge: Charge) -> Answer:
+            payment.service.provider = provider
+            payment.settle(VOIDS, [told(OrderCancelled(event.payload.order_id, "deadline"))])
+            make_old(database)
+            payment.service.settle()
+            assert statuses(database) == ["VOID"]
+            payment.settle(CHARGES, [event])  # its message was delivered again, and is not asked for
+            return provider.charge(charge)
+
+    payment.service.provider = Thawed()
+    payment.settle(CHARGES, [event])
+    assert database.rows("payment", "SELECT FROM outbox") == []
+    make_old(database)
+    payment.service.settle()
+
+    assert statuses(database) == ["COMPLETED"]
+    (last,) = database.rows("payment", "SELECT event_type FROM outbox")
+    assert last["event_type"] == "payment.succeeded", "of which a cancelled order asks the money back"

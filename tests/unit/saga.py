@@ -238,6 +238,13 @@ class PaymentModels:
                 session.payments[asked.order_id] = replace(row, updated_at=row.updated_at + 1)
 
     @staticmethod
+    def reopen(session: Tables, order_ids: Iterable[UUID]) -> None:
+        for order_id in order_ids:
+            row = session.payments[order_id]
+            if row.status == PaymentStatus.VOID and row.cancelled:
+                session.payments[order_id] = replace(row, status=PaymentStatus.PENDING)
+
+    @staticmethod
     def claim_voids(session: Tables, events: Iterable[Envelope]) -> None:
         for event in events:
             session.payments.setdefault(
