@@ -129,21 +129,24 @@ class Handles(Entrypoint):
 
     def run(self) -> None:
         """Consume until stopped."""
-        try:
-            keep_line(
-                self.settings.amqp_uri,
-                self.settings.heartbeat_s,
-                self._consume,
-                lambda: self._stopping,
-                self._hear_trouble,
-                self.queue,
-            )
-        except Stopping:
-            log.info("%s stops while paused; what it held goes back to the queue", self.queue)
+        keep_line(
+            self.settings.amqp_uri,
+            self.settings.heartbeat_s,
+            self._serve,
+            lambda: self._stopping,
+            self._hear_trouble,
+            self.queue,
+        )
         self._publisher.close()
 
     def _hear_trouble(self, trouble: str | None) -> None:
         self._broker_trouble = trouble
+
+    def _serve(self, line: Line) -> None:
+        try:
+            self._consume(line)
+        except Stopping:
+            log.info("%s stops while paused; what it held goes back to the queue", self.queue)
 
     def _consume(self, line: Line) -> None:
         self._line = line
