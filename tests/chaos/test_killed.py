@@ -238,7 +238,7 @@ def test_replicas_that_are_asked_to_stop_under_load_do_so_in_time_and_nothing_is
 ) -> None:
     took = {}
     before = settled(system)
-    with Load(system) as load:
+    with Load(system, customers=2) as load:
         for service in SERVICES:
             load.wait_for(5)
             name, pid = sorted(system.replicas_of(service).items())[0]
@@ -291,7 +291,7 @@ def test_what_a_replica_has_in_work_when_it_is_asked_to_stop_is_finished_and_doe
     system: System,
 ) -> None:
     before = settled(system)
-    with Load(system) as load:
+    with Load(system, customers=2) as load:
         for service in TELLERS:
             load.wait_for(5)
             stop_at_work(system, service)

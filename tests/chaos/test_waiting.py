@@ -26,6 +26,7 @@ pytestmark = pytest.mark.timeout(600)
 STOPS_WITHIN_S = 10.0
 TOLD_WITHIN_S = 1.0
 WAITS_S = 25  # the longest there is
+PAID_WITHIN_S = 8.0
 # A lost hint costs a second.
 TOLD_WITHOUT_HINTS_WITHIN_S = 2.0
 
@@ -165,12 +166,12 @@ def test_who_waits_while_the_broker_is_started_again_hears_of_the_payment_all_th
         machines.broker.kill()
         machines.broker.start()
         system.wait_ready()
+        left_s = asked_at + WAITS_S - time.time()
     with crowd:
         heard = crowd.answers()
     assert {item.status for item in heard} == {200}
-    # On a machine so slow that the time was over before the payment, they are answered with what is known.
-    assert {item.body["status"] for item in heard if item.at < asked_at + WAITS_S} <= {"PAID"}
-    assert {item.body["status"] for item in heard} <= {"PAID", "RESERVED"}
+    # On a machine so slow that their time is over, they are answered with what is known.
+    assert {item.body["status"] for item in heard} <= ({"PAID"} if left_s > PAID_WITHIN_S else {"PAID", "RESERVED"})
 
 
 def test_who_waits_while_the_order_service_is_killed_hears_of_the_payment_all_the_same(system: System) -> None:
