@@ -64,7 +64,8 @@ PYTEST_PATIENCE_S = 15.0
 # Playwright and real threads do not belong in a process patched by eventlet, hence two runs.
 TEST_RUNS = {
     "patched": ("tests/unit", "tests/integration"),
-    "plain": ("tests/smoke", "tests/e2e", "tests/chaos", "tests/audit"),
+    # In this order two systems are started: one replica of each service for the first two, two for the others.
+    "plain": ("tests/smoke", "tests/audit", "tests/e2e", "tests/chaos"),
 }
 BROWSER_TESTS = "tests/e2e/test_dashboard.py"
 PYTEST_NO_TESTS = 5

@@ -10,14 +10,13 @@ import logging.config
 import time
 from typing import Any
 
-import structlog
-
 # Who looks into a log while something is away finds it there; who reads the whole log is not drowned in it.
 REMIND_S = 30.0
 
 
 def configure(level: str, **always: Any) -> None:
     """Send every logger of this process to standard error; `always` is in each line (service, replica)."""
+    import structlog  # here: a command that keeps no log starts without it
 
     def add_constants(logger: Any, name: str, line: Any) -> Any:
         return {**line, **always}

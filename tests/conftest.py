@@ -7,8 +7,13 @@ laptop and fail in CI: a missing broker must never look like a pass.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.e2e.system import Systems
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -36,3 +41,13 @@ def servers() -> None:
     if os.environ.get("CI"):
         pytest.fail("no servers: run the tests by `make test`")
     pytest.skip("no servers: run the tests by `make test`")
+
+
+@pytest.fixture(scope="session")
+def systems(servers: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Systems]:
+    """Whole systems of real processes, for tests of several folders."""
+    from tests.e2e.system import Systems  # not by whom eventlet patches: it opens sockets and starts threads
+
+    systems = Systems(tmp_path_factory.mktemp)
+    yield systems
+    systems.stop()

@@ -30,7 +30,7 @@ HISTORY_COLUMNS = ("started_at", "finished_at", "kind", "actor", "outcome")
 def _databases(settings: Settings) -> Iterator[tuple[Books, Connection]]:
     """The services' databases to read, and the operations ledger. Raises CannotWork."""
     # isort: off
-    from shared.edge import green  # noqa: F401
+    from ops import green  # noqa: F401
 
     # isort: on
     from ops.dlq.books import Books, database_faults

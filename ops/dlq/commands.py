@@ -152,7 +152,7 @@ def _desk(actor: str | None = None, why: str = "", progress: bool = False) -> It
     """The engine. Once anything may be changed, Ctrl-C asks it to stop after what it has in hand; a second one ends it
     at once, as the first does where it only looks or asks."""
     # isort: off
-    from shared.edge import green  # noqa: F401
+    from ops import green  # noqa: F401
 
     # isort: on
     from ops.dlq.desk import Actor, Desk, Watch

@@ -16,7 +16,9 @@ from tests.e2e.system import System
 PAYMENTS = ("mock_ok", "mock_ok", "mock_ok", "mock_declined", "mock_timeout_charged")
 GIVE_UP_S = 240.0  # after an outage as in the quiet
 # A customer's pause between two orders: four who pause shortly keep both processors of a small machine busy.
-PAUSE_S, PAUSE_LONG_S = 0.2, 0.05
+PAUSE_S, PAUSE_LONG_S = 0.5, 0.05
+# And before he repeats what was refused, which in an outage is all that he does.
+AGAIN_S, AGAIN_LONG_S = 0.5, 0.1
 # No answer at all is what the client of a killed gateway gets.
 GOOD_REFUSALS = {"503 unavailable", "503 cannot_work", "409 idempotency_in_progress", "ConnectionError"}
 
@@ -27,6 +29,7 @@ class Load:
     def __init__(self, system: System, customers: int = 4, pause_s: float = 0.0, outage_s: float = 0.0) -> None:
         self.system = system
         self.pause_s = pause_s or (PAUSE_LONG_S if system.full_size else PAUSE_S)
+        self.again_s = AGAIN_LONG_S if system.full_size else AGAIN_S
         self.give_up_s = GIVE_UP_S + outage_s
         self.sku = f"load-{uuid.uuid4().hex[:8]}"
         self.accepted: dict[str, str] = {}
@@ -73,7 +76,7 @@ class Load:
                     if time.monotonic() - began > self.give_up_s:
                         self.given_up.append(f"{key}: {why}")
                         break
-                    time.sleep(0.1)
+                    time.sleep(self.again_s)
             self.slowest_s = max(self.slowest_s, time.monotonic() - began)
 
     def _post(self, flow: Flow, key: str, payment: str) -> str | None:

@@ -25,13 +25,15 @@ pytestmark = pytest.mark.timeout(600)
 
 STOPS_WITHIN_S = 10.0
 TOLD_WITHIN_S = 1.0
+WAITS_S = 25  # the longest there is
+PAID_WITHIN_S = 8.0
 # A lost hint costs a second.
 TOLD_WITHOUT_HINTS_WITHIN_S = 2.0
 
 
 @pytest.fixture
 def clients(long: bool) -> int:
-    return 1000 if long else 200
+    return 1000 if long else 100
 
 
 def post(system: System, count: int) -> list[str]:
@@ -59,8 +61,8 @@ def crowd_at(system: System, replica: int) -> Crowd:
     return Crowd(system.url("gateway", replica), system.flow().token("customer"))
 
 
-def waits(order_ids: list[str], states: str = "PAID,CANCELLED", timeout_s: int = 25) -> list[str]:
-    return [f"/api/orders/{order_id}?wait={states}&timeout={timeout_s}" for order_id in order_ids]
+def waits(order_ids: list[str]) -> list[str]:
+    return [f"/api/orders/{order_id}?wait=PAID,CANCELLED&timeout={WAITS_S}" for order_id in order_ids]
 
 
 def memory_of(system: System, name: str) -> int:
@@ -150,20 +152,26 @@ def all_wait(system: System, clients: int) -> None:
     eventually(lambda: metric(system, "gateway-0", "ecom_waiting_clients"), lambda count: count == clients)
 
 
-def test_who_waits_while_the_broker_is_started_again_is_answered(system: System, machines: Servers, long: bool) -> None:
+def test_who_waits_while_the_broker_is_started_again_hears_of_the_payment_all_the_same(
+    system: System, machines: Servers
+) -> None:
     assert machines.broker is not None
     with held(system.databases, "payment"):
         order_ids = post(system, 40)
         all_are(system, "RESERVED", order_ids)
-        with crowd_at(system, 0) as crowd:
-            crowd.ask(waits(order_ids, timeout_s=25 if long else 15))
-            all_wait(system, len(order_ids))
-            machines.broker.kill()
-            machines.broker.start()
-            system.wait_ready()
-            # Payment is held: when their time is over they are answered with what is known.
-            heard = crowd.answers()
-    assert {(item.status, item.body["status"]) for item in heard} == {(200, "RESERVED")}
+        crowd = crowd_at(system, 0)
+        asked_at = time.time()
+        crowd.ask(waits(order_ids))
+        all_wait(system, len(order_ids))
+        machines.broker.kill()
+        machines.broker.start()
+        system.wait_ready()
+        left_s = asked_at + WAITS_S - time.time()
+    with crowd:
+        heard = crowd.answers()
+    assert {item.status for item in heard} == {200}
+    # On a machine so slow that their time is over, they are answered with what is known.
+    assert {item.body["status"] for item in heard} <= ({"PAID"} if left_s > PAID_WITHIN_S else {"PAID", "RESERVED"})
 
 
 def test_who_waits_while_the_order_service_is_killed_hears_of_the_payment_all_the_same(system: System) -> None:

@@ -92,7 +92,6 @@ def repeat(into: BlockingChannel, heard: Heard) -> None:
 def publish_by_hand(amqp_uri: str, type_: str, payload: dict[str, Any]) -> None:
     """Publish a bare payload, as a stock nameko shell does."""
     with channel(amqp_uri) as opened:
-        opened.confirm_delivery()
         opened.basic_publish(EVENTS_EXCHANGE, type_, json.dumps(payload).encode(), mandatory=True)
 
 
@@ -100,7 +99,6 @@ def publish(amqp_uri: str, event: Envelope) -> None:
     """Publish an event as a service tells it."""
     properties = pika.BasicProperties(message_id=str(event.message_id), type=event.type)
     with channel(amqp_uri) as opened:
-        opened.confirm_delivery()
         opened.basic_publish(EVENTS_EXCHANGE, event.type, event.to_json().encode(), properties, mandatory=True)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.e2e.broker import Tap
-from tests.e2e.system import System
+from tests.e2e.system import System, Systems
 
 # What the tests here provoke, and the services are right to write down.
 ALLOWED_IN_LOGS = (r"ProviderTimeout",)
@@ -25,14 +25,18 @@ def refuse_patched_process() -> None:
         )
 
 
-@pytest.fixture(scope="package")
-def system(servers: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """Every service with two replicas; at the end nothing is left and no log holds a fault."""
+def two_of_each(systems: Systems) -> System:
+    """Every service with two replicas, quick to notice a silent broker or provider."""
     refuse_patched_process()
-    system = System(tmp_path_factory.mktemp("e2e-logs"), PROVIDER_TIMEOUT_S="1", PROVIDER_OPEN_S="1")
-    system.start()
+    return systems.like(2, AMQP_HEARTBEAT_S="5", PROVIDER_TIMEOUT_S="0.5", PROVIDER_OPEN_S="1")
+
+
+@pytest.fixture(scope="package")
+def system(systems: Systems) -> Iterator[System]:
+    """Every service with two replicas; at the end no log holds a fault."""
+    system = two_of_each(systems)
     yield system
-    wrong = system.stop(ALLOWED_IN_LOGS)
+    wrong = system.faults(ALLOWED_IN_LOGS)
     assert not wrong, "\n".join(wrong[:20])
 
 

@@ -20,7 +20,6 @@ import psutil
 import requests
 
 from ops.flow import Flow, Token
-from ops.processes import wait_until
 from ops.supervisor import SERVICES, Child, Supervisor
 from shared.config import read
 from tests.databases import Databases
@@ -33,6 +32,8 @@ ECOM = Path(sys.executable).with_name("ecom")
 MARK = "ECOM_TEST_SYSTEM"  # in the environment of every process that a system starts, so that none is overlooked
 QUIET_PATIENCE_S = 40.0
 READY_PATIENCE_S = 60.0
+# How often a condition is looked at: after each tenth of the time it was waited for so far. Each look costs something.
+SOONEST_S, LATEST_S = 0.02, 0.25
 
 
 class System:
@@ -41,9 +42,11 @@ class System:
     def __init__(self, directory: Path, replicas: int = 2, **settings: str) -> None:
         self.settings = read()
         self.directory = directory
+        self.outage_file = directory / "provider-is-away"  # while it exists the payment provider answers nobody
         self.replicas = replicas
         self.full_size = False  # of what chaos tests load it with
         self.mark = uuid.uuid4().hex
+        self._agreed = ""  # how far the database server had written before books were read that agreed
         self.databases = Databases(self.settings)
         self.amqp_uri = self.settings.amqp_uri
         self._tokens: dict[str, Token] = {}
@@ -54,15 +57,16 @@ class System:
             for service in SERVICES
             for replica in range(replicas)
         ]
-        environment = {**os.environ, **settings, MARK: self.mark}
+        self._logs_read = dict.fromkeys((child.name for child in children), 0)
+        payment_mode = f"down_while:{self.outage_file}"
+        environment = {**os.environ, "PAYMENT_MODE": payment_mode, **settings, MARK: self.mark}
         self.supervisor = Supervisor(children, _command, environment, ROOT, say=lambda text: None)
         # One thread starts, restarts and stops: a child gets SIGTERM when the thread that started it ends.
         self._thread = threading.Thread(target=self._supervise, name="supervisor")
 
     def start(self) -> None:
         """Make databases and broker as a first start finds them, start everything, return when all is ready."""
-        for arguments in (("migrate",), ("topology", "apply")):
-            subprocess.run([ECOM, *arguments], cwd=ROOT, check=True, capture_output=True)
+        set_up()
         self.databases.empty()
         purge_all(self.amqp_uri)
         self._thread.start()
@@ -82,7 +86,18 @@ class System:
             self.supervisor.stop()
             self._ready.set()
 
-    def stop(self, allowed: Iterable[str] = ()) -> list[str]:
+    def faults(self, allowed: Iterable[str] = ()) -> list[str]:
+        """What the logs have held since the last call and nobody wants to read, but for what is allowed."""
+        found = []
+        for child in self.supervisor.children:
+            # To the end of a line: somebody may be writing the next one.
+            log = child.log.read_bytes()
+            log = log[self._logs_read[child.name] : log.rfind(b"\n") + 1]
+            self._logs_read[child.name] += len(log)
+            found += [f"{child.log}: {fault}" for fault in faults_in(log.decode(errors="replace"), allowed)]
+        return found
+
+    def stop(self) -> list[str]:
         """Stop everything; what was not as it must be: a process left, one that had to be killed, a log's fault."""
         self._stopping.set()
         self._thread.join()
@@ -90,9 +105,7 @@ class System:
         wrong = [f"the supervisor failed: {self._fault!r}"] if self._fault else []
         wrong += [f"{child.name} did not end by itself" for child in self.supervisor.children if not _ended(child.log)]
         wrong += [f"left running: {process}" for process in psutil.process_iter() if _has_mark(process, self.mark)]
-        for child in self.supervisor.children:
-            wrong += [f"{child.log}: {fault}" for fault in faults_in(child.log, allowed)]
-        return wrong
+        return wrong + self.faults()
 
     # --- clients ---
 
@@ -134,37 +147,48 @@ class System:
         before = set(self.replicas_of(service).values())
         self.kill(*self.replicas_of(service))
 
-        def renewed() -> bool:
+        def missing() -> dict[str, str]:
             now = set(self.replicas_of(service).values())
-            return len(now) == self.replicas and not now & before and self.troubles(service) == {}
+            started = len(now) == self.replicas and not now & before
+            return self.troubles(service) if started else {service: "is not started again"}
 
-        assert wait_until(renewed, patience_s), f"{service} does not come back: {self.troubles(service)}"
+        eventually(missing, lambda troubles: not troubles, patience_s, "not back")
 
     def troubles(self, *services: str) -> dict[str, str]:
         """Which replicas are not ready, and why."""
-        answers = {child.name: readiness(child.url) for child in self.supervisor.children}
-        chosen = {name: why for name, why in answers.items() if not services or name.rpartition("-")[0] in services}
-        return {name: why for name, why in chosen.items() if why is not None}
+        asked = [child for child in self.supervisor.children if not services or child.service in services]
+        answers = {child.name: readiness(child.url) for child in asked}
+        return {name: why for name, why in answers.items() if why is not None}
 
     def wait_ready(self, patience_s: float = READY_PATIENCE_S) -> float:
         """Return when every replica is ready: after how many seconds."""
         began = time.monotonic()
-        assert wait_until(lambda: not self.troubles(), patience_s), f"after {patience_s} s: {self.troubles()}"
+        eventually(self.troubles, lambda troubles: not troubles, patience_s, "not ready")
         return time.monotonic() - began
 
     def wait_quiet(self, patience_s: float = QUIET_PATIENCE_S) -> None:
-        """Return when every order is at rest, every event heard by all, and all books agree. Nothing may be dead."""
+        """Return when every order is at rest, every event heard by all, and all books agree. Nothing may be dead.
+
+        The books are not read again where nothing was written since they last agreed.
+        """
 
         def open_matters() -> list[str]:
+            written = self._written()
+            if written == self._agreed:
+                return []
             for check in (*CHECKS, under_way):  # the first that finds something is enough: they are asked again
                 if found := check(self.databases):
                     return found
+            self._agreed = written
             return []
 
-        found = eventually(open_matters, lambda lines: not lines, patience_s, "the books do not agree")
-        assert found == []
+        eventually(open_matters, lambda lines: not lines, patience_s, "the books do not agree")
         dead = {name: count for name, count in self.dead_letters().items() if count}
         assert not dead, f"dead letters: {dead}, {self.deaths()}"
+
+    def _written(self) -> str:
+        """How far the database server has written, for whichever service."""
+        return str(self.databases.rows("order", "SELECT pg_current_wal_insert_lsn() AS at")[0]["at"])
 
     def dead_letters(self) -> dict[str, int]:
         """How many messages are in each DLQ."""
@@ -176,16 +200,52 @@ class System:
         return [row for name in ("order", "inventory", "payment") for row in self.databases.rows(name, statement)]
 
 
+class Systems:
+    """Whole systems, one at a time. Who wants one like the last one's goes on with that: starting one costs much."""
+
+    def __init__(self, new_directory: Callable[[str], Path]) -> None:
+        self._new_directory = new_directory
+        self._running: System | None = None
+        self._shape: tuple[int, dict[str, str]] | None = None
+
+    def like(self, replicas: int, **settings: str) -> System:
+        """One of so many replicas of each service, with these settings; a new one finds everything empty."""
+        shape = (replicas, settings)
+        if self._running is None or self._shape != shape:
+            self.stop()
+            system = System(self._new_directory(f"system-of-{replicas}-"), replicas, **settings)
+            system.start()
+            self._running, self._shape = system, shape
+        return self._running
+
+    def stop(self) -> None:
+        """Stop what runs, which must leave nothing and be without fault."""
+        system, self._running = self._running, None
+        wrong = system.stop() if system else []
+        assert not wrong, "\n".join(wrong[:20])
+
+
+def set_up() -> None:
+    """Tables and queues, as an operator makes them; side by side, since they have nothing to do with each other."""
+    commands = [
+        subprocess.Popen([ECOM, *words], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        for words in (("migrate",), ("topology", "apply"))
+    ]
+    said = [command.communicate()[1] for command in commands]
+    assert not any(command.returncode for command in commands), said
+
+
 def eventually(
     read: Callable[[], Any], good: Callable[[Any], bool], patience_s: float = 30.0, otherwise: str = "still"
 ) -> Any:
     """Read again and again until it is good; what was read then. Fails with what was read last."""
-    deadline = time.monotonic() + patience_s
+    began = time.monotonic()
     while not good(seen := read()):
-        if time.monotonic() > deadline:
+        waited = time.monotonic() - began
+        if waited > patience_s:
             shown = "\n".join(str(line) for line in seen[:20]) if isinstance(seen, list) else seen
             raise AssertionError(f"after {patience_s:.0f} s {otherwise}: {shown}")
-        time.sleep(0.05)
+        time.sleep(min(max(waited / 10, SOONEST_S), LATEST_S))
     return seen
 
 
@@ -198,10 +258,10 @@ def readiness(url: str) -> str | None:
     return None if answer.status_code == 200 else answer.text
 
 
-def faults_in(log: Path, allowed: Iterable[str]) -> list[str]:
+def faults_in(log: str, allowed: Iterable[str]) -> list[str]:
     """What a log says that nobody wants to read: errors, tracebacks and what is no JSON, but for what is allowed."""
     found = []
-    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in log.splitlines():
         try:
             entry = json.loads(line)
             critical = entry["level"] == "critical"

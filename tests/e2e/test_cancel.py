@@ -268,39 +268,3 @@ def test_cancels_that_race_with_payment_leave_all_books_even(system: System, lon
     assert stock_of(system.flow(), sku) == (10_000 - 2 * uncancelled, 0)
     # Of both kinds there were some, else it was no race.
     assert {"CANCELLED", "REFUND_PENDING"} <= {status for _, status in ended}
-
-
-# --- by the clock ------------------------------------------------------------------------------------------------
-
-
-def test_an_order_whose_payment_is_never_answered_ends_by_the_clock_and_costs_nothing(system: System) -> None:
-    flow = system.flow()
-    flow.stock("no-answer", 5)
-    order_id = flow.order("no-answer", 2, payment="mock_timeout")["order_id"]
-    queue = "q.payment.inventory-reserved"
-    eventually(lambda: system.dead_letters()[f"{queue}.dlq"], lambda count: count == 1, 60, "no charge has died")
-    assert flow.get(f"/api/orders/{order_id}")["status"] == "RESERVED"
-    # What the clock would do in a quarter of an hour.
-    grow_old = "UPDATE orders SET created_at = created_at - interval '1 day' WHERE order_id = :id"
-    assert system.databases.run("order", grow_old, id=order_id) == 1
-    order = flow.at_rest(order_id)
-    assert (order["status"], order["reason"]) == ("CANCELLED", "deadline")
-    (step,) = [step for step in flow.timeline(order_id)["steps"] if step["event"] == "deadline"]
-    assert (step["by"], step["from"]) == ("system:deadline", "RESERVED")
-    eventually(lambda: stock_of(flow, "no-answer"), lambda stock: stock == (5, 0))
-
-    def payment() -> dict[str, Any]:
-        (row,) = system.databases.rows("payment", "SELECT * FROM payments WHERE order_id = :id", id=order_id)
-        return row
-
-    eventually(payment, lambda row: row["cancelled"])
-    grow_old = "UPDATE payments SET updated_at = updated_at - interval '1 minute' WHERE order_id = :id"
-    assert system.databases.run("payment", grow_old, id=order_id) == 1
-    eventually(payment, lambda row: row["status"] == "VOID")
-    assert money_of(system, order_id) == []
-    # The message that died may come back: it charges nobody any more.
-    replayed = system.ecom("dlq", "replay", queue, "--all", "--order-id", order_id, "--yes", "--reason-text", "a test")
-    assert replayed.returncode == 0, replayed.stdout + replayed.stderr
-    system.wait_quiet()
-    assert money_of(system, order_id) == []
-    assert payment()["status"] == "VOID"

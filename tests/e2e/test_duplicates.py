@@ -133,7 +133,6 @@ def test_every_event_of_every_saga_delivered_three_times_has_one_effect(system: 
     tap.new()
     originals = {item.key: item for item in tap.heard}
     with channel(system.amqp_uri) as opened:
-        opened.confirm_delivery()
         for item in originals.values():
             for _ in range(COPIES):
                 repeat(opened, item)

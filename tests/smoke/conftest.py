@@ -9,17 +9,16 @@ import pytest
 
 from ops.servers import Servers
 from tests.e2e.conftest import refuse_patched_process
-from tests.e2e.system import System
+from tests.e2e.system import System, Systems
 
 
 @pytest.fixture(scope="package")
-def system(servers: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """One replica of every service; at the end nothing is left and no log holds a fault, whatever was away."""
+def system(systems: Systems) -> Iterator[System]:
+    """One replica of every service; at the end no log holds a fault, whatever was away."""
     refuse_patched_process()
-    system = System(tmp_path_factory.mktemp("smoke-logs"), replicas=1)
-    system.start()
+    system = systems.like(1)
     yield system
-    wrong = system.stop()
+    wrong = system.faults()
     assert not wrong, "\n".join(wrong[:20])
 
 

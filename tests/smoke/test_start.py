@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from ops.processes import Process, wait_until
 from ops.servers import Server, Servers
 from ops.supervisor import SERVICES
 from tests.e2e.broker import channel
-from tests.e2e.system import ECOM, ROOT, System, eventually, faults_in
+from tests.e2e.system import System, eventually, set_up
 from topology.table import queue_arguments
 
 READY_WITHIN_S = 10.0
@@ -161,8 +160,6 @@ def test_services_started_before_everything_work_once_servers_tables_and_queues_
     empty = {service: {NO_TABLES, NO_QUEUES} if service in CONSUMERS else {NO_TABLES} for service in DATABASE_USERS}
     eventually(lambda: lacking(started, empty), lambda wrong: not wrong, READY_WITHIN_S)
 
-    for arguments in (("migrate",), ("topology", "apply")):
-        subprocess.run([ECOM, *arguments], cwd=ROOT, check=True, capture_output=True)
+    set_up()
     print(f"\nan order is paid {started.ready_after():.1f} s after all was set up")
-    for child in system.supervisor.children:
-        assert not faults_in(child.log, ())
+    assert not system.faults()
