@@ -21,11 +21,11 @@ Away = Callable[[], AbstractContextManager[None]]
 # At full size the outage lasts ten minutes.
 pytestmark = pytest.mark.timeout(1200)
 
-OUTAGE_S = 11.0
+OUTAGE_S = 15.0
 LONG_OUTAGE_S = 600.0
 
-# Longer than a message lives whose tries are all counted: four calls of 0.5 s each, and waits of 1, 2 and 4 s.
-LIFE_OF_A_MESSAGE_S = 11.0
+# Longer than a message lives whose tries are all counted: four calls of 1 s each, and waits of 1, 2 and 4 s.
+LIFE_OF_A_MESSAGE_S = 15.0
 
 PAUSED = r"q\.payment\.inventory-reserved is paused: ProviderAway"
 

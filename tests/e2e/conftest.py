@@ -28,7 +28,7 @@ def refuse_patched_process() -> None:
 def two_of_each(systems: Systems) -> System:
     """Every service with two replicas, quick to notice a silent broker or provider."""
     refuse_patched_process()
-    return systems.like(2, AMQP_HEARTBEAT_S="5", PROVIDER_TIMEOUT_S="0.5", PROVIDER_OPEN_S="1")
+    return systems.like(2, AMQP_HEARTBEAT_S="5", PROVIDER_TIMEOUT_S="1", PROVIDER_OPEN_S="1")
 
 
 @pytest.fixture(scope="package")
