@@ -2,6 +2,7 @@
 
 import tests.patched  # noqa: F401  # isort: skip
 
+import itertools
 import os
 from collections.abc import Callable, Iterator
 
@@ -79,6 +80,12 @@ def bench(settings: Settings, database: "Databases") -> Iterator[Callable[..., B
     yield make
     for one in made:
         one.close()
+
+
+@pytest.fixture
+def restless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A consumer that is paused tries again soon, however often it has."""
+    monkeypatch.setattr("shared.edge.batch.backoff", lambda: itertools.repeat(0.05))
 
 
 @pytest.fixture
