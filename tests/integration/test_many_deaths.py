@@ -30,7 +30,7 @@ MOST_MEMORY_BYTES = 200 * 1024 * 1024
 CHUNK = 1000
 PATIENCE_S = 1500.0
 
-HOW_MANY = [1_500, pytest.param(100_000, marks=[pytest.mark.long, pytest.mark.timeout(3600)])]
+HOW_MANY = [1_100, pytest.param(100_000, marks=[pytest.mark.long, pytest.mark.timeout(3600)])]
 
 
 @dataclass(frozen=True)
