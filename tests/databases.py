@@ -12,6 +12,28 @@ from shared.config import Settings
 
 Row = dict[str, Any]
 
+# A TRUNCATE makes new files, which takes longer than to delete what a test leaves behind. As a replica it runs no
+# triggers and asks for no foreign keys; the lock waits for whoever still writes.
+_EMPTY = """
+DO $$
+DECLARE
+    name text;
+    has_rows boolean;
+BEGIN
+    SET LOCAL session_replication_role = replica;
+    FOR name IN SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'alembic_version' LOOP
+        EXECUTE format('SELECT EXISTS (SELECT FROM %I)', name) INTO has_rows;
+        CONTINUE WHEN NOT has_rows;
+        EXECUTE format('LOCK TABLE %I', name);
+        IF pg_relation_size(quote_ident(name)) > 256 * 1024 THEN
+            EXECUTE format('TRUNCATE %I CASCADE', name);
+        ELSE
+            EXECUTE format('DELETE FROM %I', name);
+        END IF;
+    END LOOP;
+END $$
+"""
+
 
 class Databases:
     """One engine for each service's database, as the superuser; each statement commits itself."""
@@ -44,13 +66,9 @@ class Databases:
             return connection.execute(text(statement), parameters).rowcount
 
     def empty(self) -> None:
-        """Delete all rows of all services' tables; those without any are left alone, which is faster."""
-        tables = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'alembic_version'"
+        """Delete all rows of all services' tables."""
         for name in self.engines:
-            names = [row["tablename"] for row in self.rows(name, tables)]
-            full = " UNION ALL ".join(f"SELECT '{table}' AS t WHERE EXISTS (SELECT FROM {table})" for table in names)
-            if rows := self.rows(name, full) if full else []:
-                self.run(name, f"TRUNCATE {', '.join(row['t'] for row in rows)} CASCADE")
+            self.run(name, _EMPTY)
 
     @contextmanager
     def doctored(self) -> Iterator[Doctored]:

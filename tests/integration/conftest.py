@@ -2,11 +2,13 @@
 
 import tests.patched  # noqa: F401  # isort: skip
 
+import itertools
 import os
 from collections.abc import Callable, Iterator
 
 import pytest
-from sqlalchemy import make_url
+from sqlalchemy import create_engine, make_url, text
+from sqlalchemy.pool import NullPool
 
 from ops.migrate import migrate
 from ops.servers import Servers
@@ -20,18 +22,41 @@ from topology.declare import apply
 def settings(servers: None) -> Settings:
     """The settings of this run, with every database migrated and the topology applied."""
     settings = read()
+    own = servers_of_our_own()
+    if own and own.postgres:
+        without_fsync(settings)
     migrate(settings)
     apply(settings.amqp_uri)
     return settings
 
 
-@pytest.fixture
-def database(settings: Settings) -> Iterator[Databases]:
-    """Every service's database, empty, reached as the superuser."""
+def servers_of_our_own() -> Servers | None:
+    """Those that `make test` has started for this run."""
+    stack = os.environ.get("ECOM_TEST_STACK")
+    return Servers.attach(stack) if stack else None
+
+
+def without_fsync(settings: Settings) -> None:
+    """Let the database server trust the system to write: killed, it loses nothing, and nobody cuts the power here."""
+    engine = create_engine(settings.database_admin_url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    with engine.connect() as connection:
+        connection.execute(text("ALTER SYSTEM SET fsync = off"))
+        connection.execute(text("SELECT pg_reload_conf()"))
+
+
+@pytest.fixture(scope="session")
+def databases(settings: Settings) -> Iterator[Databases]:
+    """Every service's database, reached as the superuser; to connect takes longer than most tests do."""
     databases = Databases(settings)
-    databases.empty()
     yield databases
     databases.close()
+
+
+@pytest.fixture
+def database(databases: Databases) -> Databases:
+    """Every service's database, empty, reached as the superuser."""
+    databases.empty()
+    return databases
 
 
 @pytest.fixture
@@ -58,6 +83,12 @@ def bench(settings: Settings, database: "Databases") -> Iterator[Callable[..., B
 
 
 @pytest.fixture
+def restless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A consumer that is paused tries again soon, however often it has."""
+    monkeypatch.setattr("shared.edge.batch.backoff", lambda: itertools.repeat(0.05))
+
+
+@pytest.fixture
 def wire(settings: Settings) -> Iterator[Wire]:
     """A wire to the database server."""
     url = make_url(settings.database_admin_url)
@@ -69,8 +100,7 @@ def wire(settings: Settings) -> Iterator[Wire]:
 @pytest.fixture
 def servers_of_this_run(servers: None) -> Servers:
     """The broker itself, to break."""
-    stack = os.environ.get("ECOM_TEST_STACK")
-    found = Servers.attach(stack) if stack else None
+    found = servers_of_our_own()
     if found is not None and found.broker is not None:
         return found
     if os.environ.get("CI"):

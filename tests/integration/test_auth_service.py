@@ -5,6 +5,7 @@ import dataclasses
 import eventlet
 import jwt
 import pytest
+from argon2 import PasswordHasher
 from nameko.containers import ServiceContainer
 
 from auth_service import models, passwords
@@ -20,13 +21,15 @@ from tests.unit.serving import ask
 
 
 @pytest.fixture
-def container(settings, database):
+def container(settings, database, monkeypatch):
+    # To hash takes long on purpose, and each test begins with a hash for each of the development users.
+    monkeypatch.setattr(passwords, "_HASHER", PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
     container = ServiceContainer(AuthService, nameko_config(settings, "auth") | {"WEB_SERVER_ADDRESS": "127.0.0.1:0"})
     container.start()
     server = next(item for item in container.subextensions if isinstance(item, WebServer))
     until(lambda: ask(server, "GET", "/readyz")[0] == 200)
     yield container
-    container.stop()
+    container.kill()
 
 
 @pytest.fixture

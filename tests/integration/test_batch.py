@@ -10,6 +10,7 @@ import pytest
 from prometheus_client import REGISTRY
 from sqlalchemy import text
 
+from shared.edge import postgres
 from shared.edge.batch import Stopping
 from shared.edge.publisher import Outgoing
 from shared.edge.tx import Events, Tx
@@ -31,6 +32,8 @@ from tests.integration.support import (
     until,
 )
 from topology.table import QUEUES
+
+pytestmark = pytest.mark.usefixtures("restless")
 
 VOIDS = "q.payment.order-cancelled"
 CHARGES = "q.payment.inventory-reserved"
@@ -479,8 +482,9 @@ def test_a_service_that_stops_while_it_is_paused_sets_nothing_apart(
 
 
 def test_a_service_that_stops_while_somebody_holds_its_rows_sets_nothing_apart(
-    bench: Benches, database: Databases, mail: Mail
+    bench: Benches, database: Databases, mail: Mail, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(postgres, "LOCK_TIMEOUT_MS", 200)
     payment, events = bench("payment"), cancellations(1)
     payment.settle(VOIDS, cancellations(1))
     with database.engines["payment"].connect().execution_options(isolation_level="READ COMMITTED") as somebody:

@@ -20,8 +20,10 @@ CHARGES = "q.payment.inventory-reserved"
 REFUNDS = "q.payment.refund-requested"
 VOIDS = "q.payment.order-cancelled"
 
-# With the bench's timeouts four tries and their waits are over after 8 s; a guard that does nothing shows at once.
-OUTAGE_S = 1.5
+pytestmark = pytest.mark.usefixtures("restless")
+
+# Several tries: the bench leaves a provider that is away alone for 0.2 s. A guard that does nothing shows at once.
+OUTAGE_S = 0.8
 
 Benches = Callable[..., Bench]
 

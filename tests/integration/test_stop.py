@@ -15,6 +15,7 @@ from shared.edge.consumer import Handles
 from shared.edge.database import Database
 from shared.edge.http import Health
 from shared.edge.rpc import RpcServer
+from shared.edge.timer import Every
 from tests.databases import Databases
 from tests.integration.support import Mail, container_of, extension, order_created, reserved_event, told, until
 
@@ -70,6 +71,7 @@ def test_a_timer_that_waits_for_the_provider_does_not_hold_up_the_stop(
     silent_find = MockProvider.find
     monkeypatch.setattr(MockProvider, "find", find)
     container = container_of(silent, PaymentService)
+    extension(container, Every, method_name="settle").seconds = 0.2
     container.start()
     mail.tell([reserved_event()])
     made_old = f"UPDATE payments SET updated_at = now() - make_interval(secs => {UNKNOWN_AFTER_S + 30})"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from uuid import UUID
+
 import nameko.messaging
 import nameko.rpc
 import nameko.web.handlers
@@ -19,17 +22,23 @@ from shared.edge.http import BODY, Probes, Route
 from shared.edge.publisher import Outgoing, Publisher
 from shared.edge.rpc_proxy import RpcProxy
 from shared.edge.tx import Events, Tx
+from shared.events import CommitRequested, Payload, ReleaseRequested
 from shared.tables import Base
+from tests.integration.support import order_created
 
 route = Route.decorator
 
-# Of each its own, or one would take the other's messages.
-QUEUES = {"ours": "q.inventory.order-created", "stock": "test.stock"}
+SIDES = ("ours", "stock")
+# Of each pair its own, or one would take the other's messages: what ours consume, and the events that come there.
+QUEUES: dict[str, Callable[[UUID], Payload]] = {
+    "q.inventory.order-created": order_created,
+    "q.inventory.release-requested": lambda order_id: ReleaseRequested(order_id, "deadline"),
+    "q.inventory.commit-requested": CommitRequested,
+}
 SINK = "test.stock.sink"  # takes what they publish
 SILENT = "silent_service"  # has a queue for calls, and nobody who answers them
 
 PATIENCE_S = 1.0
-SLEEP_S = 3.0  # longer than the stock consumer takes to close its connection
 BLOCK_S = 0.7
 GATHER_S = 1.0
 
@@ -38,13 +47,18 @@ gathered = Event()
 block_the_hub = patcher.original("time").sleep
 
 
+def queue_of(side: str, queue: str) -> str:
+    """Which queue a side consumes; the stock one is of no kind of ours."""
+    return queue if side == "ours" else f"test.stock.{queue}"
+
+
 def work(what: str, order_id: object) -> None:
-    """What a handler does with an order for the item `what`, told on standard output."""
+    """What a handler does with an event of the user `what`, told on standard output."""
     print(f"began {order_id}", flush=True)
     if what == "raise":
         raise ValueError("no")
-    if what == "sleep":
-        sleep(SLEEP_S)
+    if what.startswith("sleep"):
+        sleep(float(what.removeprefix("sleep ")))
     if what == "block":
         spawn_after(GATHER_S, lambda: gathered.ready() or gathered.send())
         gathered.wait()
@@ -69,11 +83,6 @@ class Ours(Probes):
     db = Database()
     publisher = OurPublisher()
 
-    @handles(QUEUES["ours"])
-    def handle(self, events: Events, tx: Tx) -> None:
-        for event in events:
-            work(event.payload.items[0].sku, event.payload.order_id)
-
     @route("GET", "/ping")
     def ping(self, request: Request) -> Response:
         return Response("pong")
@@ -96,8 +105,10 @@ class Ours(Probes):
 
     @route("GET", "/query")
     def query(self, request: Request) -> Response:
-        with Timeout(PATIENCE_S), self.db.begin() as session:
-            session.execute(text("SELECT pg_sleep(8) AS ours"))
+        with self.db.begin() as session:
+            session.connection()  # which may take its time
+            with Timeout(PATIENCE_S):
+                session.execute(text("SELECT pg_sleep(8) AS ours"))
         return Response()
 
 
@@ -105,10 +116,6 @@ class Stock:
     name = "stock_service"
     db = nameko_sqlalchemy.Database(Base)
     publish_to = nameko.messaging.Publisher()
-
-    @nameko.messaging.consume(Queue(QUEUES["stock"], no_declare=True))
-    def handle(self, body: dict) -> None:
-        work(body["payload"]["items"][0]["sku"], body["payload"]["order_id"])
 
     @nameko.web.handlers.http("GET", "/ping")
     def ping(self, request: Request) -> str:
@@ -132,9 +139,27 @@ class Stock:
 
     @nameko.web.handlers.http("GET", "/query")
     def query(self, request: Request) -> str:
+        self.db.session.connection()  # which may take its time
         with Timeout(PATIENCE_S):
             self.db.session.execute(text("SELECT pg_sleep(8) AS stock"))
         return ""
+
+
+def consumer(side: str, queue: str) -> type:
+    """The same service when it consumes, too."""
+
+    class OursConsumer(Ours):
+        @handles(queue)
+        def handle(self, events: Events, tx: Tx) -> None:
+            for event in events:
+                work(event.identity.user_id, event.payload.order_id)
+
+    class StockConsumer(Stock):
+        @nameko.messaging.consume(Queue(queue_of("stock", queue), no_declare=True))
+        def handle(self, body: dict) -> None:
+            work(body["identity"]["user_id"], body["payload"]["order_id"])
+
+    return OursConsumer if side == "ours" else StockConsumer
 
 
 class OursCaller(Probes):

@@ -4,25 +4,56 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO, Any, cast
+from uuid import uuid4
 
 import amqp
 import psutil
 
-from ops.processes import spawn
+from ops.processes import Process, tie
 from ops.servers import free_port
 from shared.config import Settings
+from shared.events import Identity, envelope
+from shared.ids import new_trace_id
 from tests.databases import Databases
-from tests.integration.stock.services import QUEUES
-from tests.integration.support import Mail, Wire, comes_true, order_created, told, until
+from tests.integration.stock.services import QUEUES, queue_of
+from tests.integration.support import Mail, Wire, comes_true, until
 
 ROOT = Path(__file__).resolve().parents[3]
 START_PATIENCE_S = 40.0
+
+
+class Nursery:
+    """The process from which all others come."""
+
+    def __init__(self) -> None:
+        self._popen = subprocess.Popen(
+            [sys.executable, "-m", "tests.integration.stock.run"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            start_new_session=True,
+            preexec_fn=tie(signal.SIGKILL),
+        )
+
+    def start(self, **asked: Any) -> Process:
+        """A process of its own, see `run.become`."""
+        into, out = cast(IO[str], self._popen.stdin), cast(IO[str], self._popen.stdout)
+        print(json.dumps(asked), file=into, flush=True)
+        process = Process.of(int(out.readline()))
+        assert process
+        return process
+
+    def close(self) -> None:
+        """Start no more."""
+        self._popen.communicate()
 
 
 class Subject:
@@ -30,8 +61,10 @@ class Subject:
 
     def __init__(
         self,
+        nursery: Nursery,
         which: str,
         kind: str,
+        queue: str,
         settings: Settings,
         database: Databases,
         wire: Wire,
@@ -39,32 +72,31 @@ class Subject:
         environment: Mapping[str, str],
     ) -> None:
         self.which = which
-        self.consumes = not kind
         self.mail = Mail(settings)  # its own: the sides act side by side
         self.database = database
         self.wire = wire  # through which it reaches the broker
-        self.queue = QUEUES[which]
+        self.hears = queue
+        self.queue = queue_of(which, queue)
         self.log = directory / f"{which}.log"
         self.port = free_port()
-        self.popen = spawn(
-            [sys.executable, "-m", "tests.integration.stock.run", f"{which.capitalize()}{kind}"],
-            log=self.log,
-            env={
-                **os.environ,
+        self.process = nursery.start(
+            side=which,
+            kind=kind,
+            queue=queue,
+            log=str(self.log),
+            environment={
                 "INVENTORY_PORT": str(self.port),
                 "AMQP_URI": wire.amqp_uri(settings.amqp_uri),
                 "AMQP_HEARTBEAT_S": "10",
                 **environment,
             },
-            cwd=ROOT,
-            dies_with_us=signal.SIGKILL,
         )
 
     def wait_ready(self) -> None:
         """Return when it works."""
         path = "/readyz" if self.which == "ours" else "/ping"
         until(lambda: self.get(path) in (200, 404), START_PATIENCE_S)  # what has no probes has no /readyz
-        assert not self.consumes or self.handles()
+        assert not self.hears or self.handles()
 
     def get(self, path: str, within_s: float = 2.0) -> int | None:
         """The status of the answer, or None when none came in time."""
@@ -88,8 +120,9 @@ class Subject:
         return body
 
     def order(self, what: str) -> bytes:
-        """Put an order for the item `what` into its queue; the body."""
-        return self.put(told(order_created(skus=(what,))).to_json().encode())
+        """Put an event of the user `what` into its queue; the body."""
+        event = envelope("test", QUEUES[self.hears](uuid4()), new_trace_id(), Identity(what))
+        return self.put(event.to_json().encode())
 
     def handles(self, within_s: float = 15.0) -> bool:
         """Whether it handles a message that comes now."""
@@ -104,19 +137,19 @@ class Subject:
 
     def to_broker(self) -> set[int]:
         """The local ports of its connections to the broker."""
-        connections = psutil.Process(self.popen.pid).net_connections()
+        connections = psutil.Process(self.process.pid).net_connections()
         return {each.laddr.port for each in connections if each.raddr and each.raddr.port == self.wire.port}
 
     def runs(self) -> bool:
         """Whether the process is still there."""
-        return self.popen.poll() is None
+        return self.process.alive()
 
     def ends(self, within_s: float) -> bool:
         """Ask it to stop: whether it has, in time."""
-        self.popen.send_signal(signal.SIGTERM)
+        self.process.send(signal.SIGTERM)
         return comes_true(lambda: not self.runs(), within_s)
 
     def kill(self) -> None:
         """SIGKILL: what it held goes back to its queue."""
-        self.popen.kill()
-        self.popen.wait()
+        self.process.send(signal.SIGKILL)
+        until(lambda: not self.runs())
