@@ -124,7 +124,7 @@ class Subject:
         event = envelope("test", QUEUES[self.hears](uuid4()), new_trace_id(), Identity(what))
         return self.put(event.to_json().encode())
 
-    def handles(self, within_s: float = 15.0) -> bool:
+    def handles(self, within_s: float = 30.0) -> bool:
         """Whether it handles a message that comes now."""
         order_id = json.loads(self.order("nothing"))["payload"]["order_id"]
         comes_true(lambda: order_id in self.told("done") or not self.runs(), within_s)
