@@ -54,18 +54,18 @@ SETTINGS = (
     *(f"{service.upper()}_PORT" for service in ALL_SERVICES),
 )
 STACK_FILE_VARIABLE = "ECOM_TEST_STACK"  # where a test finds the servers, see ops.servers.Servers.attach
-RUN_KIND_VARIABLE = "ECOM_TEST_RUN"  # patched (by eventlet) or plain
 
 # Stopping takes at most 15 s for the gateway, 15 s for the services and 30 s for each server.
 DOWN_PATIENCE_S = 100.0
 START_PATIENCE_S = 300.0  # for a stack that somebody else is starting; its first time installs everything
 PYTEST_PATIENCE_S = 15.0
 
-# Playwright and real threads do not belong in a process patched by eventlet, hence two runs.
+# Playwright and real threads do not belong in a process patched by eventlet; and of the others some want one replica of
+# each service and some two. Who is last takes longest.
 TEST_RUNS = {
     "patched": ("tests/unit", "tests/integration"),
-    # In this order two systems are started: one replica of each service for the first two, two for the others.
-    "plain": ("tests/smoke", "tests/audit", "tests/e2e", "tests/chaos"),
+    "single": ("tests/smoke", "tests/audit"),
+    "plain": ("tests/e2e", "tests/chaos"),
 }
 BROWSER_TESTS = "tests/e2e/test_dashboard.py"
 PYTEST_NO_TESTS = 5
@@ -433,7 +433,7 @@ def demo() -> int:
 
 
 def test(arguments: Sequence[str]) -> int:
-    """Run all tests: those in a patched process beside the plain ones, each run on servers of its own.
+    """Run all tests: the longest run beside the others, each on servers of its own.
 
     On servers that the user brings they run one after the other: there they would meet.
     """
@@ -481,20 +481,25 @@ def wants_browser(paths: Sequence[str]) -> bool:
 
 def _in_turn(stacks: Mapping[str, Stack], paths: Mapping[str, list[str]], arguments: Sequence[str]) -> dict[str, int]:
     """One run after the other, in the terminal. Their exit codes."""
-    return {kind: _ended(_pytest(stack, kind, paths[kind], arguments)) for kind, stack in stacks.items()}
+    return {kind: _ended(_pytest(stack, paths[kind], arguments)) for kind, stack in stacks.items()}
 
 
 def _side_by_side(
     stacks: Mapping[str, Stack], paths: Mapping[str, list[str]], arguments: Sequence[str]
 ) -> dict[str, int]:
-    """The plain run, which mostly waits for what it has killed, in the terminal; the patched one's output after it."""
-    log = stacks["patched"].directory / "pytest.log"
-    print(f"{' and '.join(TEST_RUNS['patched'])} run beside these; what they print follows", flush=True)
-    with log.open("wb") as output:
-        beside = _pytest(stacks["patched"], "patched", paths["patched"], ["--color=no", *arguments], output)
-        codes = {"plain": _ended(_pytest(stacks["plain"], "plain", paths["plain"], arguments))}
-        codes["patched"] = _ended(beside)
-    print(log.read_text(encoding="utf-8", errors="replace"), flush=True)
+    """The last run, which mostly waits for what it has killed, in the terminal; beside it the others, one after the
+    other, and what they print after it.
+    """
+    *beside, longest = stacks
+    print(f"{' and '.join(beside)} tests run beside these; what they print follows", flush=True)
+    shown = _pytest(stacks[longest], paths[longest], arguments)
+    codes, logs = {}, [stacks[kind].directory / "pytest.log" for kind in beside]
+    for kind, log in zip(beside, logs, strict=True):
+        with log.open("wb") as output:
+            codes[kind] = _ended(_pytest(stacks[kind], paths[kind], ["--color=no", *arguments], output))
+    codes[longest] = _ended(shown)
+    for log in logs:
+        print(log.read_text(encoding="utf-8", errors="replace"), flush=True)
     return codes
 
 
@@ -616,7 +621,7 @@ def sweep() -> None:
 
 
 def judge(codes: Mapping[str, int], narrowed: bool) -> int:
-    """The exit code of both runs of pytest. No test at all is a failure, unless the user narrowed the choice."""
+    """The exit code of all runs of pytest. No test at all is a failure, unless the user narrowed the choice."""
 
     def failed(kind: str, code: int) -> bool:
         if code != PYTEST_NO_TESTS:
@@ -651,11 +656,10 @@ def _named(arguments: Sequence[str]) -> list[str]:
 
 
 def _pytest(
-    stack: Stack, kind: str, paths: Sequence[str], arguments: Sequence[str], output: IO[bytes] | None = None
+    stack: Stack, paths: Sequence[str], arguments: Sequence[str], output: IO[bytes] | None = None
 ) -> subprocess.Popen[bytes]:
     """Start one run of pytest, in the terminal or into a file."""
-    environment = project_environment(stack.environment)
-    environment |= {STACK_FILE_VARIABLE: str(stack.file), RUN_KIND_VARIABLE: kind}
+    environment = project_environment(stack.environment) | {STACK_FILE_VARIABLE: str(stack.file)}
     options = [word for word in arguments if word not in _named(arguments)]
     return subprocess.Popen(
         [str(VENV / "bin" / "python"), "-m", "pytest", *options, *paths],
