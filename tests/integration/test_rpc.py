@@ -278,7 +278,7 @@ def test_who_answers_does_not_take_from_the_reader_what_it_waits_for(settings: S
     asking = eventlet.spawn(line.channel.queue_declare, "", exclusive=True)
     eventlet.sleep(0)  # it has asked
     select = eventlet.patcher.original("select").select  # nobody else's turn comes meanwhile
-    assert select([line.connection.sock], [], [], 5)[0], "the broker has not answered"
+    assert select([line.connection.sock], [], [], PATIENCE_S)[0], "the broker has not answered"
 
     line.channel.basic_publish(amqp.Message("answer"), "", "nobody.listens")
 
