@@ -20,6 +20,7 @@ from nameko.containers import ServiceContainer
 
 from inventory_service import models
 from inventory_service.domain import State
+from ops.processes import tie
 from shared.config import read
 from shared.edge.consumer import handles
 from shared.edge.database import Database
@@ -50,10 +51,16 @@ class InventoryService:
 
 def main(killer: UUID) -> None:
     InventoryService.killer = killer
+    tied, parent = tie(signal.SIGKILL), os.getpid()
     while True:
         # What is imported need not be imported again for each of its lives.
         child = os.fork()
         if not child:
+            # Its parent may be killed in the middle of starting it, and nobody would know of it.
+            if tied:
+                tied()
+            if os.getppid() != parent:
+                return
             container = ServiceContainer(InventoryService, nameko_config(read(), "inventory"))
             container.start()
             container.wait()
