@@ -28,7 +28,7 @@ status: ## every URL; ARGS=--json adds passwords and pids
 	@$(STACK) status $(ARGS)
 
 shell: ## a nameko shell on what `make up` runs; takes a script on standard input
-	@$(STACK) exec python -m ops.shell
+	@$(STACK) exec python -m ops.cli.shell
 
 test: ## all tests, on servers of their own; ARGS='-k words'
 	@$(STACK) test $(ARGS)

@@ -18,8 +18,8 @@ from ops.dlq import overview, replay
 from ops.dlq.books import Books
 from ops.dlq.census import Census
 from ops.dlq.desk import Actor, Desk, Watch
+from ops.dlq.wanted import filters_wanted, replay_wanted
 from ops.domain import Kind, dlq_of
-from ops.wanted import filters_wanted, replay_wanted
 from shared.config import Settings
 from shared.edge.background import Background
 from shared.edge.context import Context

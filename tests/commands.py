@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 import pytest
 
-from ops import cli
+from ops.cli import main as cli
 
 ROOT = Path(__file__).resolve().parent.parent
 ECOM = Path(sys.executable).with_name("ecom")

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 
-from ops.servers import Servers
+from ops.local.servers import Servers
 from tests.e2e.conftest import two_of_each
 from tests.e2e.system import System, Systems, eventually
 

@@ -10,7 +10,7 @@ from collections import Counter
 
 import requests
 
-from ops.flow import Flow
+from ops.cli.flow import Flow
 from tests.e2e.system import System
 
 PAYMENTS = ("mock_ok", "mock_ok", "mock_ok", "mock_declined", "mock_timeout_charged")

@@ -13,8 +13,8 @@ import pytest
 import requests
 from sqlalchemy import text
 
-from ops.processes import Process, wait_until
-from ops.supervisor import SERVICES
+from ops.local.processes import Process, wait_until
+from ops.local.supervisor import SERVICES
 from tests.chaos.leaders import TELLERS, leader_of, ports_of, session_that_leads
 from tests.chaos.load import Load
 from tests.e2e.held import held

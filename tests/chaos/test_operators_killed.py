@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ops.processes import wait_until
+from ops.local.processes import wait_until
 from tests.commands import Ended, ecom, started
 from tests.e2e.broker import depths
 from tests.e2e.system import System, eventually

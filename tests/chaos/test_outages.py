@@ -9,8 +9,8 @@ from collections import Counter
 import pytest
 import requests
 
-from ops.processes import wait_until
-from ops.servers import Server, Servers
+from ops.local.processes import wait_until
+from ops.local.servers import Server, Servers
 from tests.chaos.load import Load
 from tests.e2e.system import System, eventually
 from topology.table import QUEUES

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 
 import pytest
 
-from ops.processes import Process, wait_until
+from ops.local.processes import Process, wait_until
 from tests.chaos.load import Load
 from tests.chaos.test_killed import STOPS_WITHIN_S, metric
 from tests.chaos.test_outages import pass_time

@@ -12,8 +12,8 @@ from datetime import datetime
 import psutil
 import pytest
 
-from ops.processes import Process, wait_until
-from ops.servers import Servers
+from ops.local.processes import Process, wait_until
+from ops.local.servers import Servers
 from tests.chaos.crowd import Crowd, Heard
 from tests.chaos.test_killed import metric
 from tests.e2e.broker import channel

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from sqlalchemy import text
 
-from ops.processes import wait_until
+from ops.local.processes import wait_until
 from tests.databases import Databases
 
 # The one lock by which the replicas of a service agree whose relay publishes. Its id is not imported: shared.relay

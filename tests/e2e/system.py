@@ -19,8 +19,8 @@ from typing import Any
 import psutil
 import requests
 
-from ops.flow import Flow, Token
-from ops.supervisor import SERVICES, Child, Supervisor
+from ops.cli.flow import Flow, Token
+from ops.local.supervisor import SERVICES, Child, Supervisor
 from shared.config import read
 from tests.databases import Databases
 from tests.e2e.broker import depths, purge_all

@@ -21,7 +21,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
-from ops.install import HOW_TO_GET_CHROMIUM, find_chromium, must_have_browser
+from ops.local.install import HOW_TO_GET_CHROMIUM, find_chromium, must_have_browser
 from tests.e2e.system import ROOT, System
 
 # The last two of the first line keep it from calling anybody; the others from needing a GPU or a sandbox of root's.

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import requests
 
-from ops.flow import Flow
+from ops.cli.flow import Flow
 from tests.e2e.held import held
 from tests.e2e.system import System
 

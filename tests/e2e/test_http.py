@@ -220,7 +220,7 @@ def measured(system: System, service: str, name: str, labels: dict[str, str]) ->
 
 def test_the_demo_shows_three_orders_and_ends_well(system: System) -> None:
     run = subprocess.run(
-        [sys.executable, "-m", "ops.demo"],
+        [sys.executable, "-m", "ops.local.demo"],
         cwd=ROOT,
         env={**os.environ, "GATEWAY_URL": system.url("gateway")},
         capture_output=True,

@@ -19,7 +19,7 @@ from tests.e2e.system import ECOM, ROOT, System, eventually
 from tests.terminal import at_a_terminal
 
 NAMEKO = str(Path(sys.executable).with_name("nameko"))
-OURS = [sys.executable, "-m", "ops.shell"]
+OURS = [sys.executable, "-m", "ops.cli.shell"]
 SHELLS = {"nameko shell": lambda uri: [NAMEKO, "shell", "--broker", uri], "make shell": lambda uri: OURS}
 
 PREAMBLE = """\

@@ -10,8 +10,8 @@ import pytest
 from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.pool import NullPool
 
-from ops.migrate import migrate
-from ops.servers import Servers
+from ops.cli.migrate import migrate
+from ops.local.servers import Servers
 from shared.config import Settings, read
 from tests.databases import Databases
 from tests.integration.support import Bench, Mail, Wire

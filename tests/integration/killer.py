@@ -20,7 +20,7 @@ from nameko.containers import ServiceContainer
 
 from inventory_service import models
 from inventory_service.domain import State
-from ops.processes import tie
+from ops.local.processes import tie
 from shared.config import read
 from shared.edge.consumer import handles
 from shared.edge.database import Database

@@ -20,7 +20,7 @@ from sqlalchemy import text
 
 from inventory_service import models
 from inventory_service.domain import State
-from ops.servers import Servers
+from ops.local.servers import Servers
 from shared.config import Settings
 from shared.edge.consumer import PREFETCH, Handles, handles
 from shared.edge.database import Database

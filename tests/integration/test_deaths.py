@@ -22,7 +22,7 @@ from ops.dlq.desk import Actor, Desk
 from ops.dlq.files import discard, put_back
 from ops.dlq.mailbox import Mailbox
 from ops.domain import Fate, Filter
-from ops.processes import Process, spawn
+from ops.local.processes import Process, spawn
 from shared.config import Settings
 from shared.edge.consumer import handles
 from shared.edge.database import Database

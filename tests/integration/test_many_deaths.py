@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from ops.processes import Process, spawn
+from ops.local.processes import Process, spawn
 from shared.config import Settings
 from shared.edge.publisher import Outgoing
 from shared.errors import UnexpectedEvent

@@ -11,7 +11,7 @@ from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.pool import NullPool
 
 import payment_service.models  # noqa: F401
-from ops.migrate import APPEND_ONLY, NEVER_DELETED, ROOT, SERVICES, migrate
+from ops.cli.migrate import APPEND_ONLY, NEVER_DELETED, ROOT, SERVICES, migrate
 from shared.config import Settings
 from tests.databases import Databases
 

@@ -7,7 +7,7 @@ from uuid import uuid4
 import eventlet
 import pytest
 
-from ops.servers import Servers
+from ops.local.servers import Servers
 from shared.config import Settings
 from shared.edge.publisher import Outgoing, Publisher
 from shared.errors import PublishFailed

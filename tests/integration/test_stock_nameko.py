@@ -19,7 +19,7 @@ import pytest
 from nameko.containers import ServiceContainer
 from nameko.messaging import QueueConsumer
 
-from ops.servers import Broker, Servers, free_port
+from ops.local.servers import Broker, Servers, free_port
 from shared.config import Settings
 from shared.edge import broker as edge_broker
 from shared.errors import ConfigurationFault

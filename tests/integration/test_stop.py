@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from ops.servers import Servers
+from ops.local.servers import Servers
 from payment_service.breaker import NOBODYS
 from payment_service.provider import MockProvider
 from payment_service.service import UNKNOWN_AFTER_S, PaymentService

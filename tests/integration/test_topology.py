@@ -11,7 +11,7 @@ import pytest
 from kombu import Connection
 from nameko.standalone.events import get_event_exchange
 
-from ops import cli
+from ops.cli import main as cli
 from shared.errors import CannotWork, ConfigurationFault, TopologyDrift
 from topology import declare, table
 

@@ -12,7 +12,8 @@ from nameko.standalone.rpc import ServiceRpcProxy
 from nameko.testing.services import worker_factory
 
 from auth_service.service import AuthService
-from ops import cli, users
+from ops.cli import main as cli
+from ops.cli import users
 from shared import auth, config
 from shared.errors import Conflict, Unauthenticated
 from tests.integration.support import container_of

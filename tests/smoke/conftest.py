@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ops.servers import Servers
+from ops.local.servers import Servers
 from tests.e2e.conftest import refuse_patched_process
 from tests.e2e.system import System, Systems
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import requests
 
-from ops.flow import Flow
-from ops.processes import Process, wait_until
-from ops.servers import Server, Servers
-from ops.supervisor import SERVICES
+from ops.cli.flow import Flow
+from ops.local.processes import Process, wait_until
+from ops.local.servers import Server, Servers
+from ops.local.supervisor import SERVICES
 from tests.e2e.broker import channel
 from tests.e2e.system import System, eventually, set_up
 from topology.table import queue_arguments

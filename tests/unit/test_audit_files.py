@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from ops import cli
 from ops.audit import files
 from ops.audit.files import Proof, prove
+from ops.cli import main as cli
 from shared import seals
 from shared.exports import header_line, manifest_line, release_lines
 

@@ -19,7 +19,8 @@ import yaml
 from setuptools import find_packages
 from sqlalchemy import make_url
 
-from ops import cli, migrate
+from ops.cli import main as cli
+from ops.cli import migrate
 from shared import config
 from shared.edge import runner
 from topology.table import QUEUES
@@ -31,7 +32,7 @@ SERVERS = {"rabbitmq": "rabbitmq:4.2-management", "postgres": "postgres:17"}
 ONCE = {"migrate": ("migrate",), "topology": ("topology", "apply")}
 BY_HAND = {"audit": ("audit", "verify")}  # started by people and not by `up`
 SECRETS_FOLDER = "deploy/secrets/"
-FINISH_S = 30  # what a service may take to stop, see ops.supervisor and shared.edge
+FINISH_S = 30  # what a service may take to stop, see ops.local.supervisor and shared.edge
 
 
 # --- the compose file ------------------------------------------------------------------------------------------

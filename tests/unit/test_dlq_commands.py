@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from ops import cli
-from ops.console import harmless
+from ops.cli import main as cli
+from ops.cli.console import harmless
 
 QUEUE = "q.inventory.order-created"
 ID = "0198b7a0-0000-7000-8000-000000000001"

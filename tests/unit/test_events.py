@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ops import contracts
+from ops.docs import contracts
 from shared import events
 from shared.errors import EcomError, InvalidSchema, Poison, UnknownType
 from shared.events import (
@@ -216,7 +216,7 @@ def test_the_documents_are_what_the_catalogue_says() -> None:
     written = {str(path.relative_to(contracts.FOLDER)): path.read_text() for path in contracts.FOLDER.rglob("*.json")}
 
     assert written == {name: contracts.text(document) for name, document in contracts.documents().items()}, (
-        "run: python -m ops.contracts"
+        "run: python -m ops.docs.contracts"
     )
 
 

@@ -5,8 +5,8 @@ from uuid import UUID
 
 import pytest
 
+from ops.dlq.wanted import filters_wanted, replay_wanted
 from ops.domain import Filter, Pace
-from ops.wanted import filters_wanted, replay_wanted
 from shared.errors import ValidationFailed
 
 ID = "01a1fcf8-0515-7912-9139-7154577473a5"

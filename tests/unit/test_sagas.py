@@ -5,8 +5,8 @@ from collections import Counter
 import pytest
 
 from inventory_service.domain import State
-from ops import diagrams
-from ops.diagrams import Play, moves, sagas, sequence, states
+from ops.docs import diagrams
+from ops.docs.diagrams import Play, moves, sagas, sequence, states
 from order_service import domain
 from order_service.domain import Status
 from payment_service.domain import Status as PaymentStatus
@@ -24,7 +24,7 @@ ENDS = {
 
 
 def test_the_document_is_what_the_rules_say() -> None:
-    assert diagrams.FILE.read_text(encoding="utf-8") == diagrams.document(), "run: python -m ops.contracts"
+    assert diagrams.FILE.read_text(encoding="utf-8") == diagrams.document(), "run: python -m ops.docs.contracts"
 
 
 def test_every_row_of_the_table_is_drawn_or_listed() -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from ops import install, processes, servers, stack, supervisor
-from ops.processes import Process, StackFault, spawn, wait_until
+from ops.local import install, processes, servers, stack, supervisor
+from ops.local.processes import Process, StackFault, spawn, wait_until
 
 # What is started here is started by a supervisor that eventlet has never patched.
 pytestmark = pytest.mark.filterwarnings("ignore:Using fork:DeprecationWarning")
@@ -132,7 +132,7 @@ def test_a_frozen_family_hears_sigterm_all_the_same(started, tmp_path):
 def test_what_starts_us_may_die_and_its_servers_with_it(tmp_path):
     program = (
         f"import sys; sys.path.insert(0, {str(stack.ROOT)!r})\n"
-        "import os, signal; from pathlib import Path; from ops.processes import spawn\n"
+        "import os, signal; from pathlib import Path; from ops.local.processes import spawn\n"
         f"here = Path({str(tmp_path)!r})\n"
         "child = spawn(['sleep', '60'], log=here / 'l', env=dict(os.environ), cwd=here, dies_with_us=signal.SIGTERM)\n"
         "print(child.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)\n"

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from eventlet import hubs
 from nameko.cli.run import run as run_stock
 
-from ops.processes import tie
+from ops.local.processes import tie
 from shared.config import read
 from shared.edge import postgres, runner
 from tests.integration.stock import services

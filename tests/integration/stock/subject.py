@@ -16,8 +16,8 @@ from uuid import uuid4
 import amqp
 import psutil
 
-from ops.processes import Process, tie
-from ops.servers import free_port
+from ops.local.processes import Process, tie
+from ops.local.servers import free_port
 from shared.config import Settings
 from shared.events import Identity, envelope
 from shared.ids import new_trace_id

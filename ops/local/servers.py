@@ -25,7 +25,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ops.processes import Process, StackFault, as_user, kill, spawn, tail, wait_until
+from ops.local.processes import Process, StackFault, as_user, kill, spawn, tail, wait_until
 
 LOOPBACK = "127.0.0.1"
 # Below the range from which systems take the ports of outgoing connections: a server that is killed and started again

@@ -12,9 +12,9 @@ from typing import Any
 import requests
 from rich.console import Console
 
-from ops.flow import Flow
-from ops.timeline import console as terminal
-from ops.timeline import print_timeline
+from ops.cli.flow import Flow
+from ops.cli.timeline import console as terminal
+from ops.cli.timeline import print_timeline
 
 
 @dataclass(frozen=True)

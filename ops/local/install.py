@@ -21,10 +21,10 @@ from contextlib import contextmanager
 from ctypes.util import find_library
 from pathlib import Path
 
-from ops.processes import StackFault, tail
-from ops.servers import find_postgres, find_rabbitmq
+from ops.local.processes import StackFault, tail
+from ops.local.servers import find_postgres, find_rabbitmq
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 VENV = ROOT / ".venv"
 RUN = ROOT / ".run"
 LOCK = ROOT / "requirements.lock"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ops.processes import Process, StackFault, end, spawn, tail
+from ops.local.processes import Process, StackFault, end, spawn, tail
 
 # In the order of starting. Those that answer RPC come before the gateway, which calls them.
 SERVICES = ("auth", "inventory", "payment", "order", "ops", "gateway")

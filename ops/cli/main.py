@@ -17,9 +17,9 @@ from typing import Any, NoReturn
 
 import click
 
-from ops.audit.commands import audit
-from ops.console import COULD_NOT, FOUND, complain, json_option, print_json, print_table
-from ops.dlq.commands import dlq
+from ops.cli.audit import audit
+from ops.cli.console import COULD_NOT, FOUND, complain, json_option, print_json, print_table
+from ops.cli.dlq import dlq
 from shared.config import SERVICES, masked, read
 from shared.errors import CannotWork, Conflict, EcomError, NotFound, TopologyDrift, ValidationFailed
 
@@ -89,8 +89,8 @@ def status(as_json: bool) -> None:
 
 
 def _stack(*arguments: str, as_json: bool) -> NoReturn:
-    """Hand over to ops.stack. Only its status speaks JSON; of the others --json prints how they ended."""
-    from ops import stack
+    """Hand over to ops.local.stack. Only its status speaks JSON; of the others --json prints how they ended."""
+    from ops.local import stack
 
     if not as_json or arguments == ("status",):
         sys.exit(stack.main([*arguments, *(["--json"] if as_json else [])]))
@@ -136,7 +136,7 @@ def config(as_json: bool) -> None:
 @json_option
 def migrate(service: str | None, as_json: bool) -> None:
     """Bring the databases of all services, or of one, to the newest version."""
-    from ops import migrate as migrations
+    from ops.cli import migrate as migrations
 
     if service and service not in migrations.SERVICES:
         raise click.BadParameter(f"{service!r} is not one of {', '.join(migrations.SERVICES)}", param_hint="SERVICE")
@@ -216,7 +216,7 @@ def user_add(name: str, roles: tuple[str, ...], as_json: bool) -> None:
 
     In production it has at least 12 characters.
     """
-    from ops import users
+    from ops.cli import users
 
     settings = read()
     with _user_faults():
@@ -231,7 +231,7 @@ def user_add(name: str, roles: tuple[str, ...], as_json: bool) -> None:
 @json_option
 def user_password(name: str, as_json: bool) -> None:
     """Give a user another password, asked for or read as by `add`."""
-    from ops import users
+    from ops.cli import users
 
     settings = read()
     with _user_faults():
@@ -244,7 +244,7 @@ def user_password(name: str, as_json: bool) -> None:
 @json_option
 def user_disable(name: str, as_json: bool) -> None:
     """Let a user sign in no more. A token that he has is valid for up to 15 minutes more."""
-    from ops import users
+    from ops.cli import users
 
     with _user_faults():
         changed = users.set_disabled(read(), name, True)
@@ -256,7 +256,7 @@ def user_disable(name: str, as_json: bool) -> None:
 @json_option
 def user_enable(name: str, as_json: bool) -> None:
     """Let a disabled user sign in again."""
-    from ops import users
+    from ops.cli import users
 
     with _user_faults():
         changed = users.set_disabled(read(), name, False)
@@ -267,7 +267,7 @@ def user_enable(name: str, as_json: bool) -> None:
 @json_option
 def user_ls(as_json: bool) -> None:
     """All users with their roles, the disabled as well."""
-    from ops import users
+    from ops.cli import users
 
     found = users.everybody(read())
     if as_json:

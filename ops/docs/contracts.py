@@ -1,4 +1,4 @@
-"""Writes docs/contracts from the catalogue and the topology, and docs/sagas.md: `python -m ops.contracts`.
+"""Writes docs/contracts from the catalogue and the topology, and docs/sagas.md: `python -m ops.docs.contracts`.
 
 One JSON Schema for each event type, and an AsyncAPI 3 document of who tells and hears what. A test fails when the
 files are not what this writes.
@@ -10,11 +10,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ops import diagrams
+from ops.docs import diagrams
 from shared.events import CATALOGUE, CONTRACT_VERSION, UNHEARD, json_schema
 from topology.table import EVENTS_EXCHANGE, QUEUES, Queue, hears
 
-FOLDER = Path(__file__).resolve().parent.parent / "docs" / "contracts"
+FOLDER = Path(__file__).resolve().parents[2] / "docs" / "contracts"
 
 # The first word of an event says who tells it; commands, of three words, are told by the order service.
 COMMAND_WORDS = 3

@@ -25,8 +25,8 @@ README.md drives an order from here; Ctrl-D ends."""
 
 def shown_flow(settings: Settings) -> Any:
     """What tests drive orders with, talking: what it does, it prints."""
-    from ops.flow import Flow
-    from ops.timeline import console, print_timeline
+    from ops.cli.flow import Flow
+    from ops.cli.timeline import console, print_timeline
 
     class ShownFlow(Flow):
         def order(self, *args: Any, **kwargs: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ops.console import FOUND, actor_option, bar, harmless, json_option, login, print_json, print_table
+from ops.cli.console import FOUND, actor_option, bar, harmless, json_option, login, print_json, print_table
 from shared.config import Settings, read
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ HISTORY_COLUMNS = ("started_at", "finished_at", "kind", "actor", "outcome")
 def _databases(settings: Settings) -> Iterator[tuple[Books, Connection]]:
     """The services' databases to read, and the operations ledger. Raises CannotWork."""
     # isort: off
-    from ops import green  # noqa: F401
+    from ops.cli import green  # noqa: F401
 
     # isort: on
     from ops.dlq.books import Books, database_faults

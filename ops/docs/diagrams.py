@@ -1,7 +1,8 @@
 """Writes docs/sagas.md from the rules themselves: the states of an order, and sagas as sequences of messages.
 
 Nothing here is drawn by hand: the states come from the table of an order, the sequences from a play in which the rules
-of the three services hear what the topology says they hear. `python -m ops.contracts` writes it with the contracts.
+of the three services hear what the topology says they hear. `python -m ops.docs.contracts` writes it with the
+contracts.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from shared.events import (
 from shared.ids import payment_id_of
 from topology.table import QUEUES, hears
 
-FILE = Path(__file__).resolve().parent.parent / "docs" / "sagas.md"
+FILE = Path(__file__).resolve().parents[2] / "docs" / "sagas.md"
 
 ORDER, RESERVATION, FIRST_REFUND, SECOND_REFUND = (UUID(int=number) for number in range(1, 5))
 PAYMENT = payment_id_of(ORDER)
@@ -237,7 +238,7 @@ def sequence(play: Play) -> list[str]:
 
 HEAD = """\
 # Sagas
-Made by `python -m ops.contracts` from the rules of the services; a test fails when it is not what they say.
+Made by `python -m ops.docs.contracts` from the rules of the services; a test fails when it is not what they say.
 
 ## The states of an order
 On an arrow: what the order hears / what it tells. `cancel`, `deadline` and `refund.retry` are said by a customer, the

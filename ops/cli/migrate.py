@@ -23,7 +23,7 @@ from sqlalchemy.pool import NullPool
 from shared.config import Settings
 from shared.errors import CannotWork
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 READER = "ecom_reader"
 
 # Services that own tables, and those of their tables that the app role may only add to.

@@ -16,7 +16,7 @@ from uuid import UUID
 
 import click
 
-from ops.console import (
+from ops.cli.console import (
     FOUND,
     Command,
     Plain,
@@ -152,7 +152,7 @@ def _desk(actor: str | None = None, why: str = "", progress: bool = False) -> It
     """The engine. Once anything may be changed, Ctrl-C asks it to stop after what it has in hand; a second one ends it
     at once, as the first does where it only looks or asks."""
     # isort: off
-    from ops import green  # noqa: F401
+    from ops.cli import green  # noqa: F401
 
     # isort: on
     from ops.dlq.desk import Actor, Desk, Watch

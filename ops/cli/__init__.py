@@ -1,0 +1,1 @@
+"""The `ecom` command: one module for each group of commands."""
