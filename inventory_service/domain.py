@@ -84,7 +84,7 @@ class Outcome:
     stock: tuple[Stock, ...] = ()
     movements: tuple[Movement, ...] = ()
     audited: bool = False  # each sku gets a release event
-    tells: tuple[Payload, ...] = ()
+    emits: tuple[Payload, ...] = ()
 
 
 # --- the table --------------------------------------------------------------------------------------------------
@@ -127,22 +127,22 @@ def reserve(stock: Mapping[str, Stock], order: OrderCreated, reservation_id: UUI
         reason = UNKNOWN_SKU if any(item.sku not in stock for item in short) else OUT_OF_STOCK
         return Outcome(
             Reservation(order.order_id, reservation_id, State.REFUSED),
-            tells=(ReservationFailed(order.order_id, reason, short),),
+            emits=(ReservationFailed(order.order_id, reason, short),),
         )
     return Outcome(
         Reservation(order.order_id, reservation_id, State.RESERVED, quantities),
         stock=_held(stock, quantities),
-        tells=(
+        emits=(
             Reserved(order.order_id, reservation_id, order.items, order.total, order.currency, order.payment_method),
         ),
     )
 
 
-def meet(existing: Reservation, order: OrderCreated) -> Outcome:
+def repeat_reserve(existing: Reservation, order: OrderCreated) -> Outcome:
     """An order.created that finds a reservation: what it has seen changes nothing; one made by hand refuses it."""
     refused = existing.kind == Kind.MANUAL
-    tells = (ReservationFailed(order.order_id, HELD_MANUALLY, ()),) if refused else ()
-    return Outcome(existing, changed=False, tells=tells)
+    emits = (ReservationFailed(order.order_id, HELD_MANUALLY, ()),) if refused else ()
+    return Outcome(existing, changed=False, emits=emits)
 
 
 def hold_manually(
@@ -168,7 +168,9 @@ def _held(stock: Mapping[str, Stock], quantities: Mapping[str, int]) -> tuple[St
     return tuple(replace(stock[sku], reserved=stock[sku].reserved + quantity) for sku, quantity in quantities.items())
 
 
-def settle(stock: Mapping[str, Stock], existing: Reservation | None, verb: str, order_id: UUID, reason: str) -> Outcome:
+def close_reservation(
+    stock: Mapping[str, Stock], existing: Reservation | None, verb: str, order_id: UUID, reason: str
+) -> Outcome:
     """Commit or release a reservation, by the table.
 
     Raises UnknownOrder for a commit of what was never reserved, UnexpectedEvent for one of what was refused.
@@ -196,13 +198,13 @@ def settle(stock: Mapping[str, Stock], existing: Reservation | None, verb: str, 
     )
     told = Committed if row.becomes == State.COMMITTED else Released
     items = tuple(Item(sku, quantity) for sku, quantity in existing.quantities.items())
-    tells = (told(order_id, existing.reservation_id, items, reason),) if existing.kind == Kind.ORDER else ()
+    emits = (told(order_id, existing.reservation_id, items, reason),) if existing.kind == Kind.ORDER else ()
     return Outcome(
         replace(existing, state=row.becomes),
         stock=changed,
         movements=movements,
         audited=row.audited,
-        tells=tells,
+        emits=emits,
     )
 
 

@@ -219,7 +219,9 @@ def stock_of(session: Session, skus: Iterable[str], lock: bool = False) -> dict[
     return {row.sku: Stock(row.sku, row.on_hand, row.reserved, row.version) for row in rows}
 
 
-def keep(session: Session, kept: Sequence[tuple[Outcome, Identity, str, str]], made_as: State | None = None) -> None:
+def save_outcomes(
+    session: Session, kept: Sequence[tuple[Outcome, Identity, str, str]], made_as: State | None = None
+) -> None:
     """Write outcomes, each with who caused it, under which trace and why. At most five statements.
 
     `made_as` is the state in which the reservations were just claimed: their items are new, and only those that
@@ -354,7 +356,7 @@ def lock_or_make_stock(session: Session, sku: str) -> Stock | None:
     return None if made else stock_of(session, [sku], lock=True)[sku]
 
 
-def keep_stock(session: Session, after: Stock, movement: Movement | None, identity: Identity, trace_id: str) -> None:
+def save_stock(session: Session, after: Stock, movement: Movement | None, identity: Identity, trace_id: str) -> None:
     """Write a stock item and the movement that changed it."""
     row = {"sku": after.sku, "on_hand": after.on_hand, "reserved": after.reserved, "version": after.version}
     update_many(session, StockItem, "sku", [row], also={"updated_at": func.now()})

@@ -72,39 +72,39 @@ class InventoryService(Probes):
                 stock |= {item.sku: item for item in outcome.stock}
                 kept.append((outcome, event.identity, event.trace_id, ""))
             else:
-                outcome = domain.meet(held[order_id], event.payload)
-            tx.tell(event, *outcome.tells)
-        models.keep(tx.session, kept, made_as=State.RESERVED)
+                outcome = domain.repeat_reserve(held[order_id], event.payload)
+            tx.emit(event, *outcome.emits)
+        models.save_outcomes(tx.session, kept, made_as=State.RESERVED)
 
     @handles("q.inventory.commit-requested")
     def commit(self, events: Events, tx: Tx) -> None:
         """The orders are paid: their holds become sales."""
         held = models.reservations_of(tx.session, [event.payload.order_id for event in events], lock=True)
-        self._settle(events, tx, COMMIT, held)
+        self._close(events, tx, COMMIT, held)
 
     @handles("q.inventory.release-requested")
     def release(self, events: Events, tx: Tx) -> None:
         """Give back what the orders hold. A release that comes before its order leaves a tombstone."""
         orders = [event.payload.order_id for event in events]
         models.claim_reservations(tx.session, {order_id: uuid7() for order_id in orders}, State.RELEASED)
-        self._settle(events, tx, RELEASE, models.reservations_of(tx.session, orders, lock=True))
+        self._close(events, tx, RELEASE, models.reservations_of(tx.session, orders, lock=True))
 
-    def _settle(self, events: Events, tx: Tx, verb: str, held: dict[UUID, domain.Reservation]) -> None:
+    def _close(self, events: Events, tx: Tx, verb: str, held: dict[UUID, domain.Reservation]) -> None:
         stock = models.stock_of(tx.session, {sku for item in held.values() for sku in item.quantities}, lock=True)
         kept = []
         for event in events:
             order_id = event.payload.order_id
             reason = getattr(event.payload, "reason", "paid")
             try:
-                outcome = domain.settle(stock, held.get(order_id), verb, order_id, reason)
+                outcome = domain.close_reservation(stock, held.get(order_id), verb, order_id, reason)
             except DeadMessage as error:
-                tx.set_apart(event, error)
+                tx.fail(event, error)
                 continue
             held[order_id] = outcome.reservation
             stock |= {item.sku: item for item in outcome.stock}
             kept.append((outcome, event.identity, event.trace_id, reason))
-            tx.tell(event, *outcome.tells)
-        models.keep(tx.session, kept)
+            tx.emit(event, *outcome.emits)
+        models.save_outcomes(tx.session, kept)
 
     # --- for people, by RPC ---
 
@@ -114,7 +114,7 @@ class InventoryService(Probes):
         with self.db.begin() as session:
             stock = models.lock_or_make_stock(session, sku)
             after, movement = domain.put(stock, sku, on_hand, version)
-            models.keep_stock(session, after, movement, self.context.identity, self.context.trace_id)
+            models.save_stock(session, after, movement, self.context.identity, self.context.trace_id)
         return models.stock_body(after)
 
     @rpc
@@ -143,7 +143,7 @@ class InventoryService(Probes):
             if not isinstance(outcome, Outcome):
                 shortages = [item.__dict__ for item in outcome]
                 raise Conflict("There is not enough stock.", {"shortages": shortages})
-            models.keep(session, [(outcome, *self._caller(), "")], made_as=State.RESERVED)
+            models.save_outcomes(session, [(outcome, *self._caller(), "")], made_as=State.RESERVED)
             expires_at = models.set_expiry(session, order, MANUAL_HOLD_S)
         return {
             "order_id": order_id,
@@ -156,29 +156,29 @@ class InventoryService(Probes):
     @rpc
     def release_reservation(self, reservation_id: str) -> dict[str, Any]:
         """Give back a reservation made by hand; audited. Raises NotFound, Conflict."""
-        return self._settle_manually(reservation_id, RELEASE, "manual")
+        return self._close_manually(reservation_id, RELEASE, "manual")
 
     @rpc
     def commit_reservation(self, reservation_id: str) -> dict[str, Any]:
         """Turn a reservation made by hand into a sale. Raises NotFound, Conflict."""
-        return self._settle_manually(reservation_id, COMMIT, "manual")
+        return self._close_manually(reservation_id, COMMIT, "manual")
 
-    def _settle_manually(self, reservation_id: str, verb: str, reason: str) -> dict[str, Any]:
+    def _close_manually(self, reservation_id: str, verb: str, reason: str) -> dict[str, Any]:
         with self.db.begin() as session:
             order_id = models.order_of_reservation(session, reservation_id)
-            outcome = self._settle_one(session, order_id, verb, reason, *self._caller())
+            outcome = self._close_one(session, order_id, verb, reason, *self._caller())
         state = outcome.reservation.state
         return {"order_id": str(order_id), "reservation_id": reservation_id, "state": state}
 
-    def _settle_one(
+    def _close_one(
         self, session: Any, order_id: UUID, verb: str, reason: str, identity: Identity, trace_id: str
     ) -> Outcome:
         held = models.reservations_of(session, [order_id], lock=True)[order_id]
         if verb == COMMIT and held.state == State.RELEASED:
             raise Conflict("The reservation has been released.")
         stock = models.stock_of(session, held.quantities, lock=True)
-        outcome = domain.settle(stock, held, verb, order_id, reason)
-        models.keep(session, [(outcome, identity, trace_id, reason)])
+        outcome = domain.close_reservation(stock, held, verb, order_id, reason)
+        models.save_outcomes(session, [(outcome, identity, trace_id, reason)])
         return outcome
 
     def _caller(self) -> tuple[Identity, str]:
@@ -191,7 +191,7 @@ class InventoryService(Probes):
             overdue = models.expired(session, EXPIRE_BATCH)
         for order_id in overdue:
             with self.db.begin() as session:
-                self._settle_one(session, order_id, RELEASE, "expired", EXPIRED, new_trace_id())
+                self._close_one(session, order_id, RELEASE, "expired", EXPIRED, new_trace_id())
 
     # --- for auditors, by RPC ---
 

@@ -113,7 +113,7 @@ class Filter:
             and (self.until is None or letter.first_failed_at < self.until)
         )
 
-    def told(self) -> dict[str, object]:
+    def as_dict(self) -> dict[str, object]:
         """What is set of it, as plain values for the ledger."""
         return {
             name: sorted(map(str, value)) if isinstance(value, frozenset) else str(value)
@@ -129,7 +129,7 @@ class Pace:
     per_second: float | None = None
     ramp: tuple[int, ...] = ()
 
-    def told(self) -> dict[str, object]:
+    def as_dict(self) -> dict[str, object]:
         """As plain values for the ledger."""
         return {"rate": self.per_second, "ramp": list(self.ramp)}
 
@@ -142,7 +142,7 @@ class Tally:
     fates: Counter[Fate] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)  # why they were refused, or are dead again
 
-    def told(self) -> dict[str, object]:
+    def as_dict(self) -> dict[str, object]:
         """As plain values for the ledger."""
         fates = {fate.value: count for fate, count in self.fates.items() if count}
         return {"chosen": self.chosen, **fates, **({"reasons": dict(self.reasons)} if self.reasons else {})}

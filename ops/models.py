@@ -173,7 +173,7 @@ def start(
             queue=queue,
             actor=actor,
             why=why,
-            filter=chosen.told(),
+            filter=chosen.as_dict(),
             options=dict(options),
             status=Status.STARTED,
             file=file,
@@ -185,7 +185,7 @@ def start(
 def progress(connection: Connection, operation_id: uuid.UUID, tally: Tally, sha256: str = "") -> None:
     """Write down how far it is."""
     connection.execute(
-        update(Operation).filter_by(operation_id=operation_id).values(counts=tally.told(), sha256=sha256)
+        update(Operation).filter_by(operation_id=operation_id).values(counts=tally.as_dict(), sha256=sha256)
     )
 
 
@@ -196,7 +196,7 @@ def finish(
     connection.execute(
         update(Operation)
         .filter_by(operation_id=operation_id)
-        .values(status=status, outcome=outcome, counts=tally.told(), sha256=sha256, finished_at=func.now())
+        .values(status=status, outcome=outcome, counts=tally.as_dict(), sha256=sha256, finished_at=func.now())
     )
 
 

@@ -24,8 +24,8 @@ from shared.config import Settings
 from shared.edge.background import Background
 from shared.edge.context import Context
 from shared.edge.database import Database
-from shared.edge.door import Resource
 from shared.edge.http import Probes
+from shared.edge.resources import ProcessResource
 from shared.edge.rpc import rpc
 from shared.edge.timer import every
 from shared.errors import EcomError, NotFound, ValidationFailed
@@ -58,7 +58,7 @@ class OpsService(Probes):
     db = Database()
     context = Context()
     background = Background()
-    books = Resource(lambda settings: Books(settings, "ecom ops", pool_size=READERS))
+    books = ProcessResource(lambda settings: Books(settings, "ecom ops", pool_size=READERS))
     census = Census()  # of this process
     witness = Witness()  # of this process
 

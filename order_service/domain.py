@@ -69,12 +69,12 @@ class Step:
     """What became of an order that heard something: its new state and the events it tells."""
 
     order: Order
-    tells: tuple[Payload, ...] = ()
+    emits: tuple[Payload, ...] = ()
     repeated: bool = False  # it had been followed already: nothing changes, nothing is told
 
     def changes(self, before: Order) -> bool:
         """Whether anything came of it."""
-        return self.order.status != before.status or bool(self.tells)
+        return self.order.status != before.status or bool(self.emits)
 
 
 # --- the table --------------------------------------------------------------------------------------------------
@@ -94,7 +94,7 @@ class Rule:
     states: frozenset[Status]
     hears: str
     becomes: Status | None
-    tells: tuple[str, ...] = ()
+    emits: tuple[str, ...] = ()
     reason: str | None = None
     older_refund: bool = False  # the row is for a refund_id that is not the current one
 
@@ -208,11 +208,11 @@ def _apply(rule: Rule, order: Order, new_refund_id: UUID) -> Step:
         status=rule.becomes or order.status,
         # The first reason stays: it says why the order ended, whatever happened to its money later.
         reason=order.reason or rule.reason,
-        refund_id=new_refund_id if NEW_REFUND in rule.tells else order.refund_id,
+        refund_id=new_refund_id if NEW_REFUND in rule.emits else order.refund_id,
     )
-    words = [word for word in rule.tells if word != CANCELLED_WORD or not order.cancelled_told]
-    tells = tuple(_WORDS[word](after) for word in words)
-    return Step(replace(after, cancelled_told=after.cancelled_told or CANCELLED_WORD in words), tells)
+    words = [word for word in rule.emits if word != CANCELLED_WORD or not order.cancelled_told]
+    emits = tuple(_WORDS[word](after) for word in words)
+    return Step(replace(after, cancelled_told=after.cancelled_told or CANCELLED_WORD in words), emits)
 
 
 # --- making one -------------------------------------------------------------------------------------------------

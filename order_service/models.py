@@ -275,7 +275,7 @@ def heard_of(event: Envelope) -> Heard:
     return Heard(event.type, event.source, event.identity.user_id, subject_of(event.payload), event.message_id, details)
 
 
-def keep_steps(session: Session, steps: Sequence[tuple[Heard, Order, Step]]) -> None:
+def save_steps(session: Session, steps: Sequence[tuple[Heard, Order, Step]]) -> None:
     """Write what became of the orders of a batch: their last state and every step. Two statements."""
     after = {step.order.order_id: step.order for _, _, step in steps}
     changed(session, after)

@@ -68,7 +68,7 @@ class OrderService(Probes):
                     return stored
                 if not models.add_order(session, payload, identity, trace_id, key, order):
                     raise _KeyIsOld
-                outbox.tell(session, [envelope(self.name, payload, trace_id, identity)])
+                outbox.emit(session, [envelope(self.name, payload, trace_id, identity)])
         except _KeyIsOld:
             return self._answer_of_old_key(key, order)
         return {"status": 201, "body": body, "location": location, "replayed": False}
@@ -127,9 +127,9 @@ class OrderService(Probes):
             if step.changes(before):
                 steps.append((models.Heard(hears, self.name, identity.user_id), before, step))
                 trace_id = models.trace_of(session, order_id)
-                told += [envelope(self.name, payload, trace_id, identity) for payload in step.tells]
-        models.keep_steps(session, steps)
-        outbox.tell(session, told)
+                told += [envelope(self.name, payload, trace_id, identity) for payload in step.emits]
+        models.save_steps(session, steps)
+        outbox.emit(session, told)
 
     @rpc
     def get_order(self, order_id: str) -> dict[str, Any]:
@@ -186,18 +186,18 @@ class OrderService(Probes):
         for event in events:
             before = orders.get(event.payload.order_id)
             if before is None:
-                tx.set_apart(event, UnknownOrder(f"there is no order {event.payload.order_id}"))
+                tx.fail(event, UnknownOrder(f"there is no order {event.payload.order_id}"))
                 continue
             try:
                 step = domain.follow(before, event.payload, uuid7())
             except UnexpectedEvent as error:
-                tx.set_apart(event, error)
+                tx.fail(event, error)
                 continue
             if not step.repeated:
                 orders[before.order_id] = step.order
                 steps.append((models.heard_of(event), before, step))
-                tx.tell(event, *step.tells)
-        models.keep_steps(tx.session, steps)
+                tx.emit(event, *step.emits)
+        models.save_steps(tx.session, steps)
 
     @every(DEADLINE_EVERY_S)
     def cancel_overdue(self) -> None:

@@ -177,7 +177,7 @@ def payment(row: PaymentRow) -> Payment:
     )
 
 
-def keep(session: Session, payments: Iterable[Payment]) -> None:
+def save_payments(session: Session, payments: Iterable[Payment]) -> None:
     """Write payments as they are now. One statement."""
     update_many(
         session,
@@ -221,7 +221,7 @@ def refunds(session: Session, refund_ids: Iterable[uuid.UUID]) -> dict[uuid.UUID
     }
 
 
-def keep_refunds(session: Session, kept: Iterable[Refund]) -> None:
+def save_refunds(session: Session, kept: Iterable[Refund]) -> None:
     """Write refunds as they are now. One statement."""
     rows = [{"refund_id": item.refund_id, "status": item.status.value} for item in kept]
     update_many(session, RefundRow, "refund_id", rows, also={"updated_at": func.now()})

@@ -19,8 +19,8 @@ from shared.config import Settings
 from shared.edge.consumer import handles
 from shared.edge.context import Context
 from shared.edge.database import Database
-from shared.edge.door import Door
 from shared.edge.http import Probes
+from shared.edge.resources import ExternalClient
 from shared.edge.rpc import rpc
 from shared.edge.timer import every
 from shared.edge.tx import Events, Tx
@@ -51,7 +51,7 @@ class PaymentService(Probes):
     db = Database()
     relay = Relay()
     context = Context()
-    provider = Door(guarded_provider)
+    provider = ExternalClient(guarded_provider)
 
     @handles("q.payment.inventory-reserved", ask="ask_for_charges")
     def charge(self, events: Events, tx: Tx) -> None:
@@ -62,11 +62,11 @@ class PaymentService(Probes):
             answer = tx.answers.get(event.message_id)
             before = changed.get(event.payload.order_id) or models.payment(rows[event.payload.order_id])
             if answer is not None:
-                after, tells = domain.charged(before, answer)
-                tx.tell(event, *tells)
+                after, emits = domain.charged(before, answer)
+                tx.emit(event, *emits)
                 if after is not before:
                     changed[after.order_id] = after
-        models.keep(tx.session, changed.values())
+        models.save_payments(tx.session, changed.values())
 
     def ask_for_charges(self, events: Events) -> dict[UUID, Answer | Exception]:
         """Look and call: write down what will be asked, then ask the provider, side by side, no transaction open."""
@@ -96,16 +96,16 @@ class PaymentService(Probes):
             order_id, refund_id = event.payload.order_id, event.payload.refund_id
             asked = refunds.get(refund_id) or domain.Refund(refund_id, order_id, domain.RefundStatus.PENDING)
             try:
-                payment, refund, tells = domain.refunded(
+                payment, refund, emits = domain.refunded(
                     payments.get(order_id), order_id, asked, tx.answers.get(event.message_id)
                 )
             except DeadMessage as error:
-                tx.set_apart(event, error)
+                tx.fail(event, error)
                 continue
             payments[order_id], refunds[refund_id] = payment, refund
-            tx.tell(event, *tells)
-        models.keep(tx.session, payments.values())
-        models.keep_refunds(tx.session, refunds.values())
+            tx.emit(event, *emits)
+        models.save_payments(tx.session, payments.values())
+        models.save_refunds(tx.session, refunds.values())
 
     def ask_for_refunds(self, events: Events) -> dict[UUID, Answer | Exception]:
         """Look and call, for refunds."""
@@ -131,19 +131,19 @@ class PaymentService(Probes):
         rows = models.payments_of(tx.session, [event.payload.order_id for event in events], lock=True)
         before = [models.payment(row) for row in rows.values()]
         after = [domain.cancelled(payment) for payment in before]
-        models.keep(tx.session, [new for old, new in zip(before, after, strict=True) if new != old])
+        models.save_payments(tx.session, [new for old, new in zip(before, after, strict=True) if new != old])
 
     @every(SETTLE_EVERY_S)
-    def settle(self) -> None:
+    def recover_unknown(self) -> None:
         """Ask the provider by key what became of payments and refunds whose answer is unknown, and tell it.
 
         Raises ProviderAway after everything that was answered is kept.
         """
-        for error in [*self._settle_charges(), *self._settle_refunds()]:
+        for error in [*self._recover_charges(), *self._recover_refunds()]:
             if not isinstance(error, ProviderTimeout):  # that one is asked for again at the next turn
                 raise error
 
-    def _settle_charges(self) -> list[Exception]:
+    def _recover_charges(self) -> list[Exception]:
         with self.db.read() as session:
             rows = models.unknown(session, models.PaymentRow, UNKNOWN_AFTER_S, SETTLE_BATCH)
         found, failed = self._find({row.payment_id: row for row in rows})
@@ -155,12 +155,12 @@ class PaymentService(Probes):
                     continue
                 if answer is None and locked.updated_at != row.updated_at:
                     continue  # it has been asked for again since: the provider may have heard of it by now
-                after, tells = domain.charged(before, answer) if answer else (domain.unknown_to_provider(before), ())
-                models.keep(session, [after])
-                self._tell(session, locked, tells)
+                after, emits = domain.charged(before, answer) if answer else (domain.unknown_to_provider(before), ())
+                models.save_payments(session, [after])
+                self._tell(session, locked, emits)
         return failed
 
-    def _settle_refunds(self) -> list[Exception]:
+    def _recover_refunds(self) -> list[Exception]:
         with self.db.read() as session:
             rows = models.unknown(session, models.RefundRow, UNKNOWN_AFTER_S, SETTLE_BATCH)
         found, failed = self._find({row.refund_id: row for row in rows})
@@ -168,10 +168,10 @@ class PaymentService(Probes):
             with self.db.begin() as session:
                 locked = models.payments_of(session, [row.order_id], lock=True)[row.order_id]
                 refund = models.refunds(session, [row.refund_id])[row.refund_id]
-                after, settled, tells = domain.refunded(models.payment(locked), row.order_id, refund, answer)
-                models.keep(session, [after])
-                models.keep_refunds(session, [settled])
-                self._tell(session, row, tells)
+                after, settled, emits = domain.refunded(models.payment(locked), row.order_id, refund, answer)
+                models.save_payments(session, [after])
+                models.save_refunds(session, [settled])
+                self._tell(session, row, emits)
         return failed
 
     def _find(self, rows: dict[UUID, Any]) -> tuple[list[tuple[Any, Answer | None]], list[Exception]]:
@@ -185,7 +185,7 @@ class PaymentService(Probes):
     ) -> None:
         """Say what was found out, under the trace and the identity it was asked for."""
         identity = Identity(asked.user_id, tuple(asked.roles))
-        outbox.tell(session, [envelope(self.name, payload, asked.trace_id, identity) for payload in payloads])
+        outbox.emit(session, [envelope(self.name, payload, asked.trace_id, identity) for payload in payloads])
 
     @rpc
     def get_payment(self, payment_id: str) -> dict[str, Any]:

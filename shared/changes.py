@@ -16,13 +16,13 @@ def changed(session: Session, ids: Iterable[UUID]) -> None:
     session.info.setdefault(_CHANGED, set()).update(map(str, ids))
 
 
-def tell_after_commit(sessions: sessionmaker[Session], tell: Callable[[set[str]], None]) -> None:
+def notify_after_commit(sessions: sessionmaker[Session], notify: Callable[[set[str]], None]) -> None:
     """Call `tell` with what has changed, after each commit of these sessions that changed something."""
 
     def committed(session: Session) -> None:
         ids = session.info.pop(_CHANGED, None)
         if ids:
-            tell(ids)
+            notify(ids)
 
     def rolled_back(session: Session) -> None:
         session.info.pop(_CHANGED, None)

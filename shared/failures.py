@@ -60,7 +60,7 @@ class Delivery:
 
 
 @dataclass(frozen=True)
-class SetApart:
+class FailedDelivery:
     """A delivery that was not handled, the event in it if it could be read, and why."""
 
     delivery: Delivery
@@ -88,7 +88,7 @@ class Failure:
         return self.reason is not None
 
 
-def judge(apart: SetApart, service: str, queue: str, now: datetime | None = None) -> Failure:
+def classify_failure(apart: FailedDelivery, service: str, queue: str, now: datetime | None = None) -> Failure:
     """Retry later or dead. What can never succeed dies at once; anything else has its first try and three more."""
     delivery, event, error = apart.delivery, apart.event, apart.error
     moment = timestamp(now or datetime.now(UTC))

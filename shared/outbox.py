@@ -17,10 +17,10 @@ from shared.tracing import traceparent
 # Long enough to see what was said during an incident; the inbox of the hearers remembers longer.
 KEEP_PUBLISHED_DAYS = 7
 
-_TOLD = "outbox.told"
+_EMITTED = "outbox.emitted"
 
 
-def tell(session: Session, envelopes: Iterable[Envelope]) -> None:
+def emit(session: Session, envelopes: Iterable[Envelope]) -> None:
     """Put events into the outbox of this transaction: one statement.
 
     Raises InvalidSchema when a payload breaks its own schema; nothing is then told.
@@ -37,14 +37,14 @@ def tell(session: Session, envelopes: Iterable[Envelope]) -> None:
     ]
     if rows:
         session.execute(insert(OutboxRow), rows)
-        session.info[_TOLD] = True
+        session.info[_EMITTED] = True
 
 
 def wake_after_commit(sessions: sessionmaker[Session], wake: Callable[[], None]) -> None:
     """Call `wake` after each commit of these sessions that told something, so the relay need not poll for it."""
 
     def committed(session: Session) -> None:
-        if session.info.pop(_TOLD, False):
+        if session.info.pop(_EMITTED, False):
             wake()
 
     event.listen(sessions, "after_commit", committed)

@@ -124,7 +124,7 @@ class Relay(DependencyProvider):
         self.gauges_due: dict[str, float] = defaultdict(float)
         self._stopping = False
         self._wake = Event()
-        self._trouble: str | None = "the relay has not started"
+        self._not_ready_reason: str | None = "the relay has not started"
         self._waits, self._reminder = backoff(), Reminder()
         self._publisher = Publisher(self.settings.amqp_uri, self.settings.heartbeat_s)
         self._database = next(item for item in self.container.dependencies if isinstance(item, Database))
@@ -148,9 +148,9 @@ class Relay(DependencyProvider):
     def get_dependency(self, worker_ctx: Any) -> Callable[[], None]:
         return self.wake
 
-    def trouble(self) -> str | None:
+    def not_ready_reason(self) -> str | None:
         """Why nothing can be published, or None."""
-        return self._trouble
+        return self._not_ready_reason
 
     def wake(self) -> None:
         """There is something to publish."""
@@ -174,17 +174,17 @@ class Relay(DependencyProvider):
                 with self._engine.connect() as connection:
                     self._serve(connection)
             except (DBAPIError, InterfaceError, PublishFailed) as error:
-                self._trouble = f"the relay cannot work: {type(getattr(error, 'orig', error)).__name__}"
-                if self._reminder.due(self._trouble):
-                    log.warning("%s: %s; trying again until it works", self._trouble, in_a_line(error))
+                self._not_ready_reason = f"the relay cannot work: {type(getattr(error, 'orig', error)).__name__}"
+                if self._reminder.due(self._not_ready_reason):
+                    log.warning("%s: %s; trying again until it works", self._not_ready_reason, in_a_line(error))
                 eventlet.sleep(next(self._waits))
             finally:
                 self._lead(False)
 
     def _recover(self) -> None:
         """It works: only now, since a database that answers is of no use to a relay whose broker is away."""
-        if self._trouble is not None:
-            self._trouble = None
+        if self._not_ready_reason is not None:
+            self._not_ready_reason = None
             self._waits = backoff()
             self._reminder.forget()
 

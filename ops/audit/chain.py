@@ -47,7 +47,7 @@ class Fault:
     after: datetime | None = None
     until: datetime | None = None
 
-    def told(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """As JSON has it."""
         return {
             "first_seal": self.seals[0],
@@ -102,9 +102,9 @@ class Verdict:
         """The same, with the first fault."""
         return self.summary() if self.intact else f"{self.summary()}; first: {self.faults[0]}"
 
-    def told(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """As JSON has it."""
-        return {"intact": self.intact, **vars(self), "faults": [fault.told() for fault in self.faults]}
+        return {"intact": self.intact, **vars(self), "faults": [fault.as_dict() for fault in self.faults]}
 
 
 def counted(count: int, what: str) -> str:

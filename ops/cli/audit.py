@@ -72,7 +72,7 @@ def audit_verify(actor: str | None, as_json: bool) -> None:
         outcome = verdict.sentence()
         ledger.write_verification(witness, actor, verdict.intact, verdict.seals, verdict.rows, outcome, started_at)
     if as_json:
-        print_json({"actor": actor, "outcome": outcome, **verdict.told()})
+        print_json({"actor": actor, "outcome": outcome, **verdict.as_dict()})
     else:
         _say(verdict)
     sys.exit(0 if verdict.intact else FOUND)

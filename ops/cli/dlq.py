@@ -575,7 +575,7 @@ def _end(runs: Sequence[Run], as_json: bool) -> None:
             "queue": run.queue,
             "status": run.status.value,
             "outcome": run.outcome,
-            **run.tally.told(),
+            **run.tally.as_dict(),
             **({"sha256": run.sha256} if run.sha256 else {}),
         }
         for run in runs

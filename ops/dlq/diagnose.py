@@ -139,7 +139,7 @@ def _reserve(session: Session, events: Sequence[Envelope]) -> dict[UUID, Verdict
         existing = held.get(event.payload.order_id)
         if existing is None:
             return APPLIES
-        return APPLIES if inventory.meet(existing, event.payload).tells else _is(existing)
+        return APPLIES if inventory.repeat_reserve(existing, event.payload).emits else _is(existing)
 
     return _judged(events, decide)
 
@@ -155,7 +155,7 @@ def _settle(verb: str) -> Callable[[Session, Sequence[Envelope]], dict[UUID, Ver
             if existing is None and verb == inventory.RELEASE:
                 return APPLIES  # it leaves a tombstone
             reason = getattr(event.payload, "reason", "")
-            outcome = inventory.settle(stock, existing, verb, event.payload.order_id, reason)
+            outcome = inventory.close_reservation(stock, existing, verb, event.payload.order_id, reason)
             return APPLIES if outcome.changed else _is(outcome.reservation)
 
         return _judged(events, decide)

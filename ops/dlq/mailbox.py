@@ -19,7 +19,7 @@ import eventlet
 from amqp.exceptions import NotFound as NoSuchQueue
 
 from ops.dlq.letters import Content, content_of
-from shared.edge.broker import BROKER_ERRORS, Line
+from shared.edge.broker import BROKER_ERRORS, BrokerConnection
 from shared.errors import CannotWork
 
 # A consumer that has so many is replaced by a new one, on a channel of its own, which gets the next: the broker looks
@@ -54,12 +54,14 @@ def broker_faults() -> Iterator[None]:
 def depths(uri: str, heartbeat_s: float, queues: Sequence[str]) -> dict[str, int]:
     """How many messages are ready in each queue. Raises CannotWork."""
     with broker_faults():
-        line = Line(uri, heartbeat_s)
+        connection = BrokerConnection(uri, heartbeat_s)
         try:
-            with line.patience():
-                return {name: int(line.channel.queue_declare(name, passive=True).message_count) for name in queues}
+            with connection.bounded():
+                return {
+                    name: int(connection.channel.queue_declare(name, passive=True).message_count) for name in queues
+                }
         finally:
-            line.drop()
+            connection.abort()
 
 
 class Mailbox:
@@ -73,8 +75,8 @@ class Mailbox:
         self._held = 0
         self._consumers = 0
         with broker_faults():
-            self._line = Line(uri, heartbeat_s)
-        self._channels: list[amqp.Channel] = [self._line.channel]
+            self._connection = BrokerConnection(uri, heartbeat_s)
+        self._channels: list[amqp.Channel] = [self._connection.channel]
 
     def __enter__(self) -> Mailbox:
         return self
@@ -86,18 +88,18 @@ class Mailbox:
         except BROKER_ERRORS:
             log.debug("%s is put back by the broker itself", self.dlq, exc_info=True)
         finally:
-            self._line.drop()
+            self._connection.abort()
 
     def _put_back(self) -> None:
         """Return when the broker has everything back: whoever reads next must not find half of it."""
         if not self._held:
             return
         until = time.monotonic() + PUT_BACK_S
-        self._line.rest()
+        self._connection.reset_silence()
         self._unsubscribe()
         expected = self._count() + self._held
         for channel in self._channels:
-            with self._line.patience():
+            with self._connection.bounded():
                 channel.basic_recover(requeue=True)
         while self._count() < expected and time.monotonic() < until:
             eventlet.sleep(PUT_BACK_AGAIN_S)
@@ -113,8 +115,8 @@ class Mailbox:
             return self._count()
 
     def _count(self) -> int:
-        with self._line.patience():
-            return int(self._line.channel.queue_declare(self.dlq, passive=True).message_count)
+        with self._connection.bounded():
+            return int(self._connection.channel.queue_declare(self.dlq, passive=True).message_count)
 
     def read(self) -> Iterator[tuple[int, Content]]:
         """Each message that is there when it begins, with the tag to ack it by."""
@@ -131,12 +133,12 @@ class Mailbox:
     def ack(self, tags: Sequence[int]) -> None:
         """Take these out of the DLQ for good, and return when the broker has heard it."""
         with broker_faults():
-            self._line.rest()
+            self._connection.reset_silence()
             for tag in tags:
                 delivery, place = divmod(tag, CHANNELS)
                 self._channels[place].basic_ack(delivery)
             self._held -= len(tags)
-            with self._line.patience():
+            with self._connection.bounded():
                 for place in {tag % CHANNELS for tag in tags}:
                     # An answer to a later question: what was acked before it has been taken in.
                     self._channels[place].basic_qos(0, PREFETCH, False)
@@ -144,28 +146,28 @@ class Mailbox:
     def _fetch(self, patience_s: float) -> bool:
         """Read what is on its way; whether there is anything."""
         with broker_faults():
-            self._line.rest()
+            self._connection.reset_silence()
             if self._room <= 0:  # what was acked makes room again, and may have been filled beyond the count
                 self._subscribe()
             deadline = time.monotonic() + patience_s
             while not self._came:
                 left = deadline - time.monotonic()
-                if not self._line.read(timeout_s=max(left, 0)) and left <= 0:
+                if not self._connection.read(timeout_s=max(left, 0)) and left <= 0:
                     break
         return bool(self._came)
 
     def _unsubscribe(self) -> None:
         """Take nothing more from the consumer there is; what it has delivered stays ours."""
         if self._consumers:
-            with self._line.patience():
+            with self._connection.bounded():
                 self._channels[(self._consumers - 1) % CHANNELS].basic_cancel(self.dlq)
 
     def _subscribe(self) -> None:
-        with self._line.patience():
+        with self._connection.bounded():
             self._unsubscribe()
             place = self._consumers % CHANNELS
             if place == len(self._channels):
-                self._channels.append(self._line.open())
+                self._channels.append(self._connection.open())
             channel = self._channels[place]
             channel.basic_qos(0, PREFETCH, False)
             channel.basic_consume(

@@ -44,7 +44,7 @@ def replay(
     in its main queue, what was not is in the DLQ, and at most CHUNK messages are in both.
     """
     _, dlq = dlq_of(queue)
-    options = {"max": most, **pace.told(), "force": force, "stop_on_redeath": stop_on_redeath}
+    options = {"max": most, **pace.as_dict(), "force": force, "stop_on_redeath": stop_on_redeath}
     with desk.operation(Kind.REPLAY, dlq, chosen, options) as run, desk.select(dlq, chosen) as selection:
         run.tally.chosen = selection.count if most is None else min(most, selection.count)
         Replay(desk, run, selection, pace, force, stop_on_redeath).go()

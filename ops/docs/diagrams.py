@@ -77,16 +77,16 @@ def moves() -> list[tuple[Status, str, Status, tuple[str, ...]]]:
             else:
                 step = order.follow(before, payload, SECOND_REFUND)
             words = f"{rule.hears} of an older refund" if rule.older_refund else rule.hears
-            found.append((status, words, step.order.status, tuple(type_of(told) for told in step.tells)))
+            found.append((status, words, step.order.status, tuple(type_of(told) for told in step.emits)))
     return found
 
 
 def states() -> list[str]:
     """The state diagram: every move that leads elsewhere or tells something."""
     lines = ["stateDiagram-v2", "    [*] --> PENDING"]
-    for before, words, after, tells in moves():
-        if before != after or tells:
-            said = f" / {', '.join(tells)}" if tells else ""
+    for before, words, after, emits in moves():
+        if before != after or emits:
+            said = f" / {', '.join(emits)}" if emits else ""
             lines.append(f"    {before} --> {after}: {words}{said}")
     return [*lines, *(f"    {status} --> [*]" for status in Status if status not in order.AWAITED)]
 
@@ -94,8 +94,8 @@ def states() -> list[str]:
 def unchanged() -> list[str]:
     """The rows that change and tell nothing: what is heard, and in which states."""
     where: dict[str, list[str]] = {}
-    for before, words, after, tells in moves():
-        if before == after and not tells:
+    for before, words, after, emits in moves():
+        if before == after and not emits:
             where.setdefault(words, []).append(before)
     return [f"| {words} | {', '.join(at)} |" for words, at in where.items()]
 
@@ -164,7 +164,7 @@ class Play:
         if step.order.status != self.order.status:
             self._note("order", step.order.status)
         self.order = step.order
-        self._tell("order", *step.tells)
+        self._tell("order", *step.emits)
 
     def _inventory_hears(self, payload: Payload) -> None:
         if isinstance(payload, OrderCreated):
@@ -176,30 +176,30 @@ class Play:
                 if isinstance(payload, ReleaseRequested)
                 else (inventory.COMMIT, "paid")
             )
-            outcome = inventory.settle(self.stock, self.reservation, verb, ORDER, reason)
+            outcome = inventory.close_reservation(self.stock, self.reservation, verb, ORDER, reason)
         self.reservation = outcome.reservation
         self.stock |= {item.sku: item for item in outcome.stock}
         if outcome.changed:
             self._note("inventory", outcome.reservation.state)
-        self._tell("inventory", *outcome.tells)
+        self._tell("inventory", *outcome.emits)
 
     def _payment_hears(self, payload: Payload) -> None:
         before = self.payment
-        tells: tuple[Payload, ...] = ()
+        emits: tuple[Payload, ...] = ()
         if isinstance(payload, Reserved):
             pending = Payment(ORDER, PAYMENT, payment.Status.PENDING, payload.total, payload.currency)
-            self.payment, tells = payment.charged(pending, self._ask("charge"))
+            self.payment, emits = payment.charged(pending, self._ask("charge"))
         elif isinstance(payload, RefundRequested):
             refund = self.refunds.get(payload.refund_id) or Refund(payload.refund_id, ORDER, RefundStatus.PENDING)
             answer = self._ask("refund") if payment.is_to_be_refunded(before) else None
-            self.payment, refund, tells = payment.refunded(before, ORDER, refund, answer)
+            self.payment, refund, emits = payment.refunded(before, ORDER, refund, answer)
             self.refunds[payload.refund_id] = refund
         else:
             assert isinstance(payload, OrderCancelled)
             self.payment = payment.cancelled(before) if before else Payment(ORDER, PAYMENT, payment.Status.VOID)
         if before is None or before.status != self.payment.status:
             self._note("payment", self.payment.status)
-        self._tell("payment", *tells)
+        self._tell("payment", *emits)
 
     def _ask(self, what: str) -> Answer:
         answer = self.answers.pop(0)

@@ -22,7 +22,7 @@ from shared.edge.publisher import Outgoing, Publisher
 from shared.edge.tx import Events, Tx
 from shared.errors import CannotWork, DeadMessage, UnknownType
 from shared.events import Envelope, decode
-from shared.failures import Delivery, Failure, SetApart, exchange_of, judge, record_deaths
+from shared.failures import Delivery, FailedDelivery, Failure, classify_failure, exchange_of, record_deaths
 from shared.logs import in_a_line
 from shared.metrics import EVENTS, PAUSES
 from topology.table import BY_NAME, hears
@@ -63,24 +63,24 @@ class Batch:
         self.handle = handle
         self.ask = ask
         self.stopping = stopping
-        self.trouble: str | None = None
+        self.not_ready_reason: str | None = None
 
-    def settle(self, deliveries: Sequence[Delivery]) -> None:
+    def handle_batch(self, deliveries: Sequence[Delivery]) -> None:
         """Handle them all. On return each has taken effect, was a duplicate, or is safe in its next queue.
 
         Raises Stopping when the service was asked to stop while it could not work; then nothing may be acked.
         """
-        apart: list[SetApart] = []
-        incoming: dict[UUID, SetApart] = {}
+        apart: list[FailedDelivery] = []
+        incoming: dict[UUID, FailedDelivery] = {}
         duplicates = 0
         for delivery in deliveries:
             try:
                 event = self._read(delivery)
             except DeadMessage as error:
-                apart.append(SetApart(delivery, None, error))
+                apart.append(FailedDelivery(delivery, None, error))
             else:
                 duplicates += event.message_id in incoming
-                incoming.setdefault(event.message_id, SetApart(delivery, event, CannotWork()))
+                incoming.setdefault(event.message_id, FailedDelivery(delivery, event, CannotWork()))
         answers = self._answers([item.event for item in incoming.values() if item.event])
         failed = {message_id: answer for message_id, answer in answers.items() if isinstance(answer, Exception)}
         ready = [item.event for message_id, item in incoming.items() if item.event and message_id not in failed]
@@ -162,17 +162,17 @@ class Batch:
             except Exception:
                 at[0] = events.in_work
                 raise
-            if tx.apart:
-                inbox.forget(session, self.queue, list(tx.apart))
-            outbox.tell(session, tx.told())
+            if tx.failed:
+                inbox.forget(session, self.queue, list(tx.failed))
+            outbox.emit(session, tx.outgoing_events())
         for event in events:
-            if event.message_id in tx.apart:
-                self._log_failure(event, tx.apart[event.message_id])
-        return len(batch) - len(events), tx.apart
+            if event.message_id in tx.failed:
+                self._log_failure(event, tx.failed[event.message_id])
+        return len(batch) - len(events), tx.failed
 
-    def _send_on(self, apart: list[SetApart]) -> tuple[int, int]:
+    def _send_on(self, apart: list[FailedDelivery]) -> tuple[int, int]:
         """Publish what was set apart to its retry level or DLQ, confirmed; how many of each."""
-        failures = [judge(item, self.service, self.queue) for item in apart]
+        failures = [classify_failure(item, self.service, self.queue) for item in apart]
         dead = [failure for failure in failures if failure.dead]
         if dead:
             self._patiently(lambda: self._record(dead))
@@ -210,7 +210,7 @@ class Batch:
         while True:
             try:
                 result = action()
-                self.trouble = None
+                self.not_ready_reason = None
                 return result
             except Exception as error:
                 if is_conflict(error):
@@ -223,10 +223,10 @@ class Batch:
                     raise
 
     def _pause(self, error: Exception, wait: float) -> None:
-        if self.trouble is None:
+        if self.not_ready_reason is None:
             log.warning("%s is paused: %s", self.queue, in_a_line(error))
             PAUSES.labels(self.queue).inc()
-        self.trouble = f"{self.queue} is paused: {type(error).__name__}"
+        self.not_ready_reason = f"{self.queue} is paused: {type(error).__name__}"
         eventlet.sleep(wait)
         if self.stopping():
             raise Stopping

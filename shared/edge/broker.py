@@ -73,7 +73,7 @@ class _Connection(amqp.Connection):
     }
 
 
-class Line:
+class BrokerConnection:
     """An open connection with a channel, or several. Only one greenlet may read from it; any may write."""
 
     def __init__(self, uri: str, heartbeat_s: float) -> None:
@@ -96,7 +96,7 @@ class Line:
                 self.connection.connect()
                 self.channel = self.open()
         except BaseException:
-            self.drop()
+            self.abort()
             raise
         self._heard = time.monotonic()
         self._bytes_heard = self.connection.bytes_recv
@@ -120,7 +120,7 @@ class Line:
             self._listen()
 
     @contextmanager
-    def patience(self, until: float = math.inf) -> Iterator[None]:
+    def bounded(self, until: float = math.inf) -> Iterator[None]:
         """Bounds what waits for the broker's answer: a frozen one gives none. Raises BrokerSilent.
 
         `until` is the moment, by the monotonic clock, after which there is no time to wait for it.
@@ -129,7 +129,7 @@ class Line:
         with eventlet.Timeout(limit, BrokerSilent(f"the broker did not answer in {limit:.0f} s")):
             yield
 
-    def rest(self) -> None:
+    def reset_silence(self) -> None:
         """Say that nobody was reading for a while: silence is counted from now."""
         self._heard = time.monotonic()
 
@@ -148,16 +148,16 @@ class Line:
             except BROKER_ERRORS:
                 return  # the reader meets the same fault and reconnects
 
-    def leave(self) -> None:
+    def close(self) -> None:
         """Say goodbye and return when the broker has taken in all that was sent. Raises one of BROKER_ERRORS.
 
         A connection that merely breaks off may lose its last acks, and what was done is delivered again: seen 5 times
         in 900 on a busy machine with RabbitMQ 3.10, which presumably ends the channel before that has read them.
         """
-        with self.patience(time.monotonic() + LEAVE_S):
+        with self.bounded(time.monotonic() + LEAVE_S):
             self.connection.close()
 
-    def drop(self) -> None:
+    def abort(self) -> None:
         """Let go of the transport at once, saying nothing to a broker that may not listen."""
         if self._pulse is not None:
             self._pulse.kill()
@@ -166,12 +166,12 @@ class Line:
         self.connection.collect()
 
 
-def keep_line(
+def run_connected(
     uri: str,
     heartbeat_s: float,
-    serve: Callable[[Line], None],
+    serve: Callable[[BrokerConnection], None],
     stopping: Callable[[], bool],
-    trouble: Callable[[str | None], None],
+    not_ready_reason: Callable[[str | None], None],
     name: str,
 ) -> None:
     """Run `serve(line)` until stopping, over as many connections as it takes; each old one is dropped first.
@@ -181,29 +181,29 @@ def keep_line(
     """
     waits, reminder = backoff(), Reminder()
     while not stopping():
-        line = None
+        connection = None
         opened = time.monotonic()
         try:
-            line = Line(uri, heartbeat_s)
+            connection = BrokerConnection(uri, heartbeat_s)
             opened = time.monotonic()
-            serve(line)
-            line.leave()
+            serve(connection)
+            connection.close()
         except BROKER_ERRORS as error:
-            if line is not None and time.monotonic() - opened > MAX_BACKOFF_S:
+            if connection is not None and time.monotonic() - opened > MAX_BACKOFF_S:
                 waits = backoff()
                 reminder.forget()
             reason = why(error)
-            trouble(f"{name}: {reason}")
+            not_ready_reason(f"{name}: {reason}")
             if reminder.due(reason):
                 log.warning("%s: %s: %s; trying again until it works", name, reason, in_a_line(error))
             # The old socket goes first: what it had prefetched would be stranded otherwise.
-            if line is not None:
-                line.drop()
+            if connection is not None:
+                connection.abort()
             if not stopping():
                 eventlet.sleep(next(waits))
         finally:
-            if line is not None:
-                line.drop()
+            if connection is not None:
+                connection.abort()
 
 
 def why(error: Exception) -> str:

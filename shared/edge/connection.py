@@ -62,11 +62,11 @@ class Connection(HttpOnlyProtocol):
 
     def _read_request_line(self) -> bytes:
         with eventlet.Timeout(IDLE_S, TimeoutError("idle")):
-            line = cast(bytes, super()._read_request_line())
-        if len(line) >= wsgi.MAX_REQUEST_LINE:
+            connection = cast(bytes, super()._read_request_line())
+        if len(connection) >= wsgi.MAX_REQUEST_LINE:
             self._refuse(RequestURITooLarge())
             return b""
-        return line
+        return connection
 
     def parse_request(self) -> bool:
         try:

@@ -23,7 +23,7 @@ from nameko.extensions import Entrypoint
 
 from shared.config import Settings
 from shared.edge.batch import Batch, Stopping
-from shared.edge.broker import Line, keep_line
+from shared.edge.broker import BrokerConnection, run_connected
 from shared.edge.database import Database
 from shared.edge.publisher import Publisher
 from shared.edge.tx import Events, Tx
@@ -65,7 +65,7 @@ class Handles(Entrypoint):
         database = next(item for item in self.container.dependencies if isinstance(item, Database))
         self._stopping = False
         self._stop_by = math.inf
-        self._broker_trouble: str | None = "not connected yet"
+        self._broker_fault: str | None = "not connected yet"
         self._publisher = Publisher(self.settings.amqp_uri, self.settings.heartbeat_s)
         self.batch = Batch(
             BY_NAME[self.queue].service,
@@ -77,9 +77,9 @@ class Handles(Entrypoint):
             stopping=lambda: self._stopping,
         )
 
-    def trouble(self) -> str | None:
+    def not_ready_reason(self) -> str | None:
         """Why this consumer is not ready, or None."""
-        return self._broker_trouble or self.batch.trouble
+        return self._broker_fault or self.batch.not_ready_reason
 
     def start(self) -> None:
         self._thread = self.container.spawn_managed_thread(self.run, identifier=f"consumer of {self.queue}")
@@ -129,56 +129,56 @@ class Handles(Entrypoint):
 
     def run(self) -> None:
         """Consume until stopped."""
-        keep_line(
+        run_connected(
             self.settings.amqp_uri,
             self.settings.heartbeat_s,
             self._serve,
             lambda: self._stopping,
-            self._hear_trouble,
+            self._set_not_ready_reason,
             self.queue,
         )
         self._publisher.close()
 
-    def _hear_trouble(self, trouble: str | None) -> None:
-        self._broker_trouble = trouble
+    def _set_not_ready_reason(self, not_ready_reason: str | None) -> None:
+        self._broker_fault = not_ready_reason
 
-    def _serve(self, line: Line) -> None:
+    def _serve(self, connection: BrokerConnection) -> None:
         try:
-            self._consume(line)
+            self._consume(connection)
         except Stopping:
             log.info("%s stops while paused; what it held goes back to the queue", self.queue)
 
-    def _consume(self, line: Line) -> None:
-        self._line = line
+    def _consume(self, connection: BrokerConnection) -> None:
+        self._connection = connection
         self._held: deque[Delivery] = deque()
         self._clean_needed = 0
         self._tag: str | None = None
         self._subscribe(PREFETCH_CAREFUL)
-        self._broker_trouble = None
+        self._broker_fault = None
         while not self._stopping:
-            if self._held or line.read(timeout_s=0.5):
-                while len(self._held) < PREFETCH and line.read(timeout_s=0):
+            if self._held or connection.read(timeout_s=0.5):
+                while len(self._held) < PREFETCH and connection.read(timeout_s=0):
                     pass
-                self._settle(self._take())
+                self._handle_and_ack(self._take())
         self._cancel()
         while self._held and time.monotonic() < self._stop_by:
-            self._settle(self._take())
+            self._handle_and_ack(self._take())
 
     def _subscribe(self, prefetch: int) -> None:
         """Consume with another prefetch: it is fixed when a consumer starts (4.3 counts a global one per consumer)."""
         if self._stopping:
             return
         self._cancel()
-        with self._line.patience():
-            self._line.channel.basic_qos(0, prefetch, False)
-            self._tag = self._line.channel.basic_consume(self.queue, callback=self._receive)
+        with self._connection.bounded():
+            self._connection.channel.basic_qos(0, prefetch, False)
+            self._tag = self._connection.channel.basic_consume(self.queue, callback=self._receive)
         self._prefetch = prefetch
 
     def _cancel(self) -> None:
         """Take nothing more."""
         if self._tag is not None:
-            with self._line.patience(self._stop_by):
-                self._line.channel.basic_cancel(self._tag)
+            with self._connection.bounded(self._stop_by):
+                self._connection.channel.basic_cancel(self._tag)
             self._tag = None
 
     def _receive(self, message: amqp.Message) -> None:
@@ -212,11 +212,11 @@ class Handles(Entrypoint):
         self._held.remove(chosen)
         return [chosen]
 
-    def _settle(self, deliveries: list[Delivery]) -> None:
+    def _handle_and_ack(self, deliveries: list[Delivery]) -> None:
         if not deliveries:
             return
         with BATCH_SECONDS.labels(self.batch.service, self.queue).time():
-            self.batch.settle(deliveries)
+            self.batch.handle_batch(deliveries)
         if self._clean_needed:
             self._clean_needed -= 1
         opens = not self._clean_needed and self._prefetch != PREFETCH
@@ -224,13 +224,13 @@ class Handles(Entrypoint):
             # Before the ack: what that makes room for would come to a consumer that is gone, and be charged for it.
             self._cancel()
         self._ack(deliveries)
-        self._line.rest()
+        self._connection.reset_silence()
         if opens:
             self._subscribe(PREFETCH)
 
     def _ack(self, deliveries: list[Delivery]) -> None:
         """One ack for all where nothing older is still held: the channel is this consumer's alone."""
-        channel, last = self._line.channel, deliveries[-1].tag
+        channel, last = self._connection.channel, deliveries[-1].tag
         if all(item.tag > last for item in self._held):
             channel.basic_ack(last, multiple=True)
         else:

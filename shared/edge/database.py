@@ -151,7 +151,7 @@ class Database(nameko_sqlalchemy.Database):
     def get_dependency(self, worker_ctx: WorkerContext) -> Sessions:
         return self.worker_sessions
 
-    def trouble(self) -> str | None:
+    def not_ready_reason(self) -> str | None:
         """Why the service cannot use its database now, for /readyz."""
         try:
             with eventlet.Timeout(PROBE_S), self.sessions.read() as session:

@@ -11,10 +11,10 @@ import amqp
 from nameko.containers import WorkerContext
 from nameko.extensions import DependencyProvider
 
-from shared.changes import tell_after_commit
-from shared.edge.broker import Line
+from shared.changes import notify_after_commit
+from shared.edge.broker import BrokerConnection
 from shared.edge.database import Database
-from shared.edge.rpc import TRANSIENT, OnLine
+from shared.edge.rpc import TRANSIENT, ConnectedExtension
 from shared.edge.wake import Wake
 from topology.table import HINTS_EXCHANGE
 
@@ -26,7 +26,7 @@ MOST_IDS = 500
 MOST_WAITING = 10_000
 
 
-class Teller(OnLine):
+class Notifier(ConnectedExtension):
     """The connection by which a service tells its hints."""
 
     def __init__(self) -> None:
@@ -34,11 +34,11 @@ class Teller(OnLine):
         self._ids: set[str] = set()
         self._wake = Wake()
 
-    def trouble(self) -> str | None:
+    def not_ready_reason(self) -> str | None:
         """Nobody's work depends on a hint."""
         return None
 
-    def tell(self, ids: set[str]) -> None:
+    def notify(self, ids: set[str]) -> None:
         """These have changed. Returns at once."""
         if len(self._ids) < MOST_WAITING:
             self._ids |= ids
@@ -47,15 +47,15 @@ class Teller(OnLine):
     def stop(self) -> None:
         self.kill()
 
-    def _serve(self, line: Line) -> None:
+    def _serve(self, connection: BrokerConnection) -> None:
         while not self._stopping:
             told = sorted(self._ids)
             self._ids = set()
             for first in range(0, len(told), MOST_IDS):
                 body = json.dumps(told[first : first + MOST_IDS])
                 message = amqp.Message(body, content_type="application/json", delivery_mode=TRANSIENT)
-                line.channel.basic_publish(message, HINTS_EXCHANGE, "")
-            while line.read(timeout_s=0):
+                connection.channel.basic_publish(message, HINTS_EXCHANGE, "")
+            while connection.read(timeout_s=0):
                 pass
             self._wake.wait(READ_S)
 
@@ -63,11 +63,11 @@ class Teller(OnLine):
 class Hints(DependencyProvider):
     """Tells what the service's transactions say by `shared.changes.changed`."""
 
-    teller = Teller()
+    notifier = Notifier()
 
     def start(self) -> None:
         database = next(item for item in self.container.dependencies if isinstance(item, Database))
-        tell_after_commit(database.Session, self.teller.tell)
+        notify_after_commit(database.Session, self.notifier.notify)
 
     def get_dependency(self, worker_ctx: WorkerContext) -> None:
         return None

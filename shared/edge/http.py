@@ -152,12 +152,12 @@ class Health(DependencyProvider):
 
     def reasons(self) -> list[str]:
         """What keeps the service from working: the troubles of all its extensions."""
-        troubles = (_trouble(extension) for extension in list(self.container.extensions))
-        return sorted({trouble for trouble in troubles if trouble})
+        troubles = (_not_ready_reason(extension) for extension in list(self.container.extensions))
+        return sorted({not_ready_reason for not_ready_reason in troubles if not_ready_reason})
 
 
-def _trouble(extension: Any) -> str | None:
-    ask = getattr(extension, "trouble", None)
+def _not_ready_reason(extension: Any) -> str | None:
+    ask = getattr(extension, "not_ready_reason", None)
     return ask() if callable(ask) else None
 
 

@@ -27,7 +27,7 @@ class Once(Entrypoint):
         self._thread: Any = None
         self._reminder = Reminder()
 
-    def trouble(self) -> str | None:
+    def not_ready_reason(self) -> str | None:
         """What has not been done yet, or None."""
         return None if self._done else f"{self.method_name} has not succeeded yet"
 

@@ -14,7 +14,7 @@ from typing import Any
 import amqp
 import eventlet
 
-from shared.edge.broker import BROKER_ERRORS, Line
+from shared.edge.broker import BROKER_ERRORS, BrokerConnection
 from shared.errors import PublishFailed
 
 CONTENT_TYPE = "application/json"
@@ -44,7 +44,7 @@ class Publisher:
     def __init__(self, uri: str, heartbeat_s: float) -> None:
         self.uri = uri
         self.heartbeat_s = heartbeat_s
-        self._line: Line | None = None
+        self._connection: BrokerConnection | None = None
         self._next_tag = 1
         self._outcomes: dict[int, str | None] = {}
         self._returned: dict[str, str] = {}
@@ -67,14 +67,14 @@ class Publisher:
             raise PublishFailed(f"no confirm from the broker: {type(error).__name__} {error}") from error
 
     def _publish(self, messages: Sequence[Outgoing]) -> list[str | None]:
-        line = self._open()
-        line.rest()
+        connection = self._open()
+        connection.reset_silence()
         first = self._next_tag
         self._outcomes.clear()
         self._returned.clear()
         self._waiting = set(range(first, first + len(messages)))
         for message in messages:
-            line.channel._basic_publish(
+            connection.channel._basic_publish(
                 amqp.Message(
                     message.body,
                     **{
@@ -94,24 +94,24 @@ class Publisher:
             )
             self._next_tag += 1
         while self._waiting:
-            line.read(timeout_s=1.0)
+            connection.read(timeout_s=1.0)
         return [
             self._outcomes.get(first + place) or self._returned.get(message.message_id)
             for place, message in enumerate(messages)
         ]
 
-    def _open(self) -> Line:
-        if self._line is None:
-            line = Line(self.uri, self.heartbeat_s)
-            channel = line.channel
+    def _open(self) -> BrokerConnection:
+        if self._connection is None:
+            connection = BrokerConnection(self.uri, self.heartbeat_s)
+            channel = connection.channel
             channel.events["basic_ack"].add(lambda tag, multiple: self._settle(tag, multiple, None))
             channel.events["basic_nack"].add(lambda tag, multiple: self._settle(tag, multiple, "nacked by the broker"))
             # A returned message is confirmed too: the return comes first.
             channel.events["basic_return"].add(self._on_return)
             channel.confirm_select()
             self._next_tag = 1
-            self._line = line
-        return self._line
+            self._connection = connection
+        return self._connection
 
     def _settle(self, tag: int, multiple: bool, outcome: str | None) -> None:
         tags = [waiting for waiting in self._waiting if waiting <= tag] if multiple else [tag]
@@ -124,6 +124,6 @@ class Publisher:
 
     def close(self) -> None:
         """Let go of the connection; the next publish opens a new one."""
-        if self._line is not None:
-            self._line.drop()
-            self._line = None
+        if self._connection is not None:
+            self._connection.abort()
+            self._connection = None

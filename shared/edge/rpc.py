@@ -25,7 +25,7 @@ from nameko.extensions import Entrypoint, ProviderCollector, SharedExtension
 
 from shared import errors
 from shared.config import Settings
-from shared.edge.broker import BROKER_ERRORS, Line, keep_line
+from shared.edge.broker import BROKER_ERRORS, BrokerConnection, run_connected
 from shared.errors import EcomError, ServiceUnavailable
 
 log = logging.getLogger(__name__)
@@ -43,21 +43,21 @@ for _error in vars(errors).values():
         deserialize_to_instance(_error)
 
 
-class OnLine(SharedExtension, ProviderCollector):
+class ConnectedExtension(SharedExtension, ProviderCollector):
     """What server and client share: a connection that is kept, and why it is not there."""
 
     def __init__(self) -> None:
         super().__init__()
         self._thread: Any = None
         self._stopping = False
-        self._trouble: str | None = "not connected yet"
+        self._not_ready_reason: str | None = "not connected yet"
 
-    def trouble(self) -> str | None:
+    def not_ready_reason(self) -> str | None:
         """Why calls cannot cross now, or None."""
-        return self._trouble
+        return self._not_ready_reason
 
-    def _hear_trouble(self, trouble: str | None) -> None:
-        self._trouble = trouble
+    def _set_not_ready_reason(self, not_ready_reason: str | None) -> None:
+        self._not_ready_reason = not_ready_reason
 
     def start(self) -> None:
         if self._thread is None:
@@ -65,18 +65,18 @@ class OnLine(SharedExtension, ProviderCollector):
             name = f"{type(self).__name__} of {self.container.service_name}"
             self._thread = self.container.spawn_managed_thread(
                 partial(
-                    keep_line,
+                    run_connected,
                     settings.amqp_uri,
                     settings.heartbeat_s,
                     self._serve,
                     lambda: self._stopping,
-                    self._hear_trouble,
+                    self._set_not_ready_reason,
                     name,
                 ),
                 identifier=name,
             )
 
-    def _serve(self, line: Line) -> None:
+    def _serve(self, connection: BrokerConnection) -> None:
         raise NotImplementedError
 
     def kill(self) -> None:
@@ -85,7 +85,7 @@ class OnLine(SharedExtension, ProviderCollector):
             self._thread.kill()
 
 
-class RpcServer(OnLine):
+class RpcServer(ConnectedExtension):
     """One for each service: takes calls from `rpc-<service>` and spawns a worker for each."""
 
     def __init__(self) -> None:
@@ -100,26 +100,26 @@ class RpcServer(OnLine):
         if self._thread is not None:
             self._thread.wait()
 
-    def _serve(self, line: Line) -> None:
+    def _serve(self, connection: BrokerConnection) -> None:
         service = self.container.service_name
         queue = f"rpc-{service}"
-        channel = line.channel
-        with line.patience():
+        channel = connection.channel
+        with connection.bounded():
             channel.exchange_declare(RPC_EXCHANGE, "topic", durable=True, auto_delete=False)
             channel.queue_declare(queue, durable=True, auto_delete=False)
             channel.queue_bind(queue, RPC_EXCHANGE, f"{service}.*")
             channel.basic_qos(0, self.container.max_workers, False)
-            tag = channel.basic_consume(queue, callback=partial(self._receive, line))
-        self._trouble = None
+            tag = channel.basic_consume(queue, callback=partial(self._receive, connection))
+        self._not_ready_reason = None
         while not self._stopping:
-            line.read(timeout_s=0.5)
-        with line.patience(self._stop_by):
+            connection.read(timeout_s=0.5)
+        with connection.bounded(self._stop_by):
             channel.basic_cancel(tag)
         while self._at_work and time.monotonic() < self._stop_by:
-            line.read(timeout_s=0.05)
+            connection.read(timeout_s=0.05)
 
-    def _receive(self, line: Line, message: amqp.Message) -> None:
-        reply = partial(self._reply, line, message)
+    def _receive(self, connection: BrokerConnection, message: amqp.Message) -> None:
+        reply = partial(self._reply, connection, message)
         self._at_work += 1
         try:
             method = message.delivery_info["routing_key"].rpartition(".")[2]
@@ -141,7 +141,9 @@ class RpcServer(OnLine):
         except Exception as error:
             reply(None, None, (type(error), error, None))
 
-    def _reply(self, line: Line, message: amqp.Message, worker: Any, result: Any, exc_info: Any) -> tuple[Any, Any]:
+    def _reply(
+        self, connection: BrokerConnection, message: amqp.Message, worker: Any, result: Any, exc_info: Any
+    ) -> tuple[Any, Any]:
         """Answer, then ack. A caller that cannot be reached times out; the service lives on."""
         body = {"result": result, "error": serialized(exc_info[1]) if exc_info else None}
         try:
@@ -152,7 +154,7 @@ class RpcServer(OnLine):
         properties = message.properties
         try:
             if properties.get("reply_to"):
-                line.channel.basic_publish(
+                connection.channel.basic_publish(
                     amqp.Message(
                         text,
                         content_type="application/json",
@@ -163,7 +165,7 @@ class RpcServer(OnLine):
                     RPC_EXCHANGE,
                     properties["reply_to"],
                 )
-            line.channel.basic_ack(message.delivery_info["delivery_tag"])
+            connection.channel.basic_ack(message.delivery_info["delivery_tag"])
         except BROKER_ERRORS as error:
             log.warning("a reply could not be sent: %s", error)
         finally:

@@ -16,8 +16,8 @@ from nameko.containers import WorkerContext
 from nameko.exceptions import deserialize, serialize
 from nameko.extensions import DependencyProvider
 
-from shared.edge.broker import BROKER_ERRORS, Line
-from shared.edge.rpc import DEADLINE, HEADER_PREFIX, RPC_EXCHANGE, TRANSIENT, OnLine
+from shared.edge.broker import BROKER_ERRORS, BrokerConnection
+from shared.edge.rpc import DEADLINE, HEADER_PREFIX, RPC_EXCHANGE, TRANSIENT, ConnectedExtension
 from shared.errors import ServiceUnavailable
 
 log = logging.getLogger(__name__)
@@ -25,13 +25,13 @@ log = logging.getLogger(__name__)
 CALL_TIMEOUT_S = 10.0
 
 
-class Replies(OnLine):
+class Replies(ConnectedExtension):
     """One for each calling service: sends calls and hands replies to whoever waits."""
 
     def __init__(self) -> None:
         super().__init__()
         self._waiting: dict[str, Event] = {}
-        self._line: Line | None = None
+        self._connection: BrokerConnection | None = None
 
     def setup(self) -> None:
         self._reply_to = str(uuid.uuid4())
@@ -39,20 +39,20 @@ class Replies(OnLine):
     def stop(self) -> None:
         self.kill()
 
-    def _serve(self, line: Line) -> None:
-        channel = line.channel
-        with line.patience():
+    def _serve(self, connection: BrokerConnection) -> None:
+        channel = connection.channel
+        with connection.bounded():
             channel.exchange_declare(RPC_EXCHANGE, "topic", durable=True, auto_delete=False)
             queue = channel.queue_declare(f"rpc.reply-{self._reply_to}", exclusive=True, auto_delete=True).queue
             channel.queue_bind(queue, RPC_EXCHANGE, self._reply_to)
             channel.basic_consume(queue, callback=self._receive, no_ack=True)
         channel.events["basic_return"].add(self._on_return)
-        self._line, self._trouble = line, None
+        self._connection, self._not_ready_reason = connection, None
         try:
             while not self._stopping:
-                line.read(timeout_s=0.5)
+                connection.read(timeout_s=0.5)
         finally:
-            self._line = None
+            self._connection = None
             # The reply queue went with its connection: what is waited for cannot come any more.
             lost = {"error": serialize(ServiceUnavailable("the broker went away")), "result": None}
             for correlation_id in list(self._waiting):
@@ -77,7 +77,7 @@ class Replies(OnLine):
 
     def call(self, routing_key: str, args: Any, kwargs: Any, context: dict[str, Any], timeout_s: float) -> Any:
         """The result of one call. Raises what the callee raised, or ServiceUnavailable when no answer came."""
-        if self._line is None:
+        if self._connection is None:
             raise ServiceUnavailable(f"no connection for {routing_key}")
         correlation_id = uuid.uuid4().hex
         waiting = self._waiting[correlation_id] = Event()
@@ -94,7 +94,7 @@ class Replies(OnLine):
         )
         try:
             with eventlet.Timeout(timeout_s):
-                self._line.channel.basic_publish(message, RPC_EXCHANGE, routing_key, mandatory=True)
+                self._connection.channel.basic_publish(message, RPC_EXCHANGE, routing_key, mandatory=True)
                 body = waiting.wait()
         except (*BROKER_ERRORS, eventlet.Timeout) as error:
             raise ServiceUnavailable(f"{routing_key} did not answer") from error

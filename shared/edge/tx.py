@@ -37,18 +37,18 @@ class Tx:
     def __init__(self, session: Session, source: str, answers: dict[UUID, Any]) -> None:
         self.session = session
         self.answers = answers
-        self.apart: dict[UUID, Exception] = {}
+        self.failed: dict[UUID, Exception] = {}
         self._source = source
-        self._told: list[Envelope] = []
+        self._emitted: list[Envelope] = []
 
-    def tell(self, cause: Envelope, *payloads: Payload) -> None:
+    def emit(self, cause: Envelope, *payloads: Payload) -> None:
         """Say events caused by `cause`, with its trace and identity; they go out if the transaction commits."""
-        self._told += [cause.caused(self._source, payload) for payload in payloads]
+        self._emitted += [cause.caused(self._source, payload) for payload in payloads]
 
-    def set_apart(self, event: Envelope, error: Exception) -> None:
+    def fail(self, event: Envelope, error: Exception) -> None:
         """Leave one message out: it takes no effect here and goes to retry or, for a DeadMessage, to the DLQ."""
-        self.apart[event.message_id] = error
+        self.failed[event.message_id] = error
 
-    def told(self) -> list[Envelope]:
+    def outgoing_events(self) -> list[Envelope]:
         """What goes out: all that was told, except by messages set apart."""
-        return [envelope for envelope in self._told if envelope.causation_id not in self.apart]
+        return [envelope for envelope in self._emitted if envelope.causation_id not in self.failed]

@@ -14,8 +14,8 @@ from typing import Any
 
 import amqp
 
-from shared.edge.broker import Line
-from shared.edge.rpc import OnLine
+from shared.edge.broker import BrokerConnection
+from shared.edge.rpc import ConnectedExtension
 from shared.edge.rpc_proxy import Replies
 from shared.edge.wake import Wake
 from shared.errors import CannotWork, ServiceUnavailable
@@ -52,7 +52,7 @@ class Waiter:
             self.state = state
         return newer
 
-    def tell(self, state: dict[str, Any]) -> None:
+    def update(self, state: dict[str, Any]) -> None:
         """Take a newer state, and stop waiting."""
         if self.know(state):
             self._wake.send()
@@ -67,7 +67,7 @@ class Waiter:
         return self._wake.wait(seconds)
 
 
-class Watch(OnLine):
+class Watch(ConnectedExtension):
     """Who waits for what. `changed` names an RPC: given {id: known version}, it returns the states that are newer.
 
     States are dicts with `version` and the field `key`. One call a second asks about all that is waited for, and a
@@ -89,7 +89,7 @@ class Watch(OnLine):
     def sharing_key(self) -> Any:
         return type(self), self.changed
 
-    def trouble(self) -> str | None:
+    def not_ready_reason(self) -> str | None:
         """Without hints it still asks once a second."""
         return None
 
@@ -165,18 +165,18 @@ class Watch(OnLine):
             return
         for state in states:
             for waiter in list(self._waiters.get(state[self.key], ())):
-                waiter.tell(state)
+                waiter.update(state)
 
     # --- hearing ---
 
-    def _serve(self, line: Line) -> None:
-        channel = line.channel
-        with line.patience():
+    def _serve(self, connection: BrokerConnection) -> None:
+        channel = connection.channel
+        with connection.bounded():
             queue = channel.queue_declare("", exclusive=True, auto_delete=True).queue
             channel.queue_bind(queue, HINTS_EXCHANGE)
             channel.basic_consume(queue, callback=self._receive, no_ack=True)
         while not self._stopping:
-            line.read(timeout_s=0.5)
+            connection.read(timeout_s=0.5)
 
     def _receive(self, message: amqp.Message) -> None:
         try:

@@ -25,7 +25,7 @@ from payment_service.provider import MockProvider, Provider
 from payment_service.service import PaymentService
 from shared.config import Settings
 from shared.edge.batch import Batch
-from shared.edge.broker import Line
+from shared.edge.broker import BrokerConnection
 from shared.edge.consumer import Handles
 from shared.edge.context import RequestContext
 from shared.edge.database import POOL_SPARE, Database
@@ -165,9 +165,9 @@ class Bench:
         }
         return Batch(self.name, queue, lambda: self.sessions, **parts)
 
-    def settle(self, queue: str, events: Iterable[Envelope], **changed: Any) -> None:
+    def handle(self, queue: str, events: Iterable[Envelope], **changed: Any) -> None:
         """Settle these events as one batch."""
-        self.batch(queue, **changed).settle(deliveries(events))
+        self.batch(queue, **changed).handle(deliveries(events))
 
     def close(self) -> None:
         """Let go of every connection."""
@@ -189,7 +189,7 @@ class Mail:
 
     def open(self) -> None:
         """Connect, also again."""
-        self.line = Line(self.settings.amqp_uri, heartbeat_s=30)
+        self.line = BrokerConnection(self.settings.amqp_uri, heartbeat_s=30)
         self.channel = self.line.channel
 
     @property
@@ -242,7 +242,7 @@ class Mail:
     def close(self) -> None:
         """Let go of the connections."""
         self.publisher.close()
-        self.line.drop()
+        self.line.abort()
 
 
 def headers_of(message: amqp.Message) -> dict[str, Any]:

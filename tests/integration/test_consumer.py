@@ -250,7 +250,7 @@ def test_a_stop_while_paused_is_quick_and_gives_everything_back(start: Start, da
     events = orders(3)
     mail.tell(events)
     container = start(closed)
-    until(lambda: extension(container, Handles).batch.trouble)
+    until(lambda: extension(container, Handles).batch.not_ready_reason)
     began = time.monotonic()
     container.stop()
 
@@ -331,7 +331,7 @@ def test_a_publisher_that_fails_pauses_the_consumer_and_nothing_is_acked(
         return publish(messages)
 
     entrypoint.batch.publisher.publish_all = publish_all  # type: ignore[method-assign, assignment]
-    until(lambda: "PublishFailed" in (entrypoint.trouble() or ""))
+    until(lambda: "PublishFailed" in (entrypoint.not_ready_reason() or ""))
     throughout(lambda: not mail.get(f"{QUEUE}.retry"), for_s=0.3)
     container.kill()
     assert until(lambda: mail.waiting(QUEUE) == 10), "not one of them was acked"
@@ -388,13 +388,13 @@ def test_a_consumer_gives_up_a_frozen_broker_and_comes_back(
     assert broker
     broker.pause()
     try:
-        until(lambda: "is away" in (extension(container, Handles).trouble() or ""))
+        until(lambda: "is away" in (extension(container, Handles).not_ready_reason() or ""))
     finally:
         broker.resume()
     mail.tell(second)
 
     until(lambda: consumed(database) == ids(first + second))
-    assert extension(container, Handles).trouble() is None
+    assert extension(container, Handles).not_ready_reason() is None
 
 
 # --- the shell ------------------------------------------------------------------------------------------------------

@@ -128,8 +128,8 @@ def test_tables_that_are_not_there_are_an_outage_and_readiness_says_what_helps(
         session.execute(text("SELECT FROM payments"))
 
     assert is_outage(raised.value)
-    assert "ecom migrate" in (empty.database.trouble() or "")
-    assert migrated.database.trouble() is None
+    assert "ecom migrate" in (empty.database.not_ready_reason() or "")
+    assert migrated.database.not_ready_reason() is None
 
 
 def test_a_fault_of_the_statement_is_no_outage(bench: Benches) -> None:
@@ -182,7 +182,7 @@ def test_a_worker_whose_backend_died_does_not_take_the_container_with_it(
             return error
 
     try:
-        until(lambda: replies.trouble() is None and extension(fragile, RpcServer).trouble() is None)
+        until(lambda: replies.not_ready_reason() is None and extension(fragile, RpcServer).not_ready_reason() is None)
         dying = [eventlet.spawn(query, True) for _ in range(5)]
         until(lambda: len(Fragile.killed) == 5)
         for pid in Fragile.killed:

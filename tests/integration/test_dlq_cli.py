@@ -115,7 +115,7 @@ def test_show_tells_all_of_one_message(dead):
 
 
 def test_diagnose_says_what_a_replay_would_do(dead, payment):  # noqa: F811
-    payment.settle(QUEUE, dead[:1])
+    payment.handle(QUEUE, dead[:1])
     said = ecom("diagnose", QUEUE)
     assert said.code == 0
     assert "already applied" in said.out
@@ -152,7 +152,7 @@ def test_a_replay_ends_with_0_when_all_is_well(dead, consumer, database):  # noq
 
 
 def test_a_replay_ends_with_1_when_something_died_again(dead, consumer):  # noqa: F811
-    consumer.start(lambda events, tx: [tx.set_apart(event, _wrong()) for event in events])
+    consumer.start(lambda events, tx: [tx.fail(event, _wrong()) for event in events])
     said = ecom("replay", QUEUE, "--id", dead[0].message_id, "--yes")
     assert said.code == 1
     assert "1 dead again" in said.out

@@ -59,7 +59,7 @@ class World:
     def heard(self, payload: Payload, queue: str = "") -> Envelope:
         """An event that has been handled."""
         event = told(payload)
-        self.bench.settle(queue or self.queue, [event])
+        self.bench.handle(queue or self.queue, [event])
         return event
 
     def stock(self, on_hand: int = 10) -> None:
@@ -73,7 +73,7 @@ class World:
 
     def paid(self, method: str = "mock_ok") -> UUID:
         event = reserved_event(method=method)
-        self.bench.settle(CHARGE, [event])
+        self.bench.handle(CHARGE, [event])
         return UUID(str(event.payload.order_id))
 
     def order(self) -> OrderCreated:
@@ -385,7 +385,7 @@ def handled_before(queue: str) -> Scene:
     def made(world: World) -> Made:
         event = scene_of(queue, Prediction.APPLY)(world)
         event = event if isinstance(event, Envelope) else told(event)  # type: ignore[arg-type]
-        world.bench.settle(queue, [event])
+        world.bench.handle(queue, [event])
         return event
 
     return made
@@ -436,7 +436,7 @@ def test_what_is_predicted_is_what_happens(queue, name, bench, database, mail, d
     assert world.snapshot() == before, "a diagnosis changed something"
 
     mail.all(dlq)
-    world.bench.batch(queue).settle([Delivery(1, body, event.type if event else "x", str(message_id), {})])
+    world.bench.batch(queue).handle_batch([Delivery(1, body, event.type if event else "x", str(message_id), {})])
 
     died = bool(mail.all(dlq))
     changed = world.snapshot() != before

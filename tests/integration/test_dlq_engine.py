@@ -57,7 +57,7 @@ def ids_of(events: list[Envelope]) -> set[UUID]:
 def die(events: Any, tx: Any) -> None:
     """A handler for which nothing is right."""
     for event in events:
-        tx.set_apart(event, UnexpectedEvent("not now"))
+        tx.fail(event, UnexpectedEvent("not now"))
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def kill(payment: Bench, mail: Mail) -> Callable[[list[Envelope]], list[Envelope
 
     def kill(events: list[Envelope]) -> list[Envelope]:
         before = mail.waiting(DLQ)
-        payment.settle(QUEUE, events, handle=die)
+        payment.handle(QUEUE, events, handle=die)
         until(lambda: mail.waiting(DLQ) == before + len(events))
         return events
 
@@ -138,7 +138,7 @@ class Consumer:
                 for tag, m in enumerate(messages, start=1)
             ]
             changed = {"handle": self.handle} if self.handle else {}
-            self.payment.batch(QUEUE, **changed).settle(came)
+            self.payment.batch(QUEUE, **changed).handle(came)
 
     def close(self) -> None:
         if self._thread is not None:
@@ -332,7 +332,7 @@ def test_a_replay_takes_effect_once_and_is_written_down(desk, kill, consumer, ma
     assert left(database) == {None: 5}
     consumer.start()
     run = replay(desk, QUEUE, ALL, None, FAST)
-    assert (run.status, run.tally.told()) == (Status.DONE, {"chosen": 5, "applied": 5})
+    assert (run.status, run.tally.as_dict()) == (Status.DONE, {"chosen": 5, "applied": 5})
     assert effects(database) == Counter(event.payload.order_id for event in events)
     assert {message_id for message_id, _ in consumer.heard} == ids_of(events)
     for _, headers in consumer.heard:
@@ -363,7 +363,7 @@ def test_no_more_than_asked_and_the_oldest_first(desk, stranger, consumer, datab
         stranger(event.to_json().encode(), dated(day), str(event.message_id))
     consumer.start()
     run = replay(desk, QUEUE, ALL, 2, FAST)
-    assert run.tally.told() == {"chosen": 2, "applied": 2}
+    assert run.tally.as_dict() == {"chosen": 2, "applied": 2}
     assert {message_id for message_id, _ in consumer.heard} == {events[3].message_id, events[1].message_id}
     assert until(lambda: mail.waiting(DLQ) == 2)
 
@@ -373,16 +373,16 @@ def test_copies_of_one_message_take_effect_once_and_are_all_gone(desk, kill, str
     stranger(event.to_json().encode(), dated(1), str(event.message_id))
     consumer.start()
     run = replay(desk, QUEUE, ALL, None, FAST)
-    assert (run.status, run.tally.told()) == (Status.DONE, {"chosen": 2, "applied": 2})
+    assert (run.status, run.tally.as_dict()) == (Status.DONE, {"chosen": 2, "applied": 2})
     assert effects(database) == {event.payload.order_id: 1}
     assert mail.waiting(DLQ) == 0
 
 
 def test_what_has_taken_effect_before_does_not_again(desk, kill, payment, consumer, database):
     (event,) = kill(cancellations(1))
-    payment.settle(QUEUE, [event])
+    payment.handle(QUEUE, [event])
     consumer.start()
-    assert replay(desk, QUEUE, ALL, None, FAST).tally.told() == {"chosen": 1, "applied": 1}
+    assert replay(desk, QUEUE, ALL, None, FAST).tally.as_dict() == {"chosen": 1, "applied": 1}
     assert effects(database) == {event.payload.order_id: 1}
 
 
@@ -392,7 +392,7 @@ def test_a_message_that_dies_again_is_counted_and_stays_written_down(desk, kill,
     consumer.start(die)
     run = replay(desk, QUEUE, ALL, None, FAST)
     assert run.status == Status.DONE
-    assert run.tally.told() == {"chosen": 1, "dead_again": 1, "reasons": {"unexpected_event": 1}}
+    assert run.tally.as_dict() == {"chosen": 1, "dead_again": 1, "reasons": {"unexpected_event": 1}}
     after = row_of(database, event.message_id)
     assert (after["left_at"], after["replays"]) == (None, 1)
     assert after["died_at"] > before["died_at"]
@@ -407,7 +407,7 @@ def test_one_that_dies_again_before_it_is_marked_is_not_marked(desk, kill, payme
 
     def and_die(messages: list[Outgoing]) -> None:
         publish(messages)
-        payment.settle(QUEUE, [event], handle=die)
+        payment.handle(QUEUE, [event], handle=die)
 
     monkeypatch.setattr(desk, "publish", and_die)
     run = replay(desk, QUEUE, ALL, None, FAST)
@@ -421,7 +421,7 @@ def test_stop_on_redeath_stops_there_and_says_of_what(desk, kill, consumer, mail
     run = replay(desk, QUEUE, ALL, None, Pace(None, (1,)), stop_on_redeath=True)
     assert run.status == Status.STOPPED
     assert run.outcome == "1 died again, as unexpected_event (not now)"
-    assert run.tally.told() == {"chosen": 5, "dead_again": 1, "reasons": {"unexpected_event": 1}}
+    assert run.tally.as_dict() == {"chosen": 5, "dead_again": 1, "reasons": {"unexpected_event": 1}}
     assert until(lambda: mail.waiting(DLQ) == 5)
     assert operations(database)[0]["status"] == "stopped"
 
@@ -451,7 +451,7 @@ def test_each_wave_of_a_ramp_waits_until_the_one_before_is_consumed(desk, kill, 
     consumer.start()
     run = replay(desk, QUEUE, ALL, None, Pace(None, (1, 2, 3)))
     assert sent == [(1, 0), (2, 1), (3, 3), (2, 6)]
-    assert run.tally.told() == {"chosen": 8, "applied": 8}
+    assert run.tally.as_dict() == {"chosen": 8, "applied": 8}
 
 
 def test_the_rate_is_kept(desk, kill, consumer, monkeypatch):
@@ -473,7 +473,7 @@ def test_a_slow_rate_does_not_keep_its_operator_waiting(open_desk, kill, consume
     run = replay(desk, QUEUE, ALL, None, Pace(1 / 3600))
     assert time.monotonic() - began < 60
     assert (run.status, run.outcome) == (Status.STOPPED, "stopped by its operator")
-    assert run.tally.told() == {"chosen": 3, "applied": 1}
+    assert run.tally.as_dict() == {"chosen": 3, "applied": 1}
 
 
 def test_a_slow_rate_reads_anew_before_the_broker_takes_all_away(desk, kill, consumer, mail, monkeypatch):
@@ -485,7 +485,7 @@ def test_a_slow_rate_reads_anew_before_the_broker_takes_all_away(desk, kill, con
     kill(cancellations(2))
     consumer.start()
     run = replay(desk, QUEUE, ALL, None, Pace(0.25))
-    assert (run.status, run.tally.told()) == (Status.DONE, {"chosen": 2, "applied": 2})
+    assert (run.status, run.tally.as_dict()) == (Status.DONE, {"chosen": 2, "applied": 2})
     assert max(later - earlier for earlier, later in pairwise(opened)) < 3  # the pause is of 4 s
     assert mail.waiting(DLQ) == 0
 
@@ -531,7 +531,7 @@ def test_an_operator_who_says_stop_is_heard_after_what_is_in_hand(
     consumer.start()
     run = replay(desk, QUEUE, ALL, None, FAST)
     assert (run.status, run.outcome) == (Status.STOPPED, "stopped by its operator")
-    assert run.tally.told() == {"chosen": 6, "sent": 2}
+    assert run.tally.as_dict() == {"chosen": 6, "sent": 2}
     assert until(lambda: mail.waiting(DLQ) == 4)
     assert left(database) == {"replayed": 2, None: 4}
 
@@ -550,10 +550,10 @@ def test_a_guard_refuses_and_force_overrules_it(desk, stranger, consumer, mail, 
     assert plan(desk, QUEUE, ALL, None, force=True)["refused"] == {}
     consumer.start()
     run = replay(desk, QUEUE, ALL, None, FAST)
-    assert run.tally.told() == {"chosen": 1, "refused": 1, "reasons": {why: 1}}
+    assert run.tally.as_dict() == {"chosen": 1, "refused": 1, "reasons": {why: 1}}
     assert until(lambda: mail.waiting(DLQ) == 1)
     assert (fates(database), consumer.heard) == ({"refused": 1}, [])
-    assert replay(desk, QUEUE, ALL, None, FAST, force=True).tally.told() == {"chosen": 1, "applied": 1}
+    assert replay(desk, QUEUE, ALL, None, FAST, force=True).tally.as_dict() == {"chosen": 1, "applied": 1}
 
 
 def test_a_plan_counts_and_changes_nothing(desk, kill, stranger, mail, database):
@@ -680,12 +680,12 @@ def test_an_export_holds_all_and_takes_nothing(desk, kill, mail, database, file)
 def test_a_discard_is_in_its_file_before_it_is_gone_and_comes_back_from_it(desk, kill, consumer, mail, database, file):
     events = kill(cancellations(5))
     run = files.discard(desk, QUEUE, file, ALL, None)
-    assert run.tally.told() == {"chosen": 5, "discarded": 5}
+    assert run.tally.as_dict() == {"chosen": 5, "discarded": 5}
     assert (mail.waiting(DLQ), left(database), fates(database)) == (0, {"discarded": 5}, {"discarded": 5})
     rows = {event.message_id: row_of(database, event.message_id) for event in events}
 
     (back,) = files.put_back(desk, file)
-    assert back.tally.told() == {"chosen": 5, "imported": 5}
+    assert back.tally.as_dict() == {"chosen": 5, "imported": 5}
     assert until(lambda: mail.waiting(DLQ) == 5)
     assert left(database) == {None: 5}
     for event in events:
@@ -697,11 +697,11 @@ def test_a_discard_is_in_its_file_before_it_is_gone_and_comes_back_from_it(desk,
             "died_at": 0,
         }
     (again,) = files.put_back(desk, file)
-    assert again.tally.told() == {"chosen": 5, "already_there": 5}
+    assert again.tally.as_dict() == {"chosen": 5, "already_there": 5}
     assert until(lambda: mail.waiting(DLQ) == 5)
 
     consumer.start()
-    assert replay(desk, QUEUE, ALL, None, FAST).tally.told() == {"chosen": 5, "applied": 5}
+    assert replay(desk, QUEUE, ALL, None, FAST).tally.as_dict() == {"chosen": 5, "applied": 5}
     assert effects(database) == Counter(event.payload.order_id for event in events)
 
 
@@ -724,7 +724,7 @@ def test_a_discard_that_reads_anew_takes_nothing_that_is_not_in_its_file(desk, s
 
     monkeypatch.setattr(files, "write", slowly)
     run = files.discard(desk, QUEUE, file, ALL, None)
-    assert run.tally.told() == {"chosen": 2, "discarded": 2}
+    assert run.tally.as_dict() == {"chosen": 2, "discarded": 2}
     assert {letter_of(from_line(line)).message_id for line in file.read_bytes().splitlines()} == put
     assert until(lambda: mail.waiting(DLQ) == 1)
     assert [UUID(m.properties["message_id"]) for m in mail.all(DLQ)] == newer
@@ -800,7 +800,7 @@ def test_the_ledger_knows_the_file_of_a_discard_that_broke_off(desk, kill, mail,
     assert operation["counts"] == {"chosen": 4, "discarded": 2}
     monkeypatch.undo()
     (back,) = files.put_back(desk, file)
-    assert back.tally.told() == {"chosen": 4, "already_there": 2, "imported": 2}
+    assert back.tally.as_dict() == {"chosen": 4, "already_there": 2, "imported": 2}
     assert until(lambda: mail.waiting(DLQ) == 4)
 
 
@@ -820,14 +820,14 @@ def test_an_import_goes_by_what_is_in_the_queue_and_not_by_what_is_written_down(
     until(lambda: mail.waiting(DLQ) == 2)
     mail.all(DLQ)
     (run,) = files.put_back(desk, file)
-    assert run.tally.told() == {"chosen": 2, "imported": 2}
+    assert run.tally.as_dict() == {"chosen": 2, "imported": 2}
     assert until(lambda: mail.waiting(DLQ) == len(purged))
 
     unwritten = stranger()
     crash = file.with_name("crash.jsonl")
     files.export(desk, QUEUE, crash, Filter(ids=frozenset({unwritten})))
     (run,) = files.put_back(desk, crash)
-    assert run.tally.told() == {"chosen": 1, "already_there": 1}
+    assert run.tally.as_dict() == {"chosen": 1, "already_there": 1}
     assert until(lambda: mail.waiting(DLQ) == 3)
 
 
@@ -836,7 +836,7 @@ def test_a_line_that_is_there_twice_is_put_back_once(desk, kill, mail, file):
     files.discard(desk, QUEUE, file, ALL, None)
     file.write_bytes(file.read_bytes() * 2)
     (run,) = files.put_back(desk, file)
-    assert run.tally.told() == {"chosen": 2, "already_there": 1, "imported": 1}
+    assert run.tally.as_dict() == {"chosen": 2, "already_there": 1, "imported": 1}
     assert until(lambda: mail.waiting(DLQ) == 1)
 
 
@@ -857,16 +857,16 @@ def test_a_corrected_file_makes_messages_of_their_own_the_same_at_each_run(desk,
     files.discard(desk, QUEUE, file, ALL, None)
     file.write_bytes(file.read_bytes().replace(b"deadline", b"order_cancelled"))
     (one,) = files.put_back(desk, file, corrected=True)
-    assert one.tally.told() == {"chosen": 1, "imported": 1}
+    assert one.tally.as_dict() == {"chosen": 1, "imported": 1}
     (two,) = files.put_back(desk, file, corrected=True)
-    assert two.tally.told() == {"chosen": 1, "already_there": 1}
+    assert two.tally.as_dict() == {"chosen": 1, "already_there": 1}
     consumer.start()
-    assert replay(desk, QUEUE, ALL, None, FAST).tally.told() == {"chosen": 1, "applied": 1}
+    assert replay(desk, QUEUE, ALL, None, FAST).tally.as_dict() == {"chosen": 1, "applied": 1}
     ((corrected, _),) = consumer.heard
     assert corrected != event.message_id
     (three,) = files.put_back(desk, file, corrected=True)
-    assert three.tally.told() == {"chosen": 1, "imported": 1}
-    assert replay(desk, QUEUE, ALL, None, FAST).tally.told() == {"chosen": 1, "applied": 1}
+    assert three.tally.as_dict() == {"chosen": 1, "imported": 1}
+    assert replay(desk, QUEUE, ALL, None, FAST).tally.as_dict() == {"chosen": 1, "applied": 1}
     assert effects(database) == {event.payload.order_id: 1}
 
 
@@ -898,7 +898,7 @@ def test_nonsense_in_a_message_does_not_stop_the_census(desk, stranger, database
             "x-last-failed-at": "9999-01-01T00:00:00Z",
         },
     )
-    assert census.settle(desk, QUEUE) == 1
+    assert census.handle(desk, QUEUE) == 1
     (row,) = database.rows("payment", "SELECT *, died_at <= now() AS past FROM dead_messages")
     assert (row["reason"], row["trace_id"], row["past"]) == (UNKNOWN, "a?b", True)
 
@@ -907,14 +907,14 @@ def test_what_was_taken_out_by_other_hands_is_marked_gone(desk, kill, mail, data
     kill(cancellations(3))
     database.run("payment", "UPDATE dead_messages SET died_at = died_at - interval '61 s'")
     mail.all(DLQ)
-    assert census.settle(desk, QUEUE) == 3
+    assert census.handle(desk, QUEUE) == 3
     assert left(database) == {"gone": 3}
 
 
 def test_a_death_on_its_way_to_the_dlq_is_not_marked_gone(desk, kill, mail, database):
     kill(cancellations(1))
     mail.all(DLQ)
-    assert census.settle(desk, QUEUE) == 0
+    assert census.handle(desk, QUEUE) == 0
     assert left(database) == {None: 1}
 
 
@@ -932,7 +932,7 @@ def test_the_census_writes_under_the_lock(desk, open_desk, stranger, monkeypatch
         enter(*given)
 
     monkeypatch.setattr(desk.books, "enter", and_try)
-    assert census.settle(desk, QUEUE) == 1
+    assert census.handle(desk, QUEUE) == 1
     assert refused
 
 

@@ -75,19 +75,19 @@ def test_a_refund_whose_answer_was_lost_is_found_out_and_told_once(
     one = bench("payment")
     charge = reserved_event(method=method)
     order_id = charge.payload.order_id
-    one.settle(CHARGES, [charge])
+    one.handle(CHARGES, [charge])
     provider, one.service.provider = one.service.provider, Deaf(one.service.provider)
-    one.settle(REFUNDS, [refund_of(charge)])
-    one.service.settle()
+    one.handle(REFUNDS, [refund_of(charge)])
+    one.service.recover_unknown()
     assert statuses(database, "refunds") == {order_id: "PENDING"}, "a call may still be under way"
 
     make_old(database)
-    one.service.settle()
+    one.service.recover_unknown()
     assert statuses(database, "refunds") == {order_id: "PENDING"}, "no answer to this question either"
 
     one.service.provider = provider
     for _ in range(2):
-        one.service.settle()
+        one.service.recover_unknown()
     assert statuses(database, "refunds") == {order_id: refund}
     assert statuses(database, "payments") == {order_id: payment}
     assert told_of(database, event) == [str(order_id)]
@@ -99,15 +99,15 @@ def test_a_question_without_an_answer_does_not_hold_up_the_others(
     one = bench("payment")
     first, second = reserved_event(), reserved_event()
     provider, one.service.provider = one.service.provider, Deaf(one.service.provider)
-    one.settle(CHARGES, [first, second])
+    one.handle(CHARGES, [first, second])
     make_old(database)
 
     one.service.provider = Deaf(provider, lost={payment_id_of(first.payload.order_id)})
-    one.service.settle()
+    one.service.recover_unknown()
     assert statuses(database, "payments") == {first.payload.order_id: "PENDING", second.payload.order_id: "COMPLETED"}
 
     one.service.provider = provider
-    one.service.settle()
+    one.service.recover_unknown()
     assert statuses(database, "payments") == dict.fromkeys(
         (first.payload.order_id, second.payload.order_id), "COMPLETED"
     )
@@ -119,15 +119,15 @@ def test_a_charge_that_the_provider_never_heard_of_is_void_once_its_order_is_can
 ) -> None:
     one = bench("payment")
     order_id = (charge := reserved_event(method="mock_timeout")).payload.order_id
-    one.settle(CHARGES, [charge])
+    one.handle(CHARGES, [charge])
     database.run("payment", "DELETE FROM provider_ledger")
     make_old(database)
-    one.service.settle()
+    one.service.recover_unknown()
     assert statuses(database, "payments") == {order_id: "PENDING"}, "the order may still want to pay"
 
-    one.settle(VOIDS, [told(OrderCancelled(order_id, "deadline"))])
+    one.handle(VOIDS, [told(OrderCancelled(order_id, "deadline"))])
     make_old(database)
-    one.service.settle()
+    one.service.recover_unknown()
     assert statuses(database, "payments") == {order_id: "VOID"}
 
 
@@ -150,12 +150,12 @@ def test_a_refund_of_what_took_no_money_is_claimed_by_nobody_and_holds_up_no_oth
 ) -> None:
     one = bench("payment")
     declined, paid = reserved_event(method="mock_declined"), reserved_event()
-    one.settle(CHARGES, [declined, paid])
-    one.settle(REFUNDS, [refund_of(declined)])
+    one.handle(CHARGES, [declined, paid])
+    one.handle(REFUNDS, [refund_of(declined)])
     assert statuses(database, "refunds") == {}
     provider, one.service.provider = one.service.provider, Deaf(one.service.provider)
-    one.settle(REFUNDS, [refund_of(paid)])
+    one.handle(REFUNDS, [refund_of(paid)])
     one.service.provider = provider
     make_old(database)
-    one.service.settle()
+    one.service.recover_unknown()
     assert statuses(database, "refunds") == {paid.payload.order_id: "COMPLETED"}

@@ -17,7 +17,7 @@ from shared.config import Settings
 from shared.edge.publisher import Outgoing
 from shared.errors import UnexpectedEvent
 from shared.events import OrderCancelled
-from shared.failures import SetApart, exchange_of, judge, record_deaths
+from shared.failures import FailedDelivery, classify_failure, exchange_of, record_deaths
 from tests.commands import ECOM, ROOT, Ended, ecom, ecom_here
 from tests.databases import Databases
 from tests.integration.support import Bench, Mail, delivery, told, until
@@ -46,8 +46,8 @@ def bury(bench: Bench, mail: Mail, count: int) -> Dead:
     dead = Dead(set(), set())
     while len(dead.messages) < count:
         events = [told(OrderCancelled(uuid4(), "deadline")) for _ in range(min(CHUNK, count - len(dead.messages)))]
-        apart = [SetApart(delivery(event), event, UnexpectedEvent("not now")) for event in events]
-        failures = [judge(item, "payment", QUEUE) for item in apart]
+        apart = [FailedDelivery(delivery(event), event, UnexpectedEvent("not now")) for event in events]
+        failures = [classify_failure(item, "payment", QUEUE) for item in apart]
         with bench.sessions.begin() as session:
             record_deaths(session, failures)
         mail.send(

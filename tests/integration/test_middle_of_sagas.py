@@ -66,7 +66,7 @@ class Middle:
         return self
 
     def hears(self, queue: str, *payloads: Payload) -> Middle:
-        self.bench.settle(queue, [told(payload) for payload in payloads])
+        self.bench.handle(queue, [told(payload) for payload in payloads])
         return self
 
     def cancelled(self) -> Middle:
@@ -81,13 +81,13 @@ class Middle:
     def row(self) -> Row:
         return self.database.rows("order", "SELECT * FROM orders")[0]
 
-    def tells(self) -> list[Row]:
+    def emits(self) -> list[Row]:
         """What it told: types and payloads, in order."""
         rows = "SELECT event_type, (body::json)->'payload' AS payload, (body::json)->'identity' AS by FROM outbox"
         return self.database.rows("order", f"{rows} ORDER BY id")
 
     def types(self) -> list[str]:
-        return [row["event_type"] for row in self.tells()]
+        return [row["event_type"] for row in self.emits()]
 
     def steps(self) -> list[tuple[str, str, str]]:
         """The timeline after its beginning: what was heard, from where to where."""
@@ -162,12 +162,12 @@ ROWS: dict[str, tuple[Status, str | None, Callable[[Middle], Middle], Status, st
 
 @pytest.mark.parametrize("case", ROWS)
 def test_a_row_that_begins_in_the_middle(case: str, middle: Middle) -> None:
-    at, reason, happens, becomes, reason_after, tells = ROWS[case]
+    at, reason, happens, becomes, reason_after, emits = ROWS[case]
 
     happens(middle.at(at, reason, cancelled_told=at == S.CANCELLED))
 
     row = middle.row()
-    assert (row["status"], row["reason"], middle.types()) == (becomes, reason_after, tells)
+    assert (row["status"], row["reason"], middle.types()) == (becomes, reason_after, emits)
     if becomes != at:
         assert [(before, after) for _, before, after in middle.steps()] == [(at, becomes)]
 
@@ -177,7 +177,7 @@ def test_a_late_payment_is_given_back_once_and_the_order_is_not_cancelled_twice(
 
     succeeded(succeeded(middle))
 
-    (asked,) = middle.tells()
+    (asked,) = middle.emits()
     assert asked["payload"] == {
         "order_id": str(middle.order_id),
         "payment_id": str(middle.payment_id),
@@ -199,7 +199,7 @@ def test_a_retry_asks_with_a_new_id_after_a_failure_and_with_the_same_while_the_
 
     answer = middle.service.retry_refund(str(middle.order_id))
 
-    (asked,) = middle.tells()
+    (asked,) = middle.emits()
     assert (asked["event_type"], answer["body"]["status"]) == ("payment.refund.requested", S.REFUND_PENDING)
     assert (asked["payload"]["refund_id"] == str(CURRENT)) is same
     assert asked["payload"]["refund_id"] == str(middle.row()["refund_id"])
@@ -233,7 +233,7 @@ def test_the_clock_leaves_alone_what_ended_after_it_looked(middle: Middle, monke
 def test_what_the_clock_cancels_is_cancelled_by_the_clock(middle: Middle) -> None:
     middle.at(S.PENDING).deadline()
 
-    assert [row["by"] for row in middle.tells()] == [{"user_id": "system:deadline", "roles": ["system"]}] * 2
+    assert [row["by"] for row in middle.emits()] == [{"user_id": "system:deadline", "roles": ["system"]}] * 2
     assert middle.steps() == [("deadline", "PENDING", "CANCELLED")]
 
 
@@ -245,7 +245,7 @@ def test_what_has_no_row_dies_as_unexpected_and_is_logged_and_the_others_take_ef
     overtaken = told(Reserved(middle.order_id, uuid4(), (), 300, "EUR", "mock_ok"))
 
     with caplog.at_level(logging.WARNING):
-        middle.bench.settle(INVENTORY_RESULTS, [unexpected, overtaken])
+        middle.bench.handle(INVENTORY_RESULTS, [unexpected, overtaken])
 
     (dead,) = mail.all(f"{INVENTORY_RESULTS}.dlq")
     assert dead.properties["message_id"] == str(unexpected.message_id)
@@ -282,12 +282,12 @@ def test_released_goods_return_to_the_stock_with_their_movements_and_an_audit_ro
 ) -> None:
     inventory, order = bench("inventory"), order_created(skus=["lamp"], quantity=2)
     database.run("inventory", "INSERT INTO stock_items (sku, on_hand) VALUES ('lamp', 5)")
-    inventory.settle(CREATED, [told(order)])
+    inventory.handle(CREATED, [told(order)])
     if commit:
-        inventory.settle(COMMITS, [told(CommitRequested(order.order_id))])
+        inventory.handle(COMMITS, [told(CommitRequested(order.order_id))])
     release = told(ReleaseRequested(order.order_id, "order_cancelled"))
 
-    inventory.settle(RELEASES, [release])
+    inventory.handle(RELEASES, [release])
 
     assert database.rows("inventory", "SELECT on_hand, reserved FROM stock_items") == [{"on_hand": 5, "reserved": 0}]
     moved = database.rows("inventory", "SELECT change, moved_by FROM stock_movements ORDER BY id")
@@ -323,13 +323,13 @@ def test_a_refund_that_failed_is_asked_for_again_under_a_new_id_and_given_back_o
     bench: Benches, database: Databases, mail: Mail
 ) -> None:
     payment, event = bench("payment"), reserved_event(method="mock_refund_declined")
-    payment.settle(CHARGES, [event])
-    payment.settle(REFUNDS, [ask(event, OLDER)])
+    payment.handle(CHARGES, [event])
+    payment.handle(REFUNDS, [ask(event, OLDER)])
     assert database.rows("payment", "SELECT status FROM payments") == [{"status": "COMPLETED"}]
     database.run("payment", "UPDATE payments SET method = 'mock_ok'")  # the provider has become willing
 
-    payment.settle(REFUNDS, [ask(event, CURRENT)])
-    payment.settle(REFUNDS, [ask(event, CURRENT), ask(event, OLDER)])
+    payment.handle(REFUNDS, [ask(event, CURRENT)])
+    payment.handle(REFUNDS, [ask(event, CURRENT), ask(event, OLDER)])
 
     assert database.rows("payment", "SELECT status FROM payments") == [{"status": "REFUNDED"}]
     refunds = database.rows("payment", "SELECT refund_id, status FROM refunds")

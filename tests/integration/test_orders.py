@@ -15,7 +15,7 @@ from sqlalchemy import event, text
 
 from order_service import models
 from order_service.domain import Status
-from shared.changes import changed, tell_after_commit
+from shared.changes import changed, notify_after_commit
 from shared.edge.context import RequestContext
 from shared.errors import BadRequest
 from shared.events import Identity
@@ -191,7 +191,7 @@ def test_what_has_changed_is_told_after_its_commit_and_not_without_one(order: Be
     def tell(ids: set[str]) -> None:
         told.append((ids, database.rows("order", "SELECT status FROM orders")[0]["status"]))
 
-    tell_after_commit(order.database.Session, tell)
+    notify_after_commit(order.database.Session, tell)
     with order.sessions.begin() as session:
         session.execute(text("UPDATE orders SET status = 'PAID'"))
         changed(session, [order_id])

@@ -121,7 +121,7 @@ def test_two_replicas_with_the_same_messages_have_one_effect(
     first_handler = first.batch(queue).handle.__name__
     settling = eventlet.spawn(first.settle, queue, events, handle=handle)
     until(lambda: calls)
-    second.settle(queue, list(reversed(events)))
+    second.handle(queue, list(reversed(events)))
     settling.wait()
 
     assert database.rows(service, effect) == [{"n": expected}]
@@ -138,7 +138,7 @@ def test_two_replicas_with_the_same_messages_have_one_effect(
 def test_what_is_told_is_undone_with_its_transaction(bench: Benches, database: Databases) -> None:
     payment = bench("payment")
     with suppress(Undone), payment.sessions.begin() as session:
-        outbox.tell(session, [told(OrderCancelled(uuid4(), "deadline"))])
+        outbox.emit(session, [told(OrderCancelled(uuid4(), "deadline"))])
         raise Undone
 
     assert database.rows("payment", "SELECT id FROM outbox") == []
@@ -150,7 +150,7 @@ def test_an_event_that_breaks_its_own_schema_is_not_told_nor_are_those_beside_it
     payment = bench("payment")
     bad = envelope("order_service", OrderPaid(uuid4(), -1, "EUR"), new_trace_id(), Identity("customer"))
     with payment.sessions.begin() as session, pytest.raises(InvalidSchema, match="total"):
-        outbox.tell(session, [told(OrderCancelled(uuid4(), "deadline")), bad])
+        outbox.emit(session, [told(OrderCancelled(uuid4(), "deadline")), bad])
 
     assert database.rows("payment", "SELECT id FROM outbox") == []
 
@@ -167,9 +167,9 @@ def test_the_relay_is_woken_after_the_commit_and_only_if_something_was_told(
         inbox.claim(session, CONSUMER, [uuid4()])
     assert woken == []
     with suppress(Undone), payment.sessions.begin() as session:
-        outbox.tell(session, [told(OrderCancelled(uuid4(), "deadline"))])
+        outbox.emit(session, [told(OrderCancelled(uuid4(), "deadline"))])
         raise Undone
     assert woken == []
     with payment.sessions.begin() as session:
-        outbox.tell(session, [told(OrderCancelled(uuid4(), "deadline"))])
+        outbox.emit(session, [told(OrderCancelled(uuid4(), "deadline"))])
     assert woken == [1], "once, and the row can be seen by then"

@@ -64,20 +64,20 @@ def test_messages_wait_out_an_outage_and_none_is_charged_with_it(
 ) -> None:
     events = [reserved_event() for _ in range(count)]
     if queue == REFUNDS:
-        weak.settle(CHARGES, events)
+        weak.handle(CHARGES, events)
         events = [refund_of(event) for event in events]
     outage.touch()
     batch = weak.batch(queue)
-    settling = eventlet.spawn(batch.settle, deliveries(events))
+    settling = eventlet.spawn(batch.handle_batch, deliveries(events))
 
-    until(lambda: batch.trouble == f"{queue} is paused: ProviderAway")
-    throughout(lambda: not settling.dead and batch.trouble is not None, for_s=OUTAGE_S)
+    until(lambda: batch.not_ready_reason == f"{queue} is paused: ProviderAway")
+    throughout(lambda: not settling.dead and batch.not_ready_reason is not None, for_s=OUTAGE_S)
     outage.unlink()
     settling.wait()
 
     table, done = ("payments", "COMPLETED") if queue == CHARGES else ("refunds", "COMPLETED")
     assert statuses(database, table) == [done] * count
-    assert batch.trouble is None
+    assert batch.not_ready_reason is None
     assert mail.all(f"{queue}.retry") == mail.all(f"{queue}.dlq") == []
     assert database.rows("payment", "SELECT 1 FROM dead_messages") == []
 
@@ -85,7 +85,7 @@ def test_messages_wait_out_an_outage_and_none_is_charged_with_it(
 def test_a_message_that_the_provider_alone_never_answers_is_counted_as_before(
     weak: Bench, database: Databases, mail: Mail
 ) -> None:
-    weak.settle(CHARGES, [reserved_event(method="mock_timeout"), reserved_event()])
+    weak.handle(CHARGES, [reserved_event(method="mock_timeout"), reserved_event()])
 
     assert sorted(statuses(database)) == ["COMPLETED", "PENDING"]
     assert len(mail.all(f"{CHARGES}.retry")) == 1
@@ -111,12 +111,12 @@ def test_settle_keeps_what_was_answered_before_it_says_that_the_provider_is_away
     weak: Bench, outage: Path, database: Databases, mail: Mail
 ) -> None:
     paid = [reserved_event() for _ in range(2)]
-    weak.settle(CHARGES, paid)
+    weak.handle(CHARGES, paid)
     refunds = [refund_of(event) for event in paid]
     weak.service.provider = weak.provider("timeout")
     events = [reserved_event() for _ in range(4)]
-    weak.settle(CHARGES, events)
-    weak.settle(REFUNDS, refunds)
+    weak.handle(CHARGES, events)
+    weak.handle(REFUNDS, refunds)
     make_old(database)
     make_old(database, "refunds")
     away, silent, heard, unheard = (payment_id_of(event.payload.order_id) for event in events)
@@ -132,7 +132,7 @@ def test_settle_keeps_what_was_answered_before_it_says_that_the_provider_is_away
     )
 
     with pytest.raises(ProviderAway):
-        weak.service.settle()
+        weak.service.recover_unknown()
 
     of = {row["payment_id"]: row["status"] for row in database.rows("payment", "SELECT * FROM payments")}
     assert [of[key] for key in (away, silent, heard, unheard)] == ["PENDING", "PENDING", "COMPLETED", "PENDING"]
@@ -146,15 +146,15 @@ def test_settle_says_nothing_of_a_silence_that_is_one_keys_own_and_everything_of
 ) -> None:
     weak.service.provider = weak.provider("timeout")
     event = reserved_event()
-    weak.settle(CHARGES, [event])
+    weak.handle(CHARGES, [event])
     make_old(database)
     key = payment_id_of(event.payload.order_id)
 
     weak.service.provider = Stubborn({key: ProviderTimeout()})
-    weak.service.settle()
+    weak.service.recover_unknown()
     weak.service.provider = Stubborn({key: ValueError("a bug")})
     with pytest.raises(ValueError, match="a bug"):
-        weak.service.settle()
+        weak.service.recover_unknown()
 
 
 def test_a_charge_made_while_settle_hears_that_there_is_none_is_not_forgotten(
@@ -164,10 +164,10 @@ def test_a_charge_made_while_settle_hears_that_there_is_none_is_not_forgotten(
     event = reserved_event()
     outage.touch()
     batch = weak.batch(CHARGES)
-    settling = eventlet.spawn(batch.settle, deliveries([event]))
-    until(lambda: batch.trouble)
+    settling = eventlet.spawn(batch.handle_batch, deliveries([event]))
+    until(lambda: batch.not_ready_reason)
     settling.kill()  # its message went back to the queue
-    weak.settle(VOIDS, [told(OrderCancelled(event.payload.order_id, "deadline"))])
+    weak.handle(VOIDS, [told(OrderCancelled(event.payload.order_id, "deadline"))])
     make_old(database)
     outage.unlink()
 
@@ -181,10 +181,10 @@ def test_a_charge_made_while_settle_hears_that_there_is_none_is_not_forgotten(
 
     guarded, answers = weak.provider("succeed"), {}
     weak.service.provider = Late()
-    weak.service.settle()
+    weak.service.recover_unknown()
 
     assert answers[event.message_id].done
-    weak.settle(CHARGES, [event], ask=lambda batch: answers)
+    weak.handle(CHARGES, [event], ask=lambda batch: answers)
     assert statuses(database) == ["COMPLETED"]
     (last,) = database.rows("payment", "SELECT event_type FROM outbox")
     assert last["event_type"] == "payment.succeeded"
@@ -195,10 +195,10 @@ def test_a_cancelled_payment_that_nobody_asks_for_any_more_is_void(
 ) -> None:
     weak.service.provider = weak.provider("timeout")
     event = reserved_event()
-    weak.settle(CHARGES, [event])
-    weak.settle(VOIDS, [told(OrderCancelled(event.payload.order_id, "deadline"))])
+    weak.handle(CHARGES, [event])
+    weak.handle(VOIDS, [told(OrderCancelled(event.payload.order_id, "deadline"))])
     make_old(database)
-    weak.service.settle()
+    weak.service.recover_unknown()
 
     assert statuses(database) == ["VOID"]
 
@@ -214,18 +214,18 @@ def test_a_call_that_was_frozen_until_its_payment_was_written_off_is_made_good(
     class Thawed(Provider):
         def charge(self, charge: Charge) -> Answer:
             payment.service.provider = provider
-            payment.settle(VOIDS, [told(OrderCancelled(event.payload.order_id, "deadline"))])
+            payment.handle(VOIDS, [told(OrderCancelled(event.payload.order_id, "deadline"))])
             make_old(database)
-            payment.service.settle()
+            payment.service.recover_unknown()
             assert statuses(database) == ["VOID"]
-            payment.settle(CHARGES, [event])  # its message was delivered again, and is not asked for
+            payment.handle(CHARGES, [event])  # its message was delivered again, and is not asked for
             return provider.charge(charge)
 
     payment.service.provider = Thawed()
-    payment.settle(CHARGES, [event])
+    payment.handle(CHARGES, [event])
     assert database.rows("payment", "SELECT FROM outbox") == []
     make_old(database)
-    payment.service.settle()
+    payment.service.recover_unknown()
 
     assert statuses(database) == ["COMPLETED"]
     (last,) = database.rows("payment", "SELECT event_type FROM outbox")

@@ -80,12 +80,12 @@ def start(settings: Settings, database: Databases, mail: Mail) -> Iterator[Calla
 
 def tell(bench: Bench, *events: Envelope) -> None:
     with bench.sessions.begin() as session:
-        outbox.tell(session, events)
+        outbox.emit(session, events)
 
 
 def tell_from(container: ServiceContainer, *events: Envelope) -> None:
     with extension(container, Database).sessions.begin() as session:
-        outbox.tell(session, events)
+        outbox.emit(session, events)
 
 
 def cancelled(order_id: UUID | None = None) -> Envelope:
@@ -196,7 +196,7 @@ def test_a_row_with_a_lower_id_that_commits_later_is_not_lost(
 ) -> None:
     order, slow, quick = bench("order"), cancelled(), cancelled()
     with order.sessions.begin() as session:
-        outbox.tell(session, [slow])
+        outbox.emit(session, [slow])
         tell(order, quick)
         assert publish_once(connection, publisher) == 1
     assert publish_once(connection, publisher) == 1
@@ -315,10 +315,10 @@ def test_a_relay_whose_broker_is_away_tries_less_and_less_often_and_says_so(
 
     # The least that 0.1, 0.2, 0.4 and 0.8 s come to with their jitter.
     assert tries[4] - tries[0] > 1.0
-    assert "PublishFailed" in (extension(container, Relay).trouble() or "")
+    assert "PublishFailed" in (extension(container, Relay).not_ready_reason() or "")
 
     monkeypatch.undo()
-    until(lambda: extension(container, Relay).trouble() is None, within_s=15)
+    until(lambda: extension(container, Relay).not_ready_reason() is None, within_s=15)
 
 
 def test_a_stopped_relay_has_given_its_lock_back(

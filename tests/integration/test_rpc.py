@@ -15,7 +15,7 @@ from nameko.exceptions import IncorrectSignature, MethodNotFound, RemoteError
 from nameko.standalone.rpc import ClusterRpcProxy
 
 from shared.config import Settings
-from shared.edge.broker import Line
+from shared.edge.broker import BrokerConnection
 from shared.edge.context import Context
 from shared.edge.rpc import RpcServer, rpc
 from shared.edge.rpc_proxy import Replies, RpcProxy
@@ -83,7 +83,7 @@ def stock(settings: Settings, mail: Mail) -> Iterator[ServiceContainer]:
     Stock.started = Stock.finished = 0
     container = container_of(settings, Stock)
     container.start()
-    until(lambda: extension(container, RpcServer).trouble() is None)
+    until(lambda: extension(container, RpcServer).not_ready_reason() is None)
     yield container
     container.kill()
     mail.channel.queue_delete("rpc-inventory_service")
@@ -95,7 +95,7 @@ def call(settings: Settings) -> Iterator[Call]:
     container = container_of(settings, Caller)
     container.start()
     replies = extension(container, Replies)
-    until(lambda: replies.trouble() is None)
+    until(lambda: replies.not_ready_reason() is None)
 
     def one(
         method: str, *args: Any, service: str = "inventory_service", timeout_s: float = PATIENCE_S, **context: Any
@@ -215,7 +215,7 @@ def test_a_malformed_reply_harms_nobody(
     container = container_of(settings, Caller)
     container.start()
     replies = extension(container, Replies)
-    until(lambda: replies.trouble() is None)
+    until(lambda: replies.not_ready_reason() is None)
     mail.channel.basic_publish(amqp.Message(body, correlation_id="17"), "nameko-rpc", replies._reply_to)
 
     assert replies.call("inventory_service.double", (2,), {}, {}, PATIENCE_S) == 4
@@ -251,7 +251,13 @@ def test_a_proxy_in_a_service_carries_the_context_of_its_worker(stock: ServiceCo
     container = container_of(settings, Between)
     container.start()
     try:
-        until(lambda: extension(container, RpcServer).trouble() is extension(container, Replies).trouble() is None)
+        until(
+            lambda: (
+                extension(container, RpcServer).not_ready_reason()
+                is extension(container, Replies).not_ready_reason()
+                is None
+            )
+        )
         replies = extension(container, Replies)
         context = {"trace_id": TRACE_ID, "user_id": "customer", "roles": ["customer"]}
         answer = replies.call("order_service.ask", (), {}, context, PATIENCE_S)
@@ -274,7 +280,7 @@ def test_a_stop_finishes_the_calls_at_work_and_takes_no_more(stock: ServiceConta
 def test_who_answers_does_not_take_from_the_reader_what_it_waits_for(settings: Settings) -> None:
     """The server asks to get no more calls while workers answer on its connection: by one of them the broker's consent
     was read, and the server waited for it until its patience was over."""
-    line = Line(settings.amqp_uri, heartbeat_s=30)
+    line = BrokerConnection(settings.amqp_uri, heartbeat_s=30)
     asking = eventlet.spawn(line.channel.queue_declare, "", exclusive=True)
     eventlet.sleep(0)  # it has asked
     select = eventlet.patcher.original("select").select  # nobody else's turn comes meanwhile
@@ -284,7 +290,7 @@ def test_who_answers_does_not_take_from_the_reader_what_it_waits_for(settings: S
 
     with eventlet.Timeout(PATIENCE_S):
         assert asking.wait().queue
-    line.drop()
+    line.abort()
 
 
 def test_a_caller_and_a_callee_whose_connections_are_cut_find_each_other_again(settings: Settings, mail: Mail) -> None:
@@ -304,7 +310,7 @@ def test_a_caller_and_a_callee_whose_connections_are_cut_find_each_other_again(s
         caller.start()
         until(answered)
         wire.cut()
-        until(lambda: extension(callee, RpcServer).trouble() and replies.trouble())
+        until(lambda: extension(callee, RpcServer).not_ready_reason() and replies.not_ready_reason())
         until(answered)
     finally:
         callee.kill()

@@ -374,7 +374,7 @@ def test_our_reconnecting_waits_at_most_five_seconds_and_the_stock_consumers_hal
             sleep(seconds)
 
     monkeypatch.setattr(eventlet, "sleep", wait)
-    edge_broker.keep_line(nobody, 1, lambda line: None, lambda: len(ours) == TRIES, lambda trouble: None, "test")
+    edge_broker.run_connected(nobody, 1, lambda line: None, lambda: len(ours) == TRIES, lambda trouble: None, "test")
     monkeypatch.undo()
 
     def note(consumer: QueueConsumer, error: Exception, seconds: float) -> None:

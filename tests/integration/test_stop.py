@@ -71,7 +71,7 @@ def test_a_timer_that_waits_for_the_provider_does_not_hold_up_the_stop(
     silent_find = MockProvider.find
     monkeypatch.setattr(MockProvider, "find", find)
     container = container_of(silent, PaymentService)
-    extension(container, Every, method_name="settle").seconds = 0.2
+    extension(container, Every, method_name="recover_unknown").seconds = 0.2
     container.start()
     mail.tell([reserved_event()])
     made_old = f"UPDATE payments SET updated_at = now() - make_interval(secs => {UNKNOWN_AFTER_S + 30})"
@@ -117,7 +117,7 @@ def test_a_broker_that_does_not_answer_does_not_hold_up_the_stop(
     try:
         # The relay has something to publish, and waits for a confirm.
         with extension(container, Database).sessions.begin() as session:
-            outbox.tell(session, [told(order_created())])
+            outbox.emit(session, [told(order_created())])
         until(lambda: database.rows("order", "SELECT FROM outbox"))
 
         began = time.monotonic()

@@ -110,8 +110,8 @@ def test_what_runs_once_runs_until_it_has_succeeded(start: Start, monkeypatch: p
     monkeypatch.setattr("shared.edge.once.AGAIN_S", 0.05)
     Starting.tries.clear()
     container = start(Starting)
-    trouble = extension(container, Once).trouble
-    until(lambda: trouble() is None)
+    not_ready_reason = extension(container, Once).not_ready_reason
+    until(lambda: not_ready_reason() is None)
 
     assert len(Starting.tries) == 2
     throughout(lambda: len(Starting.tries) == 2, for_s=0.2)

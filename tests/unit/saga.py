@@ -138,7 +138,7 @@ class OrderModels:
         return {key: session.orders[key] for key in order_ids if key in session.orders}
 
     @staticmethod
-    def keep_steps(session: Tables, steps: Sequence[tuple[order_models.Heard, Order, Step]]) -> None:
+    def save_steps(session: Tables, steps: Sequence[tuple[order_models.Heard, Order, Step]]) -> None:
         for what, before, step in steps:
             session.orders[before.order_id] = step.order
             session.steps[len(session.steps)] = (what.type, before, step.order)
@@ -189,7 +189,9 @@ class InventoryModels:
         return {sku: session.stock[sku] for sku in skus if sku in session.stock}
 
     @staticmethod
-    def keep(session: Tables, kept: Sequence[tuple[Outcome, Identity, str, str]], made_as: State | None = None) -> None:
+    def save_outcomes(
+        session: Tables, kept: Sequence[tuple[Outcome, Identity, str, str]], made_as: State | None = None
+    ) -> None:
         for outcome, *_ in kept:
             if not outcome.changed:
                 continue
@@ -256,7 +258,7 @@ class PaymentModels:
         return {key: session.payments[key] for key in order_ids if key in session.payments}
 
     @staticmethod
-    def keep(session: Tables, payments: Iterable[Payment]) -> None:
+    def save_payments(session: Tables, payments: Iterable[Payment]) -> None:
         for item in payments:
             row = session.payments[item.order_id]
             session.payments[item.order_id] = replace(
@@ -290,7 +292,7 @@ class PaymentModels:
         return {row.refund_id: Refund(row.refund_id, row.order_id, RefundStatus(row.status)) for row in rows}
 
     @staticmethod
-    def keep_refunds(session: Tables, kept: Iterable[Refund]) -> None:
+    def save_refunds(session: Tables, kept: Iterable[Refund]) -> None:
         for item in kept:
             session.refunds[item.refund_id] = replace(session.refunds[item.refund_id], status=item.status)
 
@@ -325,7 +327,7 @@ def on_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         monkeypatch.setattr(module, "models", models)
     for module in (order_service.service, payment_service.service):
-        monkeypatch.setattr(module, "outbox", SimpleNamespace(tell=tell))
+        monkeypatch.setattr(module, "outbox", SimpleNamespace(emit=tell))
     monkeypatch.setattr(payment_service.service, "side_by_side", one_by_one)
 
 
@@ -523,8 +525,8 @@ class World:
             session.inbox[message.queue, event.message_id] = None
             tx = Tx(session, service.name, answers)  # type: ignore[arg-type]
             handle(Events([event]), tx)
-            tell(session, tx.told())
-        for error in tx.apart.values():
+            tell(session, tx.outgoing_events())
+        for error in tx.failed.values():
             self.refused.append((event.type, str(error)))
         self.relay()
 
@@ -580,7 +582,7 @@ class World:
         self.services["order"].cancel_overdue()
         self.relay()
 
-    def settle(self, fate: str = WILLING, meanwhile: Message | None = None, its_fate: str = WILLING) -> None:
+    def recover_unknown(self, fate: str = WILLING, meanwhile: Message | None = None, its_fate: str = WILLING) -> None:
         """Payment asks what became of what is unknown; `meanwhile` is delivered before it hears the answer."""
 
         def happen() -> None:
@@ -591,7 +593,7 @@ class World:
 
         self.bank.fate, self.bank.meanwhile = fate, happen
         try:
-            self.services["payment"].settle()
+            self.services["payment"].recover_unknown()
         except ProviderAway:
             assert fate == AWAY
         finally:
@@ -610,12 +612,12 @@ class World:
             if self.waiting or self.dead or self.frozen or self.bank.under_way:
                 random.choice(self._next(random))()
             elif failed := [order.order_id for order in orders if order.status in REFUNDING]:
-                self.settle()
+                self.recover_unknown()
                 self.retry_refund(random.choice(failed))
             elif unended := [order.order_id for order in orders if order.status in UNENDED]:
                 self.deadline(unended)
             else:
-                self.settle()
+                self.recover_unknown()
                 if not self.waiting:
                     return
             self.check()
@@ -623,7 +625,7 @@ class World:
 
     def _next(self, random: Random) -> list[Callable[[], None]]:
         """What can happen next while something is still to come."""
-        found: list[Callable[[], None]] = [self.settle]
+        found: list[Callable[[], None]] = [self.recover_unknown]
         if self.bank.under_way:
             found.append(lambda: self.bank.arrive(willing=True))
         if self.frozen:

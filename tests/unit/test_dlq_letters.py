@@ -27,7 +27,7 @@ from ops.dlq.letters import (
 from ops.domain import CRASH, NEVER, UNKNOWN
 from shared.errors import Poison, UnknownType, ValidationFailed
 from shared.events import encode
-from shared.failures import Delivery, SetApart, judge
+from shared.failures import Delivery, FailedDelivery, classify_failure
 from tests.integration.support import order_created, told
 from topology.table import QUEUES
 
@@ -43,7 +43,7 @@ def content(body=b"{}", headers=None, properties=None, queue=DLQ, key=None):
 def judged(event, error, headers=None, body=None):
     """A message that its consumer sent to the DLQ, as it lies there."""
     delivery = Delivery(1, body or event.to_json().encode(), "order.created", str(event.message_id), headers or {})
-    failure = judge(SetApart(delivery, None if body else event, error), "inventory", QUEUE)
+    failure = classify_failure(FailedDelivery(delivery, None if body else event, error), "inventory", QUEUE)
     assert failure.dead
     sent = failure.body.encode() if isinstance(failure.body, str) else failure.body
     return content(sent, failure.headers, {"message_id": str(failure.message_id), "type": failure.type})

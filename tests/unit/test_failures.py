@@ -8,7 +8,7 @@ import pytest
 
 from shared.errors import InvalidSchema, Poison, ProviderTimeout, UnknownOrder
 from shared.events import Identity, OrderCancelled, envelope
-from shared.failures import MAX_ERROR_BYTES, Delivery, SetApart, exchange_of, judge
+from shared.failures import MAX_ERROR_BYTES, Delivery, FailedDelivery, classify_failure, exchange_of
 
 QUEUE = "q.payment.order-cancelled"
 NOW = datetime(2026, 1, 14, 10, 30, tzinfo=UTC)
@@ -31,14 +31,14 @@ OURS = {
 }
 
 
-def apart(error: Exception, message_id: str | None = None, **headers: Any) -> SetApart:
+def apart(error: Exception, message_id: str | None = None, **headers: Any) -> FailedDelivery:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     delivery = Delivery(1, EVENT.to_json().encode(), "order.cancelled", message_id or str(EVENT.message_id), named)
-    return SetApart(delivery, EVENT, error)
+    return FailedDelivery(delivery, EVENT, error)
 
 
 def verdict(error: Exception, **headers: Any) -> Any:
-    return judge(apart(error, **headers), "payment", QUEUE, NOW)
+    return classify_failure(apart(error, **headers), "payment", QUEUE, NOW)
 
 
 @pytest.mark.parametrize(("failed_before", "target"), [(0, ".retry"), (1, ".retry.2s"), (2, ".retry.4s"), (3, ".dlq")])
@@ -69,8 +69,8 @@ def test_the_headers_are_from_our_own_list_and_death_headers_are_never_copied() 
 
 def test_the_first_failure_and_the_first_key_are_remembered_over_all_tries() -> None:
     first = verdict(ProviderTimeout())
-    second = judge(
-        SetApart(Delivery(2, b"", QUEUE, str(EVENT.message_id), first.headers), EVENT, ProviderTimeout()),
+    second = classify_failure(
+        FailedDelivery(Delivery(2, b"", QUEUE, str(EVENT.message_id), first.headers), EVENT, ProviderTimeout()),
         "payment",
         QUEUE,
     )
@@ -89,7 +89,7 @@ def test_the_message_keeps_its_id_and_its_body() -> None:
 
 
 def test_a_bare_payload_goes_on_as_the_event_it_was_completed_to() -> None:
-    failure = judge(apart(ValueError("no"), message_id="none of ours"), "payment", QUEUE)
+    failure = classify_failure(apart(ValueError("no"), message_id="none of ours"), "payment", QUEUE)
 
     assert failure.body == EVENT.to_json()
     assert failure.message_id == EVENT.message_id
@@ -97,7 +97,9 @@ def test_a_bare_payload_goes_on_as_the_event_it_was_completed_to() -> None:
 
 @pytest.mark.parametrize("message_id", [None, "", "17"])
 def test_a_message_that_cannot_be_read_gets_an_id_of_its_own_if_it_has_none(message_id: str | None) -> None:
-    failure = judge(SetApart(Delivery(1, b"{", "order.cancelled", message_id, {}), None, Poison()), "payment", QUEUE)
+    failure = classify_failure(
+        FailedDelivery(Delivery(1, b"{", "order.cancelled", message_id, {}), None, Poison()), "payment", QUEUE
+    )
 
     assert isinstance(failure.message_id, UUID)
     assert (failure.body, failure.order_id, failure.trace_id) == (b"{", None, None)
@@ -113,6 +115,6 @@ def test_the_error_is_cut_to_a_kilobyte_and_holds_no_nul() -> None:
 
 @pytest.mark.parametrize("forged", ["3", -1, None, 2.5, True])
 def test_a_forged_count_of_attempts_counts_as_none(forged: object) -> None:
-    failures = judge(apart(ValueError("no"), x_attempt=forged), "payment", QUEUE).headers["x-attempt"]
+    failures = classify_failure(apart(ValueError("no"), x_attempt=forged), "payment", QUEUE).headers["x-attempt"]
 
     assert failures == 1

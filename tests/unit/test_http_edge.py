@@ -28,7 +28,7 @@ class Trouble(DependencyProvider):
 
     words = None
 
-    def trouble(self):
+    def not_ready_reason(self):
         return self.words
 
 
@@ -36,7 +36,7 @@ class Echo(Probes):
     """Answers what it was sent, at once or when it is let go."""
 
     name = "echo"
-    trouble = Trouble()
+    not_ready_reason = Trouble()
     let_go = None
     heard = 0
 

@@ -25,7 +25,7 @@ def reservation(state: State, kind: Kind = Kind.ORDER, **quantities: int) -> Res
 
 
 def settle(verb: str, was: Reservation | None, have: dict[str, Stock] | None = None) -> Outcome:
-    return domain.settle(have or {}, was, verb, ORDER, "payment_failed")
+    return domain.close_reservation(have or {}, was, verb, ORDER, "payment_failed")
 
 
 # none | order.created
@@ -37,7 +37,7 @@ def test_a_new_order_holds_its_stock_and_inventory_says_so() -> None:
     assert outcome.reservation == reservation(State.RESERVED, lamp=5)
     assert outcome.stock == (Stock("lamp", 10, 8, version=7),)
     assert outcome.movements == ()
-    (told,) = outcome.tells
+    (told,) = outcome.emits
     assert told == Reserved(ORDER, RESERVATION, order(("lamp", 5)).items, 500, "EUR", "mock_ok")
 
 
@@ -50,7 +50,7 @@ def test_an_order_that_is_short_is_refused_and_told_what_is_missing() -> None:
 
     assert outcome.reservation == reservation(State.REFUSED)
     assert outcome.stock == ()
-    assert outcome.tells == (ReservationFailed(ORDER, "out_of_stock", (Shortage("lamp", 5, 4),)),)
+    assert outcome.emits == (ReservationFailed(ORDER, "out_of_stock", (Shortage("lamp", 5, 4),)),)
 
 
 def test_an_unknown_sku_refuses_the_whole_order() -> None:
@@ -58,13 +58,13 @@ def test_an_unknown_sku_refuses_the_whole_order() -> None:
 
     assert outcome.reservation.state == State.REFUSED
     assert outcome.stock == ()
-    assert outcome.tells == (ReservationFailed(ORDER, "unknown_sku", (Shortage("ghost", 2, 0),)),)
+    assert outcome.emits == (ReservationFailed(ORDER, "unknown_sku", (Shortage("ghost", 2, 0),)),)
 
 
 def test_two_lines_of_one_sku_are_summed_before_they_are_checked() -> None:
     outcome = domain.reserve(stock(10), order(("lamp", 6), ("lamp", 5)), RESERVATION)
 
-    assert outcome.tells == (ReservationFailed(ORDER, "out_of_stock", (Shortage("lamp", 11, 10),)),)
+    assert outcome.emits == (ReservationFailed(ORDER, "out_of_stock", (Shortage("lamp", 11, 10),)),)
 
 
 # any | order.created again, or after a tombstone
@@ -72,15 +72,15 @@ def test_two_lines_of_one_sku_are_summed_before_they_are_checked() -> None:
 
 @pytest.mark.parametrize("state", State)
 def test_an_order_that_has_a_reservation_changes_nothing_and_tells_nothing(state: State) -> None:
-    outcome = domain.meet(reservation(state, lamp=1), order(("lamp", 1)))
+    outcome = domain.repeat_reserve(reservation(state, lamp=1), order(("lamp", 1)))
 
-    assert (outcome.changed, outcome.tells) == (False, ())
+    assert (outcome.changed, outcome.emits) == (False, ())
 
 
 def test_an_order_whose_id_is_held_by_hand_is_refused() -> None:
     held = reservation(State.RESERVED, Kind.MANUAL, lamp=1)
 
-    assert domain.meet(held, order(("lamp", 1))).tells == (ReservationFailed(ORDER, "held_manually", ()),)
+    assert domain.repeat_reserve(held, order(("lamp", 1))).emits == (ReservationFailed(ORDER, "held_manually", ()),)
 
 
 # commit
@@ -93,14 +93,14 @@ def test_a_commit_turns_the_hold_into_a_sale() -> None:
     assert outcome.stock == (Stock("lamp", 6, 0, version=8),)
     assert outcome.movements == (Movement("lamp", -4, "sale"),)
     assert not outcome.audited
-    assert outcome.tells == (Committed(ORDER, RESERVATION, (Item("lamp", 4),), "payment_failed"),)
+    assert outcome.emits == (Committed(ORDER, RESERVATION, (Item("lamp", 4),), "payment_failed"),)
 
 
 @pytest.mark.parametrize("state", [State.COMMITTED, State.RELEASED])
 def test_a_commit_of_what_is_committed_or_released_changes_nothing(state: State) -> None:
     outcome = settle(COMMIT, reservation(state, lamp=4), stock())
 
-    assert (outcome.changed, outcome.tells, outcome.stock) == (False, (), ())
+    assert (outcome.changed, outcome.emits, outcome.stock) == (False, (), ())
 
 
 def test_a_commit_of_what_was_refused_is_unexpected() -> None:
@@ -123,7 +123,7 @@ def test_a_release_gives_the_hold_back_and_is_audited() -> None:
     assert outcome.stock == (Stock("lamp", 10, 0, version=7),)
     assert outcome.movements == ()
     assert outcome.audited
-    assert outcome.tells == (Released(ORDER, RESERVATION, (Item("lamp", 4),), "payment_failed"),)
+    assert outcome.emits == (Released(ORDER, RESERVATION, (Item("lamp", 4),), "payment_failed"),)
 
 
 def test_a_release_of_what_was_sold_brings_it_back_and_is_audited() -> None:
@@ -139,14 +139,14 @@ def test_a_release_of_what_was_sold_brings_it_back_and_is_audited() -> None:
 def test_a_release_of_what_is_final_changes_nothing(state: State) -> None:
     outcome = settle(RELEASE, reservation(state), stock())
 
-    assert (outcome.changed, outcome.audited, outcome.tells) == (False, False, ())
+    assert (outcome.changed, outcome.audited, outcome.emits) == (False, False, ())
 
 
 def test_a_reservation_made_by_hand_is_settled_without_a_word() -> None:
     outcome = settle(RELEASE, reservation(State.RESERVED, Kind.MANUAL, lamp=4), stock(10, 4))
 
     assert outcome.audited
-    assert outcome.tells == ()
+    assert outcome.emits == ()
 
 
 def test_every_pair_of_state_and_verb_has_a_row_except_the_one_for_the_dlq() -> None:

@@ -116,16 +116,16 @@ ROWS = [
 
 
 @pytest.mark.parametrize(
-    ("before", "hears", "becomes", "reason", "tells"),
+    ("before", "hears", "becomes", "reason", "emits"),
     ROWS,
     ids=lambda value: getattr(value, "status", None) or (type(value).__name__ if isinstance(value, Payload) else None),
 )
 def test_each_row_of_the_table(
-    before: Order, hears: Payload | str, becomes: Status, reason: str | None, tells: tuple[Payload, ...]
+    before: Order, hears: Payload | str, becomes: Status, reason: str | None, emits: tuple[Payload, ...]
 ) -> None:
     step = domain.command(before, hears, NEW) if isinstance(hears, str) else follow(before, hears)
 
-    assert (step.order.status, step.order.reason, step.tells) == (becomes, reason, tells)
+    assert (step.order.status, step.order.reason, step.emits) == (becomes, reason, emits)
 
 
 def test_every_row_of_the_table_is_tested_from_each_of_its_states() -> None:
@@ -165,7 +165,7 @@ def test_a_late_payment_is_given_back_once_and_not_again_when_it_is_repeated() -
     first = follow(order(S.CANCELLED, "deadline", cancelled_told=True), PAID)
     again = follow(first.order, PAID)
 
-    assert first.tells == (ask(NEW, "deadline"),)
+    assert first.emits == (ask(NEW, "deadline"),)
     assert again.repeated
 
 

@@ -26,24 +26,24 @@ def refund(status: RefundStatus = RefundStatus.PENDING) -> Refund:
 
 
 def test_a_payment_that_is_answered_yes_is_completed_and_told() -> None:
-    after, tells = domain.charged(payment(Status.PENDING), YES)
+    after, emits = domain.charged(payment(Status.PENDING), YES)
 
     assert (after.status, after.reference) == (Status.COMPLETED, "ref")
-    assert tells == (PaymentSucceeded(ORDER, P, 500, "EUR", "ref"),)
+    assert emits == (PaymentSucceeded(ORDER, P, 500, "EUR", "ref"),)
 
 
 def test_a_payment_that_is_answered_no_has_failed_and_is_told() -> None:
-    after, tells = domain.charged(payment(Status.PENDING), NO)
+    after, emits = domain.charged(payment(Status.PENDING), NO)
 
     assert (after.status, after.reason) == (Status.FAILED, "card_declined")
-    assert tells == (PaymentFailed(ORDER, P, "card_declined"),)
+    assert emits == (PaymentFailed(ORDER, P, "card_declined"),)
 
 
 def test_a_charge_of_a_cancelled_order_is_told_so_that_it_is_given_back() -> None:
-    after, tells = domain.charged(payment(Status.PENDING, cancelled=True), YES)
+    after, emits = domain.charged(payment(Status.PENDING, cancelled=True), YES)
 
     assert after.status == Status.COMPLETED
-    assert tells == (PaymentSucceeded(ORDER, P, 500, "EUR", "ref"),)
+    assert emits == (PaymentSucceeded(ORDER, P, 500, "EUR", "ref"),)
 
 
 @pytest.mark.parametrize("status", set(Status) - {Status.PENDING})
@@ -63,23 +63,23 @@ def test_what_the_provider_never_heard_of_is_void_only_when_its_order_has_ended(
 
 
 def test_a_refund_that_is_answered_yes_is_told() -> None:
-    after, settled, tells = domain.refunded(payment(Status.COMPLETED), ORDER, refund(), YES)
+    after, settled, emits = domain.refunded(payment(Status.COMPLETED), ORDER, refund(), YES)
 
     assert (after.status, settled.status) == (Status.REFUNDED, RefundStatus.COMPLETED)
-    assert tells == (Refunded(ORDER, P, R, 500, "EUR"),)
+    assert emits == (Refunded(ORDER, P, R, 500, "EUR"),)
 
 
 def test_a_refund_that_is_answered_no_leaves_the_payment_as_it_was() -> None:
-    after, settled, tells = domain.refunded(payment(Status.REFUND_PENDING), ORDER, refund(), NO)
+    after, settled, emits = domain.refunded(payment(Status.REFUND_PENDING), ORDER, refund(), NO)
 
     assert (after.status, settled.status) == (Status.COMPLETED, RefundStatus.FAILED)
-    assert tells == (RefundFailed(ORDER, P, R, "card_declined"),)
+    assert emits == (RefundFailed(ORDER, P, R, "card_declined"),)
 
 
 def test_a_refund_without_an_answer_is_waited_for() -> None:
-    after, settled, tells = domain.refunded(payment(Status.COMPLETED), ORDER, refund(), None)
+    after, settled, emits = domain.refunded(payment(Status.COMPLETED), ORDER, refund(), None)
 
-    assert (after.status, settled.status, tells) == (Status.REFUND_PENDING, RefundStatus.PENDING, ())
+    assert (after.status, settled.status, emits) == (Status.REFUND_PENDING, RefundStatus.PENDING, ())
 
 
 def test_another_refund_of_what_was_given_back_is_told_with_its_own_id_and_not_asked_for() -> None:

@@ -133,7 +133,7 @@ class Saga(RuleBasedStateMachine):
     )
     def settle(self, fate: str, where: int | None, its_fate: str) -> None:
         asking = self._asking() if where is not None else []
-        self.world.settle(fate, self._pick(asking, where or 0) if asking else None, its_fate)
+        self.world.recover_unknown(fate, self._pick(asking, where or 0) if asking else None, its_fate)
 
     @precondition(lambda self: self.world.bank.under_way)
     @rule(willing=st.booleans())
@@ -196,7 +196,7 @@ def test_a_charge_that_is_asked_for_while_settle_waits_to_hear_of_it_is_not_void
     (ended,) = [message for message in world.waiting if message.event.type == "order.cancelled"]
     world.deliver(ended)
 
-    world.settle(WILLING, charge, its_fate=LATE)
+    world.recover_unknown(WILLING, charge, its_fate=LATE)
 
     assert world.payment.payments[order_id].status == "PENDING"
     world.bank.arrive(willing=True)

@@ -30,11 +30,11 @@ def test_the_document_is_what_the_rules_say() -> None:
 def test_every_row_of_the_table_is_drawn_or_listed() -> None:
     assert len(moves()) == sum(len(row.states) for row in domain.TABLE)
     drawn, listed = "\n".join(states()), "\n".join(diagrams.unchanged())
-    for before, words, after, tells in moves():
+    for before, words, after, emits in moves():
         shown = f"{before} --> {after}: {words}" in drawn
-        assert shown == (before != after or bool(tells))
+        assert shown == (before != after or bool(emits))
         assert shown or f"| {words} |" in listed
-        assert all(type_ in drawn for type_ in tells)
+        assert all(type_ in drawn for type_ in emits)
 
 
 def test_each_saga_is_drawn() -> None:

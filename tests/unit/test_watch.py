@@ -9,7 +9,7 @@ import eventlet
 import pytest
 
 from shared.edge import hints, watch
-from shared.edge.hints import Teller
+from shared.edge.hints import Notifier
 from shared.edge.wake import Wake
 from shared.edge.watch import Waiter, Watch, wait_for
 from shared.errors import CannotWork, NotFound, ServiceUnavailable
@@ -80,10 +80,10 @@ def test_a_waiter_takes_no_state_older_than_the_one_it_knows():
     waiter = Waiter(lambda: False)
     assert waiter.know({"version": 2, "status": "NEW"})
     for version in (1, 2):
-        waiter.tell({"version": version, "status": "OLD"})
+        waiter.update({"version": version, "status": "OLD"})
     assert waiter.state["status"] == "NEW"
     assert not waiter.wait(0.01)
-    waiter.tell({"version": 3, "status": "DONE"})
+    waiter.update({"version": 3, "status": "DONE"})
     assert waiter.wait(0.01)
 
 
@@ -262,7 +262,7 @@ def test_a_hint_of_nonsense_is_ignored(things, body):
 # --- telling -----------------------------------------------------------------------------------------------------
 
 
-class Line:
+class Connection:
     """Takes what is published, and fails when told to."""
 
     def __init__(self):
@@ -280,31 +280,31 @@ class Line:
 
 
 @pytest.fixture
-def teller():
-    teller = Teller()
-    yield teller
-    teller._stopping = True
-    teller._wake.send()
+def notifier():
+    notifier = Notifier()
+    yield notifier
+    notifier._stopping = True
+    notifier._wake.send()
 
 
-def test_what_has_changed_is_told_at_once_in_messages_of_some_size(teller, monkeypatch):
+def test_what_has_changed_is_told_at_once_in_messages_of_some_size(notifier, monkeypatch):
     monkeypatch.setattr(hints, "READ_S", 60.0)  # it is woken, and does not wait for its next round
-    line = Line()
-    eventlet.spawn(teller._serve, line)
+    connection = Connection()
+    eventlet.spawn(notifier._serve, connection)
     eventlet.sleep(0)
-    teller.tell({f"{n:05}" for n in range(1100)})
+    notifier.notify({f"{n:05}" for n in range(1100)})
     with eventlet.Timeout(20):
-        while len(line.published) < 3:
+        while len(connection.published) < 3:
             eventlet.sleep(0.005)
-    assert [len(ids) for _, ids, _ in line.published] == [500, 500, 100]
-    assert {(exchange, mode) for exchange, _, mode in line.published} == {("ecom.hints", 1)}
-    teller.tell({"x"})
-    while len(line.published) < 4:
+    assert [len(ids) for _, ids, _ in connection.published] == [500, 500, 100]
+    assert {(exchange, mode) for exchange, _, mode in connection.published} == {("ecom.hints", 1)}
+    notifier.notify({"x"})
+    while len(connection.published) < 4:
         eventlet.sleep(0.005)
-    assert line.published[3][1] == ["x"]
+    assert connection.published[3][1] == ["x"]
 
 
-def test_what_cannot_be_told_for_long_does_not_grow_for_ever(teller):
+def test_what_cannot_be_told_for_long_does_not_grow_for_ever(notifier):
     for n in range(30):
-        teller.tell({f"{n}-{m}" for m in range(500)})
-    assert len(teller._ids) <= hints.MOST_WAITING + 500
+        notifier.notify({f"{n}-{m}" for m in range(500)})
+    assert len(notifier._ids) <= hints.MOST_WAITING + 500

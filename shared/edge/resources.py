@@ -15,7 +15,7 @@ from shared.edge.postgres import connect
 POOL_SIZE = 20
 
 
-class Door(DependencyProvider):
+class ExternalClient(DependencyProvider):
     """Injects what `make(engine, settings)` makes. The engine's statements commit themselves, as a stranger's do."""
 
     def __init__(self, make: Callable[[Engine, Settings], Any]) -> None:
@@ -37,7 +37,7 @@ class Door(DependencyProvider):
     kill = stop
 
 
-class Resource(DependencyProvider):
+class ProcessResource(DependencyProvider):
     """Injects what `make(settings)` makes; it is closed when the service stops."""
 
     def __init__(self, make: Callable[[Settings], Any]) -> None:
