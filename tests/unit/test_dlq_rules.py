@@ -78,20 +78,20 @@ def test_fields_given_together_must_all_hold(chosen):
 
 
 def test_the_ledger_hears_what_is_set_and_no_more():
-    assert Filter().told() == {}
-    told = Filter(ids=frozenset({UUID(int=2), UUID(int=1)}), error="x", since=NOW).told()
+    assert Filter().as_dict() == {}
+    told = Filter(ids=frozenset({UUID(int=2), UUID(int=1)}), error="x", since=NOW).as_dict()
     assert told == {"ids": [str(UUID(int=1)), str(UUID(int=2))], "error": "x", "since": str(NOW)}
-    assert Pace(10.0, (1, 2)).told() == {"rate": 10.0, "ramp": [1, 2]}
+    assert Pace(10.0, (1, 2)).as_dict() == {"rate": 10.0, "ramp": [1, 2]}
 
 
 def test_a_tally_tells_only_what_happened():
     tally = Tally(chosen=3)
-    assert tally.told() == {"chosen": 3}
+    assert tally.as_dict() == {"chosen": 3}
     tally.fates[Fate.SENT] += 1
     tally.fates[Fate.SENT] -= 1
     tally.fates[Fate.DEAD_AGAIN] += 1
     tally.reasons["exhausted"] += 1
-    assert tally.told() == {"chosen": 3, "dead_again": 1, "reasons": {"exhausted": 1}}
+    assert tally.as_dict() == {"chosen": 3, "dead_again": 1, "reasons": {"exhausted": 1}}
 
 
 # --- who is refused ---------------------------------------------------------------------------------------------

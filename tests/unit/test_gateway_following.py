@@ -320,7 +320,7 @@ def test_steps_that_cannot_be_read_now_come_later(shop, monkeypatch):
         happens(shop, "inventory.reserved", "RESERVED", hint=False)
         (waiter,) = watch_of(shop)._everybody()
         ORDERS.error = ServiceUnavailable()
-        waiter.tell(ORDERS.read(ORDER_ID))
+        waiter.update(ORDERS.read(ORDER_ID))
         client.until(": still here\n\n")
         assert "id: 11\n" not in client.heard
         ORDERS.error = None
