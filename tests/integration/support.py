@@ -165,9 +165,9 @@ class Bench:
         }
         return Batch(self.name, queue, lambda: self.sessions, **parts)
 
-    def handle(self, queue: str, events: Iterable[Envelope], **changed: Any) -> None:
+    def handle_batch(self, queue: str, events: Iterable[Envelope], **changed: Any) -> None:
         """Settle these events as one batch."""
-        self.batch(queue, **changed).handle(deliveries(events))
+        self.batch(queue, **changed).handle_batch(deliveries(events))
 
     def close(self) -> None:
         """Let go of every connection."""

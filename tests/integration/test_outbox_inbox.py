@@ -119,9 +119,9 @@ def test_two_replicas_with_the_same_messages_have_one_effect(
         getattr(first.service, first_handler)(batch, tx)
 
     first_handler = first.batch(queue).handle.__name__
-    settling = eventlet.spawn(first.settle, queue, events, handle=handle)
+    settling = eventlet.spawn(first.handle_batch, queue, events, handle=handle)
     until(lambda: calls)
-    second.handle(queue, list(reversed(events)))
+    second.handle_batch(queue, list(reversed(events)))
     settling.wait()
 
     assert database.rows(service, effect) == [{"n": expected}]
