@@ -14,8 +14,9 @@ from shared.edge import postgres
 from shared.edge.batch import Stopping
 from shared.edge.publisher import Outgoing
 from shared.edge.tx import Events, Tx
+from shared.envelope import Envelope
 from shared.errors import CannotWork, ProviderAway, ProviderTimeout, PublishFailed, UnexpectedEvent
-from shared.events import Envelope, OrderCancelled, Reserved
+from shared.events import OrderCancelled, Reserved
 from shared.failures import Delivery
 from tests.databases import Databases
 from tests.integration.support import (

@@ -28,7 +28,8 @@ from shared.edge.consumer import handles
 from shared.edge.database import Database
 from shared.edge.publisher import Outgoing
 from shared.edge.tx import Events, Tx
-from shared.events import CommitRequested, Envelope
+from shared.envelope import Envelope
+from shared.events import CommitRequested
 from shared.ids import uuid7
 from tests.commands import ROOT, ecom_here, started
 from tests.databases import Databases

@@ -12,10 +12,10 @@ from ops.domain import Filter, Prediction
 from order_service import models as order_models
 from shared.config import Settings
 from shared.edge.publisher import Outgoing
+from shared.envelope import Envelope
 from shared.events import (
     CommitRequested,
     Committed,
-    Envelope,
     Item,
     OrderCancelled,
     OrderCreated,

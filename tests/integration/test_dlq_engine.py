@@ -30,8 +30,9 @@ from ops.dlq.replay import plan, replay
 from ops.domain import CRASH, UNKNOWN, Fate, Filter, Kind, Pace, Status
 from shared.config import Settings
 from shared.edge.publisher import Outgoing
+from shared.envelope import Envelope
 from shared.errors import CannotWork, Conflict, NotFound, UnexpectedEvent, ValidationFailed
-from shared.events import Envelope, OrderCancelled
+from shared.events import OrderCancelled
 from shared.failures import Delivery
 from tests.databases import Databases
 from tests.integration.support import Bench, Mail, Wire, headers_of, told, until

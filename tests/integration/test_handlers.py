@@ -5,9 +5,9 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from shared.envelope import Envelope
 from shared.events import (
     CommitRequested,
-    Envelope,
     OrderCancelled,
     PaymentFailed,
     PaymentSucceeded,

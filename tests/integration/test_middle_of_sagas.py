@@ -11,10 +11,10 @@ import pytest
 
 from order_service.domain import Status
 from shared.config import Settings
+from shared.envelope import Envelope
 from shared.errors import Conflict
 from shared.events import (
     CommitRequested,
-    Envelope,
     Payload,
     PaymentSucceeded,
     Refunded,

@@ -10,8 +10,9 @@ import pytest
 
 from shared import inbox, outbox
 from shared.edge.tx import Events, Tx
+from shared.envelope import envelope
 from shared.errors import InvalidSchema
-from shared.events import Identity, OrderCancelled, OrderPaid, envelope
+from shared.events import Identity, OrderCancelled, OrderPaid
 from shared.ids import new_trace_id
 from tests.databases import Databases
 from tests.integration.support import Bench, Mail, told, until
