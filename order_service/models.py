@@ -245,6 +245,7 @@ def orders_of(session: Session, order_ids: Iterable[uuid.UUID], lock: bool = Fal
     return {
         row.order_id: Order(
             order_id=row.order_id,
+            customer_id=row.user_id,
             status=Status(row.status),
             currency=row.currency,
             total=row.total,

@@ -52,7 +52,14 @@ class OrderService(Probes):
         """
         identity, trace_id = self.context.identity, self.context.trace_id
         items = tuple(PricedItem(**item) for item in order["items"])
-        payload = OrderCreated(uuid7(), order["currency"], domain.total_of(items), items, order["payment_method"])
+        payload = OrderCreated(
+            uuid7(),
+            order["currency"],
+            domain.total_of(items),
+            items,
+            order["payment_method"],
+            customer_id=identity.user_id,
+        )
         location = f"/api/orders/{payload.order_id}"
         body = {
             "order_id": str(payload.order_id),

@@ -483,7 +483,7 @@ class World:
         items = tuple(PricedItem(sku, quantity, 100) for sku, quantity in quantities.items())
         total = 100 * sum(quantities.values())
         payload = OrderCreated(uuid7(), CURRENCY, total, items, "mock_ok")
-        self.order.orders[payload.order_id] = Order(payload.order_id, Status.PENDING, CURRENCY, total)
+        self.order.orders[payload.order_id] = Order(payload.order_id, ANN.user_id, Status.PENDING, CURRENCY, total)
         tell(self.order, [envelope("order_service", payload, TRACE, ANN)])
         self.relay()
         return payload.order_id
