@@ -11,8 +11,12 @@ import secrets
 import sys
 from pathlib import Path
 
+# Python puts the folder of this file first; the table of services is one folder up.
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from topology.services import DATABASES  # noqa: E402
+
 FOLDER = Path(__file__).resolve().parent / "secrets"
-DATABASES = ("order", "inventory", "payment", "auth", "ops")
 
 # The files are bind-mounted with the mode they have here, and the containers' users are not this one: each must read
 # its own. That nobody else on this machine does is the folder's doing.

@@ -22,6 +22,7 @@ from shared.changes import changed
 from shared.envelope import Envelope
 from shared.errors import BadRequest, IdempotencyInProgress, IdempotencyKeyReused, InvalidCursor, NotFound
 from shared.events import Identity, OrderCreated
+from shared.order_states import UNPAID
 from shared.paging import decode_cursor, encode_cursor, page_of
 from shared.schema import encode
 from shared.tables import MESSAGING_TABLES, NOW, Base, update_many
@@ -32,6 +33,10 @@ CANCEL_ROUTE = "POST /api/orders/{order_id}/cancel"
 
 # 24 hours are promised. After that the order itself, which keeps key and fingerprint, answers for ever.
 IDEMPOTENCY_KEEP_HOURS = 48
+
+
+# As SQL, for the index that the deadline's query uses.
+_UNPAID = f"status IN ({', '.join(repr(status.value) for status in sorted(UNPAID))})"
 
 
 class OrderRow(Base):
@@ -64,7 +69,7 @@ class OrderRow(Base):
         Index(None, "created_at", "order_id"),
         Index(None, "user_id", "created_at", "order_id"),
         Index(None, "status", "created_at", "order_id"),
-        Index("ix_orders_unsettled", "created_at", postgresql_where=text("status IN ('PENDING', 'RESERVED')")),
+        Index("ix_orders_unsettled", "created_at", postgresql_where=text(_UNPAID)),
     )
 
 

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from shared.errors import ConfigurationFault
+from topology import services
 
-SERVICES = ("gateway", "order", "inventory", "payment", "auth", "ops")
-DATABASES = ("order", "inventory", "payment", "auth", "ops")
+SERVICES, DATABASES = services.NAMES, services.DATABASES
 FIRST_PORT = 8000
-PORTS_BETWEEN_REPLICAS = 10
+# Replica n listens on the port of its service + 100 n. The distance is the greatest number of services.
+PORTS_BETWEEN_REPLICAS = 100
 
 # RFC 7518 section 3.2: an HS256 key is at least as long as the hash.
 MIN_SECRET_BYTES = 32
@@ -68,6 +69,11 @@ class Settings:
         if not self.audit_keys:
             raise ConfigurationFault("AUDIT_KEY is not set")
         return self.audit_keys[0]
+
+    def require(self, name: str) -> None:
+        """Raise ConfigurationFault when the setting with this variable name is not set."""
+        if not getattr(self, name.lower()):
+            raise ConfigurationFault(f"{name} is not set")
 
     def port(self, service: str, replica: int = 0) -> int:
         """The port of a service's replica n, counted from 0."""

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, create_engine, make_url, text
 
 from shared.config import Settings
+from topology.services import DATABASES
 
 Row = dict[str, Any]
 
@@ -46,7 +47,7 @@ class Databases:
                 isolation_level="AUTOCOMMIT",
                 pool_pre_ping=True,
             )
-            for name in ("order", "inventory", "payment", "auth", "ops")
+            for name in DATABASES
         }
 
     def connect(self, name: str) -> AbstractContextManager[Connection]:

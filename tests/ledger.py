@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import Any, Protocol
 
+from shared.order_states import AT_REST
 from tests.databases import Row
+from topology.services import PUBLISHERS
 from topology.table import QUEUES, hears
-
-TELLERS = ("order", "inventory", "payment")
-AT_REST = ("PAID", "CANCELLED", "REFUND_FAILED")
 
 
 class Readable(Protocol):
@@ -26,7 +25,7 @@ def disagreements(databases: Readable) -> list[str]:
 def under_way(databases: Readable) -> list[str]:
     """Events told that some hearer has not consumed yet, one line each; what died stays here for ever."""
     told: dict[str, list[Any]] = defaultdict(list)
-    for name in TELLERS:
+    for name in PUBLISHERS:
         for row in databases.rows(name, "SELECT message_id, event_type FROM outbox"):
             told[row["event_type"]].append(row["message_id"])
     waiting = []
@@ -126,7 +125,7 @@ def totals_are_the_sum_of_the_items(databases: Readable) -> list[str]:
 def orders_are_at_rest(databases: Readable) -> list[str]:
     """Every order has come to its end."""
     rows = databases.rows(
-        "order", "SELECT order_id, status, updated_at FROM orders WHERE status <> ALL(:rest)", rest=list(AT_REST)
+        "order", "SELECT order_id, status, updated_at FROM orders WHERE status <> ALL(:rest)", rest=sorted(AT_REST)
     )
     return [f"order {row['order_id']} is {row['status']} since {row['updated_at']}" for row in rows]
 
@@ -135,7 +134,7 @@ def outboxes_are_empty(databases: Readable) -> list[str]:
     """Whatever was told is published."""
     return [
         f"{name}: {row['event_type']} of {row['aggregate_id']} is not published: {row['last_error']}"
-        for name in TELLERS
+        for name in PUBLISHERS
         for row in databases.rows(name, "SELECT * FROM outbox WHERE published_at IS NULL ORDER BY id")
     ]
 

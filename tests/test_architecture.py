@@ -19,7 +19,7 @@ INDEPENDENT = "Services never import each other"
 LAYERS = "Services stand on shared, and shared on topology"
 NOBODY = "Nobody imports ops or tests"
 GATEWAY = "The gateway has no database"
-PURE = "Rules, catalogue, errors, ids and table need only the standard library"
+PURE = "Rules, catalogue, errors, ids, order states and tables need only the standard library"
 DOMAIN = "The rules have no clock, no chance and no I/O"
 MODELS = "Models know tables and nothing of messages"
 NAMEKO = "Only the edge, the relay and the services' entrypoints know Nameko"
@@ -42,6 +42,8 @@ PLANTS = [
     (PURE, "shared.errors", "nameko.exceptions"),
     (PURE, "shared.ids", "shared.config"),
     (PURE, "topology.table", "topology.declare"),
+    (PURE, "topology.services", "topology.declare"),
+    (PURE, "shared.order_states", "sqlalchemy"),
     (DOMAIN, "inventory_service.domain", "time"),
     (DOMAIN, "order_service.domain", "urllib.request"),
     (MODELS, "order_service.models", "nameko.events"),
@@ -115,6 +117,8 @@ PURE_SHARED = {
     "shared.times",
     "shared.errors",
     "shared.ids",
+    "shared.order_states",
+    "topology.services",
     "topology.table",
 }
 PURE_FILES = sorted(

@@ -47,6 +47,9 @@ QUEUES = (
 
 BY_NAME = {queue.name: queue for queue in QUEUES}
 
+# The services that consume messages.
+CONSUMERS = tuple(dict.fromkeys(queue.service for queue in QUEUES))
+
 
 def retry_queues(queue: str) -> tuple[str, ...]:
     """The retry levels of a queue, shortest wait first: q.x.retry (1 s), q.x.retry.2s, q.x.retry.4s."""
@@ -116,9 +119,8 @@ def bindings() -> list[tuple[str, str, str]]:
 
 def exchanges() -> dict[str, str]:
     """Every exchange with its type; all are durable and carry no arguments."""
-    services = dict.fromkeys(queue.service for queue in QUEUES)
     return {
         EVENTS_EXCHANGE: "topic",
         HINTS_EXCHANGE: "fanout",
-        **{failed_exchange(service): "direct" for service in services},
+        **{failed_exchange(service): "direct" for service in CONSUMERS},
     }

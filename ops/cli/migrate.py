@@ -7,6 +7,7 @@ role that may create tables in its database.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -22,24 +23,16 @@ from sqlalchemy.pool import NullPool
 
 from shared.config import Settings
 from shared.errors import CannotWork
+from topology.services import BY_NAME, DATABASES
 
 ROOT = Path(__file__).resolve().parents[2]
 READER = "ecom_reader"
-
-# Services that own tables, and those of their tables that the app role may only add to.
-SERVICES = ("order", "inventory", "payment", "auth", "ops")
-APPEND_ONLY = {
-    "inventory": ("inventory_release_events", "release_seals"),
-    "ops": ("audit_heads", "audit_verifications"),
-}
-# Those it may change and not delete.
-NEVER_DELETED = {"inventory": ("release_exports",), "ops": ("operations", "operation_messages")}
 
 # Two `ecom migrate` at once take turns.
 LOCK_ID = 0x6D69_6772
 
 
-def migrate(settings: Settings, services: Sequence[str] = SERVICES) -> list[str]:
+def migrate(settings: Settings, services: Sequence[str] = DATABASES) -> list[str]:
     """Bring these services' databases to the newest version; one line for each. Raises CannotWork."""
     try:
         return [migrate_one(settings, service) for service in services]
@@ -74,6 +67,13 @@ def migrate_one(settings: Settings, service: str) -> str:
             _grant(connection, service, app.username or "", owner)
         connection.commit()
     return f"{service}: {app.database} at {version}"
+
+
+def tables_named(service: str, constant: str) -> tuple[str, ...]:
+    """The tables in APPEND_ONLY or NEVER_DELETED of a service's models.py; none where models.py lacks the constant."""
+    models = importlib.import_module(f"{BY_NAME[service].package}.models")
+    tables: tuple[str, ...] = getattr(models, constant, ())
+    return tables
 
 
 def _provision(admin: URL, app: URL, owner: str, reader_password: str) -> None:
@@ -120,7 +120,7 @@ def _grant(connection: Connection, service: str, app: str, owner: str) -> None:
         f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {quoted_app}",
         f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {READER}",
         f"REVOKE INSERT, UPDATE, DELETE ON alembic_version FROM {quoted_app}",
-        *(f"REVOKE UPDATE, DELETE ON {table} FROM {quoted_app}" for table in APPEND_ONLY.get(service, ())),
-        *(f"REVOKE DELETE ON {table} FROM {quoted_app}" for table in NEVER_DELETED.get(service, ())),
+        *(f"REVOKE UPDATE, DELETE ON {table} FROM {quoted_app}" for table in tables_named(service, "APPEND_ONLY")),
+        *(f"REVOKE DELETE ON {table} FROM {quoted_app}" for table in tables_named(service, "NEVER_DELETED")),
     ):
         connection.execute(text(statement))

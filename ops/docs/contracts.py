@@ -13,19 +13,10 @@ from typing import Any
 from ops.docs import diagrams
 from shared.envelope import CONTRACT_VERSION, json_schema
 from shared.events import CATALOGUE, UNHEARD
+from topology.services import publisher_of
 from topology.table import EVENTS_EXCHANGE, QUEUES, Queue, hears
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "contracts"
-
-# The first word of an event says who tells it; commands, of three words, are told by the order service.
-COMMAND_WORDS = 3
-TELLERS = {"order": "order", "inventory": "inventory", "payment": "payment"}
-
-
-def teller(type_: str) -> str:
-    """The service that tells an event type."""
-    words = type_.split(".")
-    return "order" if len(words) == COMMAND_WORDS else TELLERS[words[0]]
 
 
 def documents() -> dict[str, dict[str, Any]]:
@@ -41,7 +32,7 @@ def asyncapi() -> dict[str, Any]:
         operations[f"tell-{type_}"] = {
             "action": "send",
             "channel": {"$ref": f"#/channels/{_key(type_)}"},
-            "summary": f"{teller(type_)} tells {type_}, by its outbox and relay",
+            "summary": f"{publisher_of(type_)} tells {type_}, by its outbox and relay",
             "bindings": {"amqp": {"mandatory": type_ not in UNHEARD, "deliveryMode": 2, "bindingVersion": "0.3.0"}},
         }
     for queue in QUEUES:

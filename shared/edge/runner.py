@@ -20,35 +20,19 @@ from eventlet.event import Event
 from nameko.containers import ServiceContainer
 
 from shared import logs
-from shared.config import DATABASES, Settings, read
+from shared.config import Settings, read
 from shared.errors import ConfigurationFault
+from topology.services import BY_NAME
 
 log = logging.getLogger(__name__)
-
-# Workers are shared by RPC, batches and timers of a process; each may hold a database connection.
-MAX_WORKERS = 20
-# The gateway holds no connection for a request: a worker there is a greenlet that waits for an RPC.
-GATEWAY_WORKERS = 200
 
 # Each client holds a file. The usual soft limit of 1,024 is for programs that call select().
 MAX_FILES = 65_536
 
-MODULES = {
-    "gateway": "gateway.service",
-    "order": "order_service.service",
-    "inventory": "inventory_service.service",
-    "payment": "payment_service.service",
-    "auth": "auth_service.service",
-    "ops": "ops.service",
-}
-
-# Who seals must not start without a key: rows would wait for a seal, and nobody would look why.
-SEALER = "inventory"
-
 
 def service_class(service: str) -> Any:
     """The Nameko service class of a module: the one with a `name`."""
-    module = importlib.import_module(MODULES[service])
+    module = importlib.import_module(f"{BY_NAME[service].package}.service")
     classes = [
         item
         for item in vars(module).values()
@@ -60,25 +44,26 @@ def service_class(service: str) -> Any:
 
 def nameko_config(settings: Settings, service: str, replica: int = 0) -> dict[str, Any]:
     """Nameko's configuration, built from the settings; there is no YAML. Raises ConfigurationFault."""
+    row = BY_NAME[service]
     config: dict[str, Any] = {
         "AMQP_URI": settings.amqp_uri,
         "WEB_SERVER_ADDRESS": f"{settings.host}:{settings.port(service, replica)}",
         "DB_URIS": {},
         "serializer": "json",
-        "max_workers": GATEWAY_WORKERS if service == "gateway" else MAX_WORKERS,
+        "max_workers": row.workers,
         "settings": settings,
     }
-    if service == SEALER:
-        _ = settings.audit_key
-    if service in DATABASES:
+    for setting in row.needs:
+        settings.require(setting)
+    if row.has_database:
         config["DB_URIS"] = {f"{service}_service:Base": settings.database_url(service)}
     return config
 
 
 def run(service: str, replica: int = 0) -> int:
     """Serve until SIGTERM or SIGINT; the exit code. Raises ConfigurationFault before anything is started."""
-    if service not in MODULES:
-        raise ConfigurationFault(f"there is no service {service!r}; one of {', '.join(MODULES)}")
+    if service not in BY_NAME:
+        raise ConfigurationFault(f"there is no service {service!r}; one of {', '.join(BY_NAME)}")
     settings = read()
     raise_file_limit()
     logs.configure(settings.log_level, service=service, replica=replica)

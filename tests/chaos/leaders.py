@@ -8,8 +8,6 @@ import psutil
 
 from tests.e2e.system import System, eventually
 
-TELLERS = ("order", "inventory", "payment")
-
 HOLDER = (
     "SELECT pid, client_port FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE locktype = 'advisory' AND granted"
     " AND application_name LIKE '% relay' AND datname = current_database()"

@@ -20,9 +20,7 @@ from setuptools import find_packages
 from sqlalchemy import make_url
 
 from ops.cli import main as cli
-from ops.cli import migrate
 from shared import config
-from shared.edge import runner
 from topology.table import QUEUES
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -60,7 +58,7 @@ def faults(compose, secrets):
     """Everything that is wrong with a compose file, in sentences."""
     services = compose["services"]
     ours = {name: service for name, service in services.items() if name not in SERVERS}
-    expected = {*SERVERS, *ONCE, *BY_HAND, *runner.MODULES}
+    expected = {*SERVERS, *ONCE, *BY_HAND, *config.SERVICES}
     if set(services) != expected:
         return [f"services: {sorted(set(services) ^ expected)} are missing or unknown"]
     found = []
@@ -146,11 +144,11 @@ def _settings_faults(name, compose, secrets):
 def databases_of(name):
     """Whose databases a container may open."""
     if name == "migrate":
-        return set(migrate.SERVICES)
+        return set(config.DATABASES)
     if name == "audit":
         return {"inventory", "ops"}
     # Operators look at what died in every service that hears events.
-    return {"ops", *(queue.service for queue in QUEUES)} if name == "ops" else {name} & set(migrate.SERVICES)
+    return {"ops", *(queue.service for queue in QUEUES)} if name == "ops" else {name} & set(config.DATABASES)
 
 
 class Listening(dict):
@@ -199,7 +197,7 @@ def _health_faults(name, service):
     if check is None:
         yield f"{name}: has no health check"
         return
-    if name in runner.MODULES:
+    if name in config.SERVICES:
         port = config.read({}).port(name)
         if check["test"] != ["CMD", "python", "deploy/ready.py", str(port)]:
             yield f"{name}: asks {check['test']}, and it listens on {port}"
@@ -229,7 +227,7 @@ def needs(name):
     if name in BY_HAND:
         return {"postgres", "migrate"}
     if name == "gateway":
-        return {"rabbitmq", *runner.MODULES} - {"gateway"}
+        return {"rabbitmq", *config.SERVICES} - {"gateway"}
     return {*SERVERS, *ONCE}
 
 

@@ -35,7 +35,7 @@ def test_the_environment_of_the_process_is_read_unless_another_is_given(monkeypa
 
 def test_every_replica_has_a_port_of_its_own():
     settings = config.read({"ORDER_PORT": "9100"})
-    assert [settings.port("order", replica) for replica in range(3)] == [9100, 9110, 9120]
+    assert [settings.port("order", replica) for replica in range(3)] == [9100, 9200, 9300]
     ports = [settings.port(service, replica) for service in config.SERVICES for replica in range(10)]
     assert len(set(ports)) == len(ports)
     assert config.read({}).port("gateway") == 8000
