@@ -6,8 +6,6 @@ import os
 import time
 import uuid
 
-PAYMENT_NAMESPACE = uuid.UUID("6f1b1b5e-6c0a-5d56-9b1e-2f1f0f8f5a01")
-
 
 def uuid7() -> uuid.UUID:
     """A new UUIDv7 (RFC 9562, section 5.7): 48 bits of Unix milliseconds, then random bits.
@@ -20,11 +18,6 @@ def uuid7() -> uuid.UUID:
     value = value & ~(0xF << 76) | 0x7 << 76
     value = value & ~(0x3 << 62) | 0x2 << 62
     return uuid.UUID(int=value)
-
-
-def payment_id_of(order_id: uuid.UUID) -> uuid.UUID:
-    """The one payment an order can have; also the provider's idempotency key, so no retry charges twice."""
-    return uuid.uuid5(PAYMENT_NAMESPACE, str(order_id))
 
 
 def new_trace_id() -> str:

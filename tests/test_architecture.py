@@ -22,6 +22,7 @@ GATEWAY = "The gateway has no database"
 PURE = "Rules, catalogue, errors, ids, order states and tables need only the standard library"
 DOMAIN = "The rules have no clock, no chance and no I/O"
 MODELS = "Models know tables and nothing of messages"
+PREDICT = "Predictors read tables and know nothing of messages on the wire"
 NAMEKO = "Only the edge, the relay and the services' entrypoints know Nameko"
 BROKER = "Only the edge, the relay, topology and ops speak to the broker"
 
@@ -49,6 +50,8 @@ PLANTS = [
     (MODELS, "order_service.models", "nameko.events"),
     (MODELS, "inventory_service.models", "eventlet"),
     (MODELS, "payment_service.models", "shared.edge.tx"),
+    (PREDICT, "order_service.predict", "shared.edge.tx"),
+    (PREDICT, "payment_service.predict", "nameko.rpc"),
     (NAMEKO, "order_service.queries", "nameko.rpc"),
     (NAMEKO, "payment_service.provider", "nameko.extensions"),
     (NAMEKO, "shared.auth", "nameko_sqlalchemy"),

@@ -17,7 +17,7 @@ from inventory_service.domain import Reservation, State, Stock
 from order_service import domain as order
 from order_service.domain import CANCEL, DEADLINE, REFUND_RETRY, Order, Status
 from payment_service import domain as payment
-from payment_service.domain import Answer, Payment, Refund, RefundStatus
+from payment_service.domain import Answer, Payment, Refund, RefundStatus, payment_id_of
 from shared.events import (
     CATALOGUE,
     UNHEARD,
@@ -38,7 +38,6 @@ from shared.events import (
     Reserved,
     type_of,
 )
-from shared.ids import payment_id_of
 from topology.table import QUEUES, hears
 
 FILE = Path(__file__).resolve().parents[2] / "docs" / "sagas.md"
