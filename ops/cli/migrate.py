@@ -1,8 +1,8 @@
 """`ecom migrate`: roles, databases, migrations and rights of every service's database.
 
-With DATABASE_ADMIN_URL set, roles and databases are made too: an owner role that runs the migrations and cannot log
-in, an app role with DML only, and `ecom_reader`, which may only read. Without it the service's own URL must be of a
-role that may create tables in its database.
+With DATABASE_ADMIN_URL set, it also creates roles and databases: an owner role that runs the migrations and cannot log
+in, an app role with DML only, and `ecom_reader`, which may only read. Without it, the role of the service's own URL
+must be allowed to create tables in its database.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from topology.services import BY_NAME, DATABASES
 ROOT = Path(__file__).resolve().parents[2]
 READER = "ecom_reader"
 
-# Two `ecom migrate` at once take turns.
+# An advisory lock with this id makes two `ecom migrate` at the same time take turns.
 LOCK_ID = 0x6D69_6772
 
 
 def migrate(settings: Settings, services: Sequence[str] = DATABASES) -> list[str]:
-    """Bring these services' databases to the newest version; one line for each. Raises CannotWork."""
+    """Migrate these services' databases to the newest version. Returns one line for each. Raises CannotWork."""
     try:
         return [migrate_one(settings, service) for service in services]
     except (DBAPIError, psycopg2.Error) as error:
@@ -41,7 +41,7 @@ def migrate(settings: Settings, services: Sequence[str] = DATABASES) -> list[str
 
 
 def migrate_one(settings: Settings, service: str) -> str:
-    """Roles, database, migrations, rights of one service."""
+    """Create roles and database, migrate, and set the rights of one service."""
     app = make_url(settings.database_url(service))
     url, owner = app, None
     if settings.database_admin_url:
@@ -102,7 +102,7 @@ def _connect(url: URL) -> psycopg2.extensions.connection:
 
 
 def _role(cursor: psycopg2.extensions.cursor, name: str, password: str | None) -> None:
-    """Make a role, or set its password anew; without a password it cannot log in."""
+    """Create a role or change its password. Without a password it cannot log in."""
     cursor.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [name])
     verb = sql.SQL("ALTER" if cursor.fetchone() else "CREATE")
     login = sql.SQL("LOGIN PASSWORD {}").format(sql.Literal(password)) if password else sql.SQL("NOLOGIN")
@@ -110,7 +110,7 @@ def _role(cursor: psycopg2.extensions.cursor, name: str, password: str | None) -
 
 
 def _grant(connection: Connection, service: str, app: str, owner: str) -> None:
-    """DML for the app, SELECT for the reader, nothing for anybody else; on tables to come, too."""
+    """Grant DML to the app role and SELECT to the reader, and nothing to other roles."""
     quoted_app = '"' + app.replace('"', '""') + '"'
     for statement in (
         "REVOKE ALL ON SCHEMA public FROM PUBLIC",

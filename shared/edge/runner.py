@@ -1,6 +1,6 @@
 """Runs one service in this process: patches, reads the settings, starts the container, stops it gracefully.
 
-Import this before anything that opens sockets: eventlet must patch first.
+Import this module before any module that opens sockets, because eventlet must patch them first.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from topology.services import BY_NAME
 
 log = logging.getLogger(__name__)
 
-# Each client holds a file. The usual soft limit of 1,024 is for programs that call select().
+# Each client connection is an open file. The usual soft limit of 1,024 protects programs that call select(), which we
+# do not.
 MAX_FILES = 65_536
 
 
 def service_class(service: str) -> Any:
-    """The Nameko service class of a module: the one with a `name`."""
+    """The Nameko class of a service: the one class in its module that has a `name`."""
     module = importlib.import_module(f"{BY_NAME[service].package}.service")
     classes = [
         item
@@ -43,7 +44,7 @@ def service_class(service: str) -> Any:
 
 
 def nameko_config(settings: Settings, service: str, replica: int = 0) -> dict[str, Any]:
-    """Nameko's configuration, built from the settings; there is no YAML. Raises ConfigurationFault."""
+    """Build Nameko's configuration from the settings; there is no YAML. Raises ConfigurationFault for a missing one."""
     row = BY_NAME[service]
     config: dict[str, Any] = {
         "AMQP_URI": settings.amqp_uri,
@@ -61,7 +62,7 @@ def nameko_config(settings: Settings, service: str, replica: int = 0) -> dict[st
 
 
 def run(service: str, replica: int = 0) -> int:
-    """Serve until SIGTERM or SIGINT; the exit code. Raises ConfigurationFault before anything is started."""
+    """Serve until SIGTERM or SIGINT and return the exit code. Raises ConfigurationFault before anything is started."""
     if service not in BY_NAME:
         raise ConfigurationFault(f"there is no service {service!r}; one of {', '.join(BY_NAME)}")
     settings = read()
@@ -83,7 +84,7 @@ def run(service: str, replica: int = 0) -> int:
         log.info("stopped")
 
     eventlet.spawn(stop_when_asked)
-    # A signal is only seen when the hub wakes up, and an idle hub sleeps up to 60 s.
+    # Python runs a signal handler only when the hub wakes up, and an idle hub sleeps up to 60 s.
     eventlet.spawn(_pulse)
     container.start()
     log.info("%s is up on %s", service, container.config["WEB_SERVER_ADDRESS"])
@@ -92,7 +93,7 @@ def run(service: str, replica: int = 0) -> int:
 
 
 def raise_file_limit() -> None:
-    """Let this process open as many files as it is allowed to, at most MAX_FILES; never fewer than it could."""
+    """Raise the soft limit of open files to the hard limit, at most MAX_FILES. Never lower it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
