@@ -111,8 +111,6 @@ def test_a_planted_import_breaks_its_rule(clean_tree, contract, importer, import
     assert any(importer in line and seen in line for line in said.splitlines()), said
 
 
-# --- what the linter cannot say --------------------------------------------------------------------------------
-
 PURE_SHARED = {
     "shared.envelope",
     "shared.events",

@@ -1,4 +1,4 @@
-"""docs/sagas.md is what the rules say, and the services' handlers simulation each saga as it is drawn."""
+"""docs/sagas.md agrees with the rules, and the services' handlers emit the same events as each saga in it."""
 
 from collections import Counter
 
@@ -23,7 +23,7 @@ ENDS = {
 }
 
 
-def test_the_document_is_what_the_rules_say() -> None:
+def test_the_document_agrees_with_the_rules() -> None:
     assert diagrams.FILE.read_text(encoding="utf-8") == diagrams.document(), "run: python -m ops.docs.contracts"
 
 
@@ -55,7 +55,7 @@ def test_each_saga_ends_as_its_title_says(title: str) -> None:
 
 
 class Acted:
-    """The same saga, acted by the services' own handlers: each message in the order in which it was told."""
+    """The same saga, run by the services' own handlers. Messages arrive in the order in which they were emitted."""
 
     def __init__(self, on_hand: int) -> None:
         self.world = World({"lamp": on_hand})
@@ -81,7 +81,7 @@ def acted(title: str) -> World:
 
 
 @pytest.mark.parametrize("title", ENDS)
-def test_the_handlers_tell_what_is_drawn_in_the_same_order(title: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_handlers_emit_what_is_drawn_in_the_same_order(title: str, monkeypatch: pytest.MonkeyPatch) -> None:
     on_memory(monkeypatch)
     simulation: Simulation = sagas()[title]
 
