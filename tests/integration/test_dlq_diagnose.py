@@ -409,7 +409,7 @@ def desk(settings: Settings, database: Databases) -> Iterator[Desk]:
     one.close()
 
 
-def test_every_queue_has_a_prophet():
+def test_every_queue_has_a_predictor():
     assert PREDICTORS.keys() == BY_NAME.keys()
 
 

@@ -152,6 +152,14 @@ def test_settings_can_be_read_without_an_audit_key():
     assert config.read({}).audit_key == config.DEVELOPMENT_AUDIT_KEY
 
 
+@pytest.mark.parametrize("name", ["AUDIT_KEY", "READER_PASSWORD"])
+def test_a_required_setting_that_is_missing_is_named(name):
+    production = {"ECOM_ENV": "production", "AUTH_KEYS": f"k1:{SECRET}"}
+    config.read({**production, name: SECRET}).require(name)
+    with pytest.raises(ConfigurationFault, match=f"^{name} is not set$"):
+        config.read(production).require(name)
+
+
 def test_an_error_does_not_show_the_secret():
     with pytest.raises(ConfigurationFault) as refused:
         config.read({"AUTH_KEYS": "k1:too-short-secret"})
