@@ -12,6 +12,7 @@ from marshmallow import RAISE, Schema, ValidationError, fields, validate, valida
 
 from shared.auth import MAX_NAME_LENGTH, ROLES
 from shared.errors import BadRequest, EcomError, NotFound, ValidationFailed
+from shared.order_states import Status
 from shared.times import timestamp
 
 SKU = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -36,7 +37,7 @@ MAX_OFFSET = 10_000
 MAX_ROW_ID = 2**63 - 1
 WAIT_S, MAX_WAIT_S = 20, 25
 FIRST_LOOK_DAYS = 30
-STATES = ("PENDING", "RESERVED", "PAID", "CANCELLED", "REFUND_PENDING", "REFUND_FAILED")
+STATES = tuple(status.value for status in Status)
 PAGE = 50
 MAX_TEXT = 200
 MAX_PASSWORD = 1024

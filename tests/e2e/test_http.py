@@ -13,6 +13,7 @@ import requests
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.system import ROOT, System
+from topology.services import PUBLISHERS, START_ORDER
 
 ORDER = {"currency": "EUR", "items": [{"sku": "http", "quantity": 1, "unit_price": 1}]}
 NOWHERE = "00000000-0000-4000-8000-000000000000"
@@ -172,7 +173,7 @@ def test_pages_of_orders_lead_to_each_order_once(system: System) -> None:
     assert seen == sorted(seen, reverse=True)  # newest first
 
 
-@pytest.mark.parametrize("service", ["gateway", "auth", "order", "inventory", "payment"])
+@pytest.mark.parametrize("service", START_ORDER)
 def test_every_replica_of_a_service_answers_its_probes(system: System, service: str) -> None:
     for replica in range(system.replicas):
         url = system.url(service, replica)
@@ -199,7 +200,7 @@ def test_metrics_count_what_was_done(system: System) -> None:
     before = posted(), reserved()
     flow.at_rest(flow.order("http")["order_id"])
     assert (posted(), reserved()) == (before[0] + 1, before[1] + 1)
-    for service in ("order", "inventory", "payment"):
+    for service in PUBLISHERS:
         assert sum(measured(system, service, "ecom_outbox_leader", {})) == 1, service
         assert sum(measured(system, service, "ecom_outbox_held", {})) == 0, service
 
