@@ -12,12 +12,13 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import eventlet
 from werkzeug.wrappers import Request, Response
 
-from gateway.http import Api, Call, respond
+from gateway.api.answering import respond
+from gateway.api.http import Api, Call
 from shared.edge.rpc_proxy import CALL_TIMEOUT_S, Replies
 from shared.errors import CannotWork, ServiceUnavailable
 from shared.exports import header_line, manifest_line, release_lines
@@ -48,7 +49,9 @@ class Export(Api):
     """A CSV of releases. Its method opens the export and returns {export_id}."""
 
     content_type = "text/csv; charset=utf-8"
-    answer_headers = ("Content-Disposition",)
+    answer_headers: ClassVar[dict[str, tuple[str, dict[str, Any]]]] = {
+        "Content-Disposition": ("That this is a file, and its name.", {"type": "string"})
+    }
     replies = Replies()
     stops_at = math.inf
 

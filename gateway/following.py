@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 
 from werkzeug.wrappers import Request, Response
 
-from gateway.http import Api, Call, as_json, respond
+from gateway.api.answering import as_json, respond
+from gateway.api.http import Api, Call
 from shared.edge.rpc_proxy import CALL_TIMEOUT_S
 from shared.edge.watch import Watch, wait_for
 from shared.errors import BadRequest, CannotWork, ServiceUnavailable

@@ -25,7 +25,7 @@ import jwt
 import pytest
 import requests
 
-from gateway.reader import Reader
+from gateway.site.reader import Reader
 from shared import auth
 from tests.e2e.broker import publish_by_hand
 from tests.e2e.system import ROOT, System, eventually

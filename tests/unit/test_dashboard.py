@@ -9,9 +9,9 @@ from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
 import pytest
 
-from gateway import sessions
-from gateway.chart import LEAST_SLOTS, MAX_LABELS, OTHER, PLOT_PX, SERIES, chart
-from gateway.dashboard import as_typed, findings
+from gateway.site import sessions
+from gateway.site.chart import LEAST_SLOTS, MAX_LABELS, OTHER, PLOT_PX, SERIES, chart
+from gateway.site.dashboard import as_typed, findings
 from shared import auth, errors
 from shared.config import Settings
 from shared.events import timestamp

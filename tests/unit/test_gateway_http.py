@@ -5,12 +5,15 @@ import re
 import uuid
 
 import pytest
+from nameko.containers import ServiceContainer
 from nameko.exceptions import RemoteError
 
-from gateway.http import STATUS, Api
+from gateway.api.errors import STATUS
+from gateway.api.http import Api
 from gateway.service import GatewayService
 from shared import auth, errors
 from shared.config import Settings
+from shared.edge.rpc_proxy import RpcProxy
 from tests.unit.serving import KEYS, Fake, ask, say, serving
 
 ORDER_ID = "01a1fcf8-0515-7912-9139-7154577473a5"
@@ -91,6 +94,15 @@ def code(answer):
 ROUTES = [
     item for name in dir(GatewayService) for item in getattr(getattr(GatewayService, name), "nameko_entrypoints", ())
 ]
+
+
+def test_a_service_that_several_subjects_call_is_one_dependency():
+    container = ServiceContainer(GatewayService, {"settings": Settings(auth_keys=KEYS)})
+    names = sorted(item.attr_name for item in container.dependencies if isinstance(item, RpcProxy))
+    assert names == ["auth", "inventory", "ops", "ops_soon", "orders", "payments"]
+    assert len({id(item.replies) for item in container.dependencies if isinstance(item, RpcProxy)}) == 1
+
+
 EXPECTED_ROLES = {
     ("POST", "/api/auth/token"): None,
     ("POST", "/api/auth/introspect"): {"service", "admin"},

@@ -6,8 +6,8 @@ import eventlet
 import pytest
 from limits.storage import MemoryStorage
 
-from gateway import rates
-from gateway.rates import Rate, Rates, network_of
+from gateway.api import rates
+from gateway.api.rates import Rate, Rates, network_of
 from shared.config import Settings
 from shared.errors import RateLimited
 from shared.events import Identity

@@ -11,13 +11,14 @@ import marshmallow
 import pytest
 from openapi_spec_validator import validate
 
-from gateway import schemas
-from gateway.http import Api
-from gateway.openapi import document, failures, routes
-from gateway.pages import docs
-from gateway.reader import Reader
-from gateway.schemas import EXAMPLE_ID
+from gateway.api.fields import EXAMPLE_ID, AnswerSchema, list_field, text_field
+from gateway.api.http import Api
+from gateway.api.openapi import document, failures, routes
+from gateway.operations import ReplayRequest
+from gateway.orders import CURRENCIES, STATES
 from gateway.service import GatewayService
+from gateway.site.pages import docs
+from gateway.site.reader import Reader
 from order_service.domain import Status
 from shared import auth, errors
 from tests.unit.serving import ask, serving
@@ -26,6 +27,7 @@ from tests.unit.test_gateway_http import BEHIND, EXPECTED_ROLES, JSON, PAGES, Ga
 DOCUMENT = document(GatewayService)
 OPERATIONS = [(method, path) for path, methods in DOCUMENT["paths"].items() for method in methods]
 READER = Reader(DOCUMENT)
+BODY_SCHEMAS = {route.body.__name__: route.body for _, _, route in routes(GatewayService) if route.body}
 
 
 def operation(method, path):
@@ -65,9 +67,7 @@ def test_the_document_is_read_by_anyone_and_is_the_same_each_time(gateway):
     status, headers, body = ask(gateway, "GET", "/api/openapi.json")
     assert (status, headers["Content-Type"]) == (200, "application/json")
     assert body == DOCUMENT
-    assert list(body["components"]["schemas"]["OrderRequest"]["properties"]["currency"]["enum"]) == sorted(
-        schemas.CURRENCIES
-    )
+    assert list(body["components"]["schemas"]["OrderRequest"]["properties"]["currency"]["enum"]) == sorted(CURRENCIES)
 
 
 def test_its_paths_are_the_gateways(gateway):
@@ -189,6 +189,10 @@ def test_what_can_be_null_is_shown_as_what_it_is_otherwise():
     assert fields["seal.seq"].shape == "integer"
 
 
+def test_the_gateways_order_states_are_those_of_the_order_service():
+    assert set(STATES) == {str(status.value) for status in Status}
+
+
 def test_waiting_is_told_with_its_states_and_its_limit():
     told = {item["name"]: item["schema"] for item in operation("get", "/api/orders/{order_id}")["parameters"]}
     assert (told["timeout"]["minimum"], told["timeout"]["maximum"]) == (1, 25)
@@ -203,9 +207,9 @@ def test_every_schema_has_words_and_every_part_an_example():
         conform(READER.example(schema), {"$ref": f"#/components/schemas/{name}"})
 
 
-@pytest.mark.parametrize("name", [name for name in DOCUMENT["components"]["schemas"] if name.endswith("Request")])
+@pytest.mark.parametrize("name", [name for name in DOCUMENT["components"]["schemas"] if name in BODY_SCHEMAS])
 def test_the_example_of_a_body_is_taken_by_the_gateway(name):
-    getattr(schemas, name)().load(READER.example(DOCUMENT["components"]["schemas"][name]))
+    BODY_SCHEMAS[name]().load(READER.example(DOCUMENT["components"]["schemas"][name]))
 
 
 LINE = {"sku": "A-1", "quantity": 1, "unit_price": 0}
@@ -228,7 +232,7 @@ BODIES = {
     ],
     "StockRequest": [{"on_hand": value} for value in (0, 10**9, -1, 10**9 + 1, True, "1")],
     "ReplayRequest": [
-        *schemas.ReplayRequest.openapi["examples"],
+        *ReplayRequest.openapi["examples"],
         *({}, {"all": True}, {"all": False}, {"max": 1}, {"max": 1, "all": True}, {"max": 1, "all": False}),
         *({"all": value} for value in (1, "true", None)),
         *({"max": value} for value in (0, 10**9 + 1, True, "1", 1.5)),
@@ -250,7 +254,7 @@ BODIES = {
 def test_document_and_gateway_agree_on_what_is_valid(name, body):
     def taken():
         try:
-            getattr(schemas, name)().load(body)
+            BODY_SCHEMAS[name]().load(body)
         except marshmallow.ValidationError:
             return False
         return True
@@ -276,6 +280,45 @@ def test_a_route_that_is_added_is_in_the_document():
     told = document(Larger)["paths"]
     assert told["/api/orders/{order_id}/extra"]["get"]["x-roles"] == ["admin"]
     assert len(told) == len(DOCUMENT["paths"]) + 1
+
+
+class Colour(AnswerSchema):
+    """One colour."""
+
+    name = text_field("red")
+
+
+class ColourPage(AnswerSchema):
+    """All colours."""
+
+    items = list_field(Colour)
+
+
+class Colours:
+    """A subject of its own, with nothing about it anywhere else."""
+
+    @Api.decorator("GET", "/api/colours", roles=None, answer=ColourPage, summary="List colours")
+    def list_colours(self, call):
+        """Every colour."""
+
+
+def test_a_subject_that_is_mixed_in_brings_its_routes_and_schemas_into_the_document():
+    class Larger(Colours, GatewayService):
+        name = "gateway"
+
+    larger = document(Larger)
+    assert larger["paths"]["/api/colours"]["get"]["tags"] == ["colours"]
+    added = {name: larger["components"]["schemas"][name] for name in ("Colour", "ColourPage")}
+    assert {name: schema["description"] for name, schema in added.items()} == {
+        "Colour": "One colour.",
+        "ColourPage": "All colours.",
+    }
+    assert Reader(larger).example(added["ColourPage"]) == {"items": [{"name": "red"}]}
+
+
+def test_the_document_lists_subjects_in_the_order_of_the_class_head():
+    tags = [operation(method, path)["tags"][0] for method, path in OPERATIONS]
+    assert list(dict.fromkeys(tags)) == ["auth", "orders", "stocks", "payments", "ops", "documents"]
 
 
 def test_a_piece_of_a_path_that_nobody_described_is_refused():

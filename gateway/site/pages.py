@@ -11,8 +11,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from gateway.http import Answer, Api
-from gateway.reader import Reader
+from gateway.api.answering import Answer
+from gateway.api.http import Api
+from gateway.site.reader import Reader
 
 TEMPLATES = Path(__file__).with_name("templates")
 

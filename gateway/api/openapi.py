@@ -13,8 +13,9 @@ import marshmallow
 from apispec import APISpec
 from apispec.ext.marshmallow import MarshmallowPlugin
 
-from gateway import answers, http, schemas
-from gateway.http import Api
+from gateway.api.errors import RETRY_AFTER_S, STATUS, Error
+from gateway.api.fields import IDEMPOTENCY_KEY, MAX_ROW_ID, Id, WholeNumber
+from gateway.api.http import Api
 from shared import errors
 from shared.edge.connection import MAX_BODY_BYTES
 from shared.errors import EcomError
@@ -34,15 +35,10 @@ A path that is not here is 404, a method that a path does not take is 405 with `
 Content-Length of at most {limit} kB. Answers may gain fields.
 """.replace("{limit}", str(MAX_BODY_BYTES // 1024))
 
-KEY_SHAPE = rf'^(?:{schemas.IDEMPOTENCY_KEY.pattern}|"{schemas.IDEMPOTENCY_KEY.pattern}")$'
+KEY_SHAPE = rf'^(?:{IDEMPOTENCY_KEY.pattern}|"{IDEMPOTENCY_KEY.pattern}")$'
 
-# What a value in a path may be, by the converter of the rule, or by the name of a piece of plain text.
-IN_PATHS: dict[str, marshmallow.fields.Field] = {
-    "uuid": schemas.Id(),
-    "int": schemas.Whole(1, schemas.MAX_ROW_ID, 7),
-    "sku": schemas.sku_field(),
-    "queue": schemas.queue_field(),
-}
+# What a value in a path may be, by the converter of the rule. A route says it of its pieces of plain text.
+IN_PATHS: dict[str, marshmallow.fields.Field] = {"uuid": Id(), "int": WholeNumber(1, MAX_ROW_ID, 7)}
 
 HEADERS = {
     "X-Correlation-ID": ("What the client calls this request, or else the trace id.", {"type": "string"}),
@@ -51,7 +47,6 @@ HEADERS = {
     "WWW-Authenticate": ("How to sign in.", {"type": "string"}),
     "Location": ("Where what was asked for is.", {"type": "string", "format": "uri-reference"}),
     "Link": ('`<...>; rel="next"`: the next page, where there is one.', {"type": "string"}),
-    "Content-Disposition": ("That this is a file, and its name.", {"type": "string"}),
     "Idempotent-Replayed": ("That this answer was made for an earlier request.", {"const": "true"}),
 }
 ALWAYS = ("X-Correlation-ID", "traceparent")
@@ -65,25 +60,30 @@ def document(service: type) -> dict[str, Any]:
         "ecom", VERSION, "3.1.0", info={"description": DESCRIPTION}, plugins=[plugin], servers=[{"url": "/"}]
     )
     spec.components.security_scheme("bearer", {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"})
-    for name, (description, schema) in HEADERS.items():
+    documented = [(name, method, route) for name, method, route in routes(service) if route.in_document]
+    headers = dict(HEADERS)
+    for _, _, route in documented:
+        headers |= route.answer_headers
+    for name, (description, schema) in headers.items():
         spec.components.header(name, {"description": description, "schema": schema})
-    for name, method, route in routes(service):
-        if not route.in_document:
-            continue
-        for shape in (route.body, *route.answers.values(), answers.Error):
+    for name, method, route in documented:
+        for shape in (route.body, *route.answers.values(), Error):
             if shape is not None and shape.__name__ not in spec.components.schemas:
                 about = {"description": _doc(shape), **getattr(shape, "openapi", {})}
                 spec.components.schema(shape.__name__, about, schema=shape)
         operation = _operation(name, method, route, plugin)
         spec.path(route.label, operations={route.method.lower(): operation})
     made = spec.to_dict()
-    _describe_nested(made["components"]["schemas"])
+    assert plugin.converter is not None
+    for (shape, *_), name in plugin.converter.refs.items():
+        # Schemas inside others are found by apispec, which does not read docstrings.
+        made["components"]["schemas"][name].setdefault("description", _doc(shape))
     return json.loads(json.dumps(made))  # plain, and shared with no schema
 
 
 def routes(service: type) -> Iterator[tuple[str, Any, Api]]:
     """Each route of a service under the name of its method, in the order of the class."""
-    names = dict.fromkeys(name for kind in reversed(service.__mro__) for name in vars(kind))
+    names = dict.fromkeys(name for kind in service.__mro__ for name in vars(kind))
     for name in names:
         method = getattr(service, name)
         for entrypoint in getattr(method, "nameko_entrypoints", ()):
@@ -111,7 +111,7 @@ def failures(route: Api) -> dict[int, list[type[EcomError]]]:
     told += [errors.RateLimited, errors.ServiceUnavailable]
     by_status: dict[int, list[type[EcomError]]] = {}
     for error in told:
-        status = next(http.STATUS[kind] for kind in error.__mro__ if kind in http.STATUS)
+        status = next(STATUS[kind] for kind in error.__mro__ if kind in STATUS)
         by_status.setdefault(status, []).append(error)
     return dict(sorted(by_status.items()))
 
@@ -174,14 +174,14 @@ def _failure(kinds: Iterable[type[EcomError]]) -> dict[str, Any]:
     return {
         "description": "\n".join(f"- `{kind.code}`: {_doc(kind)}" for kind in kinds),
         "headers": _headers((*ALWAYS, *sorted(own))),
-        "content": {"application/json": {"schema": answers.Error.__name__}},
+        "content": {"application/json": {"schema": Error.__name__}},
     }
 
 
 def _own_headers(kind: type[EcomError]) -> Iterator[str]:
     if issubclass(kind, errors.Unauthenticated):
         yield "WWW-Authenticate"
-    if any(known in http.RETRY_AFTER_S for known in kind.__mro__):
+    if any(known in RETRY_AFTER_S for known in kind.__mro__):
         yield "Retry-After"
 
 
@@ -191,7 +191,7 @@ def _headers(names: Iterable[str]) -> dict[str, Any]:
 
 def _in_path(route: Api) -> list[tuple[str, marshmallow.fields.Field]]:
     pieces = re.findall(r"<(?:(\w+):)?(\w+)>", route.url)
-    return [(name, IN_PATHS[converter or name]) for converter, name in pieces]
+    return [(name, IN_PATHS[converter] if converter else route.in_path[name]) for converter, name in pieces]
 
 
 def _tag(route: Api) -> str:
@@ -201,10 +201,3 @@ def _tag(route: Api) -> str:
 
 def _doc(thing: Any) -> str:
     return (inspect.getdoc(thing) or "").splitlines()[0]
-
-
-def _describe_nested(components: dict[str, Any]) -> None:
-    """Schemas inside others are found by apispec, which does not read docstrings."""
-    for name, schema in components.items():
-        shape = getattr(answers, name, None) or getattr(schemas, name)
-        schema.setdefault("description", _doc(shape))

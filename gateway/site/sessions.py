@@ -17,9 +17,12 @@ import marshmallow
 from werkzeug.http import dump_cookie, parse_cookie
 from werkzeug.wrappers import Request, Response
 
+from gateway.api.answering import Answer, respond
+from gateway.api.errors import report_error
+from gateway.api.http import Api
+from gateway.api.reading import by_field, load_query, query_of, trace_of
 from gateway.export import Export
-from gateway.http import Answer, Api, by_field, load_query, query_of, respond, tell, trace_of
-from gateway.pages import Look, PageRoute, render
+from gateway.site.pages import Look, PageRoute, render
 from shared import auth, errors
 from shared.edge.http import BODY, Environ
 from shared.events import Identity
@@ -80,9 +83,9 @@ class Session(Api):
     def respond_with_error(
         self, environ: Environ, error: Exception, headers: Iterable[tuple[str, str]] = ()
     ) -> Response:
-        status, told, own = tell(environ, error)
+        status, reported, own = report_error(environ, error)
         own = [(name, CHALLENGE if name == "WWW-Authenticate" else value) for name, value in own]
-        page = self.error_page(environ, status, told)
+        page = self.error_page(environ, status, reported)
         return respond(environ, status, page.body, [*page.headers, *own, *headers], PageRoute.content_type)
 
     def error_page(self, environ: Environ, status: int, error: errors.EcomError) -> Answer:

@@ -12,12 +12,15 @@ from urllib.parse import urlencode
 
 from werkzeug.wrappers import Request
 
-from gateway import schemas
-from gateway.chart import chart, series_of
+from gateway.api.answering import Answer
+from gateway.api.errors import STATUS
+from gateway.api.fields import PAGE
+from gateway.api.reading import query_of
 from gateway.export import linked
-from gateway.http import STATUS, Answer, query_of
-from gateway.pages import readable
-from gateway.sessions import HOME, SessionPage, Visitor, show
+from gateway.site.chart import chart, series_of
+from gateway.site.filters import DATE, WITHOUT_ZONE, first_look
+from gateway.site.pages import readable
+from gateway.site.sessions import HOME, SessionPage, Visitor, show
 from shared.edge.http import Environ
 from shared.errors import BadRequest, EcomError, UnknownParameter
 
@@ -65,7 +68,7 @@ class Filtered(SessionPage):
     """A page with filters; what is wrong with one of them is said at its field."""
 
     def read_query(self, request: Request) -> dict[str, Any]:
-        return super().read_query(request) | schemas.first_look(query_of(request).keys())
+        return super().read_query(request) | first_look(query_of(request).keys())
 
     def error_page(self, environ: Environ, status: int, error: EcomError) -> Answer:
         if status != STATUS[BadRequest] or isinstance(error, UnknownParameter):
@@ -95,7 +98,7 @@ def overview(
     typed = as_typed(filters)
     # An end that was left open stays open: without any filter a page would begin with the last days.
     address = {"from": "", **typed}
-    if query["limit"] != schemas.PAGE:
+    if query["limit"] != PAGE:
         address |= {"limit": query["limit"]}
     first = _day(filters["from"]) if "from" in filters else None
     last = _day(filters["to"], just_before=True) if "to" in filters else now.date()
@@ -217,9 +220,9 @@ def _included(typed: str) -> str:
 
 
 def _kind(typed: str) -> str:
-    if not typed or schemas.DATE.fullmatch(typed):
+    if not typed or DATE.fullmatch(typed):
         return "date"
-    return "datetime-local" if schemas.WITHOUT_ZONE.fullmatch(typed) else "text"
+    return "datetime-local" if WITHOUT_ZONE.fullmatch(typed) else "text"
 
 
 def by_reason(totals: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
