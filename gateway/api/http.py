@@ -12,6 +12,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.routing import Rule
 from werkzeug.wrappers import Request, Response
 
+from gateway.api.addresses import Proxies
 from gateway.api.answering import Answer, as_json, next_page, respond, respond_with_error
 from gateway.api.cors import Cors
 from gateway.api.errors import INTERNAL, REFUSALS
@@ -102,6 +103,7 @@ class Api(Route):
         settings: Settings = self.container.config["settings"]
         self._keys = settings.auth_keys
         self._cors = Cors(settings.cors_origins)
+        self._proxies = Proxies(settings.trusted_proxies)
         self._body = self.body() if self.body else None
         self._query = self.query() if self.query else None
 
@@ -114,7 +116,7 @@ class Api(Route):
         """Who asks, then what: so that a stranger learns nothing about schemas or keys."""
         environ = request.environ
         trace_id = trace_of(environ).trace_id
-        self.rates.made.check_address(environ["REMOTE_ADDR"])
+        self.rates.made.check_address(self._proxies.client_address(environ))
         claims = self._claims(environ)
         identity = claims.identity if claims else None
         query = self.read_query(request)
