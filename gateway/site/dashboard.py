@@ -14,7 +14,7 @@ from werkzeug.wrappers import Request
 
 from gateway.api.answering import Answer
 from gateway.api.errors import STATUS
-from gateway.api.fields import PAGE
+from gateway.api.fields import PAGE, filters_in
 from gateway.api.reading import query_of
 from gateway.export import linked
 from gateway.site.chart import chart, series_of
@@ -82,19 +82,22 @@ class Filtered(SessionPage):
 filtered_page = Filtered.decorator
 
 
-def overview(
-    visitor: Visitor,
-    query: Mapping[str, Any],
-    filters: Mapping[str, Any],
-    releases: Mapping[str, Any],
-    operations: Mapping[str, Any] | None,
-    totals: Sequence[Mapping[str, Any]],
-    chain: Mapping[str, Any],
-    witness: Mapping[str, Any] | None,
-    exports: Sequence[Mapping[str, Any]],
-) -> Answer:
-    """The first page. `operations` and `witness` are None while ops_service is away."""
+@dataclass(frozen=True)
+class Audit:
+    """What the services answered for one overview. `operations` and `witness` are None while ops_service is away."""
+
+    releases: Mapping[str, Any]
+    operations: Mapping[str, Any] | None
+    totals: Sequence[Mapping[str, Any]]
+    chain: Mapping[str, Any]
+    witness: Mapping[str, Any] | None
+    exports: Sequence[Mapping[str, Any]]
+
+
+def overview(visitor: Visitor, query: Mapping[str, Any], audit: Audit) -> Answer:
+    """The first page: the releases that pass the filters of the query, their totals and the state of the seals."""
     now = datetime.now(UTC)
+    filters = filters_in(query)
     typed = as_typed(filters)
     # An end that was left open stays open: without any filter a page would begin with the last days.
     address = {"from": "", **typed}
@@ -102,20 +105,21 @@ def overview(
         address |= {"limit": query["limit"]}
     first = _day(filters["from"]) if "from" in filters else None
     last = _day(filters["to"], just_before=True) if "to" in filters else now.date()
+    next_cursor = audit.releases["next_cursor"]
     return show(
         "dashboard.html",
         visitor=visitor,
         fields=form(typed),
         message="",
-        findings=findings(chain, witness, now),
-        reasons=by_reason(totals),
-        chart=chart(totals, first, last),
-        releases=linked(releases["items"], operations),
+        findings=findings(audit.chain, audit.witness, now),
+        reasons=by_reason(audit.totals),
+        chart=chart(audit.totals, first, last),
+        releases=linked(audit.releases["items"], audit.operations),
         is_first=query["cursor"] is None,
         first_page=_address(address),
-        next_page=_address(address | {"cursor": releases["next_cursor"]}) if releases["next_cursor"] else None,
+        next_page=_address(address | {"cursor": next_cursor}) if next_cursor else None,
         export=f"{HOME}/export?{urlencode(typed)}",
-        exports=exports,
+        exports=audit.exports,
     )
 
 

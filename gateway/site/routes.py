@@ -13,7 +13,7 @@ from gateway.api.http import AUDITORS, Call, api
 from gateway.combined import Combined
 from gateway.export import orders_in
 from gateway.site import sessions
-from gateway.site.dashboard import EXPORTS_SHOWN, filtered_page, overview, release_page
+from gateway.site.dashboard import EXPORTS_SHOWN, Audit, filtered_page, overview, release_page
 from gateway.site.filters import DashboardFilters, DashboardQuery
 from gateway.site.pages import docs, page
 from gateway.site.sessions import Visitor, session_export, session_page, sign_in_page
@@ -75,17 +75,15 @@ class Site(Combined):
         witness = self._of_ops("audit_status")
         # Who did not answer once is not waited for again.
         operations = witness and self._of_ops("operations_of", orders_in(releases["items"]))
-        return overview(
-            self._visitor(call),
-            call.query,
-            filters,
-            releases,
-            operations,
-            self.inventory.release_totals(filters),
-            self.inventory.release_chain(),
-            witness,
-            self.inventory.release_exports(EXPORTS_SHOWN)["items"],
+        audit = Audit(
+            releases=releases,
+            operations=operations,
+            totals=self.inventory.release_totals(filters),
+            chain=self.inventory.release_chain(),
+            witness=witness,
+            exports=self.inventory.release_exports(EXPORTS_SHOWN)["items"],
         )
+        return overview(self._visitor(call), call.query, audit)
 
     @session_page("GET", "/dashboard/releases/<int:event_id>", roles=AUDITORS, answer=None, summary="One release")
     def dashboard_release(self, call: Call, event_id: int) -> Answer:
