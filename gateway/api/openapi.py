@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from functools import cache
+from importlib import metadata
 from typing import Any
 
 import marshmallow
@@ -20,7 +21,6 @@ from shared import errors
 from shared.edge.connection import MAX_BODY_BYTES
 from shared.errors import EcomError
 
-VERSION = "1"
 DESCRIPTION = """\
 Orders, stock and payments. `/api/v1/...` is the same as `/api/...`.
 
@@ -57,7 +57,7 @@ def document(service: type) -> dict[str, Any]:
     """The document of a service's routes."""
     plugin = MarshmallowPlugin()
     spec = APISpec(
-        "ecom", VERSION, "3.1.0", info={"description": DESCRIPTION}, plugins=[plugin], servers=[{"url": "/"}]
+        "ecom", version(), "3.1.0", info={"description": DESCRIPTION}, plugins=[plugin], servers=[{"url": "/"}]
     )
     spec.components.security_scheme("bearer", {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"})
     documented = [(name, method, route) for name, method, route in routes(service) if route.in_document]
@@ -79,6 +79,11 @@ def document(service: type) -> dict[str, Any]:
         # Schemas inside others are found by apispec, which does not read docstrings.
         made["components"]["schemas"][name].setdefault("description", _doc(shape))
     return json.loads(json.dumps(made))  # plain, and shared with no schema
+
+
+def version() -> str:
+    """The project's version."""
+    return metadata.version("ecom")
 
 
 def routes(service: type) -> Iterator[tuple[str, Any, Api]]:

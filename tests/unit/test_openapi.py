@@ -5,6 +5,7 @@ import re
 from base64 import b64encode
 from hashlib import sha256
 from html.parser import HTMLParser
+from importlib import metadata
 
 import jsonschema
 import marshmallow
@@ -61,6 +62,7 @@ def gateway():
 def test_the_document_is_valid_openapi():
     validate(DOCUMENT)
     assert DOCUMENT["openapi"] == "3.1.0"
+    assert DOCUMENT["info"]["version"] == metadata.version("ecom")
 
 
 def test_the_document_is_read_by_anyone_and_is_the_same_each_time(gateway):
