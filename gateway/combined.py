@@ -10,12 +10,12 @@ from shared.config import Settings
 from shared.edge.rpc_proxy import RpcProxy
 from shared.errors import CannotWork, ServiceUnavailable
 
-# What can do without the operators' tools does not wait for them longer.
+# Answers that are useful without ops_service wait for it no longer than this.
 SOON_S = 3.0
 
 
 class Combined:
-    """Mixed into routes whose answers come from more than one service."""
+    """Base of the subjects whose answers come from more than one service."""
 
     config: Mapping[str, Any]
     orders = RpcProxy("order_service")
@@ -23,17 +23,18 @@ class Combined:
 
     @property
     def settings(self) -> Settings:
+        """The settings of this process."""
         settings: Settings = self.config["settings"]
         return settings
 
     def _timeline(self, order_id: str) -> dict[str, Any]:
-        return {**self.orders.timeline(order_id), "dead_messages": self._of_ops("dead_of_order", order_id)}
+        return {**self.orders.timeline(order_id), "dead_messages": self._ask_ops("dead_of_order", order_id)}
 
     def _linked(self, releases: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return linked(releases, self._of_ops("operations_of", orders_in(releases)) if releases else {})
+        return linked(releases, self._ask_ops("operations_of", orders_in(releases)) if releases else {})
 
-    def _of_ops(self, method: str, *args: Any) -> Any:
+    def _ask_ops(self, method: str, *args: Any) -> Any:
         try:
             return getattr(self.ops_soon, method)(*args)
         except (CannotWork, ServiceUnavailable):
-            return None  # whoever reads need not wait for the operators' tools
+            return None  # the rest of the answer is useful without it

@@ -44,7 +44,7 @@ MAX_QUEUE = 100
 MAX_MESSAGES = 10**9
 MAX_IDS = 1000
 MAX_WORDS = 50
-# Not faster unless somebody says so: whoever replays for the first time should not find out what too fast is.
+# A moderate default: a first replay should not overload the services. A caller can ask for more.
 DEFAULT_RATE = "100/s"
 
 
@@ -54,14 +54,14 @@ def queue_field() -> Text:
 
 
 def queue_in(name: str) -> str:
-    """The queue of a path. Raises NotFound when there can be none by that name; which there are, ops_service knows."""
+    """The queue of a path. Raises NotFound for an impossible name; ops_service knows which queues exist."""
     if not QUEUE.fullmatch(name):
         raise NotFound
     return name
 
 
 class ReplayRequest(RequestSchema):
-    """Which dead messages go back to work, and how fast: `ids`, `max` or `all`, and filters that must all hold."""
+    """Which dead messages to replay, and how fast: `ids`, `max` or `all`, and filters that must all match."""
 
     openapi: ClassVar[dict[str, Any]] = {
         "anyOf": [
@@ -93,32 +93,32 @@ class ReplayRequest(RequestSchema):
         ],
     }
 
-    ids = fields.List(Id(), validate=validate.Length(1, MAX_IDS), metadata={"description": "these messages"})
+    ids = fields.List(Id(), validate=validate.Length(1, MAX_IDS), metadata={"description": "replay these messages"})
     reasons = fields.List(
         Text("unknown_order"),
         validate=validate.Length(1, MAX_WORDS),
-        metadata={"description": "that died for one of these"},
+        metadata={"description": "only messages that died for one of these reasons"},
     )
-    error = Text("no reservation", "found in the class or the words of its error")
+    error = Text("no reservation", "only messages whose error class or error text contains this")
     types = fields.List(
         Text("inventory.commit.requested"),
         validate=validate.Length(1, MAX_WORDS),
-        metadata={"description": "of one of these event types"},
+        metadata={"description": "only messages of these event types"},
     )
-    order_id = Id("about this order")
+    order_id = Id("only messages of this order")
     trace_id = TraceId()
-    since = Timestamp("first failed at this time or later; with its zone")
-    until = Timestamp("first failed before this time; with its zone")
-    max = WholeNumber(1, MAX_MESSAGES, 100, "at most so many, the oldest")
-    all = Flag("all that the filters choose")
+    since = Timestamp("first failed at this time or later; with a zone")
+    until = Timestamp("first failed before this time; with a zone")
+    max = WholeNumber(1, MAX_MESSAGES, 100, "replay at most this many, oldest first")
+    all = Flag("replay all messages that match")
     rate = Text(DEFAULT_RATE, "10/s, 30/m, 100/h, or max for no limit", pattern=RATE, load_default=DEFAULT_RATE)
-    ramp = Text("1,2,5,20", "in waves of these sizes, each seen to its end before the next", pattern=RAMP)
-    stop_on_redeath = Flag("no further when one has died again")
-    force = Flag("also what is too old, or was replayed too often", example=False)
-    why = Text("the orders are there now", "for the ledger")
+    ramp = Text("1,2,5,20", "replay in waves of these sizes, one after the other", pattern=RAMP)
+    stop_on_redeath = Flag("stop when a replayed message dies again")
+    force = Flag("also replay messages that are too old or were replayed too often", example=False)
+    why = Text("the orders are there now", "the reason, recorded in the ledger")
 
     @validates_schema
-    def says_which(self, data: Mapping[str, Any], **kwargs: Any) -> None:
+    def chooses_messages(self, data: Mapping[str, Any], **kwargs: Any) -> None:
         if "max" in data and data.get("all"):
             raise ValidationError("Must hold max or all, not both.")
         if not ("ids" in data or "max" in data or data.get("all")):
@@ -128,33 +128,33 @@ class ReplayRequest(RequestSchema):
 
 
 class DeadLetterQuery(PageQuery):
-    """Dead messages by why they died and what they are about."""
+    """Filters of dead messages."""
 
-    reason = Text("unknown_order", "why it died")
-    event_type = Text("inventory.commit.requested", "its event type", data_key="type")
+    reason = Text("unknown_order", "why the message died")
+    event_type = Text("inventory.commit.requested", "the event type", data_key="type")
     order_id = Id()
     trace_id = TraceId()
 
 
 class ReasonCount(AnswerSchema):
-    """So many died for one reason."""
+    """How many messages died for one reason."""
 
     reason = text_field("unknown_order")
     count = integer_field(3)
 
 
 class DeadLetterQueue(AnswerSchema):
-    """What lies in one DLQ: as the broker counts it, and as the services wrote it down."""
+    """One dead-letter queue: as counted by the broker, and as recorded by the services."""
 
     queue = text_field("q.inventory.commit-requested")
     dlq = text_field("q.inventory.commit-requested.dlq")
-    service = text_field("inventory", "whose queue it is")
-    messages = integer_field(3, "by the broker, which does not count what somebody has in hand")
-    recorded = integer_field(3, "by the services' books")
-    oldest = datetime_field("when the first of them failed", allow_none=True)
-    newest = datetime_field("when the last of them died", allow_none=True)
+    service = text_field("inventory", "the service that consumes the queue")
+    messages = integer_field(3, "counted by the broker, without unacknowledged ones")
+    recorded = integer_field(3, "recorded in the services' databases")
+    oldest = datetime_field("when the oldest first failed", allow_none=True)
+    newest = datetime_field("when the newest died", allow_none=True)
     reasons = list_field(ReasonCount)
-    busy = text_field(None, "who works on it now", allow_none=True)
+    busy = text_field(None, "the operator who works on it now", allow_none=True)
 
 
 class QueueList(AnswerSchema):
@@ -164,50 +164,54 @@ class QueueList(AnswerSchema):
 
 
 class DeadLetter(AnswerSchema):
-    """One dead message as it was written down."""
+    """One dead message as recorded by its service."""
 
     message_id = uuid_field()
     queue = text_field("q.inventory.commit-requested")
     event_type = text_field("inventory.commit.requested", allow_none=True)
     order_id = uuid_field(example=OTHER_ID, allow_none=True)
     trace_id = text_field(TRACE_ID, allow_none=True)
-    reason = text_field("unknown_order", "why it died")
+    reason = text_field("unknown_order", "why the message died")
     error_class = text_field("UnknownOrder")
     error_message = text_field("order 01a1fcf8-0a3c-7d01-8f2e-3b1c9d5e7f60 has no reservation to commit")
-    attempts = integer_field(1, "how often it was tried")
-    replays = integer_field(0, "how often it was put back to work")
+    attempts = integer_field(1, "how often it was attempted")
+    replays = integer_field(0, "how often it was replayed")
     first_failed_at = datetime_field()
     died_at = datetime_field()
 
 
 class DeadLetterPage(AnswerSchema):
-    """Dead messages, last dead first."""
+    """Dead messages; the last one to die comes first."""
 
     items = list_field(DeadLetter)
     next_cursor = cursor_field()
 
 
 class Replay(AnswerSchema):
-    """A replay as the ledger knows it."""
+    """A replay as recorded in the ledger."""
 
     replay_id = uuid_field()
     queue = text_field("q.inventory.commit-requested.dlq")
-    status = text_field("done", "started, and then done, stopped, failed or interrupted (its process died)")
-    outcome = text_field("3 applied", "in words; empty while it is under way")
+    status = text_field("done", "started, then one of done, stopped, failed, interrupted (its process died)")
+    outcome = text_field("3 applied", "in words; empty while it runs")
     counts = fields.Dict(
         required=True,
         metadata=field_metadata(
-            {"chosen": 3, "applied": 3}, "chosen, and by what became of them; reasons of the dead and refused"
+            {"chosen": 3, "applied": 3},
+            "chosen messages and how many had each outcome; the reasons of the dead and refused",
         ),
     )
-    actor = text_field("operator", "who asked for it")
-    why = text_field("the orders are there now", "as was said")
+    actor = text_field("operator", "the operator who started it")
+    why = text_field("the orders are there now", "the reason given")
     filter = fields.Dict(
-        required=True, metadata=field_metadata({"reasons": ["unknown_order"]}, "which messages were meant")
+        required=True, metadata=field_metadata({"reasons": ["unknown_order"]}, "the filters of the request")
     )
-    options = fields.Dict(required=True, metadata=field_metadata({"rate": 10.0, "ramp": [1, 2, 5, 20]}, "and how"))
+    options = fields.Dict(
+        required=True,
+        metadata=field_metadata({"rate": 10.0, "ramp": [1, 2, 5, 20]}, "the pace and the other options of the request"),
+    )
     started_at = datetime_field()
-    finished_at = datetime_field("null while it is under way", allow_none=True)
+    finished_at = datetime_field("null while it runs", allow_none=True)
 
 
 class Operations:
@@ -217,7 +221,7 @@ class Operations:
 
     @api("GET", "/api/ops/queues", roles=OPERATORS, answer=QueueList, summary="Count dead messages")
     def queues(self, call: Call) -> dict[str, Any]:
-        """Every DLQ, also those that are empty."""
+        """Every DLQ, also the empty ones."""
         return {"items": self.ops.queues()}
 
     @api(
@@ -230,7 +234,7 @@ class Operations:
         summary="List dead messages",
     )
     def dead_letters(self, call: Call, queue: str) -> dict[str, Any]:
-        """A page of what lies in a DLQ and passes every filter."""
+        """A page of the messages in a DLQ that match every filter."""
         filters = filters_in(call.query)
         return self.ops.dead_letters(queue_in(queue), filters, call.query["limit"], call.query["cursor"])
 
@@ -247,14 +251,14 @@ class Operations:
         summary="Replay dead messages",
     )
     def start_replay(self, call: Call, queue: str) -> Answer:
-        """Dead messages go back to the queue they died in, oldest first; what becomes of them is at its Location.
+        """Send dead messages back to the queue they died in, oldest first. Location has the progress of the replay.
 
-        While somebody works on a DLQ the answer is 409, and says who.
+        While another operator works on the DLQ the answer is 409 and names that operator.
         """
         replay = self.ops.start_replay(queue_in(queue), call.body)
         return Answer(replay, headers=(("Location", f"/api/ops/replays/{replay['replay_id']}"),))
 
     @api("GET", "/api/ops/replays/<uuid:replay_id>", roles=OPERATORS, answer=Replay, summary="Follow a replay")
     def get_replay(self, call: Call, replay_id: UUID) -> dict[str, Any]:
-        """A replay as it is now."""
+        """The current state of a replay."""
         return self.ops.get_replay(str(replay_id))

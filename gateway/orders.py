@@ -1,4 +1,4 @@
-"""Orders: placing, reading, following and cancelling them."""
+"""Orders: place, read, follow and cancel them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ WAIT_S, MAX_WAIT_S = 20, 25
 STATES = ("PENDING", "RESERVED", "PAID", "CANCELLED", "REFUND_PENDING", "REFUND_FAILED")
 DEVELOPMENT_PAYMENT_METHOD = "mock_ok"
 
-# ISO 4217, the codes in use for money; without metals, bond units, test and "no currency".
+# The ISO 4217 codes of money in use: without metals, bond units, the test code and "no currency".
 CURRENCIES = frozenset(
     re.findall(
         r"\w+",
@@ -75,12 +75,12 @@ class OrderRequest(RequestSchema):
         validate=validate.OneOf(sorted(CURRENCIES), error="Must be an ISO 4217 code."),
         required=True,
     )
-    payment_method = Text(DEVELOPMENT_PAYMENT_METHOD, "only in development it may be left out")
+    payment_method = Text(DEVELOPMENT_PAYMENT_METHOD, "may be omitted in development only")
     items = fields.List(fields.Nested(OrderItem), validate=validate.Length(1, MAX_ITEMS), required=True)
 
 
 def with_payment_method(order: dict[str, Any], production: bool) -> dict[str, Any]:
-    """The order with its payment method, which only development may leave out."""
+    """The order with a payment method. Raises ValidationFailed when it is missing in production."""
     if "payment_method" in order:
         return order
     if production:
@@ -89,15 +89,15 @@ def with_payment_method(order: dict[str, Any], production: bool) -> dict[str, An
 
 
 class OrderQuery(PageQuery):
-    """Orders in a state, of a user, made from (included) to when (not), or the one made under a key."""
+    """Orders by state, user and time (`from` is included, `to` is not), or the one made under a key."""
 
     status = Text("PAID", "a state of an order", pattern=re.compile(r"[A-Z_]{1,32}"))
-    user = Text("alice", "whose orders; a customer sees his own", at_most=MAX_NAME_LENGTH)
-    from_ = Timestamp("made at this time or later; with its zone", data_key="from", attribute="from")
-    to = Timestamp("made before this time; with its zone")
+    user = Text("alice", "the owner of the orders; customers see only their own", at_most=MAX_NAME_LENGTH)
+    from_ = Timestamp("made at this time or later; with a zone", data_key="from", attribute="from")
+    to = Timestamp("made before this time; with a zone")
     idempotency_key = Text(
         "first-order",
-        "the caller's own order by its key, for who crashed before the answer came; with user, the user's",
+        "the caller's order made under this key, for clients that lost the answer; with `user`, that user's",
         pattern=IDEMPOTENCY_KEY,
     )
 
@@ -108,7 +108,7 @@ class StatesInQuery(fields.String):
     def __init__(self, **kwargs: Any) -> None:
         shape = f"^(?:{'|'.join(STATES)})(?:,(?:{'|'.join(STATES)}))*$"
         super().__init__(
-            metadata=field_metadata("PAID,CANCELLED", "answer as soon as it is in one of these", pattern=shape),
+            metadata=field_metadata("PAID,CANCELLED", "answer as soon as the order is in one of these", pattern=shape),
             **kwargs,
         )
 
@@ -120,10 +120,10 @@ class StatesInQuery(fields.String):
 
 
 class WaitQuery(RequestSchema):
-    """What to wait for, and for how long."""
+    """The states to wait for, and how long."""
 
     wait = StatesInQuery(load_default=None)
-    timeout = WholeNumberInQuery(1, MAX_WAIT_S, 20, "in seconds", load_default=WAIT_S)
+    timeout = WholeNumberInQuery(1, MAX_WAIT_S, 20, "the longest wait, in seconds", load_default=WAIT_S)
 
 
 class Line(AnswerSchema):
@@ -135,7 +135,7 @@ class Line(AnswerSchema):
 
 
 class PostedOrder(AnswerSchema):
-    """An order as it was made."""
+    """An order right after it was made."""
 
     order_id = uuid_field()
     status = text_field("PENDING")
@@ -147,13 +147,13 @@ class PostedOrder(AnswerSchema):
 class Order(PostedOrder):
     """An order as it is now."""
 
-    status = text_field("PAID", "PENDING and RESERVED are under way; PAID, CANCELLED and REFUND_FAILED are at rest")
+    status = text_field("PAID", "PENDING and RESERVED are in progress; PAID, CANCELLED and REFUND_FAILED are final")
     payment_method = text_field("mock_ok")
-    reason = text_field(None, "why it was cancelled", allow_none=True)
+    reason = text_field(None, "why the order was cancelled", allow_none=True)
     payment_id = uuid_field(example=OTHER_ID, allow_none=True)
     created_at = datetime_field()
     updated_at = datetime_field()
-    version = integer_field(3, "counts the changes")
+    version = integer_field(3, "the number of changes")
 
 
 class OrderPage(AnswerSchema):
@@ -164,44 +164,44 @@ class OrderPage(AnswerSchema):
 
 
 class Step(AnswerSchema):
-    """One step of an order: what was heard, from whom, and what the order became."""
+    """One step of an order: the event, its source, and the states before and after."""
 
-    id = integer_field(17, "grows from step to step")
+    id = integer_field(17, "increases from step to step")
     at = datetime_field()
     event = text_field("order.created")
     from_ = text_field(None, "null at the first step", data_key="from", allow_none=True)
     to = text_field("PENDING")
-    source = text_field("order_service", "which service said so")
-    by = text_field("customer", "who caused it")
+    source = text_field("order_service", "the service that published the event")
+    by = text_field("customer", "the user who caused it")
     details = fields.Dict(required=True, metadata=field_metadata({"total": 3998, "currency": "EUR"}))
 
 
 class Awaited(AnswerSchema):
-    """What an order waits for; null for one that is at rest."""
+    """What an order waits for; null for an order in a final state."""
 
-    from_ = text_field("payment_service", "from whom", data_key="from")
+    from_ = text_field("payment_service", "the service that answers", data_key="from")
     events = fields.List(fields.String(metadata=field_metadata("payment.succeeded")), required=True)
     since = datetime_field()
-    for_s = integer_field(2, "in seconds")
+    for_s = integer_field(2, "how long it has waited, in seconds")
 
 
 class DeadStep(AnswerSchema):
-    """A message of an order that no try could help: an operator has to look at it."""
+    """A dead message of an order: every attempt to handle it failed, and an operator has to look at it."""
 
     message_id = uuid_field(example=OTHER_ID)
     queue = text_field("q.payment.inventory-reserved")
     event_type = text_field("inventory.reserved", allow_none=True)
-    reason = text_field("exhausted", "why it died")
+    reason = text_field("exhausted", "why the message died")
     died_at = datetime_field()
 
 
 class Timeline(AnswerSchema):
-    """Every step of an order so far, what it waits for, and what of it has died."""
+    """Every step of an order so far, what it waits for, and its dead messages."""
 
     order_id = uuid_field()
     status = text_field("PENDING")
-    reason = text_field(None, "why it was cancelled", allow_none=True)
-    trace_id = text_field(TRACE_ID, "the order's for life")
+    reason = text_field(None, "why the order was cancelled", allow_none=True)
+    trace_id = text_field(TRACE_ID, "one trace for the whole life of the order")
     steps = list_field(Step)
     awaits = fields.Nested(
         Awaited,
@@ -209,14 +209,14 @@ class Timeline(AnswerSchema):
         allow_none=True,
         metadata=field_metadata(
             {"from": "payment_service", "events": ["payment.succeeded"], "since": EXAMPLE_TIME, "for_s": 2},
-            "null when it is at rest",
+            "null in a final state",
         ),
     )
     dead_messages = fields.List(
         fields.Nested(DeadStep),
         required=True,
         allow_none=True,
-        metadata={"description": "null while nobody can say whether there are any"},
+        metadata={"description": "null while ops_service is unavailable"},
     )
 
 
@@ -238,8 +238,9 @@ class Orders(Combined):
     def create_order(self, call: Call) -> Answer:
         """The order as it was made, now or when this key was first used.
 
-        A repeat of a key is marked `Idempotent-Replayed: true` and has the status, the body and the Location of its
-        first answer; past 24 hours it may be 200 with the order as it is now. Another body under the same key is 422.
+        A repeated key gets the status, the body and the Location of the first answer, marked
+        `Idempotent-Replayed: true`. After 24 hours it may get 200 with the order as it is now. The same key with
+        another body is 422.
         """
         order = with_payment_method(call.body, self.settings.production)
         return _keyed(self.orders.create_order(order, call.key))
@@ -253,7 +254,7 @@ class Orders(Combined):
         summary="List orders",
     )
     def list_orders(self, call: Call) -> dict[str, Any]:
-        """A page of the orders that the caller may see: a customer's own, all for the others."""
+        """A page of orders. Customers see their own, the other roles see all."""
         return self.orders.list_orders(call.query["limit"], call.query["cursor"], filters_in(call.query))
 
     @waiting(
@@ -265,9 +266,10 @@ class Orders(Combined):
         summary="Read an order",
     )
     def get_order(self, call: Call, order_id: UUID) -> dict[str, Any]:
-        """One order; somebody else's is 404. With `wait` it is answered as soon as it is in one of those states.
+        """One order. A customer gets 404 for the order of somebody else.
 
-        When the time is over first, or we must stop, it is answered as it is: look at its status.
+        With `wait` the answer comes as soon as the order is in one of these states. When the timeout ends first, or the
+        gateway stops, the answer is the order as it is: check its status.
         """
         return self.orders.get_order(str(order_id))
 
@@ -276,13 +278,12 @@ class Orders(Combined):
         "/api/orders/<uuid:order_id>/events",
         roles=READERS,
         answer=None,
-        summary="Hear of an order's steps",
+        summary="Stream the steps of an order",
     )
     def order_events(self, call: Call, order_id: UUID) -> dict[str, Any]:
-        """Server-Sent Events: the steps of the timeline, those so far and each new one.
+        """Server-Sent Events: the steps of the timeline so far, then each new step.
 
-        Come again with the `Last-Event-ID` that was heard last, and nothing is missed. After 10 minutes the stream
-        ends.
+        The stream ends after 10 minutes. Reconnect with the `Last-Event-ID` of the last event received to miss none.
         """
         return self.orders.steps(str(order_id), call.query["after"])
 
@@ -294,9 +295,9 @@ class Orders(Combined):
         summary="Follow an order",
     )
     def timeline(self, call: Call, order_id: UUID) -> dict[str, Any]:
-        """Every step so far, what the order waits for, and its messages that died; somebody else's order is 404.
+        """Every step so far, what the order waits for, and its dead messages.
 
-        `dead_messages` is null while nobody can say whether there are any.
+        A customer gets 404 for the order of somebody else. `dead_messages` is null while ops_service is unavailable.
         """
         return self._timeline(str(order_id))
 
@@ -310,10 +311,10 @@ class Orders(Combined):
         summary="Cancel an order",
     )
     def cancel_order(self, call: Call, order_id: UUID) -> Answer:
-        """The order as it is after that: CANCELLED, or REFUND_PENDING while its money is on the way back.
+        """The order after the request: CANCELLED, or REFUND_PENDING until the refund is done.
 
-        What is cancelled already stays so. Somebody else's order is 404. A repeat of a key has the answer of its
-        first use, marked `Idempotent-Replayed: true`.
+        An order that is already cancelled stays cancelled. A customer gets 404 for the order of somebody else. A
+        repeated key gets the answer of its first use, marked `Idempotent-Replayed: true`.
         """
         return _keyed(self.orders.cancel_order(str(order_id), call.key))
 
@@ -327,11 +328,11 @@ class Orders(Combined):
         summary="Retry a refund",
     )
     def retry_refund(self, call: Call, order_id: UUID) -> Answer:
-        """Ask once more for a refund that failed, or whose answer does not come; 409 where there is none."""
+        """Request again a refund that failed or was not answered. 409 if the order has no such refund."""
         return _keyed(self.orders.retry_refund(str(order_id)))
 
 
 def _keyed(made: dict[str, Any]) -> Answer:
-    """What a command has made, now or when its key was first used."""
+    """The answer to a command, now or when its key was first used."""
     replayed = [("Idempotent-Replayed", "true")] if made["replayed"] else []
     return Answer(made["body"], made["status"], (("Location", made["location"]), *replayed))

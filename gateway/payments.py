@@ -1,4 +1,4 @@
-"""Payments: reading them."""
+"""Payments: read them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from shared.errors import NotFound
 
 
 class PaymentQuery(RequestSchema):
-    """The order whose payment is asked for."""
+    """The order whose payment to read."""
 
     order_id = fields.String(required=True, metadata=field_metadata(EXAMPLE_ID, format="uuid"))
 
@@ -52,7 +52,7 @@ class Payments:
 
     @api("GET", "/api/payments/<uuid:payment_id>", roles=READERS, answer=Payment, summary="Read a payment")
     def get_payment(self, call: Call, payment_id: UUID) -> dict[str, Any]:
-        """One payment; somebody else's is 404."""
+        """One payment. A customer gets 404 for the payment of somebody else."""
         return self.payments.get_payment(str(payment_id))
 
     @api(
@@ -65,7 +65,7 @@ class Payments:
         summary="Read the payment of an order",
     )
     def payment_of_order(self, call: Call) -> dict[str, Any]:
-        """The one payment an order can have."""
+        """The payment of an order. An order has at most one."""
         order_id = uuid_in(call.query["order_id"])
         if order_id is None:
             raise NotFound

@@ -43,44 +43,44 @@ MAX_OFFSET = 10_000
 
 
 class ReleaseQuery(RequestSchema):
-    """Releases: what, whose, why, under which trace, and from when (included) to when (not)."""
+    """Filters of releases. `from` is included, `to` is not."""
 
     order_id = Id()
     sku = sku_field()
-    reason = Text("payment_failed", "why it was released")
-    user_id = Text("alice", "who asked for the release", at_most=MAX_NAME_LENGTH)
+    reason = Text("payment_failed", "the reason of the release")
+    user_id = Text("alice", "the user who requested the release", at_most=MAX_NAME_LENGTH)
     trace_id = TraceId()
-    from_ = Timestamp("released at this time or later; with its zone", data_key="from", attribute="from")
-    to = Timestamp("released before this time; with its zone")
+    from_ = Timestamp("released at this time or later; with a zone", data_key="from", attribute="from")
+    to = Timestamp("released before this time; with a zone")
 
 
 class ReleasePageQuery(ReleaseQuery, PageQuery):
-    """A page of releases, and where it begins: after a cursor, or after so many."""
+    """A page of releases. It begins at a cursor or at an offset."""
 
-    offset = WholeNumberInQuery(0, MAX_OFFSET, 100, "skip so many, which costs as many reads; not with cursor")
-    include_total = FlagInQuery("count all that pass the filters, which reads them all", load_default=False)
+    offset = WholeNumberInQuery(0, MAX_OFFSET, 100, "skip this many releases, each of which is read; not with cursor")
+    include_total = FlagInQuery("count all releases that match, each of which is read", load_default=False)
 
     @validates_schema
-    def begins_once(self, data: Mapping[str, Any], **kwargs: Any) -> None:
+    def begins_at_cursor_or_offset(self, data: Mapping[str, Any], **kwargs: Any) -> None:
         if "offset" in data and data["cursor"] is not None:
             raise ValidationError("Must not be given together with cursor.", "offset")
 
 
 class LinkedOperation(AnswerSchema):
-    """An operator's action on a message of an order."""
+    """An action of an operator on a message of the order."""
 
     operation_id = uuid_field(example=OTHER_ID)
     kind = text_field("replay")
     queue = text_field("q.inventory.release-requested.dlq")
-    actor = text_field("operator", "who did it")
-    why = text_field("the orders are there now", "as was said")
-    message_id = uuid_field("of the message that went back to work")
+    actor = text_field("operator", "the operator")
+    why = text_field("the orders are there now", "the reason given")
+    message_id = uuid_field("the message that was replayed or imported")
     event_type = text_field("inventory.release.requested", allow_none=True)
     at = datetime_field()
 
 
 class ReleaseEvent(AnswerSchema):
-    """Stock that became available again: what, why, for whom and under which trace."""
+    """A release: stock of an order that became available again."""
 
     id = integer_field(7)
     order_id = uuid_field()
@@ -96,7 +96,7 @@ class ReleaseEvent(AnswerSchema):
         fields.Nested(LinkedOperation),
         required=True,
         allow_none=True,
-        metadata={"description": "what operators had brought back of its order until then; null while nobody can say"},
+        metadata={"description": "operations on its order before it; null while ops_service is unavailable"},
     )
 
 
@@ -105,11 +105,11 @@ class ReleaseEventPage(AnswerSchema):
 
     items = list_field(ReleaseEvent)
     next_cursor = cursor_field()
-    total = integer_field(1234, "all that pass the filters; null unless asked for by include_total", allow_none=True)
+    total = integer_field(1234, "all releases that match; null without include_total", allow_none=True)
 
 
 class CoveringSeal(AnswerSchema):
-    """The link of the chain that covers a release."""
+    """The seal that covers a release: one link of the chain of seals."""
 
     seq = integer_field(12, "its number in the chain")
     sealed_at = datetime_field()
@@ -123,11 +123,11 @@ class ReleaseEventDetail(ReleaseEvent):
         required=True,
         allow_none=True,
         metadata=field_metadata(
-            {"seq": 12, "sealed_at": EXAMPLE_TIME}, "null until it is sealed, a moment after it was written"
+            {"seq": 12, "sealed_at": EXAMPLE_TIME}, "null until it is sealed, about a second after the release"
         ),
     )
     timeline = fields.Nested(
-        Timeline, required=True, allow_none=True, metadata={"description": "null for a reservation made by hand"}
+        Timeline, required=True, allow_none=True, metadata={"description": "null for a manual reservation"}
     )
 
 
@@ -142,10 +142,10 @@ class Releases(Combined):
         roles=AUDITORS,
         query=ReleasePageQuery,
         answer=ReleaseEventPage,
-        summary="Audit what was released",
+        summary="List releases",
     )
     def release_events(self, call: Call) -> dict[str, Any]:
-        """A page of the releases that pass every filter."""
+        """A page of the releases that match every filter."""
         query = call.query
         page = self.inventory.release_events(
             filters_in(query), query["limit"], query["cursor"], query.get("offset", 0), query["include_total"]
@@ -158,14 +158,14 @@ class Releases(Combined):
         roles=AUDITORS,
         query=ReleaseQuery,
         answer=None,
-        summary="Export what was released",
+        summary="Export releases",
     )
     def export_release_events(self, call: Call) -> dict[str, Any]:
-        """A CSV of all releases that pass every filter, as they are now: what is released later is not in it.
+        """A CSV of all releases so far that match every filter; later releases are not in it.
 
-        It is UTF-8, and has a header. Its last line begins with `manifest` and holds the signed manifest: `ecom audit
-        verify-export` proves by it that the file is complete and unaltered. A cell that a spreadsheet would take for
-        a formula begins with an apostrophe. Who exports is written down.
+        It is UTF-8 and has a header. Its last line begins with `manifest` and holds the signed manifest, with which
+        `ecom audit verify-export` proves that the file is complete and unaltered. A cell that a spreadsheet would take
+        for a formula begins with an apostrophe. Every export is recorded with the name of the user.
         """
         return self.inventory.open_release_export(filters_in(call.query))
 
@@ -184,6 +184,6 @@ class Releases(Combined):
         try:
             timeline = self._timeline(found["order_id"])
         except NotFound:
-            timeline = None  # reserved by hand, for an order made elsewhere
+            timeline = None  # a manual reservation, for an order of another system
         (release,) = self._linked([found])
         return {**release, "timeline": timeline}

@@ -1,4 +1,7 @@
-"""The one door for clients: checks who asks and what, calls the services by RPC, and decides nothing else."""
+"""The HTTP API for clients, and the site for people.
+
+The gateway checks each request and its sender and calls the services by RPC. It decides nothing else.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from shared.edge.http import Probes
 
 
 class GatewayService(Tokens, Orders, Stocks, Releases, Payments, Operations, Site, Probes):
-    """Everything under /api, and the site."""
+    """Every route of the gateway, by subject."""
 
     name = "gateway"
     config = Config()

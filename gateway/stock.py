@@ -1,4 +1,4 @@
-"""Stock: what is on hand, and reservations made by hand."""
+"""Stock: what is on hand, and manual reservations."""
 
 from __future__ import annotations
 
@@ -36,33 +36,33 @@ MAX_ON_HAND = 10**9
 
 
 def sku_field(**kwargs: Any) -> Text:
-    """A sku; each schema has one of its own."""
+    """A new field for a sku: marshmallow fields cannot be shared by schemas."""
     return Text("lamp", at_most=MAX_SKU, pattern=SKU, **kwargs)
 
 
 def sku_or(error: type[EcomError], sku: str) -> str:
-    """The sku of a path. Raises `error` when there can be none by that name."""
+    """The sku of a path. Raises `error` when it is not a valid sku."""
     if not SKU.fullmatch(sku):
         raise error(details={"sku": [f"Must match {SKU.pattern}."]} if error is ValidationFailed else None)
     return sku
 
 
 class StockRequest(RequestSchema):
-    """What is on hand; `version` guards against a change made since it was read."""
+    """The stock on hand. `version` guards against changes made since it was read."""
 
     on_hand = WholeNumber(0, MAX_ON_HAND, 100, required=True)
-    version = WholeNumber(0, 2**63 - 1, 3, "refused with 409 when on_hand has changed since this one")
+    version = WholeNumber(0, 2**63 - 1, 3, "the version that was read; 409 if on_hand has changed since")
 
 
 class ReserveItem(RequestSchema):
-    """So many of one sku."""
+    """A quantity of one sku."""
 
     sku = sku_field(required=True)
     quantity = WholeNumber(1, MAX_QUANTITY, 2, required=True)
 
 
 class ReserveRequest(RequestSchema):
-    """A reservation made by hand."""
+    """A manual reservation."""
 
     order_id = Id(required=True)
     items = fields.List(fields.Nested(ReserveItem), validate=validate.Length(1, MAX_ITEMS), required=True)
@@ -73,27 +73,27 @@ class Stock(AnswerSchema):
 
     sku = text_field("lamp")
     on_hand = integer_field(100)
-    reserved = integer_field(2, "held for orders under way")
-    available = integer_field(98, "on_hand less reserved")
+    reserved = integer_field(2, "held for orders in progress")
+    available = integer_field(98, "on_hand minus reserved")
     version = integer_field(3, "counts the changes of on_hand")
 
 
 class StockPage(AnswerSchema):
-    """Stock in order of sku."""
+    """Stock, sorted by sku."""
 
     items = list_field(Stock)
     next_cursor = cursor_field()
 
 
 class HeldItem(AnswerSchema):
-    """So many of one sku."""
+    """A quantity of one sku."""
 
     sku = text_field("lamp")
     quantity = integer_field(2)
 
 
 class SettledReservation(AnswerSchema):
-    """A reservation made by hand, after it was settled."""
+    """A manual reservation after it was released or committed."""
 
     order_id = uuid_field()
     reservation_id = uuid_field(example=OTHER_ID)
@@ -101,15 +101,15 @@ class SettledReservation(AnswerSchema):
 
 
 class Reservation(SettledReservation):
-    """A reservation made by hand, until it expires."""
+    """A manual reservation."""
 
     state = text_field("RESERVED")
     items = list_field(HeldItem)
-    expires_at = datetime_field("released by then, if nobody has settled it", "2026-01-14T10:45:00.123Z")
+    expires_at = datetime_field("released at this time unless closed before", "2026-01-14T10:45:00.123Z")
 
 
 class Stocks:
-    """Routes under /api/stocks, but for release events."""
+    """Routes under /api/stocks, except release events."""
 
     inventory = RpcProxy("inventory_service")
 
@@ -121,10 +121,10 @@ class Stocks:
         body=StockRequest,
         answer=Stock,
         fails=(BelowReserved, VersionMoved),
-        summary="Set what is on hand",
+        summary="Set the stock on hand",
     )
     def put_stock(self, call: Call, sku: str) -> dict[str, Any]:
-        """The stock as it is now; the difference is a movement. `reserve` and `release-events` cannot be skus."""
+        """The stock after the change; the change is a movement. `reserve` and `release-events` cannot be skus."""
         sku = sku_or(ValidationFailed, sku)
         return self.inventory.put_stock(sku, call.body["on_hand"], call.body.get("version"))
 
@@ -152,10 +152,10 @@ class Stocks:
         body=ReserveRequest,
         answer=Reservation,
         fails=(Conflict,),
-        summary="Reserve by hand",
+        summary="Reserve manually",
     )
     def reserve(self, call: Call) -> dict[str, Any]:
-        """A reservation that no order of ours made; after 15 minutes it expires. Short of stock is 409."""
+        """A reservation outside the order flow. It expires after 15 minutes. 409 if there is not enough stock."""
         return self.inventory.reserve_manually(call.body["order_id"], call.body["items"])
 
     @api(
@@ -164,10 +164,10 @@ class Stocks:
         roles=(ADMIN, SERVICE),
         answer=SettledReservation,
         fails=(Conflict,),
-        summary="Release a reservation made by hand",
+        summary="Release a manual reservation",
     )
     def release_reservation(self, call: Call, reservation_id: UUID) -> dict[str, Any]:
-        """What it held is available again."""
+        """The reserved stock becomes available again."""
         return self.inventory.release_reservation(str(reservation_id))
 
     @api(
@@ -176,8 +176,8 @@ class Stocks:
         roles=(ADMIN, SERVICE),
         answer=SettledReservation,
         fails=(Conflict,),
-        summary="Commit a reservation made by hand",
+        summary="Commit a manual reservation",
     )
     def commit_reservation(self, call: Call, reservation_id: UUID) -> dict[str, Any]:
-        """What it held has left the stock."""
+        """The reserved stock leaves the stock on hand."""
         return self.inventory.commit_reservation(str(reservation_id))

@@ -1,4 +1,4 @@
-"""Tokens: signing in, and looking into a token."""
+"""Tokens: issue and introspect them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_TOKEN = 8192
 
 
 class TokenRequest(RequestSchema):
-    """A name and its password or, in mock mode, a user and roles to be."""
+    """A name and its password or, in mock mode, any user and roles."""
 
     openapi: ClassVar[dict[str, Any]] = {
         "anyOf": [{"required": ["username", "password"]}, {"required": ["user_id", "roles"]}],
@@ -28,11 +28,11 @@ class TokenRequest(RequestSchema):
 
     username = Text("customer", at_most=MAX_NAME_LENGTH)
     password = Text("demo-customer", at_most=MAX_PASSWORD, load_only=True)
-    user_id = Text("alice", "mock mode: whom the token is to name", at_most=MAX_NAME_LENGTH)
+    user_id = Text("alice", "mock mode: the user of the token", at_most=MAX_NAME_LENGTH)
     roles = fields.List(
         Text("customer", validate=validate.OneOf(ROLES)),
         validate=validate.Length(1, len(ROLES)),
-        metadata={"description": "mock mode: what the token is to allow"},
+        metadata={"description": "mock mode: the roles of the token"},
     )
 
     @validates_schema
@@ -42,7 +42,7 @@ class TokenRequest(RequestSchema):
 
 
 class IntrospectionRequest(RequestSchema):
-    """A token to look into."""
+    """A token to introspect."""
 
     token = Text("eyJhbGciOiJIUzI1NiJ9.e30.c2lnbmF0dXJl", at_most=MAX_TOKEN, required=True)
 
@@ -56,7 +56,7 @@ class Token(AnswerSchema):
 
 
 class Introspection(AnswerSchema):
-    """What RFC 7662 answers; of a bad token only that it is not active."""
+    """The answer of RFC 7662. A token that is not valid has `active: false` and nothing else."""
 
     active = fields.Boolean(required=True, metadata=field_metadata(True))
     token_type = fields.String(metadata=field_metadata("Bearer"))
@@ -86,7 +86,7 @@ class Tokens:
         summary="Sign in",
     )
     def token(self, call: Call) -> dict[str, Any]:
-        """A bearer token for a name and its password or, in mock mode, for whom it names."""
+        """A bearer token for a name and its password or, in mock mode, for the given user and roles."""
         if "username" in call.body:
             return self.auth.issue_token(**call.body)
         return self.auth.issue_mock_token(**call.body)
@@ -97,8 +97,8 @@ class Tokens:
         roles=(SERVICE, ADMIN),
         body=IntrospectionRequest,
         answer=Introspection,
-        summary="Look into a token",
+        summary="Introspect a token",
     )
     def introspect(self, call: Call) -> dict[str, Any]:
-        """What RFC 7662 answers; a bad token is `{"active": false}`."""
+        """The answer of RFC 7662. For a token that is not valid it is `{"active": false}`."""
         return self.auth.introspect(call.body["token"])

@@ -1,4 +1,4 @@
-"""How every answer and every error looks."""
+"""How answers and errors are written."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from shared.tracing import as_uuid, traceparent
 
 @dataclass(frozen=True)
 class Answer:
-    """A result that is more than a body with the route's own status."""
+    """A result with headers or a status of its own. A route method without either returns just the body."""
 
     body: Any
     status: int = 0
@@ -26,14 +26,14 @@ class Answer:
 
 
 def as_json(body: Any) -> str:
-    """JSON without a space too many."""
+    """Compact JSON."""
     return json.dumps(body, separators=(",", ":"))
 
 
 def next_page(request: Request, cursor: str) -> str:
-    """A Link (RFC 8288) to the page after this one: with no scheme and host, which a proxy in front of us knows better.
+    """A Link (RFC 8288) to the page after this one. It has no scheme and host: only a proxy in front knows those.
 
-    What was skipped by offset is behind the cursor already.
+    It has no offset either: the cursor already points past the skipped rows.
     """
     asked = {name: value for name, value in request.args.items() if name not in ("cursor", "offset")}
     return f'<{quote(request.path)}?{urlencode({**asked, "cursor": cursor})}>; rel="next"'
@@ -46,7 +46,7 @@ def respond(
     headers: Iterable[tuple[str, str]] = (),
     content_type: str = "application/json",
 ) -> Response:
-    """A response with the headers that every answer under /api has."""
+    """A response with the headers that all answers of the gateway have."""
     trace = trace_of(environ)
     return Response(
         body,
@@ -62,7 +62,7 @@ def respond(
 
 
 def respond_with_error(environ: Environ, error: Exception, headers: Iterable[tuple[str, str]] = ()) -> Response:
-    """The one shape of all errors."""
+    """An error as JSON."""
     status, reported, own = report_error(environ, error)
     body = {
         "error": {

@@ -1,4 +1,4 @@
-"""The error table: the status of each error, and the one shape in which clients see it."""
+"""The error table: the status and headers of each error, and the JSON shape that all errors share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shared.errors import EcomError
 
 log = logging.getLogger(__name__)
 
-# The nearest class above an error decides; what has none is our fault and tells nothing.
+# The nearest base class of an error decides. An error without one is a bug: it becomes a 500 that reveals nothing.
 STATUS: dict[type[EcomError], int] = {
     errors.BadRequest: 400,
     errors.Unauthenticated: 401,
@@ -35,7 +35,7 @@ INTERNAL = 500
 
 CHALLENGE = 'Bearer realm="ecom", error="invalid_token"'
 
-# When to come again, in seconds, where the error itself does not know better.
+# After how many seconds to retry, unless the error itself says so in its details.
 RETRY_AFTER_S: dict[type[EcomError], int] = {
     errors.IdempotencyInProgress: 1,
     errors.RateLimited: 10,
@@ -43,7 +43,7 @@ RETRY_AFTER_S: dict[type[EcomError], int] = {
     errors.ServiceUnavailable: 2,
 }
 
-# What the server itself refuses, before any route was asked.
+# The errors for statuses that the web server itself answers, before it calls any route.
 REFUSALS: dict[int, type[EcomError]] = {
     404: errors.NotFound,
     405: errors.MethodNotAllowed,
@@ -56,7 +56,7 @@ REFUSALS: dict[int, type[EcomError]] = {
 
 
 def report_error(environ: Environ, error: Exception) -> tuple[int, EcomError, list[tuple[str, str]]]:
-    """What is told of an error: its status, itself, its headers. What was not raised on purpose is logged instead."""
+    """What the client gets: status, error, headers. An unexpected error is logged and reported as internal."""
     status = next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), INTERNAL)
     if status == INTERNAL or not isinstance(error, EcomError):
         name, trace_id = type(error).__name__, trace_of(environ).trace_id
@@ -65,24 +65,24 @@ def report_error(environ: Environ, error: Exception) -> tuple[int, EcomError, li
     headers = []
     if isinstance(error, errors.Unauthenticated):
         headers.append(("WWW-Authenticate", CHALLENGE))
-    again = next((RETRY_AFTER_S[kind] for kind in type(error).__mro__ if kind in RETRY_AFTER_S), None)
-    if again is not None:
-        headers.append(("Retry-After", str(error.details.get("retry_after", again))))
+    retry_after = next((RETRY_AFTER_S[kind] for kind in type(error).__mro__ if kind in RETRY_AFTER_S), None)
+    if retry_after is not None:
+        headers.append(("Retry-After", str(error.details.get("retry_after", retry_after))))
     return status, error, headers
 
 
 class Fault(AnswerSchema):
-    """What is wrong."""
+    """The error itself."""
 
-    code = text_field("not_found", "for programs")
-    message = text_field("There is nothing here by that name.", "for people")
+    code = text_field("not_found", "a stable code for programs")
+    message = text_field("There is nothing here by that name.", "an explanation for people")
     details = fields.Dict(
-        required=True, metadata=field_metadata({}, "what exactly; of a bad field its name and its problems")
+        required=True, metadata=field_metadata({}, "more about it; for a bad field, its name and its problems")
     )
-    traceId = uuid_field("to ask about", "0af76519-16cd-43dd-8448-eb211c80319c")
+    traceId = uuid_field("the trace to quote when asking about this error", "0af76519-16cd-43dd-8448-eb211c80319c")
 
 
 class Error(AnswerSchema):
-    """The one shape of all errors."""
+    """The shape of all errors."""
 
     error = fields.Nested(Fault, required=True)

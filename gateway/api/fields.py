@@ -1,4 +1,4 @@
-"""Fields and schemas that every subject uses. Their metadata is what the OpenAPI document says of them."""
+"""Fields and schemas that every subject uses. The OpenAPI document is made from their metadata."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ PAGE = 50
 MAX_TEXT = 200
 MAX_CURSOR = 512
 
-# In the document's examples. Nothing has this id.
+# Values in the examples of the document. Nothing real has these ids.
 EXAMPLE_ID = "01a1fcf8-0515-7912-9139-7154577473a5"
 EXAMPLE_TIME = "2026-01-14T10:30:00.123Z"
 OTHER_ID = "01a1fcf8-0a3c-7d01-8f2e-3b1c9d5e7f60"
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 
-# Which page, and what of it: the rest of a list's parameters are filters.
+# Parameters of a list that choose the page. All others are filters.
 PAGING = frozenset({"limit", "cursor", "offset", "include_total"})
 
 
 def field_metadata(example: Any, description: str = "", **more: Any) -> dict[str, Any]:
-    """Metadata of a field."""
+    """The metadata of a field: what the OpenAPI document says about it."""
     return more | ({"description": description} if description else {}) | {"examples": [example]}
 
 
 class Text(fields.String):
-    """Text that every part of the system can store: no NUL, no lone surrogate, not empty, not long."""
+    """Text that every part of the system can store: not empty, limited in length, no NUL, no lone surrogate."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Text(fields.String):
 
 
 class WholeNumber(fields.Integer):
-    """An integer in a range: no true, no 1.0, no "1"."""
+    """An integer in a range. `true`, 1.0 and "1" are refused."""
 
     def __init__(self, at_least: int, at_most: int, example: int, description: str = "", **kwargs: Any) -> None:
         metadata = field_metadata(example, description)
@@ -79,7 +79,7 @@ class WholeNumber(fields.Integer):
 
 
 class WholeNumberInQuery(WholeNumber):
-    """An integer as a query parameter: decimal digits."""
+    """An integer as a query parameter: decimal digits only."""
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
         if not (value.isascii() and value.isdecimal() and len(value) < 20):
@@ -88,7 +88,7 @@ class WholeNumberInQuery(WholeNumber):
 
 
 class Flag(fields.Boolean):
-    """true or false: no 1, no "yes"."""
+    """true or false. 1 and "yes" are refused."""
 
     def __init__(self, description: str, example: bool = True, **kwargs: Any) -> None:
         super().__init__(metadata=field_metadata(example, description), **kwargs)
@@ -107,7 +107,7 @@ class FlagInQuery(Flag):
 
 
 class Id(fields.UUID):
-    """A UUID in its usual form with hyphens, as text."""
+    """A UUID with hyphens, as text."""
 
     def __init__(self, description: str = "", **kwargs: Any) -> None:
         super().__init__(metadata=field_metadata(EXAMPLE_ID, description), **kwargs)
@@ -120,7 +120,7 @@ class Id(fields.UUID):
 
 
 class Timestamp(fields.String):
-    """An RFC 3339 time with its zone, as text in UTC."""
+    """An RFC 3339 time with a zone, loaded as text in UTC."""
 
     def __init__(self, description: str, **kwargs: Any) -> None:
         super().__init__(metadata=field_metadata(EXAMPLE_TIME, description, format="date-time"), **kwargs)
@@ -132,7 +132,7 @@ class Timestamp(fields.String):
         except ValueError:
             raise ValidationError("Must be an RFC 3339 time; a + in a URL is written %2B.") from None
         if moment.tzinfo is None:
-            raise ValidationError("Must have its zone: Z, or +02:00 with the + written %2B.")
+            raise ValidationError("Must have a zone: Z, or +02:00 with the + written %2B.")
         try:
             return timestamp(moment.astimezone(UTC))
         except OverflowError:
@@ -154,14 +154,14 @@ class TraceId(fields.String):
 
 
 def uuid_in(value: Any) -> str | None:
-    """A UUID in lower case, or None when the value is none."""
+    """The value in lower case if it is a UUID, else None."""
     return value.lower() if isinstance(value, str) and _UUID.fullmatch(value) else None
 
 
 class RequestSchema(Schema):
-    """A field we do not know is a mistake of the client's, and is told."""
+    """Base of bodies and queries. An unknown field is reported as an error: it is probably a typing mistake."""
 
-    # What JSON Schema can say of the whole beside its fields.
+    # JSON Schema of the whole, beside that of the fields.
     openapi: ClassVar[dict[str, Any]] = {}
 
     class Meta:
@@ -169,14 +169,14 @@ class RequestSchema(Schema):
 
 
 class PageQuery(RequestSchema):
-    """One page of a list, and where it begins."""
+    """One page of a list."""
 
-    limit = WholeNumberInQuery(1, MAX_PAGE, 20, "how many at most", load_default=PAGE)
-    cursor = Text("WzddLg", "next_cursor of the page before", at_most=MAX_CURSOR, load_default=None)
+    limit = WholeNumberInQuery(1, MAX_PAGE, 20, "the size of the page", load_default=PAGE)
+    cursor = Text("WzddLg", "next_cursor of the previous page", at_most=MAX_CURSOR, load_default=None)
 
 
 def filters_in(query: Mapping[str, Any]) -> dict[str, Any]:
-    """The filters among a list's parameters. Raises BadRequest when no moment could match."""
+    """The filters among the parameters of a list. Raises BadRequest when `to` is before `from`."""
     filters = {name: value for name, value in query.items() if name not in PAGING}
     if "from" in filters and "to" in filters and filters["from"] > filters["to"]:
         raise BadRequest("A query parameter is not valid.", {"to": ["Must not be before from."]})
@@ -184,34 +184,34 @@ def filters_in(query: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class AnswerSchema(Schema):
-    """Fields may be added: clients ignore those they do not know."""
+    """Base of answers. Answers may gain fields: clients ignore those they do not know."""
 
     class Meta:
         unknown = EXCLUDE
 
 
 def text_field(example: str | None, description: str = "", **more: Any) -> fields.String:
-    """A text that is always there."""
+    """A text field that every answer has."""
     return fields.String(**_always(example, description, **more))
 
 
 def integer_field(example: int, description: str = "", **more: Any) -> fields.Integer:
-    """An integer that is always there."""
+    """An integer field that every answer has."""
     return fields.Integer(**_always(example, description, **more))
 
 
 def uuid_field(description: str = "", example: str | None = EXAMPLE_ID, **more: Any) -> fields.UUID:
-    """A UUID that is always there."""
+    """A UUID field that every answer has."""
     return fields.UUID(**_always(example, description, **more))
 
 
 def datetime_field(description: str = "", example: str = EXAMPLE_TIME, **more: Any) -> fields.DateTime:
-    """A time that is always there."""
+    """A time field that every answer has."""
     return fields.DateTime(**_always(example, description, **more))
 
 
 def list_field(schema: type[Schema], description: str = "") -> fields.List:
-    """A list that is always there."""
+    """A list field that every answer has."""
     return fields.List(
         fields.Nested(schema), required=True, metadata={"description": description} if description else {}
     )
@@ -222,4 +222,5 @@ def _always(example: Any, description: str, **more: Any) -> dict[str, Any]:
 
 
 def cursor_field() -> fields.String:
-    return text_field("WzddLg", "where the next page begins; null on the last one", allow_none=True)
+    """The cursor of the next page."""
+    return text_field("WzddLg", "pass it as `cursor` to get the next page; null on the last one", allow_none=True)

@@ -1,4 +1,4 @@
-"""Routes under /api: who may ask, what is read and how it is answered, all said in one decorator."""
+"""Routes under /api. The decorator of a route declares its roles, what it reads and what it answers."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from shared.events import Identity
 
 log = logging.getLogger(__name__)
 
-# Roles of a route: None is anyone, without a token; SIGNED_IN is anyone with one.
+# The roles of a route. None allows requests without a token; SIGNED_IN allows every valid token.
 SIGNED_IN = frozenset(auth.ROLES)
-# Whose order or payment it is, the services check: the gateway passes on who asks.
+# The services check who owns an order or a payment; the gateway passes on the identity of the caller.
 READERS = (CUSTOMER, OPERATOR, AUDITOR, ADMIN)
 OPERATORS = (OPERATOR, ADMIN)
 AUDITORS = (AUDITOR, ADMIN)
@@ -40,32 +40,33 @@ PREFIXES = ("/api/", "/api/v1/")
 
 @dataclass(frozen=True)
 class Call:
-    """A request that was read, checked and allowed."""
+    """A request that has been read, checked and allowed."""
 
     trace_id: str
     identity: Identity | None
     body: dict[str, Any] = field(default_factory=dict)
     query: dict[str, Any] = field(default_factory=dict)
     key: str = ""
-    expires_at: int = 0  # when its token ends, in seconds since 1970
-    token_id: str = ""  # which token it is
-    has_gone: Callable[[], bool] = lambda: False  # whether the client does not wait any more
+    expires_at: int = 0  # when the token expires, in seconds since 1970
+    token_id: str = ""  # the token's own id
+    has_gone: Callable[[], bool] = lambda: False  # whether the client has closed its connection
 
 
 class Api(Route):
-    """A route under /api: everything about it, also for the OpenAPI document, is said in its decorator.
+    """A route under /api. Its decorator declares everything about it, also for the OpenAPI document.
 
-    `answer` is the shape of what its method returns, `status` goes with it, and `also` holds other ones by status.
-    `located` answers say in Location where what they made is. `fails` are errors that only this route can give; those
-    of roles, bodies and keys are known by themselves. Whose query has a cursor says in Link where the next page is.
+    `answer` is the schema of what the method returns with `status`; `also` maps further statuses to their schemas.
+    A `located` answer has a Location header with the address of what was created. `fails` lists the errors particular
+    to this route; errors of roles, bodies and keys need no mention. `in_path` has a field for each piece of plain text
+    in the path. A route whose query has a cursor links to the next page in a Link header.
     """
 
     rates = Shared(Rates)
     content_type = "application/json"
-    in_document = True  # of OpenAPI
-    # Headers of requests that only such routes read, by name: what it is for, and its shape.
+    in_document = True  # whether the OpenAPI document shows the route
+    # Request headers that only this kind of route reads, by name: description and JSON schema.
     reads_headers: ClassVar[dict[str, tuple[str, dict[str, Any]]]] = {}
-    # Headers that all good answers of such routes have beside those of every answer, in the same form.
+    # Headers of successful answers of this kind of route, beside those of every answer; same form.
     answer_headers: ClassVar[dict[str, tuple[str, dict[str, Any]]]] = {}
 
     def __init__(
@@ -108,12 +109,12 @@ class Api(Route):
         self._query = self.query() if self.query else None
 
     def url_rules(self) -> Iterable[Rule]:
-        """`/api/v1/...` is the same handler as `/api/...`."""
+        """`/api/v1/...` leads to the same handler as `/api/...`."""
         for path in dict.fromkeys(self.url.replace(PREFIXES[0], prefix, 1) for prefix in PREFIXES):
             yield Rule(path, methods=[self.method])
 
     def prepare(self, request: Request) -> tuple[tuple[Call], dict[str, Any]]:
-        """Who asks, then what: so that a stranger learns nothing about schemas or keys."""
+        """Check the caller first and the request second, so that a stranger learns nothing about schemas or keys."""
         environ = request.environ
         trace_id = trace_of(environ).trace_id
         self.rates.made.check_address(self._proxies.client_address(environ))
@@ -138,18 +139,18 @@ class Api(Route):
         return claims
 
     def verify(self, environ: Environ) -> auth.Claims:
-        """Who asks. Raises Unauthenticated."""
+        """The claims of the caller's token. Raises Unauthenticated."""
         scheme, _, token = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
         if scheme.lower() != "bearer":
             raise errors.Unauthenticated
         return auth.verify(token.strip(), self._keys)
 
     def read_query(self, request: Request) -> dict[str, Any]:
-        """The query parameters as the route's schema has them. Raises BadRequest."""
+        """The query parameters as loaded by the route's schema. Raises BadRequest."""
         return load_query(query_of(request), self._query)
 
     def read_body(self, environ: Environ, schema: marshmallow.Schema) -> dict[str, Any]:
-        """The body as the route's schema has it. Raises BadRequest, UnsupportedMediaType, ValidationFailed."""
+        """The body as loaded by the route's schema. Raises BadRequest, UnsupportedMediaType, ValidationFailed."""
         return read_body(environ, schema)
 
     def answer(self, request: Request, result: Any) -> Response:
@@ -163,12 +164,12 @@ class Api(Route):
         )
 
     def encode(self, body: Any) -> str:
-        """What the method returned, as text of the route's content type."""
+        """The result of the method as text of the route's content type."""
         return as_json(body)
 
     def refuse(self, request: Request, error: Exception) -> Response:
         if isinstance(error, errors.CannotWork | errors.ServiceUnavailable):
-            # Which part of us is away helps an operator and nobody else.
+            # Only operators need to know which service is unavailable, so it is logged and not answered.
             log.warning("%s is unavailable, under trace %s: %s", self.label, trace_of(request.environ).trace_id, error)
             error = errors.ServiceUnavailable()
         return self.respond_with_error(request.environ, error)
@@ -179,14 +180,14 @@ class Api(Route):
             if preflight is not None:
                 return preflight
         kind = REFUSALS.get(error.code or INTERNAL, errors.BadRequest)
-        says = error.description if kind in (errors.BadRequest, errors.ServiceUnavailable) else None
+        message = error.description if kind in (errors.BadRequest, errors.ServiceUnavailable) else None
         allowed = [(name, value) for name, value in error.get_headers(environ) if name == "Allow"]
-        return self.respond_with_error(environ, kind(says or ""), allowed)
+        return self.respond_with_error(environ, kind(message or ""), allowed)
 
     def respond_with_error(
         self, environ: Environ, error: Exception, headers: Iterable[tuple[str, str]] = ()
     ) -> Response:
-        """An error as clients of such routes see it."""
+        """An error as clients of this kind of route see it."""
         return respond_with_error(environ, error, headers)
 
     def finish(self, response: Response, environ: Environ) -> None:

@@ -1,4 +1,4 @@
-"""The OpenAPI document, made from the declarations that the routes themselves work by."""
+"""The OpenAPI document, made from the declarations by which the routes work."""
 
 from __future__ import annotations
 
@@ -27,34 +27,37 @@ Orders, stock and payments. `/api/v1/...` is the same as `/api/...`.
 Sign in at `/api/auth/token` and send `Authorization: Bearer <access_token>` with every call. Money is an integer of
 minor units: 1999 is 19.99 EUR. Times are RFC 3339 in UTC.
 
-Every error has one shape, `{"error": {"code", "message", "details", "traceId"}}`. Clients decide by `code`; people who
-ask about an error tell its `traceId`. Every answer names its trace in `X-Correlation-ID` and `traceparent`, and
-takes the client's own from the same headers.
+Every error has the shape `{"error": {"code", "message", "details", "traceId"}}`. Clients decide by `code`; people quote
+`traceId` when they ask about an error. Every answer has its trace in `X-Correlation-ID` and `traceparent`; a client can
+send its own in the same headers.
 
-A path that is not here is 404, a method that a path does not take is 405 with `Allow`. Request bodies are JSON with a
+An unknown path is 404. A method that a path does not support is 405 with `Allow`. Request bodies are JSON with a
 Content-Length of at most {limit} kB. Answers may gain fields.
 """.replace("{limit}", str(MAX_BODY_BYTES // 1024))
 
 KEY_SHAPE = rf'^(?:{IDEMPOTENCY_KEY.pattern}|"{IDEMPOTENCY_KEY.pattern}")$'
 
-# What a value in a path may be, by the converter of the rule. A route says it of its pieces of plain text.
+# The field of each path converter. For pieces of plain text, a route passes its own fields as `in_path`.
 IN_PATHS: dict[str, marshmallow.fields.Field] = {"uuid": Id(), "int": WholeNumber(1, MAX_ROW_ID, 7)}
 
 HEADERS = {
-    "X-Correlation-ID": ("What the client calls this request, or else the trace id.", {"type": "string"}),
-    "traceparent": ("The trace, by W3C Trace Context.", {"type": "string"}),
-    "Retry-After": ("After how many seconds to come again.", {"type": "integer", "minimum": 1}),
+    "X-Correlation-ID": ("The correlation id that the client sent, else the trace id.", {"type": "string"}),
+    "traceparent": ("The trace, in the form of W3C Trace Context.", {"type": "string"}),
+    "Retry-After": ("After how many seconds to retry.", {"type": "integer", "minimum": 1}),
     "WWW-Authenticate": ("How to sign in.", {"type": "string"}),
-    "Location": ("Where what was asked for is.", {"type": "string", "format": "uri-reference"}),
-    "Link": ('`<...>; rel="next"`: the next page, where there is one.', {"type": "string"}),
-    "Idempotent-Replayed": ("That this answer was made for an earlier request.", {"const": "true"}),
+    "Location": ("The address of what was created.", {"type": "string", "format": "uri-reference"}),
+    "Link": ('`<...>; rel="next"`: the next page, unless this is the last one.', {"type": "string"}),
+    "Idempotent-Replayed": (
+        "The answer was made for an earlier request with this key.",
+        {"const": "true"},
+    ),
 }
 ALWAYS = ("X-Correlation-ID", "traceparent")
 
 
 @cache
 def document(service: type) -> dict[str, Any]:
-    """The document of a service's routes."""
+    """The document of the routes of a service."""
     plugin = MarshmallowPlugin()
     spec = APISpec(
         "ecom", version(), "3.1.0", info={"description": DESCRIPTION}, plugins=[plugin], servers=[{"url": "/"}]
@@ -76,9 +79,9 @@ def document(service: type) -> dict[str, Any]:
     made = spec.to_dict()
     assert plugin.converter is not None
     for (shape, *_), name in plugin.converter.refs.items():
-        # Schemas inside others are found by apispec, which does not read docstrings.
+        # apispec finds the schemas inside other schemas itself and does not read their docstrings.
         made["components"]["schemas"][name].setdefault("description", _doc(shape))
-    return json.loads(json.dumps(made))  # plain, and shared with no schema
+    return json.loads(json.dumps(made))  # plain values that no schema shares
 
 
 def version() -> str:
@@ -87,7 +90,7 @@ def version() -> str:
 
 
 def routes(service: type) -> Iterator[tuple[str, Any, Api]]:
-    """Each route of a service under the name of its method, in the order of the class."""
+    """Every route of a service with its method and the method's name, in the order of the class head."""
     names = dict.fromkeys(name for kind in service.__mro__ for name in vars(kind))
     for name in names:
         method = getattr(service, name)
@@ -97,25 +100,25 @@ def routes(service: type) -> Iterator[tuple[str, Any, Api]]:
 
 
 def failures(route: Api) -> dict[int, list[type[EcomError]]]:
-    """Every error that a route can give, by status."""
-    told: list[type[EcomError]] = [errors.UnknownParameter, *route.fails]
+    """Every error that a route can answer, by status."""
+    kinds: list[type[EcomError]] = [errors.UnknownParameter, *route.fails]
     if route.query is not None or route.reads_headers:
-        told.append(errors.BadRequest)
+        kinds.append(errors.BadRequest)
     if route.paged:
-        told.append(errors.InvalidCursor)
+        kinds.append(errors.InvalidCursor)
     if route.roles is not None:
-        told += [errors.Unauthenticated, errors.Forbidden]
+        kinds += [errors.Unauthenticated, errors.Forbidden]
     if _in_path(route):
-        told.append(errors.NotFound)
+        kinds.append(errors.NotFound)
     if route.body is not None:
-        told += [errors.BadJson, errors.RequestTimeout, errors.LengthRequired, errors.PayloadTooLarge]
-        told += [errors.UnsupportedMediaType, errors.ValidationFailed]
+        kinds += [errors.BadJson, errors.RequestTimeout, errors.LengthRequired, errors.PayloadTooLarge]
+        kinds += [errors.UnsupportedMediaType, errors.ValidationFailed]
     if route.idempotent:
-        told += [errors.IdempotencyKeyRequired, errors.IdempotencyKeyInvalid]
-        told += [errors.IdempotencyInProgress, errors.IdempotencyKeyReused]
-    told += [errors.RateLimited, errors.ServiceUnavailable]
+        kinds += [errors.IdempotencyKeyRequired, errors.IdempotencyKeyInvalid]
+        kinds += [errors.IdempotencyInProgress, errors.IdempotencyKeyReused]
+    kinds += [errors.RateLimited, errors.ServiceUnavailable]
     by_status: dict[int, list[type[EcomError]]] = {}
-    for error in told:
+    for error in kinds:
         status = next(STATUS[kind] for kind in error.__mro__ if kind in STATUS)
         by_status.setdefault(status, []).append(error)
     return dict(sorted(by_status.items()))
@@ -135,7 +138,7 @@ def _operation(name: str, method: Any, route: Api, plugin: MarshmallowPlugin) ->
                 "in": "header",
                 "name": "Idempotency-Key",
                 "required": True,
-                "description": "the client's own name for this request: a repeat has the same effect and answer",
+                "description": "chosen by the client: a repeated key has no further effect and gets the same answer",
                 "schema": {"type": "string", "pattern": KEY_SHAPE, "examples": ["first-order"]},
             }
         )

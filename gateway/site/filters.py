@@ -1,4 +1,4 @@
-"""The filters of the dashboard, as people type them."""
+"""The filters of the dashboard, in the forms that people type."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from shared.events import timestamp
 
 DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 WITHOUT_ZONE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d(\.\d{1,6})?)?", re.ASCII)
-FIRST_LOOK_DAYS = 30
+DEFAULT_DAYS = 30
 
 
 class Day(Timestamp):
-    """A date in UTC or, as everywhere, a time; one without its zone is UTC. A date as an end is itself included."""
+    """A date or a time. Without a zone it is UTC. A date as the end of a range is included."""
 
     def __init__(self, description: str, is_end: bool = False, **kwargs: Any) -> None:
         super().__init__(description, **kwargs)
@@ -37,19 +37,19 @@ class Day(Timestamp):
 
 
 class DashboardFilters(ReleaseQuery):
-    """The filters of the API, with dates as people type them."""
+    """The filters of the API, which also take dates."""
 
     from_ = Day("released on this day or later", data_key="from", attribute="from")
     to = Day("released on this day or earlier", is_end=True)
 
 
 class DashboardQuery(DashboardFilters, PageQuery):
-    """What the dashboard shows."""
+    """The filters and the page of the dashboard."""
 
 
-def first_look(given: Collection[str]) -> dict[str, str]:
-    """The filter of who has chosen none: the last days. A field that was sent empty was chosen so."""
+def default_filters(given: Collection[str]) -> dict[str, str]:
+    """The default filter, the last days, when a request has none. A field that was sent empty counts as a filter."""
     if set(given) - PageQuery().fields.keys():
         return {}
     today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    return {"from": timestamp(today - timedelta(days=FIRST_LOOK_DAYS - 1))}
+    return {"from": timestamp(today - timedelta(days=DEFAULT_DAYS - 1))}

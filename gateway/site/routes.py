@@ -25,7 +25,7 @@ from shared.errors import CannotWork, Forbidden, NotFound, ServiceUnavailable
 
 
 class SignInForm(RequestSchema):
-    """The form by which people sign in, and where they wanted to go."""
+    """The sign-in form. `next` is the page that was requested first."""
 
     username = Text("auditor", at_most=MAX_NAME_LENGTH, required=True)
     password = Text("demo-auditor", at_most=MAX_PASSWORD, required=True, load_only=True)
@@ -33,7 +33,7 @@ class SignInForm(RequestSchema):
 
 
 class SignOutForm(RequestSchema):
-    """The form by which they sign out; its token proves that it is ours."""
+    """The sign-out form. Its token proves that the form was made for this session."""
 
     token = fields.String(load_default="")
 
@@ -51,7 +51,7 @@ class Site(Combined):
 
     @sign_in_page("POST", "/dashboard/sign-in", roles=None, body=SignInForm, answer=None, summary="Sign in")
     def sign_in(self, call: Call) -> Answer:
-        """A session of an hour, and on to the page that was asked for first."""
+        """Start a session of one hour and redirect to the page that was requested first."""
         session = self.auth.issue_session(call.body["username"], call.body["password"])
         claims = auth.verify(session["access_token"], self.settings.auth_keys, audience=auth.DASHBOARD)
         if set(AUDITORS).isdisjoint(claims.identity.roles):
@@ -61,20 +61,20 @@ class Site(Combined):
 
     @session_page("POST", "/dashboard/sign-out", roles=AUDITORS, body=SignOutForm, answer=None, summary="Sign out")
     def sign_out(self, call: Call) -> Answer:
-        """The browser forgets the session, when the form was made for it."""
+        """End the session if the form was made for it."""
         if not sessions.may_sign_out(call.body["token"], call.token_id, self.settings.auth_keys):
             raise Forbidden("This form was not made for your session.")
         return sessions.redirect("/dashboard/sign-in", sessions.cookie("", secure=self.settings.production))
 
     @filtered_page("GET", "/dashboard", roles=AUDITORS, query=DashboardQuery, answer=None, summary="The release audit")
     def dashboard(self, call: Call) -> Answer:
-        """Releases that pass every filter, their totals, and how the chain of seals stands."""
+        """Releases that match every filter, their totals, and the state of the chain of seals."""
         filters = filters_in(call.query)
         releases = self.inventory.release_events(filters, call.query["limit"], call.query["cursor"])
-        # Before the chain: what the ledger knows cannot be ahead of it then.
-        witness = self._of_ops("audit_status")
-        # Who did not answer once is not waited for again.
-        operations = witness and self._of_ops("operations_of", orders_in(releases["items"]))
+        # Read before the chain, so that the ledger cannot be ahead of the chain.
+        witness = self._ask_ops("audit_status")
+        # If ops_service did not answer, do not wait for it a second time.
+        operations = witness and self._ask_ops("operations_of", orders_in(releases["items"]))
         audit = Audit(
             releases=releases,
             operations=operations,
@@ -87,7 +87,7 @@ class Site(Combined):
 
     @session_page("GET", "/dashboard/releases/<int:event_id>", roles=AUDITORS, answer=None, summary="One release")
     def dashboard_release(self, call: Call, event_id: int) -> Answer:
-        """One release, what operators did before it, and the timeline of its order."""
+        """One release, the operations before it, and the timeline of its order."""
         if event_id > MAX_ROW_ID:
             raise NotFound
         release = self.inventory.release_event(event_id)
@@ -95,27 +95,27 @@ class Site(Combined):
         try:
             timeline = self.orders.timeline(release["order_id"])
         except NotFound:
-            missing = "There is no such order here: the stock was reserved by hand."
+            missing = "This order is not in the system: the stock was reserved manually."
         except (CannotWork, ServiceUnavailable):
-            missing = "Unknown: the order service does not answer now."
-        operations = self._of_ops("operations_of", [release["order_id"]])
+            missing = "Unknown: the order service is unavailable."
+        operations = self._ask_ops("operations_of", [release["order_id"]])
         return release_page(self._visitor(call), release, operations, timeline, missing)
 
     @session_export(
         "GET", "/dashboard/export", roles=AUDITORS, query=DashboardFilters, answer=None, summary="The releases as CSV"
     )
     def dashboard_export(self, call: Call) -> dict[str, Any]:
-        """The same file as from the API."""
+        """The same file as the export of the API."""
         return self.inventory.open_release_export(filters_in(call.query))
 
     @api("GET", "/api/openapi.json", roles=None, answer=None, summary="Read this document")
     def openapi_document(self, call: Call) -> dict[str, Any]:
-        """The OpenAPI document of everything here."""
+        """The OpenAPI document of the API."""
         return self._document()
 
     @page("GET", "/docs", roles=None, answer=None, summary="Read about the API")
     def docs_page(self, call: Call) -> Answer:
-        """The same as a page for people, which needs nothing from elsewhere."""
+        """The same document as a page for people. It loads nothing from other servers."""
         return docs(self._document())
 
     def _document(self) -> dict[str, Any]:

@@ -238,7 +238,7 @@ def test_a_filter_narrows_rows_totals_and_chart(open_page: Callable[..., Page], 
     expect(page.get_by_label("Reason", exact=True)).to_have_value("order_cancelled")
     page.goto(f"{shop.url}/dashboard?sku=nobody-has-this")
     expect(page.locator("table.cards")).to_have_count(0)
-    expect(page.get_by_text("No release passes these filters.").first).to_be_visible()
+    expect(page.get_by_text("No release matches these filters.").first).to_be_visible()
 
 
 def test_pages_lead_to_every_release_once_and_back(open_page: Callable[..., Page], shop: Shop, session: Any) -> None:
@@ -272,7 +272,7 @@ def test_a_row_opens_the_release_with_the_timeline_of_its_order(
     steps = shop.system.flow().get(f"/api/orders/{shop.declined}/timeline", "auditor")["steps"]
     assert told == [step["event"] for step in steps]
     assert {"payment.failed", "inventory.released"} <= set(told)
-    page.get_by_role("link", name="all its releases").click()
+    page.get_by_role("link", name="all releases of this order").click()
     page.wait_for_url("**order_id=**")
     assert len(rows(page)) == PAGE
     assert page.goto(f"{shop.url}/dashboard/releases/{10**18}").status == 404

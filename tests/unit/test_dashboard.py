@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, quote, urlencode, urlsplit
 import pytest
 
 from gateway.site import sessions
-from gateway.site.chart import LEAST_SLOTS, MAX_LABELS, OTHER, PLOT_PX, SERIES, chart
+from gateway.site.chart import MIN_SLOTS, MAX_LABELS, OTHER, PLOT_PX, SERIES, chart
 from gateway.site.dashboard import as_typed, findings
 from shared import auth, errors
 from shared.config import Settings
@@ -660,14 +660,17 @@ def test_the_page_works_without_the_operators_service_which_is_asked_once(gatewa
     BEHIND.answers["operations_of"] = {}
     status, _, text = get(gateway)
     assert status == 200
-    assert text.count("Cannot be asked now") == 2
+    assert text.count("service is unavailable") == 2
     assert ">unknown</span>" in text
     assert "operations_of" not in [asked[0] for asked in BEHIND.asked]
 
 
 def test_a_release_is_shown_without_what_is_away(gateway):
     BEHIND.answers["operations_of"] = errors.ServiceUnavailable()
-    for error, says in ((errors.ServiceUnavailable(), "does not answer now"), (errors.NotFound(), "reserved by hand")):
+    for error, says in (
+        (errors.ServiceUnavailable(), "the order service is unavailable"),
+        (errors.NotFound(), "reserved manually"),
+    ):
         BEHIND.answers["timeline"] = error
         status, _, text = get(gateway, "/dashboard/releases/7")
         assert status == 200
@@ -742,7 +745,7 @@ def test_without_a_release_there_is_no_chart():
 def test_one_day_is_one_bar_and_no_wall():
     drawn = chart(told(TODAY), TODAY, TODAY)
     assert (drawn.unit, len(drawn.bars), len(drawn.labels)) == ("day", 1, 1)
-    assert drawn.bars[0].width < 100 / LEAST_SLOTS
+    assert drawn.bars[0].width < 100 / MIN_SLOTS
 
 
 def test_days_without_a_release_have_their_place():

@@ -429,7 +429,7 @@ def broken(gateway, path=EXPORT):
 def test_who_stays_away_breaks_the_export_off_in_the_middle_and_it_is_in_the_log(
     gateway, books, call, monkeypatch, caplog
 ):
-    monkeypatch.setattr(export, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(export, "RETRY_TIMEOUT_S", 0.1)
     books.releases = many(5)
     first = [] if call == "close_release_export" else [None]
     books.faults = {call: [*first, *(ServiceUnavailable("inventory is away") for _ in range(1000))]}
@@ -494,7 +494,7 @@ def test_who_goes_while_an_export_cannot_go_on_is_let_go_of(gateway, books):
     began = time.monotonic()
     while gateway._connections:
         eventlet.sleep(0.01)
-    assert time.monotonic() - began < 5  # of PATIENCE_S
+    assert time.monotonic() - began < 5  # of RETRY_TIMEOUT_S
 
 
 def test_exports_hold_no_worker(gateway, books):
@@ -525,7 +525,7 @@ def test_a_stop_breaks_off_an_export_that_takes_longer(books, monkeypatch, caplo
 
 
 def test_a_client_of_http_1_0_sees_the_missing_manifest(gateway, books, monkeypatch):
-    monkeypatch.setattr(export, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(export, "RETRY_TIMEOUT_S", 0.05)
     books.releases = many(5)
     for faults in ([], [None, *(ServiceUnavailable() for _ in range(1000))]):
         books.faults = {"release_export_page": faults}

@@ -304,7 +304,7 @@ def test_a_last_event_id_of_nonsense_is_400(shop, last):
 
 
 def test_while_nothing_happens_the_connection_is_kept_and_nobody_is_asked(quick, shop, monkeypatch):
-    monkeypatch.setattr(following, "STILL_HERE_S", 0.05)
+    monkeypatch.setattr(following, "KEEP_ALIVE_S", 0.05)
     with listening(shop) as client:
         client.until(": still here\n\n")
         client.heard = ""
@@ -314,7 +314,7 @@ def test_while_nothing_happens_the_connection_is_kept_and_nobody_is_asked(quick,
 
 
 def test_steps_that_cannot_be_read_now_come_later(shop, monkeypatch):
-    monkeypatch.setattr(following, "AGAIN_S", 0.05)
+    monkeypatch.setattr(following, "RETRY_S", 0.05)
     with listening(shop) as client:
         settle(shop, 1)
         happens(shop, "inventory.reserved", "RESERVED", hint=False)
@@ -337,7 +337,7 @@ def test_a_stream_lasts_no_longer_than_its_token(shop):
 
 
 def test_a_stream_ends_in_its_time_and_the_client_comes_again(shop, monkeypatch):
-    monkeypatch.setattr(following, "LONGEST_S", 0.1)
+    monkeypatch.setattr(following, "MAX_STREAM_S", 0.1)
     with listening(shop) as client:
         assert client.rest().endswith("0\r\n\r\n")
     assert waiters(shop) == 0

@@ -127,7 +127,7 @@ def test_what_is_kept_is_bounded_and_users_do_not_lose_theirs_to_addresses(monke
     for n in range(200):
         both.check_address(f"192.0.2.{n}")
         assert len(both._of_address._storage.storage) <= 51
-    assert "all begin again" in caplog.text
+    assert "all were reset" in caplog.text
     with pytest.raises(RateLimited):
         both.check_user(Identity("alice", ("customer",)))
 
