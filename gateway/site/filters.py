@@ -11,7 +11,7 @@ from marshmallow import ValidationError
 
 from gateway.api.fields import PageQuery, Timestamp
 from gateway.releases import ReleaseQuery
-from shared.events import timestamp
+from shared.times import timestamp
 
 DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 WITHOUT_ZONE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d(\.\d{1,6})?)?", re.ASCII)

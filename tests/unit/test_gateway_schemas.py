@@ -7,7 +7,7 @@ from gateway.api.reading import read_json
 from gateway.operations import ReplayRequest
 from gateway.orders import MAX_UNIT_PRICE, OrderRequest
 from gateway.stock import MAX_ITEMS, MAX_QUANTITY, ReserveRequest, StockRequest
-from shared.events import MAX_AMOUNT
+from shared.schema import MAX_AMOUNT
 
 LINE = {"sku": "A-1", "quantity": 1, "unit_price": 0}
 ORDER = {"currency": "EUR", "payment_method": "mock_ok", "items": [LINE]}
