@@ -5,6 +5,7 @@ The code that starts a process calls `read()`. No module reads the environment a
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from collections.abc import Mapping
@@ -47,6 +48,7 @@ class Settings:
     ports: Mapping[str, int] = field(default_factory=dict)
     rate_user_per_min: int = 0
     rate_address_per_min: int = 0
+    trusted_proxies: tuple[str, ...] = ()  # addresses or networks whose X-Forwarded-For is believed
     cors_origins: tuple[str, ...] = ()  # the sites whose pages may call the API from a browser
     heartbeat_s: float = 10.0
     log_level: str = "INFO"
@@ -155,6 +157,7 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
         },
         rate_user_per_min=reader.integer("RATE_USER_PER_MIN", 100 if production else 0),
         rate_address_per_min=reader.integer("RATE_ADDRESS_PER_MIN", 1000 if production else 0),
+        trusted_proxies=_networks(reader.text("TRUSTED_PROXIES", "")),
         cors_origins=_origins(reader.text("CORS_ORIGINS", "")),
         heartbeat_s=reader.number("AMQP_HEARTBEAT_S", 10.0, at_least=1),
         log_level=reader.text("LOG_LEVEL", "INFO").upper(),
@@ -193,6 +196,18 @@ def _audit_keys(text: str, production: bool) -> tuple[str, ...]:
     if production and DEVELOPMENT_AUDIT_KEY in keys:
         raise ConfigurationFault("AUDIT_KEY holds the development key: it is refused in production")
     return keys
+
+
+def _networks(text: str) -> tuple[str, ...]:
+    networks = []
+    for piece in filter(None, (piece.strip() for piece in text.split(","))):
+        try:
+            networks.append(str(ipaddress.ip_network(piece)))
+        except ValueError as error:
+            raise ConfigurationFault(
+                f"TRUSTED_PROXIES must list addresses or networks (10.0.0.1,10.1.0.0/16): {error}"
+            ) from None
+    return tuple(networks)
 
 
 def _origins(text: str) -> tuple[str, ...]:

@@ -29,14 +29,14 @@ BROKER = "Only the edge, the relay, topology and ops speak to the broker"
 # (contract, where an import is planted, what it imports)
 PLANTS = [
     (INDEPENDENT, "payment_service.service", "order_service"),
-    (INDEPENDENT, "gateway.http", "auth_service"),
+    (INDEPENDENT, "gateway.api.http", "auth_service"),
     (LAYERS, "shared.inbox", "order_service"),
     (LAYERS, "topology.table", "shared.errors"),
     (NOBODY, "shared.outbox", "ops.cli.main"),
     (NOBODY, "gateway.service", "ops"),
     (NOBODY, "ops.cli.main", "tests.conftest"),
-    (GATEWAY, "gateway.pages", "sqlalchemy.orm"),
-    (GATEWAY, "gateway.http", "shared.outbox"),
+    (GATEWAY, "gateway.site.pages", "sqlalchemy.orm"),
+    (GATEWAY, "gateway.api.http", "shared.outbox"),
     (PURE, "order_service.domain", "sqlalchemy"),
     (PURE, "payment_service.domain", "shared.edge.tx"),
     (PURE, "shared.events", "marshmallow"),

@@ -94,6 +94,19 @@ def test_an_origin_that_no_browser_sends_is_refused(origin):
         config.read({"CORS_ORIGINS": f"https://shop.example,{origin}"})
 
 
+def test_trusted_proxies_are_addresses_or_networks_and_none_by_default():
+    assert config.read({}).trusted_proxies == ()
+    given = "10.0.0.1, 10.1.0.0/16,2001:db8::/32,"
+    assert config.read({"TRUSTED_PROXIES": given}).trusted_proxies == ("10.0.0.1/32", "10.1.0.0/16", "2001:db8::/32")
+    assert config.masked(config.read({"TRUSTED_PROXIES": "::1"}))["trusted_proxies"] == ("::1/128",)
+
+
+@pytest.mark.parametrize("proxy", ["proxy.example", "10.0.0.1/16", "10.0.0", "*", "10.0.0.1:80", "10.0.0.0/33"])
+def test_a_trusted_proxy_that_is_no_address_and_no_network_is_refused(proxy):
+    with pytest.raises(ConfigurationFault, match="TRUSTED_PROXIES"):
+        config.read({"TRUSTED_PROXIES": f"10.0.0.1,{proxy}"})
+
+
 FAULTS = {
     "an unknown environment": ({"ECOM_ENV": "staging"}, "ECOM_ENV"),
     "text in place of a number": ({"PROVIDER_TIMEOUT_S": "five"}, "PROVIDER_TIMEOUT_S"),
