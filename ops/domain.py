@@ -70,7 +70,7 @@ class Prediction(StrEnum):
 
 
 @dataclass(frozen=True)
-class Letter:
+class DeadLetter:
     """One dead message, as far as its choice depends on it. `born_at` is when the event occurred, if it says so."""
 
     message_id: UUID
@@ -100,7 +100,7 @@ class Filter:
     since: datetime | None = None
     until: datetime | None = None
 
-    def matches(self, letter: Letter) -> bool:
+    def matches(self, letter: DeadLetter) -> bool:
         """Whether a letter is meant. Times are compared with when it first failed: since <= it < until."""
         return (
             (not self.ids or letter.message_id in self.ids)
@@ -156,7 +156,7 @@ def dlq_of(queue: str) -> tuple[str, str]:
     return main, dead_letter_queue(main)
 
 
-def refusal(letter: Letter, now: datetime, inbox_days: int) -> str | None:
+def refusal(letter: DeadLetter, now: datetime, inbox_days: int) -> str | None:
     """Why a letter must not be replayed without force, or None.
 
     The inbox absorbs what has taken effect already for as long as it remembers; an older message could act twice.
@@ -180,7 +180,9 @@ def waves(ramp: Iterable[int]) -> Iterator[int]:
         yield size
 
 
-# One a day; and more than any broker takes.
+# A first replay must not overload its consumer: only an operator who asks for more gets more.
+DEFAULT_RATE = "100/s"
+# From one a day to more than any broker takes.
 SLOWEST_PER_S, FASTEST_PER_S = 1 / 86_400, 1_000_000
 _RATE = re.compile(r"([0-9]+(?:\.[0-9]+)?)/(s|m|min|h)")
 _SIZE = re.compile(r"[0-9]{1,7}")

@@ -28,7 +28,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Mapped, mapped_column
 
-from ops.domain import Fate, Filter, Kind, Letter, Status, Tally
+from ops.domain import DeadLetter, Fate, Filter, Kind, Status, Tally
 from shared.errors import Conflict, NotFound
 from shared.events import timestamp
 from shared.ids import uuid7
@@ -217,7 +217,7 @@ _WRITE = _WRITE.on_conflict_do_update(
 
 
 def write_fates(
-    connection: Connection, operation_id: uuid.UUID, fate: Fate, letters: Sequence[Letter], reason: str = ""
+    connection: Connection, operation_id: uuid.UUID, fate: Fate, letters: Sequence[DeadLetter], reason: str = ""
 ) -> None:
     """Write down what became of these messages in an operation. One statement."""
     rows = {

@@ -15,10 +15,10 @@ from ops import models
 from ops.audit import ledger
 from ops.audit.witness import Witness
 from ops.dlq import overview, replay
-from ops.dlq.books import Books
 from ops.dlq.census import Census
-from ops.dlq.desk import Actor, Desk, Watch
-from ops.dlq.wanted import filters_wanted, replay_wanted
+from ops.dlq.operator_session import Actor, OperatorSession, Watch
+from ops.dlq.replay_request import read_filters, read_replay
+from ops.dlq.service_databases import ServiceDatabases
 from ops.domain import Kind, dlq_of
 from shared.config import Settings
 from shared.edge.background import Background
@@ -58,15 +58,15 @@ class OpsService(Probes):
     db = Database()
     context = Context()
     background = Background()
-    books = ProcessResource(lambda settings: Books(settings, "ecom ops", pool_size=READERS))
+    databases = ProcessResource(lambda settings: ServiceDatabases(settings, "ecom ops", pool_size=READERS))
     census = Census()  # of this process
     witness = Witness()  # of this process
 
     @rpc
     def queues(self) -> list[dict[str, Any]]:
         """Every DLQ with its count, oldest, newest and reasons, and who works on it. Raises CannotWork."""
-        with self._desk(self._actor()) as desk:
-            found = overview.overview(desk)
+        with self._operator(self._actor()) as operator:
+            found = overview.overview(operator)
         return [_queue(one) for one in found]
 
     @rpc
@@ -77,14 +77,14 @@ class OpsService(Probes):
 
         `filters`: reason, event_type, order_id, trace_id. Raises NotFound, ValidationFailed, InvalidCursor, CannotWork.
         """
-        main, chosen = _known(queue), filters_wanted(filters)
-        items, next_cursor = self.books.page(main, chosen, limit, cursor)
+        main, chosen = _known(queue), read_filters(filters)
+        items, next_cursor = self.databases.page(main, chosen, limit, cursor)
         return {"items": items, "next_cursor": next_cursor}
 
     @rpc
     def dead_of_order(self, order_id: str) -> list[dict[str, Any]]:
         """The messages of an order that lie in a DLQ, and why: whoever asks may see the order. Raises CannotWork."""
-        return [{name: row[name] for name in STEP_FIELDS} for row in self.books.of_order(UUID(order_id))]
+        return [{name: row[name] for name in STEP_FIELDS} for row in self.databases.of_order(UUID(order_id))]
 
     @rpc
     def start_replay(self, queue: str, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -93,14 +93,16 @@ class OpsService(Probes):
         `wanted`: ids, reasons, error, types, order_id, trace_id, since, until; max or all; rate, ramp; force,
         stop_on_redeath; why. Raises NotFound, ValidationFailed, Conflict, CannotWork.
         """
-        main, asked = _known(queue), replay_wanted(wanted)
+        main, asked = _known(queue), read_replay(wanted)
         actor, begun = self._actor(asked.why), Event()
 
         def job() -> None:
             watch = Watch(begun=begun.send, stopping=self.background.stopping, stopped_by="its service was stopped")
             try:
-                with self._desk(actor, watch) as desk:
-                    replay.replay(desk, main, asked.chosen, asked.most, asked.pace, asked.force, asked.stop_on_redeath)
+                with self._operator(actor, watch) as operator:
+                    replay.replay(
+                        operator, main, asked.chosen, asked.most, asked.pace, asked.force, asked.stop_on_redeath
+                    )
             except Exception as error:
                 if not begun.ready():
                     begun.send_exception(error)
@@ -153,25 +155,25 @@ class OpsService(Probes):
     @every(WITNESS_EVERY_S)
     def watch_seals(self) -> None:
         """Copy the heads of the release audit's chain into the ledger."""
-        self.witness.run_once(self.db, self.books)
+        self.witness.run_once(self.db, self.databases)
 
     @every(CENSUS_EVERY_S)
     def count(self) -> None:
         """Compare what lies in the DLQs with what is written down of it."""
-        with self._desk(CENSUS) as desk:
-            self.census.run_once(desk)
+        with self._operator(CENSUS) as operator:
+            self.census.run_once(operator)
 
     def _actor(self, why: str = "") -> Actor:
         return Actor(self.context.identity.user_id, why)
 
     @contextmanager
-    def _desk(self, actor: Actor, watch: Watch | None = None) -> Iterator[Desk]:
+    def _operator(self, actor: Actor, watch: Watch | None = None) -> Iterator[OperatorSession]:
         settings: Settings = self.config["settings"]
-        desk = Desk(settings, actor, watch or Watch())
+        operator = OperatorSession(settings, actor, watch or Watch())
         try:
-            yield desk
+            yield operator
         finally:
-            desk.close()
+            operator.close()
 
 
 def _known(queue: str) -> str:

@@ -29,16 +29,14 @@ from ops.cli.console import (
     print_json,
     print_table,
 )
-from ops.domain import NEVER, Fate, Filter, Pace, Status, dlq_of, parse_ramp, parse_rate
+from ops.domain import DEFAULT_RATE, NEVER, Fate, Filter, Pace, Status, dlq_of, parse_ramp, parse_rate
 from shared.config import read
 from shared.errors import NotFound, ValidationFailed
 
 if TYPE_CHECKING:
-    from ops.dlq.desk import Desk, Run
+    from ops.dlq.operator_session import OperatorSession, Run
     from ops.dlq.selection import Held
 
-# Not faster unless somebody says so: whoever replays for the first time should not find out what too fast is.
-DEFAULT_RATE = "100/s"
 TOP_REASONS = 3
 HISTORY_COLUMNS = ("started_at", "kind", "queue", "actor", "status", "outcome", "why", "operation_id")
 FATE_COLUMNS = ("message_id", "event_type", "order_id", "fate", "reason", "at")
@@ -148,14 +146,14 @@ def _misuse() -> Iterator[None]:
 
 
 @contextmanager
-def _desk(actor: str | None = None, why: str = "", progress: bool = False) -> Iterator[Desk]:
+def _operator(actor: str | None = None, why: str = "", progress: bool = False) -> Iterator[OperatorSession]:
     """The engine. Once anything may be changed, Ctrl-C asks it to stop after what it has in hand; a second one ends it
     at once, as the first does where it only looks or asks."""
     # isort: off
     from ops.cli import green  # noqa: F401
 
     # isort: on
-    from ops.dlq.desk import Actor, Desk, Watch
+    from ops.dlq.operator_session import Actor, OperatorSession, Watch
 
     asked: list[int] = []
 
@@ -171,11 +169,11 @@ def _desk(actor: str | None = None, why: str = "", progress: bool = False) -> It
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with _bars(progress and sys.stderr.isatty()) as (seen, told), _misuse():
         watch = Watch(seen=seen, begun=begun, told=told, stopping=lambda: bool(asked))
-        desk = Desk(read(), Actor(actor or login(), why), watch)
+        operator = OperatorSession(read(), Actor(actor or login(), why), watch)
         try:
-            yield desk
+            yield operator
         finally:
-            desk.close()
+            operator.close()
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -239,10 +237,10 @@ def dlq() -> None:
 @json_option
 def dlq_ls(scan: bool, as_json: bool) -> None:
     """Every DLQ with its count, oldest, newest and top reasons; exit 1 when any is not empty."""
-    with _desk() as desk:
+    with _operator() as operator:
         from ops.dlq.overview import overview
 
-        found = overview(desk, scan)
+        found = overview(operator, scan)
     if as_json:
         print_json({"queues": found})
     else:
@@ -269,10 +267,10 @@ def dlq_ls(scan: bool, as_json: bool) -> None:
 @json_option
 def dlq_groups(queue: str, scan: bool, as_json: bool) -> None:
     """Count what lies in a DLQ by reason, error and event type."""
-    with _desk() as desk:
+    with _operator() as operator:
         from ops.dlq.overview import groups
 
-        found = groups(desk, queue, scan)
+        found = groups(operator, queue, scan)
     if as_json:
         print_json({"queue": dlq_of(queue)[1], "groups": found})
     else:
@@ -301,7 +299,7 @@ def dlq_groups(queue: str, scan: bool, as_json: bool) -> None:
 @json_option
 def dlq_peek(queue: str, most: int, as_json: bool, **given: Any) -> None:
     """One line a message, the oldest first."""
-    with _desk(progress=True) as desk, desk.look_into(queue, _filter(**given)) as selection:
+    with _operator(progress=True) as operator, operator.look_into(queue, _filter(**given)) as selection:
         chosen, total = selection.count, selection.total
         held = selection.take(most)
     if as_json:
@@ -331,10 +329,10 @@ def dlq_peek(queue: str, most: int, as_json: bool, **given: Any) -> None:
 @json_option
 def dlq_show(queue: str, message_id: UUID, as_json: bool) -> None:
     """All of one message: envelope, headers, error, and what its order is now."""
-    with _desk(progress=True) as desk:
+    with _operator(progress=True) as operator:
         from ops.dlq.overview import whole
 
-        found = whole(desk, queue, message_id)
+        found = whole(operator, queue, message_id)
     if as_json:
         print_json(found)
         return
@@ -355,10 +353,10 @@ def dlq_show(queue: str, message_id: UUID, as_json: bool) -> None:
 @json_option
 def dlq_diagnose(queue: str, as_json: bool, **given: Any) -> None:
     """What a replay of each message would do now: apply, nothing (applied already, stale), or die again."""
-    with _desk(progress=True) as desk:
+    with _operator(progress=True) as operator:
         from ops.dlq.diagnose import diagnose
 
-        found = diagnose(desk, queue, _filter(**given))
+        found = diagnose(operator, queue, _filter(**given))
     rows = [
         {
             "count": count,
@@ -391,7 +389,7 @@ def dlq_history(
     operation: UUID | None, queue: str | None, actor: str | None, since: datetime | None, most: int, as_json: bool
 ) -> None:
     """Who did what to dead messages, when and why; with OPERATION, what became of each message."""
-    with _desk() as desk, desk.ledger() as ledger:
+    with _operator() as operator, operator.ledger() as ledger:
         from ops import models
 
         if operation is not None:
@@ -448,12 +446,12 @@ def dlq_replay(
     """
     chosen = _filter(**given)
     most = _most(chosen, most, everything)
-    with _desk(actor, why, progress=True) as desk:
+    with _operator(actor, why, progress=True) as operator:
         from ops.dlq.replay import plan, replay
 
         pace = Pace(parse_rate(rate), parse_ramp(ramp) if ramp else ())
         if dry_run or not yes:
-            planned = plan(desk, queue, chosen, most, force)
+            planned = plan(operator, queue, chosen, most, force)
             if dry_run or not as_json:
                 _say_plan(planned, as_json)
             if dry_run:
@@ -463,7 +461,7 @@ def dlq_replay(
             confirm(
                 f"Replay {planned['chosen'] - sum(planned['refused'].values())} of them to {dlq_of(queue)[0]}?", yes
             )
-        run = replay(desk, queue, chosen, most, pace, force, stop_on_redeath)
+        run = replay(operator, queue, chosen, most, pace, force, stop_on_redeath)
     _end([run], as_json)
 
 
@@ -478,10 +476,10 @@ def dlq_export(
     queue: str, file: Path, most: int | None, actor: str | None, why: str, as_json: bool, **given: Any
 ) -> None:
     """Write messages to a new FILE, one line of JSON each; they stay where they are."""
-    with _desk(actor, why, progress=True) as desk:
+    with _operator(actor, why, progress=True) as operator:
         from ops.dlq.files import export
 
-        run = export(desk, queue, file, _filter(**given), most)
+        run = export(operator, queue, file, _filter(**given), most)
     _end([run], as_json)
 
 
@@ -509,17 +507,17 @@ def dlq_discard(
     """
     chosen = _filter(**given)
     most = _most(chosen, most, everything)
-    with _desk(actor, why, progress=True) as desk:
+    with _operator(actor, why, progress=True) as operator:
         from ops.dlq.files import discard
         from ops.dlq.replay import plan
 
         if not yes:
-            planned = plan(desk, queue, chosen, most, force=True)
+            planned = plan(operator, queue, chosen, most, force=True)
             _say_plan(planned, False)
             if not planned["chosen"]:
                 return _end([], as_json)
             confirm(f"Discard {planned['chosen']} messages into {file}?", yes)
-        run = discard(desk, queue, file, chosen, most)
+        run = discard(operator, queue, file, chosen, most)
     _end([run], as_json)
 
 
@@ -530,22 +528,22 @@ def dlq_discard(
 @json_option
 def dlq_import(file: Path, edited: bool, actor: str | None, why: str, yes: bool, as_json: bool) -> None:
     """Put the messages of FILE back into their DLQs; `replay` then sends them on."""
-    with _desk(actor, why, progress=True) as desk:
+    with _operator(actor, why, progress=True) as operator:
         from ops.dlq.files import put_back, survey
 
         queues, sha256, count = survey(file, edited)
-        known = _exported_as(desk, sha256)
+        known = _exported_as(operator, sha256)
         if not yes:
             click.echo(f"{file}: {count} messages of {', '.join(queues)}; sha256 {sha256}, {known}", err=True)
             confirm("Put them back?", yes)
-        runs = put_back(desk, file, edited)
+        runs = put_back(operator, file, edited)
     _end(runs, as_json)
 
 
-def _exported_as(desk: Desk, sha256: str) -> str:
+def _exported_as(operator: OperatorSession, sha256: str) -> str:
     from ops import models
 
-    with desk.ledger() as ledger:
+    with operator.ledger() as ledger:
         found = models.exported_as(ledger, sha256)
     if found is None:
         return "which no export of this system has"
@@ -599,7 +597,7 @@ def _end(runs: Sequence[Run], as_json: bool) -> None:
 def _line(one: Held) -> dict[str, Any]:
     import json
 
-    from ops.dlq.letters import to_line
+    from ops.dlq.dead_messages import to_line
 
     line: dict[str, Any] = json.loads(to_line(one.content))
     return {**line, "reason": one.letter.reason, "order_id": one.letter.order_id}

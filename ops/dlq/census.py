@@ -9,17 +9,16 @@ from __future__ import annotations
 import logging
 from datetime import timedelta
 
-from ops.dlq.books import GONE
-from ops.dlq.desk import Desk
-from ops.dlq.mailbox import depths
-from ops.domain import Filter, Letter
+from ops.dlq.dlq_reader import depths
+from ops.dlq.operator_session import CHUNK, OperatorSession
+from ops.dlq.service_databases import GONE
+from ops.domain import DeadLetter, Filter
 from shared.errors import Conflict
 from shared.metrics import DEAD_LETTERS
 from topology.table import BY_NAME, QUEUES, dead_letter_queue
 
 log = logging.getLogger(__name__)
 
-CHUNK = 500
 # A service writes a death down before it sends the message: so long may it be on its way.
 ON_ITS_WAY = timedelta(seconds=60)
 
@@ -30,13 +29,13 @@ class Census:
     def __init__(self) -> None:
         self._differed: set[str] = set()
 
-    def run_once(self, desk: Desk) -> int:
+    def run_once(self, operator: OperatorSession) -> int:
         """Count all; how many rows were written because of a difference. Raises CannotWork."""
-        settings = desk.settings
+        settings = operator.settings
         counts = depths(settings.amqp_uri, settings.heartbeat_s, [dead_letter_queue(queue.name) for queue in QUEUES])
         recorded = {queue.name: 0 for queue in QUEUES}
         for service in dict.fromkeys(queue.service for queue in QUEUES):
-            for row in desk.books.deaths(service):
+            for row in operator.databases.deaths(service):
                 recorded[row["queue"]] = recorded.get(row["queue"], 0) + row["count"]
         for queue in QUEUES:
             DEAD_LETTERS.labels(dead_letter_queue(queue.name)).set(counts[dead_letter_queue(queue.name)])
@@ -45,22 +44,22 @@ class Census:
         written = 0
         for name in sorted(again):
             try:
-                written += settle(desk, name)
+                written += reconcile(operator, name)
             except Conflict:
                 log.info("%s differs from what is written down; somebody works on it", dead_letter_queue(name))
         return written
 
 
-def settle(desk: Desk, queue: str) -> int:
+def reconcile(operator: OperatorSession, queue: str) -> int:
     """Write down what lies in the DLQ of a main queue and is written nowhere, and what is not there any more.
 
     How many rows that were. Raises Conflict when somebody works on the DLQ, CannotWork.
     """
-    began = desk.books.now(queue)
-    unwritten: list[Letter] = []
+    began = operator.databases.now(queue)
+    unwritten: list[DeadLetter] = []
     present = set()
-    with desk.look_into(queue, Filter()) as selection:
-        recorded = desk.books.recorded(queue)
+    with operator.look_into(queue, Filter()) as selection:
+        recorded = operator.databases.recorded(queue)
         for held in selection.all(CHUNK):
             present |= {item.slot.message_id for item in held}
             unwritten += [item.letter for item in held if item.slot.message_id not in recorded]
@@ -68,9 +67,9 @@ def settle(desk: Desk, queue: str) -> int:
         for letter in unwritten:
             log.warning("%s was in the DLQ of %s and written nowhere: %s", letter.message_id, queue, letter.reason)
         for first in range(0, len(unwritten), CHUNK):
-            desk.books.enter(queue, unwritten[first : first + CHUNK])
+            operator.databases.enter(queue, unwritten[first : first + CHUNK])
         gone = sorted(recorded - present)
         left = 0
         for first in range(0, len(gone), CHUNK):
-            left += desk.books.leave(queue, gone[first : first + CHUNK], GONE, began - ON_ITS_WAY)
+            left += operator.databases.leave(queue, gone[first : first + CHUNK], GONE, began - ON_ITS_WAY)
     return len(unwritten) + left

@@ -11,11 +11,11 @@ from uuid import UUID
 import eventlet
 
 from ops import domain
-from ops.dlq.books import REPLAYED
-from ops.dlq.desk import CHUNK, Desk, Run
-from ops.dlq.letters import outgoing
+from ops.dlq.dead_messages import outgoing
+from ops.dlq.operator_session import CHUNK, OperatorSession, Run
 from ops.dlq.selection import Held, Selection
-from ops.domain import Fate, Filter, Kind, Letter, Pace, Status, dlq_of
+from ops.dlq.service_databases import REPLAYED
+from ops.domain import DeadLetter, Fate, Filter, Kind, Pace, Status, dlq_of
 from shared.inbox import KEEP_DAYS
 from topology.table import main_queue
 
@@ -30,7 +30,7 @@ PATIENCE_S = 60.0
 
 
 def replay(
-    desk: Desk,
+    operator: OperatorSession,
     queue: str,
     chosen: Filter,
     most: int | None,
@@ -45,20 +45,22 @@ def replay(
     """
     _, dlq = dlq_of(queue)
     options = {"max": most, **pace.as_dict(), "force": force, "stop_on_redeath": stop_on_redeath}
-    with desk.operation(Kind.REPLAY, dlq, chosen, options) as run, desk.select(dlq, chosen) as selection:
+    with operator.operation(Kind.REPLAY, dlq, chosen, options) as run, operator.select(dlq, chosen) as selection:
         run.tally.chosen = selection.count if most is None else min(most, selection.count)
-        Replay(desk, run, selection, pace, force, stop_on_redeath).go()
+        Replay(operator, run, selection, pace, force, stop_on_redeath).go()
     return run
 
 
-def plan(desk: Desk, queue: str, chosen: Filter, most: int | None, force: bool = False) -> dict[str, Any]:
+def plan(
+    operator: OperatorSession, queue: str, chosen: Filter, most: int | None, force: bool = False
+) -> dict[str, Any]:
     """What a replay would be about: {queue, in_queue, chosen, reasons, refused}. Changes nothing.
 
     Raises Conflict when somebody works on the DLQ, CannotWork.
     """
     reasons: Counter[str] = Counter()
     guarded: Counter[str] = Counter()
-    with desk.look_into(queue, chosen) as selection:
+    with operator.look_into(queue, chosen) as selection:
         left = count = selection.count if most is None else min(most, selection.count)
         total = selection.total
         while held := selection.take(min(CHUNK, left)):
@@ -83,16 +85,16 @@ class Replay:
     """
 
     def __init__(
-        self, desk: Desk, run: Run, selection: Selection, pace: Pace, force: bool, stop_on_redeath: bool
+        self, operator: OperatorSession, run: Run, selection: Selection, pace: Pace, force: bool, stop_on_redeath: bool
     ) -> None:
-        self.desk = desk
+        self.operator = operator
         self.run = run
         self.queue = main_queue(run.queue)
         self.selection = selection
         self.pace = pace
         self.force = force
         self.stop_on_redeath = stop_on_redeath
-        self.out: dict[UUID, list[Letter]] = {}  # sent, and not seen again; copies of one message together
+        self.out: dict[UUID, list[DeadLetter]] = {}  # sent, and not seen again; copies of one message together
         self.dead: Counter[str] = Counter()  # seen again in the DLQ, by why
 
     def go(self) -> None:
@@ -133,10 +135,10 @@ class Replay:
             return
         letters = [item.letter for item in held]
         self.run.count(Fate.STARTED, letters)
-        died_before = self.desk.books.now(self.queue)
-        self.desk.publish([outgoing(item.content) for item in held])
-        self.selection.mailbox.ack([item.slot.tag for item in held])
-        self.desk.books.leave(self.queue, [letter.message_id for letter in letters], REPLAYED, died_before)
+        died_before = self.operator.databases.now(self.queue)
+        self.operator.publish([outgoing(item.content) for item in held])
+        self.selection.reader.ack([item.slot.tag for item in held])
+        self.operator.databases.leave(self.queue, [letter.message_id for letter in letters], REPLAYED, died_before)
         self.run.count(Fate.SENT, letters)
         for letter in letters:
             self.out.setdefault(letter.message_id, []).append(letter)
@@ -168,7 +170,7 @@ class Replay:
     def _look(self) -> None:
         """What has become of those that were sent: taken effect, by the inbox; or dead again, by the DLQ."""
         if self.out:
-            applied = self.desk.books.consumed(self.queue, list(self.out))
+            applied = self.operator.databases.consumed(self.queue, list(self.out))
             self.run.count(Fate.APPLIED, [letter for message_id in applied for letter in self.out.pop(message_id)])
         for item in self.selection.arrivals():
             letters = self.out.pop(item.slot.message_id, [])

@@ -13,7 +13,7 @@ from inventory_service.models import ReleaseEvent, SealRow
 from ops.audit import chain as chains
 from ops.audit import ledger
 from ops.audit.chain import Fault, Verdict, verify
-from ops.dlq.books import Books
+from ops.dlq.service_databases import ServiceDatabases
 from shared.config import Settings
 from shared.seals import key_id, seal_mac
 from tests import releases
@@ -39,14 +39,14 @@ def verified(settings: Settings, database: Databases, ops: Engine, monkeypatch: 
     """Verifies in small pages, so that they end everywhere."""
     monkeypatch.setattr(chains, "SEALS_AT_ONCE", 2)
     monkeypatch.setattr(chains, "ROWS_AT_ONCE", 3)
-    books = Books(settings, "tests")
+    databases = ServiceDatabases(settings, "tests")
 
     def verified(*keys: str, **how: Any) -> Verdict:
-        with books.read("inventory") as chain, ops.connect() as witness:
+        with databases.read("inventory") as chain, ops.connect() as witness:
             return verify(chain, witness, keys or (releases.KEY,), **how)
 
     yield verified
-    books.close()
+    databases.close()
 
 
 @pytest.fixture

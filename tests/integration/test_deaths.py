@@ -18,9 +18,9 @@ from nameko.containers import ServiceContainer
 from inventory_service import models
 from inventory_service.domain import State
 from ops.dlq.census import Census
-from ops.dlq.desk import Actor, Desk
+from ops.dlq.dlq_reader import DlqReader
 from ops.dlq.files import discard, put_back
-from ops.dlq.mailbox import Mailbox
+from ops.dlq.operator_session import Actor, OperatorSession
 from ops.domain import Fate, Filter
 from ops.local.processes import Process, spawn
 from shared.config import Settings
@@ -273,9 +273,9 @@ def test_a_message_that_kills_its_process_ends_in_the_dlq_and_its_neighbours_eac
     assert written(database) == [], "nobody was left to write it down"
 
     until(lambda: depths(mail) == {DLQ: 1})  # who looked at it has given it back
-    desk, census = Desk(settings, Actor("census")), Census()
-    assert [census.run_once(desk), census.run_once(desk)] == [0, 1], "what is there twice is written down"
-    desk.close()
+    operator, census = OperatorSession(settings, Actor("census")), Census()
+    assert [census.run_once(operator), census.run_once(operator)] == [0, 1], "what is there twice is written down"
+    operator.close()
     (row,) = written(database)
     assert (row["queue"], row["message_id"], row["reason"]) == (QUEUE, killer.message_id, "crash")
     (listed,) = [one for one in ecom_here("dlq", "ls", "--json", code=1).answer["queues"] if one["messages"]]
@@ -377,14 +377,14 @@ def test_a_dlq_that_was_looked_at_a_hundred_times_holds_what_it_held(
     for event in events:
         mail.put(DLQ, event.to_json())
     before = {message["body"] for message in peek(QUEUE)}
-    desk = Desk(settings, Actor("reader"))
+    operator = OperatorSession(settings, Actor("reader"))
 
     for _ in range(100):
-        with desk.look_into(QUEUE, Filter()) as selection:
+        with operator.look_into(QUEUE, Filter()) as selection:
             assert len(selection.take(20)) == 20
             assert selection.count == 50
 
-    desk.close()
+    operator.close()
     assert {message["body"] for message in peek(QUEUE)} == before == {event.to_json() for event in events}
     assert depths(mail) == {DLQ: 50}
     deliveries = [message.headers["x-delivery-count"] for message in mail.all(DLQ)]
@@ -397,20 +397,20 @@ def test_what_a_discard_took_away_before_it_was_killed_is_put_back_from_its_file
     class Killed(BaseException):
         """What comes after this is not done."""
 
-    def ack_and_die(mailbox: Mailbox, tags: Sequence[int]) -> None:
-        ack(mailbox, tags)
+    def ack_and_die(reader: DlqReader, tags: Sequence[int]) -> None:
+        ack(reader, tags)
         raise Killed
 
     bench("inventory").handle_batch(COMMITS, [told(CommitRequested(uuid4())) for _ in range(10)])
-    desk, ack, file = Desk(settings, Actor("operator")), Mailbox.ack, tmp_path / "discarded.jsonl"
+    operator, ack, file = OperatorSession(settings, Actor("operator")), DlqReader.ack, tmp_path / "discarded.jsonl"
     with monkeypatch.context() as patch:
-        patch.setattr(Mailbox, "ack", ack_and_die)
+        patch.setattr(DlqReader, "ack", ack_and_die)
         with pytest.raises(Killed):
-            discard(desk, COMMITS, file, Filter(), None)
+            discard(operator, COMMITS, file, Filter(), None)
     assert depths(mail) == {}
 
-    (run,) = put_back(desk, file)
+    (run,) = put_back(operator, file)
 
-    desk.close()
+    operator.close()
     assert run.tally.fates == {Fate.IMPORTED: 10}
     assert depths(mail) == {f"{COMMITS}.dlq": 10}

@@ -6,8 +6,8 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from ops.dlq.desk import Actor, Desk
 from ops.dlq.diagnose import PROPHETS, diagnose
+from ops.dlq.operator_session import Actor, OperatorSession
 from ops.domain import Filter, Prediction
 from order_service import models as order_models
 from shared.config import Settings
@@ -49,7 +49,7 @@ NOT_BUSINESS = {"alembic_version", "dead_messages", "consumed_messages"}
 
 
 class World:
-    """A service with its books, brought into a state by what it heard before."""
+    """A service with its databases, brought into a state by what it heard before."""
 
     def __init__(self, bench: Bench, queue: str, database: Databases) -> None:
         self.bench = bench
@@ -402,8 +402,8 @@ for _queue in BY_NAME:
 
 
 @pytest.fixture
-def desk(settings: Settings, database: Databases) -> Iterator[Desk]:
-    one = Desk(settings, Actor("ann"))
+def operator(settings: Settings, database: Databases) -> Iterator[OperatorSession]:
+    one = OperatorSession(settings, Actor("ann"))
     yield one
     one.close()
 
@@ -418,7 +418,7 @@ def test_every_prediction_of_every_queue_has_a_scene(queue):
 
 
 @pytest.mark.parametrize(("queue", "name"), SCENES)
-def test_what_is_predicted_is_what_happens(queue, name, bench, database, mail, desk):
+def test_what_is_predicted_is_what_happens(queue, name, bench, database, mail, operator):
     prediction, made = SCENES[queue, name]
     world = World(bench(BY_NAME[queue].service), queue, database)
     what = made(world)
@@ -429,7 +429,7 @@ def test_what_is_predicted_is_what_happens(queue, name, bench, database, mail, d
     mail.send([Outgoing("", dlq, body, str(message_id), event.type if event else "", {"x-reason": "exhausted"})])
     before = world.snapshot()
 
-    found = diagnose(desk, queue, Filter())
+    found = diagnose(operator, queue, Filter())
 
     ((group, count),) = found.groups.items()
     assert (group.prediction, count, found.examples[group]) == (prediction, 1, message_id)
@@ -449,21 +449,21 @@ def test_what_is_predicted_is_what_happens(queue, name, bench, database, mail, d
     }[prediction]
 
 
-def test_alike_messages_are_one_group_with_an_example(desk, mail):
+def test_alike_messages_are_one_group_with_an_example(operator, mail):
     events = [told(CommitRequested(uuid4())) for _ in range(3)]
     dlq = dead_letter_queue(COMMIT)
     mail.send(
         [Outgoing("", dlq, e.to_json(), str(e.message_id), e.type, {"x-reason": "unknown_order"}) for e in events]
     )
-    found = diagnose(desk, COMMIT, Filter())
+    found = diagnose(operator, COMMIT, Filter())
     ((group, count),) = found.groups.items()
     assert (count, group.reason, group.event_type) == (3, "unknown_order", "inventory.commit.requested")
     assert group.why == "unknown_order: order ... has no reservation to commit"
     assert found.examples[group] in {event.message_id for event in events}
 
 
-def test_a_message_whose_id_was_changed_by_hand_is_diagnosed(desk, mail):
+def test_a_message_whose_id_was_changed_by_hand_is_diagnosed(operator, mail):
     event = told(CommitRequested(uuid4()))
     mail.send([Outgoing("", dead_letter_queue(COMMIT), event.to_json(), str(uuid4()), "", {"x-reason": "by hand"})])
-    (group,) = diagnose(desk, COMMIT, Filter()).groups
+    (group,) = diagnose(operator, COMMIT, Filter()).groups
     assert group.prediction == Prediction.POISON

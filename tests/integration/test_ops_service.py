@@ -17,8 +17,8 @@ from nameko.testing.services import entrypoint_hook
 
 from ops import models
 from ops.dlq import selection
-from ops.dlq.desk import Actor, Desk
-from ops.dlq.mailbox import Mailbox
+from ops.dlq.dlq_reader import DlqReader
+from ops.dlq.operator_session import Actor, OperatorSession
 from ops.domain import Filter, Kind
 from ops.service import OpsService
 from shared.config import Settings
@@ -115,10 +115,10 @@ def test_a_replay_that_is_not_there_is_not_found(ask: Ask, replay_id: Any) -> No
 
 
 def test_another_operation_is_no_replay(ask: Ask, settings: Settings) -> None:
-    desk = Desk(settings, Actor("bob"))
-    with desk.operation(Kind.EXPORT, DLQ, Filter(), {}) as run:
+    operator = OperatorSession(settings, Actor("bob"))
+    with operator.operation(Kind.EXPORT, DLQ, Filter(), {}) as run:
         pass
-    desk.close()
+    operator.close()
     with pytest.raises(NotFound):
         ask("get_replay", str(run.operation_id))
 
@@ -173,7 +173,7 @@ def test_a_stop_while_the_queue_is_read_ends_it_as_stopped_with_nothing_sent(
     die(mail, 3)
     reading, go_on, seen = Event(), Event(), []
 
-    def slowly(self: Mailbox) -> Iterator[Any]:
+    def slowly(self: DlqReader) -> Iterator[Any]:
         for item in read_all(self):
             if not reading.ready():
                 reading.send()
@@ -181,8 +181,8 @@ def test_a_stop_while_the_queue_is_read_ends_it_as_stopped_with_nothing_sent(
             seen.append(item)
             yield item
 
-    read_all = Mailbox.read
-    monkeypatch.setattr(Mailbox, "read", slowly)
+    read_all = DlqReader.read
+    monkeypatch.setattr(DlqReader, "read", slowly)
     monkeypatch.setattr(selection, "TELL_EVERY", 1)
     ask("start_replay", MAIN, {"all": True})
     reading.wait()
@@ -199,11 +199,11 @@ def test_a_stop_while_the_queue_is_read_ends_it_as_stopped_with_nothing_sent(
 
 
 def test_a_replay_whose_process_died_says_so_though_nobody_has_come_since(ask: Ask, settings: Settings) -> None:
-    desk = Desk(settings, Actor("alice"))
-    with desk.ledger() as ledger:
+    operator = OperatorSession(settings, Actor("alice"))
+    with operator.ledger() as ledger:
         models.lock(ledger, DLQ)
         replay_id = str(models.start(ledger, Kind.REPLAY, DLQ, "alice", "", Filter(), {}))
         assert ask("get_replay", replay_id)["status"] == "started"
-    desk.close()  # its sessions end as a dead process's do
+    operator.close()  # its sessions end as a dead process's do
     died = until(lambda: (found := ask("get_replay", replay_id))["status"] != "started" and found)
     assert (died["status"], died["outcome"]) == ("interrupted", "its process died")

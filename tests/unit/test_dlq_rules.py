@@ -14,9 +14,9 @@ from ops.domain import (
     MAX_REPLAYS,
     NEVER,
     SLOWEST_PER_S,
+    DeadLetter,
     Fate,
     Filter,
-    Letter,
     Pace,
     Tally,
     dlq_of,
@@ -29,7 +29,7 @@ from shared.errors import ValidationFailed
 from topology.table import BY_NAME
 
 NOW = datetime(2026, 1, 14, 10, 30, tzinfo=UTC)
-LETTER = Letter(
+LETTER = DeadLetter(
     message_id=UUID(int=1),
     reason="exhausted",
     error_class="ProviderTimeout",
@@ -57,7 +57,7 @@ FIELDS = {
 
 def test_a_filter_without_anything_means_every_letter():
     assert Filter().matches(LETTER)
-    assert Filter().matches(Letter(uuid4(), ""))
+    assert Filter().matches(DeadLetter(uuid4(), ""))
 
 
 def test_every_field_of_a_filter_is_tried_here():

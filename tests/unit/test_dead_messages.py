@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ops.dlq.letters import (
+from ops.dlq.dead_messages import (
     CRASHED,
     Content,
     check,

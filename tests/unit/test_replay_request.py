@@ -5,7 +5,7 @@ from uuid import UUID
 
 import pytest
 
-from ops.dlq.wanted import filters_wanted, replay_wanted
+from ops.dlq.replay_request import read_filters, read_replay
 from ops.domain import Filter, Pace
 from shared.errors import ValidationFailed
 
@@ -19,7 +19,7 @@ def problems(read, given):
 
 
 def test_a_replay_is_read_as_it_is_meant():
-    found = replay_wanted(
+    found = read_replay(
         {
             "ids": [ID, ID],
             "reasons": ["crash"],
@@ -54,14 +54,14 @@ def test_a_replay_is_read_as_it_is_meant():
 
 
 def test_what_is_left_out_lets_everything_pass_at_a_gentle_pace():
-    found = replay_wanted({"all": True})
+    found = read_replay({"all": True})
     assert (found.chosen, found.most, found.pace) == (Filter(), None, Pace(100.0))
     assert (found.force, found.stop_on_redeath, found.why) == (False, False, "")
 
 
 @pytest.mark.parametrize("given", [{}, {"all": False}, {"reasons": ["crash"]}, {"max": 1, "all": True}])
 def test_something_says_which_messages_are_meant(given):
-    assert problems(replay_wanted, given) == []  # told of the whole
+    assert problems(read_replay, given) == []  # told of the whole
 
 
 @pytest.mark.parametrize(
@@ -82,15 +82,15 @@ def test_something_says_which_messages_are_meant(given):
     ],
 )
 def test_what_is_not_right_is_told_by_its_name(name, bad):
-    assert problems(replay_wanted, {"all": True, name: bad}) == [name]
+    assert problems(read_replay, {"all": True, name: bad}) == [name]
 
 
 def test_filters_of_a_list_are_known_names_with_values_that_can_be():
-    assert filters_wanted({"reason": "crash", "event_type": "order.paid", "order_id": ID, "trace_id": "a"}) == {
+    assert read_filters({"reason": "crash", "event_type": "order.paid", "order_id": ID, "trace_id": "a"}) == {
         "reason": "crash",
         "event_type": "order.paid",
         "order_id": UUID(ID),
         "trace_id": "a",
     }
     for name, bad in (("reason", None), ("order_id", "7"), ("metadata", "x"), ("queue", "x")):
-        assert problems(filters_wanted, {name: bad}) == [name]
+        assert problems(read_filters, {name: bad}) == [name]

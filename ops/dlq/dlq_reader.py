@@ -18,7 +18,7 @@ import amqp
 import eventlet
 from amqp.exceptions import NotFound as NoSuchQueue
 
-from ops.dlq.letters import Content, content_of
+from ops.dlq.dead_messages import Content, content_of
 from shared.edge.broker import BROKER_ERRORS, BrokerConnection
 from shared.errors import CannotWork
 
@@ -64,7 +64,7 @@ def depths(uri: str, heartbeat_s: float, queues: Sequence[str]) -> dict[str, int
             connection.abort()
 
 
-class Mailbox:
+class DlqReader:
     """One DLQ, opened for reading. Every method raises CannotWork when the broker is away; then all is put back."""
 
     def __init__(self, uri: str, heartbeat_s: float, dlq: str) -> None:
@@ -78,7 +78,7 @@ class Mailbox:
             self._connection = BrokerConnection(uri, heartbeat_s)
         self._channels: list[amqp.Channel] = [self._connection.channel]
 
-    def __enter__(self) -> Mailbox:
+    def __enter__(self) -> DlqReader:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

@@ -16,7 +16,7 @@ from uuid import UUID, uuid5
 import amqp
 from amqp.exceptions import AMQPError
 
-from ops.domain import CRASH, NEVER, UNKNOWN, Letter
+from ops.domain import CRASH, NEVER, UNKNOWN, DeadLetter
 from shared.edge.publisher import Outgoing
 from shared.errors import DeadMessage, InvalidSchema, ValidationFailed
 from shared.events import CATALOGUE, CONTRACT_VERSION, Envelope, decode
@@ -69,7 +69,7 @@ def content_of(dlq: str, message: amqp.Message) -> Content:
 # --- reading ------------------------------------------------------------------------------------------------------
 
 
-def letter_of(content: Content) -> Letter:
+def letter_of(content: Content) -> DeadLetter:
     """What the rules need to know of it. Anything may be missing or nonsense: nothing in it is trusted."""
     headers, properties = content.headers, content.properties
     event = _fields(content.body)
@@ -79,7 +79,7 @@ def letter_of(content: Content) -> Letter:
     times = [moment.replace(tzinfo=UTC) for death in crashes if isinstance(moment := death.get("time"), datetime)]
     crashed, died = bool(crashes), max(times, default=None)
     first = _moment(headers.get("x-first-failed-at")) or died
-    return Letter(
+    return DeadLetter(
         message_id=id_of(content),
         reason=(_text(reason) or _text(str(reason))) if reason else CRASH if crashed else UNKNOWN,
         # What an earlier try failed with is not what it crashed of.

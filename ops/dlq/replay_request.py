@@ -11,17 +11,14 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from ops.domain import Filter, Pace, parse_ramp, parse_rate
+from ops.domain import DEFAULT_RATE, Filter, Pace, parse_ramp, parse_rate
 from shared.errors import ValidationFailed
-
-# Not faster unless somebody says so.
-DEFAULT_RATE = "100/s"
 
 Read = Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ReplayRequest:
     """A replay as it is asked for; `most` is None for all that the filter chooses."""
 
     chosen: Filter
@@ -114,12 +111,12 @@ def _read(given: Mapping[str, Any], readers: Mapping[str, Read]) -> dict[str, An
     return found
 
 
-def filters_wanted(given: Mapping[str, Any]) -> dict[str, Any]:
+def read_filters(given: Mapping[str, Any]) -> dict[str, Any]:
     """Which of the messages that are written down are to be listed. Raises ValidationFailed."""
     return _read(given, LISTED)
 
 
-def replay_wanted(given: Mapping[str, Any]) -> Wanted:
+def read_replay(given: Mapping[str, Any]) -> ReplayRequest:
     """The replay that is meant. Raises ValidationFailed, also when nothing says which messages are meant."""
     found = _read({"rate": DEFAULT_RATE, **given}, REPLAY)
     most, everything = found.get("max"), found.get("all", False)
@@ -127,7 +124,7 @@ def replay_wanted(given: Mapping[str, Any]) -> Wanted:
         raise ValidationFailed("max or all, not both")
     if most is None and not everything and not found.get("ids"):
         raise ValidationFailed("say which: ids, max or all (with filters: all that match)")
-    return Wanted(
+    return ReplayRequest(
         Filter(**{name: value for name, value in found.items() if name in FILTER}),
         most,
         Pace(found["rate"], found.get("ramp", ())),

@@ -16,7 +16,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from ops.domain import NEVER, Letter
+from ops.domain import NEVER, DeadLetter
 from order_service.models import OrderRow, timeline
 from shared.config import Settings
 from shared.edge.postgres import connect
@@ -44,7 +44,7 @@ def database_faults(name: str) -> Iterator[None]:
         raise CannotWork(f"the database of {name} cannot be used: {reason}") from error
 
 
-class Books:
+class ServiceDatabases:
     """The databases of the services, opened when first needed."""
 
     def __init__(self, settings: Settings, application: str, pool_size: int = 2) -> None:
@@ -198,7 +198,7 @@ class Books:
         with self.write(BY_NAME[queue].service) as session:
             return int(session.execute(statement).rowcount)  # type: ignore[attr-defined]
 
-    def enter(self, queue: str, letters: Sequence[Letter]) -> None:
+    def enter(self, queue: str, letters: Sequence[DeadLetter]) -> None:
         """Write down that these lie in the DLQ, whatever was written of them before. One statement."""
         unique = {letter.message_id: letter for letter in letters}
         if not unique:

@@ -18,17 +18,17 @@ import eventlet
 from sqlalchemy import Connection
 
 from ops import models
-from ops.dlq.books import Books, database_faults
-from ops.dlq.mailbox import Mailbox
+from ops.dlq.dlq_reader import DlqReader
 from ops.dlq.selection import Selection
-from ops.domain import Fate, Filter, Kind, Letter, Status, Tally, dlq_of
+from ops.dlq.service_databases import ServiceDatabases, database_faults
+from ops.domain import DeadLetter, Fate, Filter, Kind, Status, Tally, dlq_of
 from shared.config import Settings
 from shared.edge.database import quietly
 from shared.edge.postgres import connect
 from shared.edge.publisher import Outgoing, Publisher
 from shared.errors import CannotWork, Conflict, EcomError
 
-# Confirmed together. At most so many are in both queues if the process dies.
+# Messages read, published and confirmed together. If the process dies, at most this many are in both queues.
 CHUNK = 500
 # Who only looks has it for a moment: that is waited for. Who works on it is not.
 LOCK_PATIENCE_S = 2.0
@@ -62,7 +62,7 @@ class Run:
     sha256: str = ""
     written: float = 0.0  # when the ledger heard last
 
-    def count(self, fate: Fate, letters: Sequence[Letter], reason: str = "") -> None:
+    def count(self, fate: Fate, letters: Sequence[DeadLetter], reason: str = "") -> None:
         """What became of these messages, for the ledger and whoever watches."""
         models.write_fates(self.ledger, self.operation_id, fate, letters, reason)
         if not letters or fate == Fate.STARTED:
@@ -119,14 +119,14 @@ class Stopped(CannotWork):
     """It was asked to stop while it was reading."""
 
 
-class Desk:
+class OperatorSession:
     """The broker, the services' books and the ledger, for one operator. Close it when done."""
 
     def __init__(self, settings: Settings, actor: Actor, watch: Watch = Watch()) -> None:
         self.settings = settings
         self.actor = actor
         self.watch = watch
-        self.books = Books(settings, session_name(actor))
+        self.databases = ServiceDatabases(settings, session_name(actor))
         self.publisher = Publisher(settings.amqp_uri, settings.heartbeat_s)
         # Its sessions hold locks: each is opened for one operation and shared with none.
         engine = connect(settings.database_url("ops"), session_name(actor))
@@ -135,7 +135,7 @@ class Desk:
     def close(self) -> None:
         """Let go of every connection."""
         self.publisher.close()
-        self.books.close()
+        self.databases.close()
         self._engine.dispose()
 
     @contextmanager
@@ -144,9 +144,9 @@ class Desk:
         with database_faults("ops"), self._engine.connect() as connection:
             yield connection
 
-    def open(self, dlq: str) -> Mailbox:
+    def open(self, dlq: str) -> DlqReader:
         """A DLQ to be read. The caller has its lock. Raises CannotWork."""
-        return Mailbox(self.settings.amqp_uri, self.settings.heartbeat_s, dlq)
+        return DlqReader(self.settings.amqp_uri, self.settings.heartbeat_s, dlq)
 
     def select(self, dlq: str, chosen: Filter) -> Selection:
         """What a filter chooses of a DLQ, held. The caller has its lock. Raises Stopped, CannotWork."""
