@@ -1,7 +1,6 @@
 """The one version number of the project: it is typed in setup.cfg and read here. Standard library only."""
 
 from configparser import ConfigParser
-from importlib import metadata
 from pathlib import Path
 
 SETUP = Path(__file__).resolve().parent.parent / "setup.cfg"
@@ -14,12 +13,18 @@ def from_setup(path: Path = SETUP) -> str:
     return parser["metadata"]["version"]
 
 
-def version() -> str:
-    """The version of the installed package; that of setup.cfg if the package is not installed."""
+def version(setup: Path = SETUP) -> str:
+    """The version of setup.cfg; without one beside the packages, that of the installed package.
+
+    setup.cfg comes first: the metadata of an editable install are as old as the install, and reading them imports
+    sockets, which `ecom run` must not do before it patches the standard library.
+    """
     try:
+        return from_setup(setup)
+    except KeyError:
+        from importlib import metadata
+
         return metadata.version("ecom")
-    except metadata.PackageNotFoundError:
-        return from_setup()
 
 
 VERSION = version()

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ops.cli.console import FOUND, actor_option, bar, harmless, json_option, login, print_json, print_table
-from shared.config import Settings, read
+from ops.cli.home import read
+from shared.config import Settings
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection

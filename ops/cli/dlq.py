@@ -29,9 +29,10 @@ from ops.cli.console import (
     print_json,
     print_table,
 )
+from ops.cli.home import read
 from ops.domain import DEFAULT_RATE, NEVER, Fate, Filter, Pace, Status, dlq_of, parse_ramp, parse_rate
-from shared.config import read
 from shared.errors import NotFound, ValidationFailed
+from topology.table import BY_NAME
 
 if TYPE_CHECKING:
     from ops.dlq.operator_session import OperatorSession, Run
@@ -115,7 +116,12 @@ def scan_option(command: Command) -> Command:
     )
 
 
-queue_argument = click.argument("queue", metavar="QUEUE")
+def complete_queue(context: click.Context, parameter: click.Parameter, typed: str) -> list[str]:
+    """The main queues and DLQs whose names begin with what is typed, for the shell's completion."""
+    return [name for queue in BY_NAME for name in dlq_of(queue) if name.startswith(typed)]
+
+
+queue_argument = click.argument("queue", metavar="QUEUE", shell_complete=complete_queue)
 
 
 def _filter(**given: Any) -> Filter:
@@ -380,7 +386,7 @@ def dlq_diagnose(queue: str, as_json: bool, **given: Any) -> None:
 
 @dlq.command("history")
 @click.argument("operation", required=False, type=click.UUID)
-@click.option("--queue", help="Of one queue.")
+@click.option("--queue", shell_complete=complete_queue, help="Of one queue.")
 @click.option("--actor", type=Plain(), help="Of one operator.")
 @click.option("--since", type=Moment(), help="Since then: 2026-01-14T10:30:00Z, or 2h ago.")
 @click.option("--max", "most", type=click.IntRange(1, 1000), default=50, show_default=True, help="The N newest.")

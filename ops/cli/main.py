@@ -20,8 +20,10 @@ import click
 from ops.cli.audit import audit
 from ops.cli.console import COULD_NOT, FOUND, complain, json_option, print_json, print_table
 from ops.cli.dlq import dlq
-from shared.config import SERVICES, masked, read
-from shared.errors import CannotWork, Conflict, EcomError, NotFound, TopologyDrift, ValidationFailed
+from ops.cli.home import hint, read
+from shared.config import SERVICES, masked
+from shared.errors import CannotWork, ConfigurationFault, Conflict, EcomError, NotFound, TopologyDrift, ValidationFailed
+from shared.version import VERSION
 
 CONNECT_TIMEOUT_S = 5
 STATEMENT_TIMEOUT_MS = 10_000
@@ -44,6 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """The console script. Ends the process with one of the exit codes above."""
     try:
         ecom.main(args=arguments, prog_name="ecom")
+    except ConfigurationFault as error:
+        advice = hint() if str(error).endswith(" is not set") else ""
+        complain(ConfigurationFault(f"{error}; {advice}") if advice else error)
     except EcomError as error:
         complain(error)
     except Exception:
@@ -52,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(VERSION, message="%(prog)s %(version)s")
 def ecom() -> None:
     """Run, look into and repair the order management back end."""
 
@@ -89,13 +95,21 @@ def status(as_json: bool) -> None:
 
 
 def _stack(*arguments: str, as_json: bool) -> NoReturn:
-    """Hand over to ops.local.stack. Only its status speaks JSON; of the others --json prints how they ended."""
-    from ops.local import stack
+    """Run a command of ops.local. `status` prints JSON itself; for the others --json prints the exit code.
+
+    Raises CannotWork where ops.local is absent, as in the production image.
+    """
+    try:
+        from ops.local import commands
+    except ModuleNotFoundError as error:
+        if error.name != "ops.local":
+            raise
+        raise CannotWork(f"`ecom {arguments[0]}` works in a checkout of the project only") from None
 
     if not as_json or arguments == ("status",):
-        sys.exit(stack.main([*arguments, *(["--json"] if as_json else [])]))
+        sys.exit(commands.main([*arguments, *(["--json"] if as_json else [])]))
     with redirect_stdout(sys.stderr):
-        code = stack.main(arguments)
+        code = commands.main(arguments)
     print_json({"command": arguments[0], "exit_code": code})
     sys.exit(code)
 

@@ -101,7 +101,7 @@ class Supervisor:
         while waiting := [child for child in self.children if not child.ready]:
             self.run_once()
             for child in waiting:
-                child.ready = child.popen is not None and _is_ready(child.url)
+                child.ready = child.popen is not None and is_ready(child.url)
                 if not child.ready and (child.deaths >= HOPELESS_AFTER or time.monotonic() > deadline):
                     why = f"died {child.deaths} times" if child.deaths else f"is not ready after {patience_s:.0f} s"
                     raise StackFault(f"{child.name} {why}; log: {child.log}\n{tail(child.log)}")
@@ -146,7 +146,8 @@ def backoff(deaths: int) -> float:
     return float(min(FIRST_BACKOFF_S * 2 ** min(deaths - 2, 10), LONGEST_BACKOFF_S))
 
 
-def _is_ready(url: str) -> bool:
+def is_ready(url: str) -> bool:
+    """Whether the process at this URL answers 200 on /readyz."""
     try:
         # No proxy: an environment that sets one would send even this through it.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from ops.local import install, processes, servers, stack, supervisor
+from ops.local import commands, install, processes, servers, stack, supervisor, testrun
 from ops.local.processes import Process, StackFault, spawn, wait_until
 
 # What is started here is started by a supervisor that eventlet has never patched.
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Using fork:DeprecationWarning")
 @pytest.fixture(autouse=True)
 def own_ground(tmp_path, monkeypatch):
     """Every test has its own .run and an environment without settings."""
-    for module in (stack, install):
+    for module in (stack, install, commands, testrun):
         monkeypatch.setattr(module, "RUN", tmp_path / "run dir")
     for name in stack.SETTINGS:
         monkeypatch.delenv(name, raising=False)
@@ -183,7 +183,7 @@ def test_a_service_that_never_comes_up_ends_the_start_with_the_end_of_its_log(tm
         watcher.wait_ready(patience_s=20)
 
 
-def test_a_service_is_ready_only_once_it_says_so(tmp_path):
+def test_a_serviceis_ready_only_once_it_says_so(tmp_path):
     serve = """
 import sys, time
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -314,8 +314,8 @@ def test_a_stale_state_file_does_not_make_a_stack_run(capsys):
     one.directory.mkdir(parents=True)
     one.keep(ready=True, children={})
     (one.directory / "lock").write_text(str(os.getpid()))
-    assert stack.main(["status"]) == 1
-    assert stack.main(["down"]) == 0
+    assert commands.main(["status"]) == 1
+    assert commands.main(["down"]) == 0
     assert "nothing is running" in capsys.readouterr().out
 
 
@@ -325,7 +325,7 @@ def test_what_a_killed_supervisor_left_running_is_ended(started):
     one.directory.mkdir(parents=True)
     one.keep(children={"order-0": {"url": "", "pid": orphan.pid, "started": orphan.started}})
     processes.kill(orphan.family()[1:])
-    assert stack.main(["down"]) == 0
+    assert commands.main(["down"]) == 0
     assert not orphan.alive()
 
 
@@ -334,7 +334,7 @@ def test_what_a_killed_supervisor_left_running_is_ended(started):
 
 @pytest.mark.parametrize("words", [[], ["fly"], ["up", "--replicas", "0"], ["status", "--yaml"], ["exec"]])
 def test_misuse_is_exit_code_two(words, capsys):
-    assert stack.main(words) == 2
+    assert commands.main(words) == 2
     assert capsys.readouterr().err
 
 
@@ -353,16 +353,16 @@ def test_misuse_is_exit_code_two(words, capsys):
 def test_a_run_that_fails_or_finds_none_of_its_tests_fails_the_whole(patched, plain, narrowed, code):
     codes = {"patched": patched, "plain": plain}
     if code == 0:
-        assert stack.judge(codes, narrowed) == 0
+        assert testrun.judge(codes, narrowed) == 0
     else:
         with pytest.raises(StackFault) as failed:
-            stack.judge(codes, narrowed)
+            testrun.judge(codes, narrowed)
         assert failed.value.exit_code == code
 
 
 def test_a_run_without_test_files_may_be_empty(monkeypatch, tmp_path):
-    monkeypatch.setattr(stack, "ROOT", tmp_path)
-    assert stack.judge({"patched": 0, "plain": 5}, narrowed=False) == 0
+    monkeypatch.setattr(testrun, "ROOT", tmp_path)
+    assert testrun.judge({"patched": 0, "plain": 5}, narrowed=False) == 0
 
 
 # --- installing -----------------------------------------------------------------------------------------------------
@@ -444,19 +444,70 @@ def test_a_browser_in_a_snap_is_none_and_playwrights_own_is_one(no_browser, monk
 
 
 @pytest.mark.parametrize(
-    ("arguments", "wanted"),
+    ("paths", "wanted"),
     [
-        ((), True),
-        (("-k", "words"), True),
-        (("tests/e2e",), True),
-        (("tests/e2e/test_dashboard.py",), True),
-        (("tests/e2e/test_dashboard.py::test_the_csv_is_the_file_of_the_api",), True),
-        (("tests/e2e/test_http.py", "tests/unit"), False),
-        (("tests/unit",), False),
+        (["tests/e2e", "tests/chaos"], True),
+        (["tests/e2e/test_dashboard.py"], True),
+        (["tests/e2e/test_dashboard.py::test_the_csv_is_the_file_of_the_api"], True),
+        (["tests/e2e/test_http.py"], False),
+        ([], False),
     ],
 )
-def test_a_run_without_the_dashboards_tests_wants_no_browser(arguments, wanted):
-    assert stack.wants_browser(stack._paths("plain", arguments)) is wanted
+def test_only_the_dashboards_tests_need_a_browser(paths, wanted):
+    assert testrun.wants_browser(paths) is wanted
+
+
+UNIT, INTEGRATION, E2E = "tests/unit/test_cli.py", "tests/integration/test_users.py", "tests/e2e/test_http.py"
+
+
+@pytest.mark.parametrize(
+    ("tests", "arguments", "parts"),
+    [
+        ([f"{UNIT}::a", f"{UNIT}::b"], ["-k", "words"], {"patched": ([UNIT], False)}),
+        ([f"{UNIT}::a"], [f"{UNIT}::a"], {"patched": ([f"{UNIT}::a"], False)}),
+        (["tests/test_architecture.py::a"], ["-k", "a"], {"patched": (["tests/test_architecture.py"], False)}),
+        ([f"{UNIT}::a", f"{INTEGRATION}::a"], ["-k", "a"], {"patched": ([UNIT, INTEGRATION], True)}),
+        ([f"{INTEGRATION}::a"], ["tests/integration"], {"patched": (["tests/integration"], True)}),
+        (
+            [f"{UNIT}::a", f"{E2E}::a"],
+            ["tests", "-k", "a"],
+            {"patched": ([UNIT], False), "plain": ([E2E], True)},
+        ),
+        ([f"{E2E}::a"], ["tests/unit", "tests/e2e/", "-k", "a"], {"plain": (["tests/e2e/"], True)}),
+    ],
+)
+def test_only_runs_that_have_tests_are_started_and_unit_tests_need_no_servers(tests, arguments, parts):
+    found = testrun.choose_parts(tests, arguments)
+    assert {kind: (part.paths, part.needs_servers) for kind, part in found.items()} == parts
+
+
+def test_the_value_of_an_option_is_no_path():
+    assert testrun._named(["-k", "tests", "tests/unit"]) == ["tests/unit"]
+
+
+def test_the_chosen_tests_are_collected_whatever_is_printed():
+    chosen = "tests/unit/test_version.py::test_a_setup_cfg_without_a_version_is_an_error"
+    assert testrun.collect(["tests/unit/test_version.py", "-k", "without_a_version", "-v", "-s"]) == [chosen]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["tests/unit/test_version.py", "-k", "no_such_test"], 1, "no test matches"),
+        (["tests/unit/test_absent.py"], 2, "file or directory not found: tests/unit/test_absent.py"),
+    ],
+)
+def test_a_choice_without_tests_ends_before_any_server_starts(arguments, code, says, monkeypatch, capsys):
+    monkeypatch.setattr(testrun, "packages", lambda say: None)
+    monkeypatch.setattr(testrun, "_start_servers", lambda *given: pytest.fail("servers were started"))
+    with pytest.raises(StackFault) as refused:
+        testrun.test(arguments)
+    assert (str(refused.value), refused.value.exit_code) == (says, code)
+
+
+def test_restart_needs_a_running_stack(capsys):
+    assert commands.main(["restart"]) == 1
+    assert capsys.readouterr().err == "ecom: nothing is running; `make up` starts it\n"
 
 
 def test_the_lock_has_hashes_for_everything_and_names_no_host():
