@@ -19,7 +19,7 @@ import click
 
 from ops.cli.audit import audit
 from ops.cli.console import COULD_NOT, FOUND, complain, json_option, print_json, print_table
-from ops.cli.dlq import dlq
+from ops.cli.dlq.commands import dlq
 from ops.cli.home import hint, read
 from shared.config import SERVICES, masked
 from shared.errors import CannotWork, ConfigurationFault, Conflict, EcomError, NotFound, TopologyDrift, ValidationFailed
