@@ -128,9 +128,6 @@ _HOLDER = text(
 )
 
 
-# --- one at a time ------------------------------------------------------------------------------------------------
-
-
 def lock(connection: Connection, queue: str) -> None:
     """Take a DLQ for the session of this connection. Raises Conflict, naming who has it.
 
@@ -149,9 +146,6 @@ def lock(connection: Connection, queue: str) -> None:
 def holder(connection: Connection, queue: str) -> str | None:
     """Who works on a DLQ now, or None."""
     return connection.execute(_HOLDER, {"class": _LOCK_CLASS, "queue": queue}).scalar()
-
-
-# --- writing ------------------------------------------------------------------------------------------------------
 
 
 def start(
@@ -233,9 +227,6 @@ def write_fates(
     if rows:
         parameters = {"operation_id": operation_id, "fate": fate, **columns_of(rows.values(), _MESSAGE)}
         connection.execute(_WRITE, parameters)
-
-
-# --- reading ------------------------------------------------------------------------------------------------------
 
 
 def operation(connection: Connection, operation_id: uuid.UUID) -> dict[str, Any]:

@@ -62,9 +62,6 @@ def ecom() -> None:
     """Run, look into and repair the order management back end."""
 
 
-# --- the stack on this machine ---------------------------------------------------------------------------------
-
-
 @ecom.command()
 @click.option("--replicas", type=click.IntRange(1, 9), metavar="N", help="How many of each service.")
 @json_option
@@ -123,9 +120,6 @@ def run(service: str, replica: int, as_json: bool) -> None:
     from shared.edge import runner  # first of all: it patches the standard library
 
     sys.exit(runner.run(service, replica))
-
-
-# --- settings, databases, broker -------------------------------------------------------------------------------
 
 
 @ecom.command()
@@ -211,9 +205,6 @@ def _report(drift: Sequence[Any], as_json: bool, done: str, bindings_seen: bool 
         click.echo(f"{done}: {counts}{unseen}")
     if drift:
         sys.exit(FOUND)
-
-
-# --- users -----------------------------------------------------------------------------------------------------
 
 
 @ecom.group()
@@ -321,9 +312,6 @@ def _user_faults() -> Iterator[None]:
     except (Conflict, NotFound) as error:
         complain(error)
         sys.exit(FOUND)
-
-
-# --- outbox ----------------------------------------------------------------------------------------------------
 
 
 @ecom.group()

@@ -66,9 +66,6 @@ def content_of(dlq: str, message: amqp.Message) -> Content:
     )
 
 
-# --- reading ------------------------------------------------------------------------------------------------------
-
-
 def letter_of(content: Content) -> DeadLetter:
     """What the rules need to know of it. Anything may be missing or nonsense: nothing in it is trusted."""
     headers, properties = content.headers, content.properties
@@ -193,9 +190,6 @@ def edited(content: Content) -> Content:
     return replace(content, properties=properties, headers=headers, body=event.to_json().encode())
 
 
-# --- lines of a file ----------------------------------------------------------------------------------------------
-
-
 def to_line(content: Content) -> bytes:
     """One line of JSON that holds all of it; the body as text where it is UTF-8, so that it can be edited."""
     try:
@@ -280,9 +274,6 @@ def _unplain(value: Any) -> Any:
         if name in _UNPLAIN:
             return _UNPLAIN[name](item)
     return {name: _unplain(item) for name, item in value.items()}
-
-
-# --- what may be nonsense -----------------------------------------------------------------------------------------
 
 
 def _fields(body: bytes) -> dict[str, Any]:

@@ -106,9 +106,6 @@ def _put_back(operator: OperatorSession, run: Run, contents: list[Content], ther
     run.count(Fate.IMPORTED, letters)
 
 
-# --- the file -----------------------------------------------------------------------------------------------------
-
-
 def write(run: Run, selection: Selection, file: Path, most: int | None) -> None:
     """The lines of the oldest letters, safe on the disk. Raises Conflict when the file is there, CannotWork."""
     unfinished = file.with_name(f".{file.name}.{run.operation_id.hex}")

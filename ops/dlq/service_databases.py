@@ -85,8 +85,6 @@ class ServiceDatabases:
             self._engines[service, writes] = engine.execution_options(isolation_level="AUTOCOMMIT")
         return self._engines[service, writes]
 
-    # --- the inbox ---
-
     def consumed(self, queue: str, message_ids: Collection[UUID]) -> set[UUID]:
         """Those that have taken effect on the consumer of a main queue."""
         query = select(ConsumedMessage.message_id).where(
@@ -94,8 +92,6 @@ class ServiceDatabases:
         )
         with self.read(BY_NAME[queue].service) as session:
             return set(session.scalars(query))
-
-    # --- dead messages ---
 
     def deaths(self, service: str) -> list[dict[str, Any]]:
         """What lies in the DLQs of a service by reason: {queue, reason, count, oldest, newest}."""
@@ -231,8 +227,6 @@ class ServiceDatabases:
                     index_elements=["queue", "message_id"], set_={**kept, "left_at": None, "left_how": None}
                 )
             )
-
-    # --- orders ---
 
     def order_now(self, order_id: UUID) -> dict[str, Any] | None:
         """What an order is now, with its steps so far; None when there is none."""

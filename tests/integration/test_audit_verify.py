@@ -68,9 +68,6 @@ def only(verdict: Verdict) -> Fault:
     return verdict.faults[0]
 
 
-# --- what is intact ---------------------------------------------------------------------------------------------------
-
-
 def test_nothing_is_intact(verified: Verify) -> None:
     assert verified().sentence() == "intact: 0 seals over 0 rows"
 
@@ -132,8 +129,6 @@ def test_rows_are_written_during_a_verification_and_it_stays_intact(
     assert (verdict.intact, verdict.seals, verdict.rows) == (True, 5, 14)
     assert verified().seals == 8
 
-
-# --- rows -------------------------------------------------------------------------------------------------------------
 
 ONE_DIGIT = "(translate(left({0}::text, 1), '0123456789abcdef', '123456789abcdef0') || substr({0}::text, 2))::uuid"
 CHANGES = {
@@ -225,8 +220,6 @@ def test_rows_replaced_by_as_many_others_are_found(verified: Verify, chain: list
     database.run("inventory", swap, a=first, b=second)
     assert only(verified()).seals == (3, 3)
 
-
-# --- seals ------------------------------------------------------------------------------------------------------------
 
 SEAL_CHANGES = {
     "seq": "seq + 100",

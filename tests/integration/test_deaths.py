@@ -152,9 +152,6 @@ def reject_until_dead(mail: Mail, queue: str) -> None:
     until(lambda: depths(mail) == {DLQ: 1})
 
 
-# --- each way to fail ---------------------------------------------------------------------------------------------
-
-
 def test_a_message_that_fails_twice_takes_effect_at_the_third_try(
     start: Start, database: Databases, mail: Mail, tap: str
 ) -> None:
@@ -235,9 +232,6 @@ def test_what_can_never_succeed_dies_at_once_and_no_other_queue_hears_of_it(
     assert listed["reasons"] == [{"reason": reason, "count": 1}]
 
 
-# --- a handler that kills its process -----------------------------------------------------------------------------
-
-
 def test_a_message_that_kills_its_process_ends_in_the_dlq_and_its_neighbours_each_take_effect_once(
     settings: Settings, database: Databases, mail: Mail, tap: str, tmp_path: Path
 ) -> None:
@@ -282,9 +276,6 @@ def test_a_message_that_kills_its_process_ends_in_the_dlq_and_its_neighbours_eac
     assert (listed["dlq"], listed["recorded"]) == (DLQ, 1)
     assert listed["reasons"] == [{"reason": "crash", "count": 1}]
     assert len(mail.all(tap)) == 51
-
-
-# --- the headers of a death ---------------------------------------------------------------------------------------
 
 
 def test_a_message_that_died_by_the_delivery_limit_is_replayed_to_life_and_fails_as_any_other(
@@ -343,9 +334,6 @@ def test_a_replayed_message_takes_no_header_of_its_death_with_which_rabbitmq_3_w
         assert "control" in mail.take(QUEUE).headers
     assert "control" not in mail.take(QUEUE).headers
     until(lambda: depths(mail) == {})
-
-
-# --- replays and readers --------------------------------------------------------------------------------------------
 
 
 def test_a_replay_whose_cause_is_not_mended_stops_after_its_first_wave_and_says_why(

@@ -138,9 +138,6 @@ def again(world: World, payload: Payload) -> Payload:
     return payload
 
 
-# --- inventory --------------------------------------------------------------------------------------------------
-
-
 @scene(CREATED, Prediction.APPLY)
 def a_new_order(world: World) -> Made:
     world.stock()
@@ -232,9 +229,6 @@ def a_commit_of_what_was_refused(world: World) -> Made:
     return CommitRequested(order.order_id)
 
 
-# --- payment ----------------------------------------------------------------------------------------------------
-
-
 @scene(CHARGE, Prediction.APPLY)
 def a_charge(world: World) -> Made:
     return reserved_event()
@@ -299,9 +293,6 @@ def a_cancellation_of_what_was_charged(world: World) -> Made:
 @scene(VOID, Prediction.STALE)
 def a_cancellation_that_was_heard(world: World) -> Made:
     return again(world, OrderCancelled(uuid4(), "deadline"))
-
-
-# --- order ------------------------------------------------------------------------------------------------------
 
 
 @scene(STOCK_SAYS, Prediction.APPLY)
@@ -372,9 +363,6 @@ def a_payment_that_was_followed(world: World) -> Made:
 @scene(MONEY_SAYS, Prediction.POISON)
 def money_back_that_nobody_asked_for(world: World) -> Made:
     return Refunded(world.order().order_id, uuid4(), uuid4(), 100, "EUR")
-
-
-# --- of every queue ---------------------------------------------------------------------------------------------
 
 
 def scene_of(queue: str, prediction: Prediction) -> Scene:

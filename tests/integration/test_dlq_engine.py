@@ -42,9 +42,6 @@ FAST = Pace()
 ALL = Filter()
 
 
-# --- what a test has --------------------------------------------------------------------------------------------
-
-
 def cancellations(count: int) -> list[Envelope]:
     return [told(OrderCancelled(uuid4(), "deadline")) for _ in range(count)]
 
@@ -198,9 +195,6 @@ def by_wire(wire: Wire, settings: Settings) -> Settings:
     return replace(settings, amqp_uri=uri.render_as_string(hide_password=False))
 
 
-# --- reading ----------------------------------------------------------------------------------------------------
-
-
 def test_each_message_is_read_once_however_many_a_consumer_may_hold(settings, mail, stranger, monkeypatch):
     monkeypatch.setattr(dlq_reader, "PREFETCH", 7)
     put = {stranger() for _ in range(50)}
@@ -254,9 +248,6 @@ def test_what_comes_after_an_ack_has_made_room_is_still_seen(settings, mail, str
 def test_a_queue_that_is_not_there_is_named(settings):
     with pytest.raises(CannotWork, match="ecom topology apply"), DlqReader(settings.amqp_uri, 10, "q.nope.dlq") as box:
         list(box.read())
-
-
-# --- choosing ---------------------------------------------------------------------------------------------------
 
 
 DAY_0 = datetime.now(UTC) - timedelta(50)
@@ -321,9 +312,6 @@ def test_a_disk_without_room_holds_nothing_back(operator, mail, stranger, monkey
     with pytest.raises(CannotWork, match=r"no room in .*No space left"), operator.look_into(DLQ, ALL):
         pass
     assert until(lambda: mail.waiting(DLQ) == 3)
-
-
-# --- replay -----------------------------------------------------------------------------------------------------
 
 
 def test_a_replay_takes_effect_once_and_is_written_down(operator, kill, consumer, mail, database):
@@ -570,9 +558,6 @@ def test_a_plan_counts_and_changes_nothing(operator, kill, stranger, mail, datab
     assert until(lambda: mail.waiting(DLQ) == 3)
 
 
-# --- what breaks ------------------------------------------------------------------------------------------------
-
-
 def everything(mail: Mail) -> set[UUID]:
     """The ids in main queue and DLQ, which are emptied."""
     return {UUID(m.properties["message_id"]) for queue in (QUEUE, DLQ) for m in mail.all(queue)}
@@ -653,9 +638,6 @@ def test_what_the_broker_returns_stays_in_the_dlq(operator, kill, mail, database
         mail.channel.queue_bind(QUEUE, exchange, QUEUE)
     assert until(lambda: mail.waiting(DLQ) == 2)
     assert (left(database), fates(database)) == ({None: 2}, {"started": 2})
-
-
-# --- files ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -873,9 +855,6 @@ def test_a_corrected_file_makes_messages_of_their_own_the_same_at_each_run(
     assert effects(database) == {event.payload.order_id: 1}
 
 
-# --- census -----------------------------------------------------------------------------------------------------
-
-
 def test_a_crash_is_found_and_written_down(operator, stranger, mail, database):
     (event,) = cancellations(1)
     body = event.to_json().encode()
@@ -939,9 +918,6 @@ def test_the_census_writes_under_the_lock(operator, open_operator, stranger, mon
     assert refused
 
 
-# --- one at a time ----------------------------------------------------------------------------------------------
-
-
 def test_a_second_operator_is_refused_by_the_name_of_the_first(open_operator, kill, mail, monkeypatch, file):
     monkeypatch.setattr(operator_session, "LOCK_PATIENCE_S", 0.2)
     kill(cancellations(2))
@@ -996,9 +972,6 @@ def test_the_ledger_has_it_as_started_before_anything_is_sent(operator, kill, co
     (message,) = database.rows("ops", "SELECT * FROM operation_messages")
     assert (message["message_id"], message["order_id"]) == (event.message_id, event.payload.order_id)
     assert (message["trace_id"], message["event_type"]) == (event.trace_id, "order.cancelled")
-
-
-# --- looking ----------------------------------------------------------------------------------------------------
 
 
 def test_the_overview_counts_what_is_there_and_what_is_written_down(operator, kill, stranger):

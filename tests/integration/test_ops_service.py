@@ -70,9 +70,6 @@ def sent(ask: Ask, replay_id: str) -> int:
     return int(ask("get_replay", replay_id)["counts"].get("sent", 0))
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "wanted",
     [
@@ -123,9 +120,6 @@ def test_another_operation_is_no_replay(ask: Ask, settings: Settings) -> None:
         ask("get_replay", str(run.operation_id))
 
 
-# --- one at a time ----------------------------------------------------------------------------------------------------
-
-
 def test_a_second_replay_is_told_who_is_at_it(ask: Ask, mail: Mail) -> None:
     die(mail, 2)
     first = ask("start_replay", MAIN, {**SLOW, "why": "one by one"})
@@ -145,9 +139,6 @@ def test_what_is_wrong_before_the_replay_is_written_down_reaches_the_caller(
     with pytest.raises(CannotWork):
         asking(container)("start_replay", MAIN, {"all": True})
     assert database.rows("ops", "SELECT 1 FROM operations") == []
-
-
-# --- how it ends ------------------------------------------------------------------------------------------------------
 
 
 def test_a_stop_ends_a_slow_replay_within_seconds_as_stopped(

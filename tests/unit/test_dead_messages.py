@@ -69,7 +69,6 @@ def crashed(body, **properties):
 
 EVENT = told(order_created())
 
-# --- lines ------------------------------------------------------------------------------------------------------
 
 # What py-amqp reads from a table, at any depth; a name that is no UTF-8 it leaves as bytes.
 scalars = st.one_of(
@@ -173,9 +172,6 @@ def test_what_is_no_line_of_ours_is_refused_in_words(line):
         from_line(line)
 
 
-# --- letters ----------------------------------------------------------------------------------------------------
-
-
 @given(
     contents,
     st.dictionaries(
@@ -261,8 +257,6 @@ def test_the_end_of_a_wait_alone_is_no_crash():
     assert letter_of(content(headers={"x-death": [death("expired")]})).reason == UNKNOWN
 
 
-# --- ids --------------------------------------------------------------------------------------------------------
-
 A, B = str(uuid4()), str(uuid4())
 
 
@@ -305,8 +299,6 @@ def test_an_event_that_its_queue_does_not_take_keeps_the_id_it_was_judged_under(
     assert id_of(message) == UUID(A)
     assert outgoing(message).message_id == A
 
-
-# --- going back -------------------------------------------------------------------------------------------------
 
 DEATH_HEADERS = {
     "x-death": [death()],
@@ -409,9 +401,6 @@ def test_what_amqp_cannot_carry_is_said_before_it_is_sent(bad):
         check(returning(content(**bad)))
 
 
-# --- corrected --------------------------------------------------------------------------------------------------
-
-
 def test_a_corrected_message_is_another_one_and_the_same_at_each_run():
     message = judged(EVENT, UnknownType(), {"x-replays": 3})
     one, two = edited(message), edited(message)
@@ -433,9 +422,6 @@ def test_another_correction_is_another_message():
 def test_a_correction_that_its_consumer_could_not_read_is_refused():
     with pytest.raises(Poison):
         edited(judged(EVENT, Poison(), body=b"still no json"))
-
-
-# --- as it is delivered -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("body", [b"\xff", "grün", memoryview(b"x"), bytearray(b"x"), "\ud800"])

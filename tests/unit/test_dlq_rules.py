@@ -94,8 +94,6 @@ def test_a_tally_tells_only_what_happened():
     assert tally.as_dict() == {"chosen": 3, "dead_again": 1, "reasons": {"exhausted": 1}}
 
 
-# --- who is refused ---------------------------------------------------------------------------------------------
-
 DAYS = 90
 LIMIT = timedelta(days=DAYS)
 SECOND = timedelta(seconds=1)
@@ -121,9 +119,6 @@ SECOND = timedelta(seconds=1)
 def test_what_the_inbox_may_have_forgotten_or_no_replay_mends_is_refused(changed, word):
     found = refusal(replace(LETTER, **changed), NOW, DAYS)
     assert found is None if word is None else word in found
-
-
-# --- waves and rates --------------------------------------------------------------------------------------------
 
 
 def test_the_last_wave_of_a_ramp_repeats():
@@ -193,9 +188,6 @@ def test_ramps_read_as_they_are_written(sizes):
 def test_what_is_no_ramp_is_refused(text):
     with pytest.raises(ValidationFailed, match="a ramp reads"):
         parse_ramp(text)
-
-
-# --- names ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("queue", BY_NAME)

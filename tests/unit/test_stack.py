@@ -83,9 +83,6 @@ def said(tmp_path) -> str:
     return log.read_text().strip()
 
 
-# --- processes ------------------------------------------------------------------------------------------------------
-
-
 def test_a_later_process_with_the_same_pid_is_not_taken_for_the_earlier_one():
     me = Process.of(os.getpid())
     assert me is not None
@@ -145,9 +142,6 @@ def test_what_starts_us_may_die_and_its_servers_with_it(tmp_path):
     assert wait_until(lambda: orphan is None or not orphan.alive(), 20)
 
 
-# --- supervisor -----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("deaths", "seconds"), [(1, 0), (2, 0.5), (3, 1), (4, 2), (5, 4), (6, 5), (1000, 5)])
 def test_a_dead_service_is_restarted_at_once_and_then_ever_later_but_within_five_seconds(deaths, seconds):
     assert supervisor.backoff(deaths) == seconds
@@ -205,9 +199,6 @@ HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
         assert "answering 200" in child.log.read_text()
     finally:
         watcher.stop()
-
-
-# --- ports and environment ------------------------------------------------------------------------------------------
 
 
 def test_a_port_on_which_somebody_listens_is_not_free(listener):
@@ -296,9 +287,6 @@ def test_passwords_stay_the_same_from_one_start_to_the_next():
     assert again.environment == one.environment
 
 
-# --- one stack at a time --------------------------------------------------------------------------------------------
-
-
 def test_a_stack_has_one_owner_whom_others_can_find():
     assert stack.Stack("main").owner() is None
     with stack.Stack("main").owned() as ours:
@@ -327,9 +315,6 @@ def test_what_a_killed_supervisor_left_running_is_ended(started):
     processes.kill(orphan.family()[1:])
     assert commands.main(["down"]) == 0
     assert not orphan.alive()
-
-
-# --- commands -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("words", [[], ["fly"], ["up", "--replicas", "0"], ["status", "--yaml"], ["exec"]])
@@ -363,9 +348,6 @@ def test_a_run_that_fails_or_finds_none_of_its_tests_fails_the_whole(patched, pl
 def test_a_run_without_test_files_may_be_empty(monkeypatch, tmp_path):
     monkeypatch.setattr(testrun, "ROOT", tmp_path)
     assert testrun.judge({"patched": 0, "plain": 5}, narrowed=False) == 0
-
-
-# --- installing -----------------------------------------------------------------------------------------------------
 
 
 def test_what_is_missing_is_named_in_one_line_to_who_is_not_root(monkeypatch, capsys):
@@ -569,9 +551,6 @@ def test_an_install_that_was_killed_gives_back_the_old_file_the_next_time(tmp_pa
     with install._file_for_now(path, install.POLICY_FORBIDS, 0o755):
         pass
     assert path.read_text() == "the old one\n"
-
-
-# --- servers --------------------------------------------------------------------------------------------------------
 
 
 def test_the_highest_postgresql_is_taken_by_number_and_not_by_letter():
