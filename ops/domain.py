@@ -180,6 +180,17 @@ def waves(ramp: Iterable[int]) -> Iterator[int]:
         yield size
 
 
+def require_choice(ids: object, most: int | None, everything: bool, names: tuple[str, str, str]) -> None:
+    """Raise ValidationFailed unless a request says how many messages it means: ids, a maximum, or all of them.
+
+    `names` are the caller's words for the three.
+    """
+    if most is not None and everything:
+        raise ValidationFailed(f"{names[1].partition(' ')[0]} or {names[2]}, not both")
+    if most is None and not everything and not ids:
+        raise ValidationFailed(f"say which: {names[0]}, {names[1]} or {names[2]} (with filters: all that match)")
+
+
 # A first replay must not overload its consumer: only an operator who asks for more gets more.
 DEFAULT_RATE = "100/s"
 # From one a day to more than any broker takes.

@@ -1,4 +1,4 @@
-"""The operations ledger: who did what to which dead message, when, how and why; and who is at it now.
+"""The operations ledger: each operation on dead messages with actor, time and reason, and who works on one now.
 
 Nothing is ever deleted from it: the role of the service may not.
 """
@@ -118,7 +118,7 @@ DIED = "its process died"
 
 # A queue's lock lives as long as the session that took it: nobody holds one by having died.
 _LOCK_CLASS = 0x646C71
-# What a session is called, before the name of whoever opened it.
+# The name of a database session: this prefix, then the name of its operator.
 SESSION_PREFIX = "ecom dlq "
 _LOCK = text("SELECT pg_try_advisory_lock(:class, hashtext(:queue))")
 _HOLDER = text(
@@ -131,7 +131,7 @@ _HOLDER = text(
 def lock(connection: Connection, queue: str) -> None:
     """Take a DLQ for the session of this connection. Raises Conflict, naming who has it.
 
-    Whoever had it before and never finished has died: what he began is INTERRUPTED.
+    An operation that is still STARTED under a free lock belongs to a dead process: it is marked as INTERRUPTED.
     """
     if not connection.execute(_LOCK, {"class": _LOCK_CLASS, "queue": queue}).scalar():
         name = (holder(connection, queue) or "somebody").removeprefix(SESSION_PREFIX)
@@ -144,7 +144,7 @@ def lock(connection: Connection, queue: str) -> None:
 
 
 def holder(connection: Connection, queue: str) -> str | None:
-    """Who works on a DLQ now, or None."""
+    """The session that works on a DLQ now, or None."""
     return connection.execute(_HOLDER, {"class": _LOCK_CLASS, "queue": queue}).scalar()
 
 

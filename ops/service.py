@@ -37,10 +37,10 @@ CENSUS_EVERY_S = 10
 WITNESS_EVERY_S = 1
 CENSUS = Actor("system:census")
 
-# Whoever follows an order asks about its dead messages: so many at one time, and each for a moment.
+# Each client that follows an order asks for its dead messages: this many short queries may run at one time.
 READERS = 5
 
-# What of a dead message whoever may see its order is told: errors may speak of more than that.
+# The fields of a dead message for a caller who may see its order. Error texts may reveal more and are left out.
 STEP_FIELDS = ("message_id", "queue", "event_type", "reason", "died_at")
 QUEUE_FIELDS = ("queue", "dlq", "service", "messages", "recorded", "reasons")
 REPLAY_FIELDS = (
@@ -83,7 +83,7 @@ class OpsService(Probes):
 
     @rpc
     def dead_of_order(self, order_id: str) -> list[dict[str, Any]]:
-        """The messages of an order that lie in a DLQ, and why: whoever asks may see the order. Raises CannotWork."""
+        """The messages of an order that lie in a DLQ, and why; the caller may see the order. Raises CannotWork."""
         return [{name: row[name] for name in STEP_FIELDS} for row in self.databases.of_order(UUID(order_id))]
 
     @rpc
@@ -100,9 +100,7 @@ class OpsService(Probes):
             watch = Watch(begun=begun.send, stopping=self.background.stopping, stopped_by="its service was stopped")
             try:
                 with self._operator(actor, watch) as operator:
-                    replay.replay(
-                        operator, main, asked.chosen, asked.most, asked.pace, asked.force, asked.stop_on_redeath
-                    )
+                    replay.replay(operator, main, asked)
             except Exception as error:
                 if not begun.ready():
                     begun.send_exception(error)
@@ -129,7 +127,7 @@ class OpsService(Probes):
 
     @rpc
     def operations_of(self, order_ids: list[str]) -> dict[str, list[dict[str, Any]]]:
-        """What operators replayed or put back of these orders, oldest first, by order_id; who has none is left out.
+        """What operators replayed or put back of these orders, oldest first, by order_id; orders without are left out.
 
         Each {operation_id, kind, queue, actor, why, message_id, event_type, at}.
         """

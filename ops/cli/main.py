@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         ecom.main(args=arguments, prog_name="ecom")
     except ConfigurationFault as error:
-        advice = hint() if str(error).endswith(" is not set") else ""
+        advice = hint() if str(error).endswith("_URL is not set") else ""  # a stack has the URLs
         complain(ConfigurationFault(f"{error}; {advice}") if advice else error)
     except EcomError as error:
         complain(error)
@@ -66,7 +66,7 @@ def ecom() -> None:
 @click.option("--replicas", type=click.IntRange(1, 9), metavar="N", help="How many of each service.")
 @json_option
 def up(replicas: int | None, as_json: bool) -> None:
-    """Start broker, databases and services here and watch over them, in the foreground."""
+    """Start broker, databases and services on this machine; stay in the foreground and restart what dies."""
     _stack("up", *(["--replicas", str(replicas)] if replicas else []), as_json=as_json)
 
 
@@ -80,7 +80,7 @@ def down(as_json: bool) -> None:
 @ecom.command()
 @json_option
 def demo(as_json: bool) -> None:
-    """Start everything here, show an order's way through it, and stop."""
+    """Start everything on this machine, show how three orders end, and stop."""
     _stack("demo", as_json=as_json)
 
 
@@ -125,7 +125,7 @@ def run(service: str, replica: int, as_json: bool) -> None:
 @ecom.command()
 @json_option
 def config(as_json: bool) -> None:
-    """The settings as this environment gives them, secrets masked."""
+    """Show the settings that the commands use, with secrets masked."""
     settings = masked(read())
     if as_json:
         print_json(settings)
@@ -163,7 +163,7 @@ def topology() -> None:
 @topology.command()
 @json_option
 def apply(as_json: bool) -> None:
-    """Declare what the broker has not; what it has otherwise is reported and left alone."""
+    """Declare what the broker lacks. What differs from the table is reported and not changed."""
     from topology import declare
 
     try:
@@ -178,7 +178,7 @@ def apply(as_json: bool) -> None:
 @click.option("--management", metavar="URL", default="", help="http://host:15672, to compare the bindings as well.")
 @json_option
 def check(management: str, as_json: bool) -> None:
-    """Where the broker differs from the table. Changes nothing."""
+    """Show where the broker differs from the table. Changes nothing."""
     from topology import declare
 
     _report(declare.check(read().amqp_uri, management), as_json, "clean", bindings_seen=bool(management))
@@ -209,17 +209,17 @@ def _report(drift: Sequence[Any], as_json: bool, done: str, bindings_seen: bool 
 
 @ecom.group()
 def user() -> None:
-    """Who may sign in. Writes into the database of auth."""
+    """Users who may sign in. These commands write to the database of auth."""
 
 
 @user.command("add")
 @click.argument("name")
-@click.option("--role", "roles", multiple=True, required=True, help="What he may do; may be given again.")
+@click.option("--role", "roles", multiple=True, required=True, help="A role of the user; may be given again.")
 @json_option
 def user_add(name: str, roles: tuple[str, ...], as_json: bool) -> None:
-    """Make a user. His password is asked for on a terminal, and is else the first line of standard input.
+    """Make a user. On a terminal it asks for the password; otherwise it reads one line of standard input.
 
-    In production it has at least 12 characters.
+    In production a password has at least 12 characters.
     """
     from ops.cli import users
 
@@ -235,7 +235,7 @@ def user_add(name: str, roles: tuple[str, ...], as_json: bool) -> None:
 @click.argument("name")
 @json_option
 def user_password(name: str, as_json: bool) -> None:
-    """Give a user another password, asked for or read as by `add`."""
+    """Change the password of a user. It is asked for or read as by `add`."""
     from ops.cli import users
 
     settings = read()
@@ -248,7 +248,7 @@ def user_password(name: str, as_json: bool) -> None:
 @click.argument("name")
 @json_option
 def user_disable(name: str, as_json: bool) -> None:
-    """Let a user sign in no more. A token that he has is valid for up to 15 minutes more."""
+    """Refuse further logins of a user. An open session or token stays valid: a token for up to 15 minutes."""
     from ops.cli import users
 
     with _user_faults():
@@ -323,7 +323,7 @@ def outbox() -> None:
 @click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="Held rows of each service.")
 @json_option
 def outbox_ls(limit: int, as_json: bool) -> None:
-    """What waits in each service's outbox, and which events the broker refuses; exit 1 when there are any."""
+    """Count unpublished events by service and list those that the broker refused; exit 1 if there are any."""
     settings = read()
     found: list[dict[str, Any]] = []
     away: list[EcomError] = []

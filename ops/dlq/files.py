@@ -118,7 +118,7 @@ def write(run: Run, selection: Selection, file: Path, most: int | None) -> None:
                 digest.update(line)
                 run.tally.chosen += 1
                 if run.tally.chosen % CHUNK == 0:
-                    run.tell()
+                    run.report()
             out.flush()
             os.fsync(out.fileno())
         os.link(unfinished, file)  # and not a rename, which would replace what somebody put there meanwhile
@@ -131,7 +131,7 @@ def write(run: Run, selection: Selection, file: Path, most: int | None) -> None:
         unfinished.unlink(missing_ok=True)
     run.sha256 = digest.hexdigest()
     run.write()  # whatever becomes of the rest, the ledger knows the file
-    run.tell()
+    run.report()
 
 
 def checksum(file: Path) -> str:

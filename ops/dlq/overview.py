@@ -22,7 +22,7 @@ def overview(operator: OperatorSession, scan: bool = False) -> list[dict[str, An
     """Every DLQ: {queue, dlq, service, messages, recorded, oldest, newest, reasons, busy, note}.
 
     `messages` is what the broker counts, `recorded` what the services wrote down; `scan` reads the queues instead.
-    While somebody works on a DLQ its messages are in his hands and the broker counts none of them.
+    While an operator works on a DLQ they hold its messages, and the broker counts none of them.
     Raises CannotWork.
     """
     settings = operator.settings

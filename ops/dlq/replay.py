@@ -13,9 +13,10 @@ import eventlet
 from ops import domain
 from ops.dlq.dead_messages import outgoing
 from ops.dlq.operator_session import CHUNK, OperatorSession, Run
+from ops.dlq.replay_request import ReplayRequest
 from ops.dlq.selection import Held, Selection
 from ops.dlq.service_databases import REPLAYED
-from ops.domain import DeadLetter, Fate, Filter, Kind, Pace, Status, dlq_of
+from ops.domain import DeadLetter, Fate, Filter, Kind, Status, dlq_of
 from shared.inbox import KEEP_DAYS
 from topology.table import main_queue
 
@@ -26,28 +27,24 @@ IN_FLIGHT = 2000
 # What was sent is looked for so often, and given up when nothing more happens for so long: a message that fails
 # again takes 7 s for its retries, and more where its handler is slow.
 LOOK_EVERY_S = 0.1
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 
 
-def replay(
-    operator: OperatorSession,
-    queue: str,
-    chosen: Filter,
-    most: int | None,
-    pace: Pace,
-    force: bool = False,
-    stop_on_redeath: bool = False,
-) -> Run:
-    """Send dead letters back to their main queue, oldest first, and see what becomes of them.
+def replay(operator: OperatorSession, queue: str, request: ReplayRequest) -> Run:
+    """Send dead messages back to their main queue, oldest first, and follow what happens to them there.
 
-    Raises Conflict when somebody works on the DLQ, CannotWork when broker or database is away: what was sent is then
-    in its main queue, what was not is in the DLQ, and at most CHUNK messages are in both.
+    Raises Conflict if an operator works on the DLQ, CannotWork if broker or database is away: messages that were sent
+    are then in the main queue, the others in the DLQ, and at most CHUNK of them in both.
     """
     _, dlq = dlq_of(queue)
-    options = {"max": most, **pace.as_dict(), "force": force, "stop_on_redeath": stop_on_redeath}
-    with operator.operation(Kind.REPLAY, dlq, chosen, options) as run, operator.select(dlq, chosen) as selection:
+    most, pace = request.most, request.pace
+    options = {"max": most, **pace.as_dict(), "force": request.force, "stop_on_redeath": request.stop_on_redeath}
+    with (
+        operator.operation(Kind.REPLAY, dlq, request.chosen, options) as run,
+        operator.select(dlq, request.chosen) as selection,
+    ):
         run.tally.chosen = selection.count if most is None else min(most, selection.count)
-        Replay(operator, run, selection, pace, force, stop_on_redeath).go()
+        Replay(operator, run, selection, request).go()
     return run
 
 
@@ -84,16 +81,14 @@ class Replay:
     Never more than IN_FLIGHT are out at one time, so that it goes no faster than their consumer does.
     """
 
-    def __init__(
-        self, operator: OperatorSession, run: Run, selection: Selection, pace: Pace, force: bool, stop_on_redeath: bool
-    ) -> None:
+    def __init__(self, operator: OperatorSession, run: Run, selection: Selection, request: ReplayRequest) -> None:
         self.operator = operator
         self.run = run
         self.queue = main_queue(run.queue)
         self.selection = selection
-        self.pace = pace
-        self.force = force
-        self.stop_on_redeath = stop_on_redeath
+        self.pace = request.pace
+        self.force = request.force
+        self.stop_on_redeath = request.stop_on_redeath
         self.out: dict[UUID, list[DeadLetter]] = {}  # sent, and not seen again; copies of one message together
         self.dead: Counter[str] = Counter()  # seen again in the DLQ, by why
 
@@ -160,10 +155,10 @@ class Replay:
                 return
             if len(self.out) < before:
                 quiet_since = time.monotonic()
-            elif time.monotonic() - quiet_since > PATIENCE_S:
+            elif time.monotonic() - quiet_since > TIMEOUT_S:
                 self.run.stop(
                     Status.STOPPED,
-                    f"{len(self.out)} were sent and not consumed for {PATIENCE_S:.0f} s: is their service running?",
+                    f"{len(self.out)} were sent and not consumed for {TIMEOUT_S:.0f} s: is their service running?",
                 )
             eventlet.sleep(LOOK_EVERY_S)
 

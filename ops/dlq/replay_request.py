@@ -1,6 +1,6 @@
-"""What a caller of the ops service wants, read strictly: whatever is not right is ValidationFailed, by its name.
+"""The one validation of replay requests and list filters. Each bad field is named in ValidationFailed.
 
-The gateway has looked at it before; `nameko shell` and other services have not.
+Every caller depends on it: the gateway, `nameko shell` and other services.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from ops.domain import DEFAULT_RATE, Filter, Pace, parse_ramp, parse_rate
+from ops.domain import DEFAULT_RATE, Filter, Pace, parse_ramp, parse_rate, require_choice
 from shared.errors import ValidationFailed
 
 Read = Callable[[Any], Any]
@@ -120,10 +120,7 @@ def read_replay(given: Mapping[str, Any]) -> ReplayRequest:
     """The replay that is meant. Raises ValidationFailed, also when nothing says which messages are meant."""
     found = _read({"rate": DEFAULT_RATE, **given}, REPLAY)
     most, everything = found.get("max"), found.get("all", False)
-    if most is not None and everything:
-        raise ValidationFailed("max or all, not both")
-    if most is None and not everything and not found.get("ids"):
-        raise ValidationFailed("say which: ids, max or all (with filters: all that match)")
+    require_choice(found.get("ids"), most, everything, ("ids", "max", "all"))
     return ReplayRequest(
         Filter(**{name: value for name, value in found.items() if name in FILTER}),
         most,

@@ -1,6 +1,6 @@
-"""The letters that an operation is about: read from the DLQ, kept on disk, handed out oldest first.
+"""The messages of an operation: read from the DLQ, kept in a file, handed out oldest first.
 
-Only what sorting needs stays in memory, so a DLQ may hold any number.
+Only what sorting needs stays in memory, so a DLQ may hold any number of messages.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from ops.dlq.dlq_reader import DlqReader
 from ops.domain import DeadLetter, Filter
 from shared.errors import CannotWork
 
-# Told so often while a DLQ is read.
-TELL_EVERY = 1000
+# While a DLQ is read, progress is reported after each of so many messages.
+REPORT_EVERY = 1000
 
 Seen = Callable[[int, int], None]  # how many were read of how many
 
@@ -81,7 +81,7 @@ class Selection:
 
     def __init__(self, open_reader: Callable[[], DlqReader], chosen: Filter, seen: Seen = lambda read, total: None):
         self._open_reader = open_reader
-        self._tell = seen
+        self._report = seen
         self._slots: deque[Slot] = deque()
         self._out: set[UUID] = set()  # handed out
         self._again: list[Slot] = []  # handed out, and found in the DLQ when it was read anew
@@ -125,7 +125,7 @@ class Selection:
 
         What has come meanwhile was chosen by nobody, and is in no file that a discard has written.
         """
-        if not self.reader.tired:
+        if not self.reader.is_expired:
             return
         left = Counter(slot.message_id for slot in self._slots)
 
@@ -155,9 +155,9 @@ class Selection:
                 yield self._keep(tag, content, letter)
             elif letter.message_id in self._out:
                 self._again.append(self._keep(tag, content, letter))
-            if number % TELL_EVERY == 0 and number < total:
-                self._tell(number, total)
-        self._tell(total, total)
+            if number % REPORT_EVERY == 0 and number < total:
+                self._report(number, total)
+        self._report(total, total)
 
     def _keep(self, tag: int, content: Content, letter: DeadLetter | None = None) -> Slot:
         letter = letter or letter_of(content)

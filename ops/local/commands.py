@@ -38,7 +38,7 @@ from ops.local.stack import (
     stopping,
     sweep,
 )
-from ops.local.supervisor import READY_PATIENCE_S, STOP_PATIENCE_S, is_ready
+from ops.local.supervisor import READY_TIMEOUT_S, STOP_TIMEOUT_S, is_ready
 from ops.local.testrun import test
 from shared.config import DATABASES
 
@@ -134,7 +134,7 @@ def restart() -> int:
     stack = wait_ready()
     progress = Progress()
     old = dict(stack.state.get("children", {}))
-    end([Process(child["pid"], child["started"]) for child in old.values()], patience_s=STOP_PATIENCE_S)
+    end([Process(child["pid"], child["started"]) for child in old.values()], patience_s=STOP_TIMEOUT_S)
 
     def waiting() -> list[str]:
         now = Stack(MAIN).state.get("children", {})
@@ -146,7 +146,7 @@ def restart() -> int:
             or not is_ready(child["url"])
         ]
 
-    if not wait_until(lambda: stack.owner() is None or not waiting(), READY_PATIENCE_S, pause_s=0.2):
+    if not wait_until(lambda: stack.owner() is None or not waiting(), READY_TIMEOUT_S, pause_s=0.2):
         raise StackFault(f"not ready: {', '.join(waiting())}; logs in {stack.directory / 'log'}")
     if stack.owner() is None:
         raise StackFault("the stack has stopped")

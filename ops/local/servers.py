@@ -31,7 +31,7 @@ LOOPBACK = "127.0.0.1"
 # Below the range from which systems take the ports of outgoing connections: a server that is killed and started again
 # must find its port free.
 PORT_RANGE = range(20000, 32000)
-START_PATIENCE_S = 60.0
+START_TIMEOUT_S = 60.0
 MAIN_VHOST = "ecom"  # not "/": clients disagree on how a URI spells it
 
 RABBITMQ_BIN_VARIABLE = "ECOM_RABBITMQ_BIN"
@@ -155,7 +155,7 @@ class Server:
         """Whether it serves clients now."""
         raise NotImplementedError
 
-    def wait(self, patience_s: float = START_PATIENCE_S) -> None:
+    def wait(self, patience_s: float = START_TIMEOUT_S) -> None:
         """Return once it serves clients. Raises StackFault with the end of its log when it dies or takes too long."""
         deadline = time.monotonic() + patience_s
         while not self.answers():

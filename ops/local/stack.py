@@ -38,7 +38,7 @@ SETTINGS = (
 
 
 class Interrupted(BaseException):
-    """Somebody asked this process to stop."""
+    """A signal asked this process to stop."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -78,17 +78,17 @@ class Stack:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What the project's processes find in their environment beside what the user put there."""
+        """The settings that the stack adds to the environment of the project's processes."""
         return dict(self.state.get("environment", {}))
 
     def keep(self, **facts: Any) -> None:
-        """Remember something for the next start and for other processes."""
+        """Save facts for the next start and for other processes."""
         self.state.update(facts)
         write_private(self.file, json.dumps(self.state, indent=1))
 
     @contextmanager
     def owned(self) -> Iterator[bool]:
-        """Hold the stack's lock, if nobody does: whether we have it is what the block is told.
+        """Hold the lock of the stack if it is free; yields whether this process holds it.
 
         The kernel drops the lock with its process, however that ends, so no stale file can claim that a stack runs.
         """

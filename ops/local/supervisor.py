@@ -16,8 +16,8 @@ from ops.local.processes import Process, StackFault, end, spawn, tail
 # In the order of starting. Those that answer RPC come before the gateway, which calls them.
 SERVICES = ("auth", "inventory", "payment", "order", "ops", "gateway")
 
-READY_PATIENCE_S = 60.0
-STOP_PATIENCE_S = 15.0
+READY_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 15.0
 FIRST_BACKOFF_S = 0.5
 LONGEST_BACKOFF_S = 5.0
 HEALTHY_AFTER_S = 30.0  # a process that lived this long is restarted at once again
@@ -95,7 +95,7 @@ class Supervisor:
             self.run_once()
             time.sleep(pause_s)
 
-    def wait_ready(self, patience_s: float = READY_PATIENCE_S) -> None:
+    def wait_ready(self, patience_s: float = READY_TIMEOUT_S) -> None:
         """Return once every child has answered 200 on /readyz; raise StackFault with the log of one that does not."""
         deadline = time.monotonic() + patience_s
         while waiting := [child for child in self.children if not child.ready]:
@@ -112,7 +112,7 @@ class Supervisor:
         for at_the_door in (True, False):
             running = [child for child in self.children if child.popen and (child.service == "gateway") == at_the_door]
             processes = {child.name: Process.of(child.popen.pid) for child in running if child.popen}
-            end([process for process in processes.values() if process], signal.SIGTERM, STOP_PATIENCE_S)
+            end([process for process in processes.values() if process], signal.SIGTERM, STOP_TIMEOUT_S)
             for child in running:
                 if child.popen:
                     child.popen.wait()

@@ -31,8 +31,8 @@ STACK_FILE_VARIABLE = "ECOM_TEST_STACK"  # where a test finds the servers, see o
 
 PYTEST_TIMEOUT_S = 15.0
 
-# Playwright and real threads do not belong in a process patched by eventlet; and of the others some want one replica of
-# each service and some two. Who is last takes longest.
+# Playwright and real threads do not work in a process patched by eventlet; of the other tests some need one replica of
+# each service and some two. The last run takes longest.
 TEST_RUNS = {
     "patched": ("tests/unit", "tests/integration"),
     "single": ("tests/smoke", "tests/audit"),

@@ -97,7 +97,7 @@ def test_what_is_not_sealed_or_witnessed_yet_is_a_figure_and_no_fault(
 def test_what_is_late_is_a_warning(
     verified: Verify, chain: list[Any], database: Databases, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chains, "PATIENCE_S", -1)
+    monkeypatch.setattr(chains, "TIMEOUT_S", -1)
     database.run("ops", "DELETE FROM audit_heads WHERE seq = 4")
     releases.write(database, 2, 14)  # of January
     verdict = verified()

@@ -24,8 +24,9 @@ from ops.dlq import replay as replays
 from ops.dlq.census import Census
 from ops.dlq.dead_messages import from_line, letter_of
 from ops.dlq.dlq_reader import DlqReader
-from ops.dlq.operator_session import Actor, OperatorSession, Watch
-from ops.dlq.replay import plan, replay
+from ops.dlq.operator_session import Actor, OperatorSession, Run, Watch
+from ops.dlq.replay import plan
+from ops.dlq.replay_request import ReplayRequest
 from ops.domain import CRASH, UNKNOWN, Fate, Filter, Kind, Pace, Status
 from shared.config import Settings
 from shared.edge.publisher import Outgoing
@@ -169,6 +170,11 @@ def operations(database: Databases) -> list[dict[str, Any]]:
 
 def fates(database: Databases) -> Counter[str]:
     return Counter(row["fate"] for row in database.rows("ops", "SELECT fate FROM operation_messages"))
+
+
+def replay(operator: OperatorSession, queue: str, chosen: Filter, most: int | None, pace: Pace, **options: bool) -> Run:
+    """The replay of the engine, asked for in one line."""
+    return replays.replay(operator, queue, ReplayRequest(chosen, most, pace, **options))
 
 
 def held_ids(operator: OperatorSession, chosen: Filter = ALL) -> list[UUID]:
@@ -480,7 +486,7 @@ def test_a_slow_rate_reads_anew_before_the_broker_takes_all_away(operator, kill,
 def test_no_more_are_out_than_a_consumer_can_take(operator, kill, mail, monkeypatch):
     monkeypatch.setattr(replays, "IN_FLIGHT", 2)
     monkeypatch.setattr(replays, "CHUNK", 2)
-    monkeypatch.setattr(replays, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(replays, "TIMEOUT_S", 0.5)
     kill(cancellations(9))
     run = replay(operator, QUEUE, ALL, None, FAST)
     assert run.status == Status.STOPPED
@@ -488,7 +494,7 @@ def test_no_more_are_out_than_a_consumer_can_take(operator, kill, mail, monkeypa
 
 
 def test_no_wave_follows_one_that_is_not_consumed(operator, kill, mail, monkeypatch):
-    monkeypatch.setattr(replays, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(replays, "TIMEOUT_S", 0.5)
     kill(cancellations(5))
     run = replay(operator, QUEUE, ALL, None, Pace(None, (2,)))
     assert run.status == Status.STOPPED
@@ -496,7 +502,7 @@ def test_no_wave_follows_one_that_is_not_consumed(operator, kill, mail, monkeypa
 
 
 def test_a_replay_that_nobody_consumes_ends_and_says_so(operator, kill, mail, database, monkeypatch):
-    monkeypatch.setattr(replays, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(replays, "TIMEOUT_S", 0.5)
     kill(cancellations(3))
     run = replay(operator, QUEUE, ALL, None, FAST)
     assert run.status == Status.STOPPED
@@ -904,7 +910,7 @@ def test_the_census_writes_under_the_lock(operator, open_operator, stranger, mon
     """Or what an operator did to a message just then would be written over."""
     stranger()
     other, refused = open_operator("bob"), []
-    monkeypatch.setattr(operator_session, "LOCK_PATIENCE_S", 0)
+    monkeypatch.setattr(operator_session, "LOCK_TIMEOUT_S", 0)
     enter = operator.databases.enter
 
     def and_try(*given: Any) -> None:
@@ -919,7 +925,7 @@ def test_the_census_writes_under_the_lock(operator, open_operator, stranger, mon
 
 
 def test_a_second_operator_is_refused_by_the_name_of_the_first(open_operator, kill, mail, monkeypatch, file):
-    monkeypatch.setattr(operator_session, "LOCK_PATIENCE_S", 0.2)
+    monkeypatch.setattr(operator_session, "LOCK_TIMEOUT_S", 0.2)
     kill(cancellations(2))
     first, second = open_operator("ann"), open_operator("bob")
     with first.operation(Kind.REPLAY, DLQ, ALL, {}):

@@ -174,7 +174,7 @@ def test_a_stop_while_the_queue_is_read_ends_it_as_stopped_with_nothing_sent(
 
     read_all = DlqReader.read
     monkeypatch.setattr(DlqReader, "read", slowly)
-    monkeypatch.setattr(selection, "TELL_EVERY", 1)
+    monkeypatch.setattr(selection, "REPORT_EVERY", 1)
     ask("start_replay", MAIN, {"all": True})
     reading.wait()
     stopping = eventlet.spawn(container.stop)

@@ -167,7 +167,7 @@ def dlq_show(queue: str, message_id: UUID, as_json: bool) -> None:
 @filter_options
 @json_option
 def dlq_diagnose(queue: str, as_json: bool, **given: Any) -> None:
-    """What a replay of each message would do now: apply, nothing (applied already, stale), or die again."""
+    """Predict what a replay of each message would do now: apply, nothing (applied already, stale), or die again."""
     with operator_session(progress=True) as operator:
         from ops.dlq.diagnose import diagnose
 
@@ -203,7 +203,7 @@ def dlq_diagnose(queue: str, as_json: bool, **given: Any) -> None:
 def dlq_history(
     operation: UUID | None, queue: str | None, actor: str | None, since: datetime | None, most: int, as_json: bool
 ) -> None:
-    """Who did what to dead messages, when and why; with OPERATION, what became of each message."""
+    """List operations with actor, time and reason; with OPERATION, what happened to each of its messages."""
     with operator_session() as operator, operator.ledger() as ledger:
         from ops import models
 
@@ -260,6 +260,7 @@ def dlq_replay(
     most = limit_of(chosen, most, everything)
     with operator_session(actor, why, progress=True) as operator:
         from ops.dlq.replay import plan, replay
+        from ops.dlq.replay_request import ReplayRequest
 
         pace = Pace(parse_rate(rate), parse_ramp(ramp) if ramp else ())
         if dry_run or not yes:
@@ -273,7 +274,7 @@ def dlq_replay(
             confirm(
                 f"Replay {planned['chosen'] - sum(planned['refused'].values())} of them to {dlq_of(queue)[0]}?", yes
             )
-        run = replay(operator, queue, chosen, most, pace, force, stop_on_redeath)
+        run = replay(operator, queue, ReplayRequest(chosen, most, pace, force, stop_on_redeath, why))
     end([run], as_json)
 
 

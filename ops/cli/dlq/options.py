@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from ops.cli.console import Command, Plain, actor_option
-from ops.domain import Filter, dlq_of
+from ops.domain import Filter, dlq_of, require_choice
+from shared.errors import ValidationFailed
 from topology.table import BY_NAME
 
 
@@ -35,7 +36,7 @@ class Moment(click.ParamType[datetime]):
 
 
 def filter_options(command: Command) -> Command:
-    """Which messages are meant. Those given together must all hold."""
+    """Filters. A message is chosen if it matches all of them."""
     options: Sequence[Callable[[Command], Command]] = (
         click.option("--id", "ids", multiple=True, type=click.UUID, help="This message_id; may be given again."),
         click.option(
@@ -60,24 +61,24 @@ def filter_options(command: Command) -> Command:
 
 
 def selection_options(command: Command) -> Command:
-    """How many of those: a command that changes something is never about `whatever is there` by accident."""
+    """Limits. A command that changes messages needs ids or a limit, so that nobody takes a whole DLQ by accident."""
     command = click.option("--all", "everything", is_flag=True, help="All of them.")(command)
     return click.option("--max", "most", type=click.IntRange(1), metavar="N", help="At most the N oldest.")(command)
 
 
 def actor_options(command: Command) -> Command:
-    """Who does it and why, for the ledger."""
+    """The actor and the reason, which the ledger records."""
     why = click.option("--reason-text", "why", default="", type=Plain(), metavar="TEXT", help="Why, for the ledger.")
     return actor_option(why(command))
 
 
 def ask_options(command: Command) -> Command:
-    """The same, for what is asked before it is done."""
+    """The same, with --yes for a command that asks before it changes anything."""
     return actor_options(click.option("--yes", is_flag=True, help="Do not ask.")(command))
 
 
 def scan_option(command: Command) -> Command:
-    """Read the queue itself."""
+    """--scan, which reads the queues instead of the database."""
     return click.option("--scan", is_flag=True, help="Read the queues themselves, and not what was written down.")(
         command
     )
@@ -98,9 +99,9 @@ def filter_of(**given: Any) -> Filter:
 
 
 def limit_of(chosen: Filter, most: int | None, everything: bool) -> int | None:
-    """How many at most. Raises UsageError when nothing says which are meant."""
-    if most is not None and everything:
-        raise click.UsageError("--max or --all, not both")
-    if most is None and not everything and not chosen.ids:
-        raise click.UsageError("say which: --id, --max N or --all (with filters: all that match)")
+    """The limit; None for all. Raises UsageError if neither ids nor a limit nor --all are given."""
+    try:
+        require_choice(chosen.ids, most, everything, ("--id", "--max N", "--all"))
+    except ValidationFailed as error:
+        raise click.UsageError(str(error)) from error
     return most

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def misuse() -> Iterator[None]:
-    """What was given wrongly is misuse; what is not there is a finding."""
+    """Turn ValidationFailed into misuse (exit code 2) and NotFound into a finding (exit code 1)."""
     try:
         yield
     except ValidationFailed as error:
@@ -37,8 +37,11 @@ def misuse() -> Iterator[None]:
 
 @contextmanager
 def operator_session(actor: str | None = None, why: str = "", progress: bool = False) -> Iterator[OperatorSession]:
-    """The engine. Once anything may be changed, Ctrl-C asks it to stop after what it has in hand; a second one ends it
-    at once, as the first does where it only looks or asks."""
+    """The engine for one command.
+
+    While an operation runs, the first Ctrl-C lets it finish the messages in hand and the second ends it at once. Before
+    it begins, and for commands that only read, the first Ctrl-C ends it at once.
+    """
     # isort: off
     from ops.cli import green  # noqa: F401
 
@@ -58,7 +61,7 @@ def operator_session(actor: str | None = None, why: str = "", progress: bool = F
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with _bars(progress and sys.stderr.isatty()) as (seen, told), misuse():
-        watch = Watch(seen=seen, begun=begun, told=told, stopping=lambda: bool(asked))
+        watch = Watch(seen=seen, begun=begun, progressed=told, stopping=lambda: bool(asked))
         operator = OperatorSession(read(), Actor(actor or login(), why), watch)
         try:
             yield operator
@@ -70,8 +73,8 @@ def operator_session(actor: str | None = None, why: str = "", progress: bool = F
 
 @contextmanager
 def _bars(shown: bool) -> Iterator[tuple[Callable[[int, int], None], Callable[[Run], None]]]:
-    """A bar for the reading of a DLQ and one for the work, on a terminal. Between them there is none: it would hide
-    the question that is asked there.
+    """Show one progress bar while a DLQ is read and one during the operation; none between them, where a question may
+    be asked that a bar would hide.
     """
     if not shown:
         yield lambda read, total: None, lambda run: None

@@ -30,7 +30,7 @@ def print_plan(planned: dict[str, Any], as_json: bool) -> None:
 
 
 def end(runs: Sequence[Run], as_json: bool) -> None:
-    """How operations ended: 0 done, 1 when something died again, was refused or is still out."""
+    """Print how operations ended. Exit code 0 if all is done; 1 if any message died again, was refused or is out."""
     told = [
         {
             "operation_id": str(run.operation_id),
