@@ -27,7 +27,7 @@ if sys.version_info < (3, 11):  # noqa: UP036 - older ones run this line and no 
 
 from ops.local.install import ROOT, RUN, VENV, packages
 from ops.local.processes import Process, StackFault, adopt_orphans, end, end_descendants, wait_until
-from ops.local.servers import LOOPBACK
+from ops.local.server import LOOPBACK
 from ops.local.stack import (
     MAIN,
     Interrupted,

@@ -19,9 +19,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ops.local.broker import MAIN_VHOST
 from ops.local.install import ROOT, RUN, VENV, install
 from ops.local.processes import Process, StackFault, end, end_descendants, tail
-from ops.local.servers import LOOPBACK, MAIN_VHOST, PORT_RANGE, Servers, is_free, write_private
+from ops.local.server import LOOPBACK, PORT_RANGE, is_free, write_private
+from ops.local.servers import Servers
 from ops.local.supervisor import SERVICES, Child, Supervisor
 from shared.config import DATABASES, FIRST_PORT, PORTS_BETWEEN_REPLICAS
 from shared.config import SERVICES as ALL_SERVICES

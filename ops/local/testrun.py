@@ -14,7 +14,8 @@ from typing import IO
 
 from ops.local.install import ROOT, RUN, VENV, install, packages
 from ops.local.processes import StackFault, end_descendants, tie, wait_until
-from ops.local.servers import PORT_RANGE, Servers
+from ops.local.server import PORT_RANGE
+from ops.local.servers import Servers
 from ops.local.stack import (
     Interrupted,
     Progress,

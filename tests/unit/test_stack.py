@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from ops.local import commands, install, processes, servers, stack, supervisor, testrun
+from ops.local import commands, install, postgres, processes, server, servers, stack, supervisor, testrun
 from ops.local.processes import Process, StackFault, spawn, wait_until
 
 # What is started here is started by a supervisor that eventlet has never patched.
@@ -202,7 +202,7 @@ HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 
 
 def test_a_port_on_which_somebody_listens_is_not_free(listener):
-    assert not servers.is_free(listener)
+    assert not server.is_free(listener)
 
 
 @pytest.fixture
@@ -555,7 +555,7 @@ def test_an_install_that_was_killed_gives_back_the_old_file_the_next_time(tmp_pa
 
 def test_the_highest_postgresql_is_taken_by_number_and_not_by_letter():
     folders = [Path(f"/usr/lib/postgresql/{version}/bin") for version in ("9.6", "15", "17")]
-    assert sorted(folders, key=servers._version, reverse=True)[0].parent.name == "17"
+    assert sorted(folders, key=postgres._version, reverse=True)[0].parent.name == "17"
 
 
 def test_the_brokers_password_is_given_to_it_as_a_salted_hash(tmp_path):
