@@ -1,4 +1,4 @@
-"""The rules of dead letters: which are chosen, which are refused, and in what waves they go back to work.
+"""The rules of dead messages: which are chosen, which are refused, and in what waves they are replayed.
 
 Plain values in, plain values out.
 """
@@ -16,12 +16,12 @@ from uuid import UUID
 from shared.errors import ValidationFailed
 from topology.table import BY_NAME, dead_letter_queue, main_queue
 
-# A message that was replayed so often has a fault that no replay mends.
+# After this many replays a message is refused: another replay would not help.
 MAX_REPLAYS = 3
 
-# What nobody wrote a reason on, the broker put there by itself: its consumer died with it, again and again.
+# The reason of a message that the broker moved to the DLQ itself, because its consumer died on it again and again.
 CRASH = "crash"
-# Put into the DLQ by a stranger, who gave no reason.
+# The reason of a message that another program put into the DLQ without one.
 UNKNOWN = "unknown"
 
 # No message at all is known to be older than this.
@@ -29,7 +29,7 @@ NEVER = datetime.min.replace(tzinfo=UTC)
 
 
 class Kind(StrEnum):
-    """What an operator does with dead letters."""
+    """The operations on dead messages."""
 
     REPLAY = "replay"
     EXPORT = "export"

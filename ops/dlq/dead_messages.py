@@ -53,7 +53,7 @@ class Content:
 
 
 def content_of(dlq: str, message: amqp.Message) -> Content:
-    """What was delivered."""
+    """The content of a delivered message."""
     properties = {name: value for name, value in message.properties.items() if name != "application_headers"}
     body = message.body
     return Content(
@@ -67,7 +67,7 @@ def content_of(dlq: str, message: amqp.Message) -> Content:
 
 
 def letter_of(content: Content) -> DeadLetter:
-    """What the rules need to know of it. Anything may be missing or nonsense: nothing in it is trusted."""
+    """The facts that the rules need. Any field may be missing or invalid: nothing in the message is trusted."""
     headers, properties = content.headers, content.properties
     event = _fields(content.body)
     payload = event.get("payload", event)
@@ -98,7 +98,7 @@ def id_of(content: Content) -> UUID:
     named = _uuid(content.properties.get("message_id"))
     written = _uuid(_fields(content.body).get("message_id"))
     if named and written and named != written and "x-reason" in content.headers:
-        # Whoever judged it went by its body where that could be handled; an id in any other body is only text.
+        # Its consumer used the id in the body if it could read the body; in any other body an id is only text.
         try:
             heard = hears(BY_NAME[main_queue(content.queue)], decode(content.body, _key(content)).type)
         except DeadMessage:

@@ -1,6 +1,6 @@
-"""Dead letters in files: exported, discarded into one, and put back from one.
+"""Dead messages in files: export, discard and import.
 
-A file holds one message a line, as JSON with all its properties and headers. It is there whole or not at all.
+A file holds one message a line, as JSON with all its properties and headers. It appears complete or not at all.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What lies in the DLQs: counted, grouped, and one message with all that is known of it."""
+"""Views of the DLQs: counts, groups, and one message with everything known about it."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _note(messages: int, recorded: int, busy: str | None) -> str:
 
 
 def _scanned(operator: OperatorSession, queue: str) -> list[dict[str, Any]]:
-    """What is in a DLQ by reason, most first."""
+    """Count the messages of a DLQ by reason, most frequent first."""
     rows: dict[str, dict[str, Any]] = {}
     for letter in _letters(operator, queue):
         _add(
@@ -76,7 +76,7 @@ def _scanned(operator: OperatorSession, queue: str) -> list[dict[str, Any]]:
 
 
 def groups(operator: OperatorSession, queue: str, scan: bool = False) -> list[dict[str, Any]]:
-    """What lies in a DLQ by reason, error and event type, most first, each with an example.
+    """Group the messages of a DLQ by reason, error and event type, most frequent first, each with an example.
 
     Raises ValidationFailed for a queue that is not in the table, Conflict (of a scan), CannotWork.
     """

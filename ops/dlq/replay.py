@@ -1,4 +1,4 @@
-"""Replay: dead letters back to the queue they died in, at a pace, and what becomes of them there."""
+"""Replay: sends dead messages back to their main queue at a chosen pace and follows what happens to them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from ops.domain import DeadLetter, Fate, Filter, Kind, Status, dlq_of
 from shared.inbox import KEEP_DAYS
 from topology.table import main_queue
 
-# A replay goes by steps of at most this, so that its rate is even.
+# A replay sends in steps of at most this long, so that its rate is even.
 STEP_S = 0.1
-# Sent and not seen again: the replay waits for its consumer rather than fill its queue.
+# The most messages that are sent and not yet consumed: then the replay waits, so that it does not fill the queue.
 IN_FLIGHT = 2000
-# What was sent is looked for so often, and given up when nothing more happens for so long: a message that fails
-# again takes 7 s for its retries, and more where its handler is slow.
+# How often the replay looks for sent messages, and how long without any change until it stops: a message that fails
+# again takes 7 s for its retries, and longer if its handler is slow.
 LOOK_EVERY_S = 0.1
 TIMEOUT_S = 60.0
 

@@ -1,6 +1,6 @@
-"""What the services wrote down about their messages: deaths, inboxes, orders. Read as `ecom_reader`.
+"""The databases of the services: dead messages, inboxes, orders. Read as `ecom_reader`.
 
-The one thing written here is `dead_messages`: what has left a DLQ, and what is in it though nobody wrote it down.
+Only `dead_messages` is written here: messages that left a DLQ, and messages in it that no service recorded.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from topology.table import BY_NAME
 
 READER = "ecom_reader"
 
-# What a row says of where its message went.
+# The values of `left_how`: where the message of a row went.
 REPLAYED, DISCARDED, GONE = "replayed", "discarded", "gone"
 
 _THERE = DeadMessageRow.left_at.is_(None)
@@ -36,7 +36,7 @@ _THERE = DeadMessageRow.left_at.is_(None)
 
 @contextmanager
 def database_faults(name: str) -> Iterator[None]:
-    """A database that is away, or lacks its tables, is nothing that an operator did wrong."""
+    """Turn errors of a database that is away, or lacks its tables, into CannotWork."""
     try:
         yield
     except DBAPIError as error:
@@ -66,7 +66,7 @@ class ServiceDatabases:
             yield session
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         for engine in self._engines.values():
             engine.dispose()
 

@@ -1,4 +1,4 @@
-"""What reaches the ops service from a caller that nobody checked."""
+"""Replay requests and list filters are validated by the ops service, for every caller."""
 
 from datetime import UTC, datetime
 from uuid import UUID
@@ -18,7 +18,7 @@ def problems(read, given):
     return sorted(caught.value.details)
 
 
-def test_a_replay_is_read_as_it_is_meant():
+def test_every_field_of_a_replay_request_is_read():
     found = read_replay(
         {
             "ids": [ID, ID],
@@ -53,15 +53,15 @@ def test_a_replay_is_read_as_it_is_meant():
     assert found.stop_on_redeath
 
 
-def test_what_is_left_out_lets_everything_pass_at_a_gentle_pace():
+def test_fields_left_out_choose_every_message_at_the_default_rate():
     found = read_replay({"all": True})
     assert (found.chosen, found.most, found.pace) == (Filter(), None, Pace(100.0))
     assert (found.force, found.stop_on_redeath, found.why) == (False, False, "")
 
 
 @pytest.mark.parametrize("given", [{}, {"all": False}, {"reasons": ["crash"]}, {"max": 1, "all": True}])
-def test_something_says_which_messages_are_meant(given):
-    assert problems(read_replay, given) == []  # told of the whole
+def test_a_request_without_ids_a_maximum_or_all_is_refused(given):
+    assert problems(read_replay, given) == []  # the error names no single field
 
 
 @pytest.mark.parametrize(
@@ -81,11 +81,11 @@ def test_something_says_which_messages_are_meant(given):
         ("limit", 1),
     ],
 )
-def test_what_is_not_right_is_told_by_its_name(name, bad):
+def test_a_bad_field_is_refused_by_name(name, bad):
     assert problems(read_replay, {"all": True, name: bad}) == [name]
 
 
-def test_filters_of_a_list_are_known_names_with_values_that_can_be():
+def test_a_list_accepts_known_filters_with_valid_values_only():
     assert read_filters({"reason": "crash", "event_type": "order.paid", "order_id": ID, "trace_id": "a"}) == {
         "reason": "crash",
         "event_type": "order.paid",

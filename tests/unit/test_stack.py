@@ -126,7 +126,7 @@ def test_a_frozen_family_hears_sigterm_all_the_same(started, tmp_path):
     assert parent.end(patience_s=20)
 
 
-def test_what_starts_us_may_die_and_its_servers_with_it(tmp_path):
+def test_servers_end_with_the_process_that_started_them(tmp_path):
     program = (
         f"import sys; sys.path.insert(0, {str(stack.ROOT)!r})\n"
         "import os, signal; from pathlib import Path; from ops.local.processes import spawn\n"
@@ -155,7 +155,7 @@ def watch_over(tmp_path, program: str) -> tuple[supervisor.Supervisor, superviso
     return watcher, child, heard
 
 
-def test_a_service_that_dies_is_started_again_and_that_is_said(tmp_path):
+def test_a_service_that_dies_is_restarted_and_reported(tmp_path):
     watcher, child, heard = watch_over(tmp_path, "import time; time.sleep(60)")
     watcher.start()
     first = child.popen
@@ -237,7 +237,7 @@ def test_a_port_that_the_user_names_is_kept_or_refused_but_never_moved(taken, mo
     assert refused.value.exit_code == 2
 
 
-def test_some_databases_of_the_user_but_not_all_are_a_mistake(monkeypatch):
+def test_setting_only_some_database_urls_is_misuse(monkeypatch):
     assert not stack.databases_given()
     monkeypatch.setenv("ORDER_DATABASE_URL", "postgresql://db/order")
     with pytest.raises(StackFault, match=r"missing: .*PAYMENT_DATABASE_URL") as refused:
@@ -248,7 +248,7 @@ def test_some_databases_of_the_user_but_not_all_are_a_mistake(monkeypatch):
     assert stack.databases_given()
 
 
-def test_no_server_is_started_in_place_of_one_that_the_user_brings(monkeypatch):
+def test_no_server_is_started_if_the_user_brings_one(monkeypatch):
     monkeypatch.setenv("AMQP_URI", "amqp://elsewhere/shop")
     one = stack.Stack("main")
     assert one.servers.broker is None
@@ -287,7 +287,7 @@ def test_passwords_stay_the_same_from_one_start_to_the_next():
     assert again.environment == one.environment
 
 
-def test_a_stack_has_one_owner_whom_others_can_find():
+def test_a_stack_has_one_owner_that_other_processes_can_find():
     assert stack.Stack("main").owner() is None
     with stack.Stack("main").owned() as ours:
         assert ours
@@ -307,7 +307,7 @@ def test_a_stale_state_file_does_not_make_a_stack_run(capsys):
     assert "nothing is running" in capsys.readouterr().out
 
 
-def test_what_a_killed_supervisor_left_running_is_ended(started):
+def test_processes_left_by_a_killed_supervisor_are_ended(started):
     orphan = started(STUBBORN)
     one = stack.Stack("main")
     one.directory.mkdir(parents=True)
@@ -335,7 +335,7 @@ def test_misuse_is_exit_code_two(words, capsys):
         (5, 0, False, 1),
     ],
 )
-def test_a_run_that_fails_or_finds_none_of_its_tests_fails_the_whole(patched, plain, narrowed, code):
+def test_a_run_that_fails_or_finds_no_tests_fails_the_whole(patched, plain, narrowed, code):
     codes = {"patched": patched, "plain": plain}
     if code == 0:
         assert testrun.judge(codes, narrowed) == 0
@@ -350,7 +350,7 @@ def test_a_run_without_test_files_may_be_empty(monkeypatch, tmp_path):
     assert testrun.judge({"patched": 0, "plain": 5}, narrowed=False) == 0
 
 
-def test_what_is_missing_is_named_in_one_line_to_who_is_not_root(monkeypatch, capsys):
+def test_missing_programs_are_named_in_one_line_if_the_user_is_not_root(monkeypatch, capsys):
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr(install, "find_rabbitmq", lambda: None)
     with pytest.raises(StackFault, match="sudo apt-get install -y rabbitmq-server") as refused:
@@ -369,7 +369,7 @@ def no_browser(monkeypatch, tmp_path):
     monkeypatch.delenv("CI", raising=False)
 
 
-def test_where_it_is_no_package_playwright_installs_the_browser_and_as_root_what_that_needs(no_browser, monkeypatch):
+def test_without_a_debian_package_playwright_installs_the_browser_and_as_root_its_libraries(no_browser, monkeypatch):
     asked = []
     monkeypatch.setattr(install, "_run", asked.append)
     monkeypatch.setattr(install, "_apt", asked.append)
@@ -384,7 +384,7 @@ def test_where_it_is_no_package_playwright_installs_the_browser_and_as_root_what
     ]
 
 
-def test_a_browser_that_cannot_be_had_stops_root_and_ci_and_is_named_to_a_laptop(no_browser, monkeypatch, capsys):
+def test_a_missing_browser_is_an_error_for_root_and_ci_and_a_message_on_a_laptop(no_browser, monkeypatch, capsys):
     def fail(command):
         raise StackFault("nobody answers")
 
@@ -399,7 +399,7 @@ def test_a_browser_that_cannot_be_had_stops_root_and_ci_and_is_named_to_a_laptop
     assert "the dashboard's tests are skipped" in capsys.readouterr().out
 
 
-def test_on_debian_root_installs_the_browser_and_a_failed_install_is_told(no_browser, monkeypatch):
+def test_on_debian_root_installs_the_browser_and_a_failed_install_is_reported(no_browser, monkeypatch):
     asked = []
     monkeypatch.setattr(install, "_apt", asked.append)
     with pytest.raises(StackFault, match="its program is not where it should be"):
@@ -407,14 +407,14 @@ def test_on_debian_root_installs_the_browser_and_a_failed_install_is_told(no_bro
     assert asked == [["chromium", "libatomic1"]]
 
 
-def test_a_browser_that_nothing_can_drive_is_none(no_browser, monkeypatch):
+def test_a_browser_without_its_driver_library_does_not_count(no_browser, monkeypatch):
     monkeypatch.setattr(install.shutil, "which", lambda name: f"/usr/bin/{name}")
     assert install.find_chromium() == "/usr/bin/chromium"
     monkeypatch.setattr(install, "find_library", lambda name: None)
     assert install.find_chromium() is None
 
 
-def test_a_browser_in_a_snap_is_none_and_playwrights_own_is_one(no_browser, monkeypatch, tmp_path):
+def test_a_browser_in_a_snap_does_not_count_and_playwrights_own_does(no_browser, monkeypatch, tmp_path):
     monkeypatch.setattr(install.shutil, "which", lambda name: f"/snap/bin/{name}")
     assert install.find_chromium() is None
     own = tmp_path / "chromium-1200" / "chrome-linux" / "chrome"
