@@ -9,7 +9,7 @@ COVERAGE = .venv/bin/coverage
 # Found by every process of the run, in whatever folder it works.
 export COVERAGE_FILE = $(CURDIR)/.run/coverage
 
-.PHONY: help demo up down status shell test test-long coverage check lock clean
+.PHONY: help demo up down restart status shell test test-long coverage check lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -24,13 +24,16 @@ up: ## start everything and stay (Ctrl-C stops it); ARGS='--replicas 2'
 down: ## stop what `make up` runs
 	@$(STACK) down
 
+restart: ## start the services of `make up` again with the code as it is now; the servers stay
+	@$(STACK) restart
+
 status: ## every URL; ARGS=--json adds passwords and pids
 	@$(STACK) status $(ARGS)
 
 shell: ## a nameko shell on what `make up` runs; takes a script on standard input
 	@$(STACK) exec python -m ops.cli.shell
 
-test: ## all tests, on servers of their own; ARGS='-k words'
+test: ## all tests, on servers of their own; ARGS='-k words' or a path runs only what that needs
 	@$(STACK) test $(ARGS)
 
 test-long: ## the same tests at full size

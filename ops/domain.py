@@ -1,4 +1,4 @@
-"""The rules of dead letters: which are chosen, which are refused, and in what waves they go back to work.
+"""The rules of dead messages: which are chosen, which are refused, and in what waves they are replayed.
 
 Plain values in, plain values out.
 """
@@ -16,12 +16,12 @@ from uuid import UUID
 from shared.errors import ValidationFailed
 from topology.table import BY_NAME, dead_letter_queue, main_queue
 
-# A message that was replayed so often has a fault that no replay mends.
+# After this many replays a message is refused: another replay would not help.
 MAX_REPLAYS = 3
 
-# What nobody wrote a reason on, the broker put there by itself: its consumer died with it, again and again.
+# The reason of a message that the broker moved to the DLQ itself, because its consumer died on it again and again.
 CRASH = "crash"
-# Put into the DLQ by a stranger, who gave no reason.
+# The reason of a message that another program put into the DLQ without one.
 UNKNOWN = "unknown"
 
 # No message at all is known to be older than this.
@@ -29,7 +29,7 @@ NEVER = datetime.min.replace(tzinfo=UTC)
 
 
 class Kind(StrEnum):
-    """What an operator does with dead letters."""
+    """The operations on dead messages."""
 
     REPLAY = "replay"
     EXPORT = "export"
@@ -61,7 +61,7 @@ class Fate(StrEnum):
 
 
 @dataclass(frozen=True)
-class Letter:
+class DeadLetter:
     """One dead message, as far as its choice depends on it. `born_at` is when the event occurred, if it says so."""
 
     message_id: UUID
@@ -91,7 +91,7 @@ class Filter:
     since: datetime | None = None
     until: datetime | None = None
 
-    def matches(self, letter: Letter) -> bool:
+    def matches(self, letter: DeadLetter) -> bool:
         """Whether a letter is meant. Times are compared with when it first failed: since <= it < until."""
         return (
             (not self.ids or letter.message_id in self.ids)
@@ -147,7 +147,7 @@ def dlq_of(queue: str) -> tuple[str, str]:
     return main, dead_letter_queue(main)
 
 
-def refusal(letter: Letter, now: datetime, inbox_days: int) -> str | None:
+def refusal(letter: DeadLetter, now: datetime, inbox_days: int) -> str | None:
     """Why a letter must not be replayed without force, or None.
 
     The inbox absorbs what has taken effect already for as long as it remembers; an older message could act twice.
@@ -171,7 +171,20 @@ def waves(ramp: Iterable[int]) -> Iterator[int]:
         yield size
 
 
-# One a day; and more than any broker takes.
+def require_choice(ids: object, most: int | None, everything: bool, names: tuple[str, str, str]) -> None:
+    """Raise ValidationFailed unless a request says how many messages it means: ids, a maximum, or all of them.
+
+    `names` are the caller's words for the three.
+    """
+    if most is not None and everything:
+        raise ValidationFailed(f"{names[1].partition(' ')[0]} or {names[2]}, not both")
+    if most is None and not everything and not ids:
+        raise ValidationFailed(f"say which: {names[0]}, {names[1]} or {names[2]} (with filters: all that match)")
+
+
+# A first replay must not overload its consumer: only an operator who asks for more gets more.
+DEFAULT_RATE = "100/s"
+# From one a day to more than any broker takes.
 SLOWEST_PER_S, FASTEST_PER_S = 1 / 86_400, 1_000_000
 _RATE = re.compile(r"([0-9]+(?:\.[0-9]+)?)/(s|m|min|h)")
 _SIZE = re.compile(r"[0-9]{1,7}")

@@ -1,4 +1,4 @@
-"""The operations ledger: who did what to which dead message, when, how and why; and who is at it now.
+"""The operations ledger: each operation on dead messages with actor, time and reason, and who works on one now.
 
 Nothing is ever deleted from it: the role of the service may not.
 """
@@ -28,7 +28,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Mapped, mapped_column
 
-from ops.domain import Fate, Filter, Kind, Letter, Status, Tally
+from ops.domain import DeadLetter, Fate, Filter, Kind, Status, Tally
 from shared.errors import Conflict, NotFound
 from shared.ids import uuid7
 from shared.paging import decode_cursor, encode_cursor, page_of
@@ -123,7 +123,7 @@ DIED = "its process died"
 
 # A queue's lock lives as long as the session that took it: nobody holds one by having died.
 _LOCK_CLASS = 0x646C71
-# What a session is called, before the name of whoever opened it.
+# The name of a database session: this prefix, then the name of its operator.
 SESSION_PREFIX = "ecom dlq "
 _LOCK = text("SELECT pg_try_advisory_lock(:class, hashtext(:queue))")
 _HOLDER = text(
@@ -133,13 +133,10 @@ _HOLDER = text(
 )
 
 
-# --- one at a time ------------------------------------------------------------------------------------------------
-
-
 def lock(connection: Connection, queue: str) -> None:
     """Take a DLQ for the session of this connection. Raises Conflict, naming who has it.
 
-    Whoever had it before and never finished has died: what he began is INTERRUPTED.
+    An operation that is still STARTED under a free lock belongs to a dead process: it is marked as INTERRUPTED.
     """
     if not connection.execute(_LOCK, {"class": _LOCK_CLASS, "queue": queue}).scalar():
         name = (holder(connection, queue) or "somebody").removeprefix(SESSION_PREFIX)
@@ -152,11 +149,8 @@ def lock(connection: Connection, queue: str) -> None:
 
 
 def holder(connection: Connection, queue: str) -> str | None:
-    """Who works on a DLQ now, or None."""
+    """The session that works on a DLQ now, or None."""
     return connection.execute(_HOLDER, {"class": _LOCK_CLASS, "queue": queue}).scalar()
-
-
-# --- writing ------------------------------------------------------------------------------------------------------
 
 
 def start(
@@ -222,7 +216,7 @@ _WRITE = _WRITE.on_conflict_do_update(
 
 
 def write_fates(
-    connection: Connection, operation_id: uuid.UUID, fate: Fate, letters: Sequence[Letter], reason: str = ""
+    connection: Connection, operation_id: uuid.UUID, fate: Fate, letters: Sequence[DeadLetter], reason: str = ""
 ) -> None:
     """Write down what became of these messages in an operation. One statement."""
     rows = {
@@ -238,9 +232,6 @@ def write_fates(
     if rows:
         parameters = {"operation_id": operation_id, "fate": fate, **columns_of(rows.values(), _MESSAGE)}
         connection.execute(_WRITE, parameters)
-
-
-# --- reading ------------------------------------------------------------------------------------------------------
 
 
 def operation(connection: Connection, operation_id: uuid.UUID) -> dict[str, Any]:

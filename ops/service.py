@@ -12,10 +12,10 @@ from ops import models
 from ops.audit import ledger
 from ops.audit.witness import Witness
 from ops.dlq import overview, replay
-from ops.dlq.books import Books
 from ops.dlq.census import Census
-from ops.dlq.desk import Actor, Desk, Watch
-from ops.dlq.wanted import filters_wanted, replay_wanted
+from ops.dlq.operator_session import Actor, OperatorSession, Watch
+from ops.dlq.replay_request import read_filters, read_replay
+from ops.dlq.service_databases import ServiceDatabases
 from ops.domain import Kind, dlq_of
 from shared.edge.background import Background
 from shared.edge.context import Context
@@ -35,10 +35,10 @@ CENSUS_EVERY_S = 10
 WITNESS_EVERY_S = 1
 CENSUS = Actor("system:census")
 
-# Whoever follows an order asks about its dead messages: so many at one time, and each for a moment.
+# Each client that follows an order asks for its dead messages: this many short queries may run at one time.
 READERS = 5
 
-# What of a dead message whoever may see its order is told: errors may speak of more than that.
+# The fields of a dead message for a caller who may see its order. Error texts may reveal more and are left out.
 STEP_FIELDS = ("message_id", "queue", "event_type", "reason", "died_at")
 QUEUE_FIELDS = ("queue", "dlq", "service", "messages", "recorded", "reasons")
 REPLAY_FIELDS = (
@@ -56,15 +56,15 @@ class OpsService(Probes):
     db = Database()
     context = Context()
     background = Background()
-    books = ProcessResource(lambda settings: Books(settings, "ecom ops", pool_size=READERS))
+    databases = ProcessResource(lambda settings: ServiceDatabases(settings, "ecom ops", pool_size=READERS))
     census = Census()  # of this process
     witness = Witness()  # of this process
 
     @rpc
     def queues(self) -> list[dict[str, Any]]:
         """Every DLQ with its count, oldest, newest and reasons, and who works on it. Raises CannotWork."""
-        with self._desk(self._actor()) as desk:
-            found = overview.overview(desk)
+        with self._operator(self._actor()) as operator:
+            found = overview.overview(operator)
         return [_queue(one) for one in found]
 
     @rpc
@@ -75,14 +75,14 @@ class OpsService(Probes):
 
         `filters`: reason, event_type, order_id, trace_id. Raises NotFound, ValidationFailed, InvalidCursor, CannotWork.
         """
-        main, chosen = _known(queue), filters_wanted(filters)
-        items, next_cursor = self.books.page(main, chosen, limit, cursor)
+        main, chosen = _known(queue), read_filters(filters)
+        items, next_cursor = self.databases.page(main, chosen, limit, cursor)
         return {"items": items, "next_cursor": next_cursor}
 
     @rpc
     def dead_of_order(self, order_id: str) -> list[dict[str, Any]]:
-        """The messages of an order that lie in a DLQ, and why: whoever asks may see the order. Raises CannotWork."""
-        return [{name: row[name] for name in STEP_FIELDS} for row in self.books.of_order(UUID(order_id))]
+        """The messages of an order that lie in a DLQ, and why; the caller may see the order. Raises CannotWork."""
+        return [{name: row[name] for name in STEP_FIELDS} for row in self.databases.of_order(UUID(order_id))]
 
     @rpc
     def start_replay(self, queue: str, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -91,14 +91,14 @@ class OpsService(Probes):
         `wanted`: ids, reasons, error, types, order_id, trace_id, since, until; max or all; rate, ramp; force,
         stop_on_redeath; why. Raises NotFound, ValidationFailed, Conflict, CannotWork.
         """
-        main, asked = _known(queue), replay_wanted(wanted)
+        main, asked = _known(queue), read_replay(wanted)
         actor, begun = self._actor(asked.why), Event()
 
         def job() -> None:
             watch = Watch(begun=begun.send, stopping=self.background.stopping, stopped_by="its service was stopped")
             try:
-                with self._desk(actor, watch) as desk:
-                    replay.replay(desk, main, asked.chosen, asked.most, asked.pace, asked.force, asked.stop_on_redeath)
+                with self._operator(actor, watch) as operator:
+                    replay.replay(operator, main, asked)
             except Exception as error:
                 if not begun.ready():
                     begun.send_exception(error)
@@ -125,7 +125,7 @@ class OpsService(Probes):
 
     @rpc
     def operations_of(self, order_ids: list[str]) -> dict[str, list[dict[str, Any]]]:
-        """What operators replayed or put back of these orders, oldest first, by order_id; who has none is left out.
+        """What operators replayed or put back of these orders, oldest first, by order_id; orders without are left out.
 
         Each {operation_id, kind, queue, actor, why, message_id, event_type, at}.
         """
@@ -151,24 +151,24 @@ class OpsService(Probes):
     @every(WITNESS_EVERY_S)
     def watch_seals(self) -> None:
         """Copy the heads of the release audit's chain into the ledger."""
-        self.witness.run_once(self.db, self.books)
+        self.witness.run_once(self.db, self.databases)
 
     @every(CENSUS_EVERY_S)
     def count(self) -> None:
         """Compare what lies in the DLQs with what is written down of it."""
-        with self._desk(CENSUS) as desk:
-            self.census.run_once(desk)
+        with self._operator(CENSUS) as operator:
+            self.census.run_once(operator)
 
     def _actor(self, why: str = "") -> Actor:
         return Actor(self.context.identity.user_id, why)
 
     @contextmanager
-    def _desk(self, actor: Actor, watch: Watch | None = None) -> Iterator[Desk]:
-        desk = Desk(self.settings, actor, watch or Watch())
+    def _operator(self, actor: Actor, watch: Watch | None = None) -> Iterator[OperatorSession]:
+        operator = OperatorSession(self.settings, actor, watch or Watch())
         try:
-            yield desk
+            yield operator
         finally:
-            desk.close()
+            operator.close()
 
 
 def _known(queue: str) -> str:

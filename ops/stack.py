@@ -1,4 +1,4 @@
-"""The door to the one-machine stack, for a bare Python: `python3 ops/stack.py up`. See ops/local/stack.py."""
+"""The door to the one-machine stack, for a bare Python: `python3 ops/stack.py up`. See ops/local/commands.py."""
 
 import sys
 from pathlib import Path
@@ -6,6 +6,6 @@ from pathlib import Path
 # Python puts this file's folder first, whose modules are no top-level ones.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from ops.local.stack import main  # noqa: E402
+from ops.local.commands import main  # noqa: E402
 
 sys.exit(main())

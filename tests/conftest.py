@@ -15,6 +15,9 @@ import pytest
 if TYPE_CHECKING:
     from tests.e2e.system import Systems
 
+# No test may find the stack that a developer runs in this checkout.
+os.environ["ECOM_STACK"] = os.devnull
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="the same tests at full size")

@@ -18,6 +18,7 @@ CONTRACTS = [SETUP[section]["name"] for section in SETUP.sections() if section.s
 INDEPENDENT = "Services never import each other"
 LAYERS = "Services stand on shared, and shared on topology"
 NOBODY = "Nobody imports ops or tests"
+LOCAL = "Nothing in the production image imports ops.local"
 GATEWAY = "The gateway has no database"
 PURE = "Rules, catalogue, errors, ids, order states and tables need only the standard library"
 DOMAIN = "The rules have no clock, no chance and no I/O"
@@ -37,6 +38,8 @@ PLANTS = [
     (NOBODY, "shared.outbox", "ops.cli.main"),
     (NOBODY, "gateway.service", "ops"),
     (NOBODY, "ops.cli.main", "tests.conftest"),
+    (LOCAL, "ops.dlq.replay", "ops.local.processes"),
+    (LOCAL, "ops.cli.users", "ops.local.install"),
     (GATEWAY, "gateway.site.pages", "sqlalchemy.orm"),
     (GATEWAY, "gateway.api.http", "shared.outbox"),
     (PURE, "order_service.domain", "sqlalchemy"),

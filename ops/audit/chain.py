@@ -27,7 +27,7 @@ ROWS_AT_ONCE = 1000
 MOST_ROWS = 10 * audit.ROWS_PER_SEAL
 
 # Longer than this nothing of ours takes to be sealed and witnessed.
-PATIENCE_S = 60
+TIMEOUT_S = 60
 
 # So many faults are told one by one, the others counted.
 MOST_FAULTS = 100
@@ -131,13 +131,13 @@ def verify(
         seen(verdict.rows, end.total if end else 0)
     if head and head["seq"] > walk.seq:
         verdict.add(_cut(walk.before, head))
-    if walk.unknown and (age := _age_s(walk.unknown.sealed_at)) > PATIENCE_S:
+    if walk.unknown and (age := _age_s(walk.unknown.sealed_at)) > TIMEOUT_S:
         verdict.warnings.append(f"the ledger does not know seal {walk.unknown.seq}, which is {age:.0f} s old")
     state = audit.chain(chain)
     verdict.waiting = state["waiting"]
     if state["trouble"]:
         verdict.warnings.append(state["trouble"])
-    if state["waiting"] and (age := _age_s(datetime.fromisoformat(state["oldest_waiting_at"]))) > PATIENCE_S:
+    if state["waiting"] and (age := _age_s(datetime.fromisoformat(state["oldest_waiting_at"]))) > TIMEOUT_S:
         verdict.warnings.append(f"{counted(state['waiting'], 'row')} without seal, the oldest for {age:.0f} s")
     return verdict
 

@@ -10,7 +10,7 @@ import logging
 
 from inventory_service import audit
 from ops.audit import ledger
-from ops.dlq.books import Books
+from ops.dlq.service_databases import ServiceDatabases
 from shared.edge.database import Sessions
 from shared.logs import Reminder
 from shared.metrics import AUDIT_TROUBLE
@@ -31,14 +31,14 @@ class Witness:
         self.trouble: str | None = None
         self._reminder = Reminder()
 
-    def run_once(self, sessions: Sessions, books: Books) -> int:
+    def run_once(self, sessions: Sessions, databases: ServiceDatabases) -> int:
         """Write down the heads that are new; how many. Raises CannotWork."""
         count = 0
         while True:
             with sessions.read() as session:
                 head = ledger.newest_head(session.connection())
             known = head["seq"] if head else 0
-            with books.read("inventory") as session:
+            with databases.read("inventory") as session:
                 # From the head known on, to see that it is there still: read after the ledger, so no older than that.
                 seals = list(audit.seals_after(session, known - 1, HEADS_AT_ONCE))
                 newest = None if seals else audit.newest_seal(session)

@@ -15,35 +15,36 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ops.cli.console import FOUND, actor_option, bar, harmless, json_option, login, print_json, print_table
-from shared.config import Settings, read
+from ops.cli.home import read
+from shared.config import Settings
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from ops.audit.chain import Verdict
-    from ops.dlq.books import Books
+    from ops.dlq.service_databases import ServiceDatabases
 
 HISTORY_COLUMNS = ("started_at", "finished_at", "kind", "actor", "outcome")
 
 
 @contextmanager
-def _databases(settings: Settings) -> Iterator[tuple[Books, Connection]]:
+def _databases(settings: Settings) -> Iterator[tuple[ServiceDatabases, Connection]]:
     """The services' databases to read, and the operations ledger. Raises CannotWork."""
     # isort: off
     from ops.cli import green  # noqa: F401
 
     # isort: on
-    from ops.dlq.books import Books, database_faults
+    from ops.dlq.service_databases import ServiceDatabases, database_faults
     from shared.edge.postgres import connect
 
     name = "ecom audit"
-    books = Books(settings, name)
+    databases = ServiceDatabases(settings, name)
     engine = connect(settings.database_url("ops"), name).execution_options(isolation_level="AUTOCOMMIT")
     try:
         with database_faults("ops"), engine.connect() as ledger:
-            yield books, ledger
+            yield databases, ledger
     finally:
-        books.close()
+        databases.close()
         engine.dispose()
 
 
@@ -63,11 +64,11 @@ def audit_verify(actor: str | None, as_json: bool) -> None:
     settings = read()
     _ = settings.audit_key  # before anything is opened
     actor, started_at = actor or login(), datetime.now(UTC)
-    with _databases(settings) as (books, witness):
+    with _databases(settings) as (databases, witness):
         from ops.audit import ledger
         from ops.audit.chain import verify
 
-        with bar("rows") as seen, books.read("inventory") as chain:
+        with bar("rows") as seen, databases.read("inventory") as chain:
             verdict = verify(chain, witness, settings.audit_keys, seen)
         outcome = verdict.sentence()
         ledger.write_verification(witness, actor, verdict.intact, verdict.seals, verdict.rows, outcome, started_at)
@@ -96,12 +97,12 @@ def _say(verdict: Verdict) -> None:
 @json_option
 def audit_history(most: int, as_json: bool) -> None:
     """Who verified the chain and who exported releases, newest first."""
-    with _databases(read()) as (books, witness):
+    with _databases(read()) as (databases, witness):
         from inventory_service import audit as releases
         from ops.audit import ledger
 
         verifications = ledger.verifications(witness, most)
-        with books.read("inventory") as session:
+        with databases.read("inventory") as session:
             exports, _ = releases.exports(session, most)
     found: list[dict[str, Any]] = [{"kind": "verification", **one} for one in verifications]
     found += [{"kind": "export", "actor": one.pop("exported_by"), "outcome": _exported(one), **one} for one in exports]

@@ -20,7 +20,7 @@ from shared.errors import EcomError
 
 FOUND, COULD_NOT = 1, 3  # and 2 is misuse, which click says itself
 
-# In a pipe nobody sees the width of a terminal, and a row that wraps cannot be searched with grep.
+# A pipe has no terminal width: no cell is cut there, and a row that wraps could not be searched with grep.
 PIPE_WIDTH = 200
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -58,7 +58,7 @@ def actor_option(command: Command) -> Command:
 
 
 def login() -> str:
-    """Who is at this machine: name@host."""
+    """The user of this machine: name@host."""
     try:
         name = getpass.getuser()
     except (KeyError, OSError):  # a container may run as somebody whom no file knows

@@ -15,7 +15,7 @@ from ops.domain import dlq_of
 from shared.order_states import AT_REST
 from topology.table import BY_NAME, failed_exchange
 
-PATIENCE_S = 30.0
+TIMEOUT_S = 30.0
 POLL_S = 0.05
 
 
@@ -103,13 +103,13 @@ class Flow:
             )
         return message_id
 
-    def at_rest(self, order_id: str, patience_s: float = PATIENCE_S) -> dict[str, Any]:
+    def at_rest(self, order_id: str, patience_s: float = TIMEOUT_S) -> dict[str, Any]:
         """The order once it has come to rest. Raises TimeoutError."""
         return dict(
             self.until(lambda: self.get(f"/api/orders/{order_id}"), lambda it: it["status"] in AT_REST, patience_s)
         )
 
-    def timeline(self, order_id: str, last: str | None = None, patience_s: float = PATIENCE_S) -> dict[str, Any]:
+    def timeline(self, order_id: str, last: str | None = None, patience_s: float = TIMEOUT_S) -> dict[str, Any]:
         """The order's steps; with `last`, once a step of that event is among them. Raises TimeoutError."""
 
         def has_last(timeline: Any) -> bool:
@@ -118,7 +118,7 @@ class Flow:
         return dict(self.until(lambda: self.get(f"/api/orders/{order_id}/timeline"), has_last, patience_s))
 
     @staticmethod
-    def until(read: Callable[[], Any], good: Callable[[Any], bool], patience_s: float = PATIENCE_S) -> Any:
+    def until(read: Callable[[], Any], good: Callable[[Any], bool], patience_s: float = TIMEOUT_S) -> Any:
         """Read again and again until it is good. Raises TimeoutError with what was read last."""
         deadline = time.monotonic() + patience_s
         while not good(seen := read()):

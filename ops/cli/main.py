@@ -19,9 +19,11 @@ import click
 
 from ops.cli.audit import audit
 from ops.cli.console import COULD_NOT, FOUND, complain, json_option, print_json, print_table
-from ops.cli.dlq import dlq
-from shared.config import SERVICES, masked, read
-from shared.errors import CannotWork, Conflict, EcomError, NotFound, TopologyDrift, ValidationFailed
+from ops.cli.dlq.commands import dlq
+from ops.cli.home import hint, read
+from shared.config import SERVICES, masked
+from shared.errors import CannotWork, ConfigurationFault, Conflict, EcomError, NotFound, TopologyDrift, ValidationFailed
+from shared.version import VERSION
 from topology.services import DATABASES, PUBLISHERS
 
 CONNECT_TIMEOUT_S = 5
@@ -43,6 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """The console script. Ends the process with one of the exit codes above."""
     try:
         ecom.main(args=arguments, prog_name="ecom")
+    except ConfigurationFault as error:
+        advice = hint() if str(error).endswith("_URL is not set") else ""  # a stack has the URLs
+        complain(ConfigurationFault(f"{error}; {advice}") if advice else error)
     except EcomError as error:
         complain(error)
     except Exception:
@@ -51,18 +56,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(VERSION, message="%(prog)s %(version)s")
 def ecom() -> None:
     """Run, look into and repair the order management back end."""
-
-
-# --- the stack on this machine ---------------------------------------------------------------------------------
 
 
 @ecom.command()
 @click.option("--replicas", type=click.IntRange(1, 9), metavar="N", help="How many of each service.")
 @json_option
 def up(replicas: int | None, as_json: bool) -> None:
-    """Start broker, databases and services here and watch over them, in the foreground."""
+    """Start broker, databases and services on this machine; stay in the foreground and restart what dies."""
     _stack("up", *(["--replicas", str(replicas)] if replicas else []), as_json=as_json)
 
 
@@ -76,7 +79,7 @@ def down(as_json: bool) -> None:
 @ecom.command()
 @json_option
 def demo(as_json: bool) -> None:
-    """Start everything here, show an order's way through it, and stop."""
+    """Start everything on this machine, show how three orders end, and stop."""
     _stack("demo", as_json=as_json)
 
 
@@ -88,13 +91,21 @@ def status(as_json: bool) -> None:
 
 
 def _stack(*arguments: str, as_json: bool) -> NoReturn:
-    """Hand over to ops.local.stack. Only its status speaks JSON; of the others --json prints how they ended."""
-    from ops.local import stack
+    """Run a command of ops.local. `status` prints JSON itself; for the others --json prints the exit code.
+
+    Raises CannotWork where ops.local is absent, as in the production image.
+    """
+    try:
+        from ops.local import commands
+    except ModuleNotFoundError as error:
+        if error.name != "ops.local":
+            raise
+        raise CannotWork(f"`ecom {arguments[0]}` works in a checkout of the project only") from None
 
     if not as_json or arguments == ("status",):
-        sys.exit(stack.main([*arguments, *(["--json"] if as_json else [])]))
+        sys.exit(commands.main([*arguments, *(["--json"] if as_json else [])]))
     with redirect_stdout(sys.stderr):
-        code = stack.main(arguments)
+        code = commands.main(arguments)
     print_json({"command": arguments[0], "exit_code": code})
     sys.exit(code)
 
@@ -110,13 +121,10 @@ def run(service: str, replica: int, as_json: bool) -> None:
     sys.exit(runner.run(service, replica))
 
 
-# --- settings, databases, broker -------------------------------------------------------------------------------
-
-
 @ecom.command()
 @json_option
 def config(as_json: bool) -> None:
-    """The settings as this environment gives them, secrets masked."""
+    """Show the settings that the commands use, with secrets masked."""
     settings = masked(read())
     if as_json:
         print_json(settings)
@@ -154,7 +162,7 @@ def topology() -> None:
 @topology.command()
 @json_option
 def apply(as_json: bool) -> None:
-    """Declare what the broker has not; what it has otherwise is reported and left alone."""
+    """Declare what the broker lacks. What differs from the table is reported and not changed."""
     from topology import declare
 
     try:
@@ -169,7 +177,7 @@ def apply(as_json: bool) -> None:
 @click.option("--management", metavar="URL", default="", help="http://host:15672, to compare the bindings as well.")
 @json_option
 def check(management: str, as_json: bool) -> None:
-    """Where the broker differs from the table. Changes nothing."""
+    """Show where the broker differs from the table. Changes nothing."""
     from topology import declare
 
     _report(declare.check(read().amqp_uri, management), as_json, "clean", bindings_seen=bool(management))
@@ -198,22 +206,19 @@ def _report(drift: Sequence[Any], as_json: bool, done: str, bindings_seen: bool 
         sys.exit(FOUND)
 
 
-# --- users -----------------------------------------------------------------------------------------------------
-
-
 @ecom.group()
 def user() -> None:
-    """Who may sign in. Writes into the database of auth."""
+    """Users who may sign in. These commands write to the database of auth."""
 
 
 @user.command("add")
 @click.argument("name")
-@click.option("--role", "roles", multiple=True, required=True, help="What he may do; may be given again.")
+@click.option("--role", "roles", multiple=True, required=True, help="A role of the user; may be given again.")
 @json_option
 def user_add(name: str, roles: tuple[str, ...], as_json: bool) -> None:
-    """Make a user. His password is asked for on a terminal, and is else the first line of standard input.
+    """Make a user. On a terminal it asks for the password; otherwise it reads one line of standard input.
 
-    In production it has at least 12 characters.
+    In production a password has at least 12 characters.
     """
     from ops.cli import users
 
@@ -229,7 +234,7 @@ def user_add(name: str, roles: tuple[str, ...], as_json: bool) -> None:
 @click.argument("name")
 @json_option
 def user_password(name: str, as_json: bool) -> None:
-    """Give a user another password, asked for or read as by `add`."""
+    """Change the password of a user. It is asked for or read as by `add`."""
     from ops.cli import users
 
     settings = read()
@@ -242,7 +247,7 @@ def user_password(name: str, as_json: bool) -> None:
 @click.argument("name")
 @json_option
 def user_disable(name: str, as_json: bool) -> None:
-    """Let a user sign in no more. A token that he has is valid for up to 15 minutes more."""
+    """Refuse further logins of a user. An open session or token stays valid: a token for up to 15 minutes."""
     from ops.cli import users
 
     with _user_faults():
@@ -308,9 +313,6 @@ def _user_faults() -> Iterator[None]:
         sys.exit(FOUND)
 
 
-# --- outbox ----------------------------------------------------------------------------------------------------
-
-
 @ecom.group()
 def outbox() -> None:
     """Events that wait to be published."""
@@ -320,7 +322,7 @@ def outbox() -> None:
 @click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="Held rows of each service.")
 @json_option
 def outbox_ls(limit: int, as_json: bool) -> None:
-    """What waits in each service's outbox, and which events the broker refuses; exit 1 when there are any."""
+    """Count unpublished events by service and list those that the broker refused; exit 1 if there are any."""
     settings = read()
     found: list[dict[str, Any]] = []
     away: list[EcomError] = []

@@ -8,8 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-# Where nobody sees the width of a terminal, no cell of a timeline is cut.
-PIPE_WIDTH = 110
+from ops.cli.console import PIPE_WIDTH
 
 
 def console() -> Console:

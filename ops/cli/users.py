@@ -1,6 +1,6 @@
 """`ecom user`: who may sign in, written into auth_service's own database.
 
-Nobody signs up over HTTP: users are made here, by whoever may reach the database.
+Nobody signs up over HTTP: an operator with access to the database makes users here.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Dead letters: read without loss, explained, replayed, exported, discarded, put back. One engine, CLI and API."""
+"""The engine behind `ecom dlq` and the API: reads dead messages without loss, replays, exports, discards, imports."""

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
-from ops.dlq.books import Books
-from ops.dlq.desk import Desk
-from ops.dlq.letters import event_of
+from ops.dlq.dead_messages import event_of
+from ops.dlq.operator_session import CHUNK, OperatorSession
 from ops.dlq.selection import Held
+from ops.dlq.service_databases import ServiceDatabases
 from ops.domain import Filter, dlq_of
 from shared.envelope import Envelope
 from shared.errors import DeadMessage, UnknownType
@@ -29,9 +29,6 @@ PREDICTORS: dict[str, Predictor] = {
     for service in CONSUMERS
     for queue, predictor in importlib.import_module(f"{services.BY_NAME[service].package}.predict").PREDICTORS.items()
 }
-
-# Messages whose books are read together.
-CHUNK = 500
 
 
 @dataclass(frozen=True)
@@ -53,13 +50,13 @@ class Diagnosis:
     examples: dict[Group, UUID] = field(default_factory=dict)
 
 
-def diagnose(desk: Desk, queue: str, chosen: Filter) -> Diagnosis:
+def diagnose(operator: OperatorSession, queue: str, chosen: Filter) -> Diagnosis:
     """The prospects of what a filter chooses. Raises Conflict when somebody works on the DLQ, CannotWork."""
     main, _ = dlq_of(queue)
     diagnosis = Diagnosis(main)
-    with desk.look_into(queue, chosen) as selection:
+    with operator.look_into(queue, chosen) as selection:
         while held := selection.take(CHUNK):
-            verdicts = predict(desk.books, main, held)
+            verdicts = predict(operator.databases, main, held)
             for item in held:
                 prediction, why = verdicts[item.slot.message_id]
                 group = Group(prediction, why, item.letter.reason, item.letter.event_type)
@@ -68,11 +65,11 @@ def diagnose(desk: Desk, queue: str, chosen: Filter) -> Diagnosis:
     return diagnosis
 
 
-def predict(books: Books, main: str, held: Sequence[Held]) -> dict[UUID, Verdict]:
+def predict(databases: ServiceDatabases, main: str, held: Sequence[Held]) -> dict[UUID, Verdict]:
     """The prospects of some messages. A handful of statements, whatever their number."""
     verdicts: dict[UUID, Verdict] = {}
     events: list[Envelope] = []
-    applied = books.consumed(main, [item.slot.message_id for item in held])
+    applied = databases.consumed(main, [item.slot.message_id for item in held])
     for item in held:
         message_id = item.slot.message_id
         try:
@@ -87,6 +84,6 @@ def predict(books: Books, main: str, held: Sequence[Held]) -> dict[UUID, Verdict
             else:
                 events.append(event)
     if events:
-        with books.read(BY_NAME[main].service) as session:
+        with databases.read(BY_NAME[main].service) as session:
             verdicts |= PREDICTORS[main](session, events)
     return verdicts

@@ -1,6 +1,6 @@
-"""Dead letters in files: exported, discarded into one, and put back from one.
+"""Dead messages in files: export, discard and import.
 
-A file holds one message a line, as JSON with all its properties and headers. It is there whole or not at all.
+A file holds one message a line, as JSON with all its properties and headers. It appears complete or not at all.
 """
 
 from __future__ import annotations
@@ -11,37 +11,37 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from uuid import UUID
 
-from ops.dlq.books import DISCARDED
-from ops.dlq.desk import CHUNK, Desk, Run
-from ops.dlq.letters import Content, check, edited, from_line, id_of, letter_of, returning
+from ops.dlq.dead_messages import Content, check, edited, from_line, id_of, letter_of, returning
+from ops.dlq.operator_session import CHUNK, OperatorSession, Run
 from ops.dlq.selection import Selection
-from ops.domain import Fate, Filter, Kind, Letter, dlq_of
+from ops.dlq.service_databases import DISCARDED
+from ops.domain import DeadLetter, Fate, Filter, Kind, dlq_of
 from shared.errors import CannotWork, Conflict, DeadMessage, ValidationFailed
 from topology.table import main_queue
 
 
-def export(desk: Desk, queue: str, file: Path, chosen: Filter, most: int | None = None) -> Run:
+def export(operator: OperatorSession, queue: str, file: Path, chosen: Filter, most: int | None = None) -> Run:
     """Write letters to a new file; they stay in the DLQ.
 
     Raises Conflict when the file exists or somebody works on the DLQ, CannotWork.
     """
     _, dlq = dlq_of(queue)
     refuse_existing(file)
-    with desk.operation(Kind.EXPORT, dlq, chosen, {"max": most}, file) as run:
-        with desk.select(dlq, chosen) as selection:
+    with operator.operation(Kind.EXPORT, dlq, chosen, {"max": most}, file) as run:
+        with operator.select(dlq, chosen) as selection:
             write(run, selection, file, most)
     return run
 
 
-def discard(desk: Desk, queue: str, file: Path, chosen: Filter, most: int | None) -> Run:
+def discard(operator: OperatorSession, queue: str, file: Path, chosen: Filter, most: int | None) -> Run:
     """Take letters out of the DLQ, into a new file first: on disk and read again before any of them is gone.
 
     Raises Conflict, CannotWork, as `export`.
     """
     main, dlq = dlq_of(queue)
     refuse_existing(file)
-    with desk.operation(Kind.DISCARD, dlq, chosen, {"max": most}, file) as run:
-        with desk.select(dlq, chosen) as selection:
+    with operator.operation(Kind.DISCARD, dlq, chosen, {"max": most}, file) as run:
+        with operator.select(dlq, chosen) as selection:
             write(run, selection, file, most)
             if checksum(file) != run.sha256:
                 raise CannotWork(f"{file} does not read as it was written: nothing was discarded")
@@ -53,16 +53,16 @@ def discard(desk: Desk, queue: str, file: Path, chosen: Filter, most: int | None
                 left -= len(held)
                 letters = [item.letter for item in held]
                 run.count(Fate.STARTED, letters)
-                died_before = desk.books.now(main)
+                died_before = operator.databases.now(main)
                 # Written down before it is so: an import leaves out what is written down as there, and if we die
                 # in between, what went back to the DLQ is found by the census.
-                desk.books.leave(main, [letter.message_id for letter in letters], DISCARDED, died_before)
-                selection.mailbox.ack([item.slot.tag for item in held])
+                operator.databases.leave(main, [letter.message_id for letter in letters], DISCARDED, died_before)
+                selection.reader.ack([item.slot.tag for item in held])
                 run.count(Fate.DISCARDED, letters)
     return run
 
 
-def put_back(desk: Desk, file: Path, corrected: bool = False) -> list[Run]:
+def put_back(operator: OperatorSession, file: Path, corrected: bool = False) -> list[Run]:
     """Put the letters of a file back into the DLQs they came from; what is there already is left out.
 
     With `corrected` their bodies were edited: each goes under a message_id of its own, which is the same when the
@@ -71,24 +71,24 @@ def put_back(desk: Desk, file: Path, corrected: bool = False) -> list[Run]:
     queues, sha256, _ = survey(file, corrected)
     runs = []
     for dlq in queues:
-        with desk.operation(Kind.IMPORT, dlq, Filter(), {"edited": corrected}, file) as run:
+        with operator.operation(Kind.IMPORT, dlq, Filter(), {"edited": corrected}, file) as run:
             run.sha256 = sha256
-            # The queue itself, and not the books: they know no crash yet, nor what was just purged by hand.
-            with desk.open(dlq) as mailbox:
-                there = {id_of(content) for _, content in mailbox.read()}
+            # The queue itself, and not the databases: they know no crash yet, nor what was just purged by hand.
+            with operator.open(dlq) as reader:
+                there = {id_of(content) for _, content in reader.read()}
             for chunk in chunks(_of_queue(file, dlq, corrected), CHUNK):
                 if run.must_stop():
                     break
-                _put_back(desk, run, chunk, there)
+                _put_back(operator, run, chunk, there)
         runs.append(run)
     return runs
 
 
-def _put_back(desk: Desk, run: Run, contents: list[Content], there: set[UUID]) -> None:
+def _put_back(operator: OperatorSession, run: Run, contents: list[Content], there: set[UUID]) -> None:
     """Put back what is not `there`, which learns of it."""
     main = main_queue(run.queue)
-    known: list[Letter] = []
-    new: dict[UUID, tuple[Letter, Content]] = {}
+    known: list[DeadLetter] = []
+    new: dict[UUID, tuple[DeadLetter, Content]] = {}
     for content in contents:
         letter = letter_of(content)
         if letter.message_id in there:
@@ -101,12 +101,9 @@ def _put_back(desk: Desk, run: Run, contents: list[Content], there: set[UUID]) -
     run.count(Fate.THERE, known)
     run.count(Fate.STARTED, letters)
     # Published first: if we die in between, the census finds it in the queue.
-    desk.publish([returning(content) for _, content in new.values()])
-    desk.books.enter(main, letters)
+    operator.publish([returning(content) for _, content in new.values()])
+    operator.databases.enter(main, letters)
     run.count(Fate.IMPORTED, letters)
-
-
-# --- the file -----------------------------------------------------------------------------------------------------
 
 
 def write(run: Run, selection: Selection, file: Path, most: int | None) -> None:
@@ -121,7 +118,7 @@ def write(run: Run, selection: Selection, file: Path, most: int | None) -> None:
                 digest.update(line)
                 run.tally.chosen += 1
                 if run.tally.chosen % CHUNK == 0:
-                    run.tell()
+                    run.report()
             out.flush()
             os.fsync(out.fileno())
         os.link(unfinished, file)  # and not a rename, which would replace what somebody put there meanwhile
@@ -134,7 +131,7 @@ def write(run: Run, selection: Selection, file: Path, most: int | None) -> None:
         unfinished.unlink(missing_ok=True)
     run.sha256 = digest.hexdigest()
     run.write()  # whatever becomes of the rest, the ledger knows the file
-    run.tell()
+    run.report()
 
 
 def checksum(file: Path) -> str:

@@ -1,4 +1,4 @@
-"""What lies in the DLQs: counted, grouped, and one message with all that is known of it."""
+"""Views of the DLQs: counts, groups, and one message with everything known about it."""
 
 from __future__ import annotations
 
@@ -9,36 +9,38 @@ from typing import Any
 from uuid import UUID
 
 from ops import models
-from ops.dlq.desk import Desk
-from ops.dlq.letters import to_line
-from ops.dlq.mailbox import depths
-from ops.domain import NEVER, Filter, Letter, dlq_of
+from ops.dlq.dead_messages import to_line
+from ops.dlq.dlq_reader import depths
+from ops.dlq.operator_session import CHUNK, OperatorSession
+from ops.domain import NEVER, DeadLetter, Filter, dlq_of
 from shared.errors import NotFound
 from shared.times import timestamp
 from topology.table import QUEUES, dead_letter_queue
 
-CHUNK = 500
 
-
-def overview(desk: Desk, scan: bool = False) -> list[dict[str, Any]]:
+def overview(operator: OperatorSession, scan: bool = False) -> list[dict[str, Any]]:
     """Every DLQ: {queue, dlq, service, messages, recorded, oldest, newest, reasons, busy, note}.
 
     `messages` is what the broker counts, `recorded` what the services wrote down; `scan` reads the queues instead.
-    While somebody works on a DLQ its messages are in his hands and the broker counts none of them.
+    While an operator works on a DLQ they hold its messages, and the broker counts none of them.
     Raises CannotWork.
     """
-    settings = desk.settings
+    settings = operator.settings
     counts = depths(settings.amqp_uri, settings.heartbeat_s, [dead_letter_queue(queue.name) for queue in QUEUES])
-    deaths = [row for service in dict.fromkeys(queue.service for queue in QUEUES) for row in desk.books.deaths(service)]
+    deaths = [
+        row
+        for service in dict.fromkeys(queue.service for queue in QUEUES)
+        for row in operator.databases.deaths(service)
+    ]
     found = []
-    with desk.ledger() as ledger:
+    with operator.ledger() as ledger:
         for queue in QUEUES:
             dlq = dead_letter_queue(queue.name)
             busy = models.holder(ledger, dlq)
             known = [row for row in deaths if row["queue"] == queue.name]
             recorded = sum(row["count"] for row in known)
             if scan and counts[dlq] and not busy:
-                known = _scanned(desk, queue.name)
+                known = _scanned(operator, queue.name)
             found.append(
                 {
                     "queue": queue.name,
@@ -62,10 +64,10 @@ def _note(messages: int, recorded: int, busy: str | None) -> str:
     return "" if messages == recorded else f"{recorded} written down"
 
 
-def _scanned(desk: Desk, queue: str) -> list[dict[str, Any]]:
-    """What is in a DLQ by reason, most first."""
+def _scanned(operator: OperatorSession, queue: str) -> list[dict[str, Any]]:
+    """Count the messages of a DLQ by reason, most frequent first."""
     rows: dict[str, dict[str, Any]] = {}
-    for letter in _letters(desk, queue):
+    for letter in _letters(operator, queue):
         _add(
             rows.setdefault(letter.reason, {"reason": letter.reason, "count": 0, "oldest": None, "newest": None}),
             letter,
@@ -73,16 +75,16 @@ def _scanned(desk: Desk, queue: str) -> list[dict[str, Any]]:
     return sorted(rows.values(), key=lambda row: (-row["count"], row["reason"]))
 
 
-def groups(desk: Desk, queue: str, scan: bool = False) -> list[dict[str, Any]]:
-    """What lies in a DLQ by reason, error and event type, most first, each with an example.
+def groups(operator: OperatorSession, queue: str, scan: bool = False) -> list[dict[str, Any]]:
+    """Group the messages of a DLQ by reason, error and event type, most frequent first, each with an example.
 
     Raises ValidationFailed for a queue that is not in the table, Conflict (of a scan), CannotWork.
     """
     main, _ = dlq_of(queue)
     if not scan:
-        return desk.books.groups(main)
+        return operator.databases.groups(main)
     rows: dict[tuple[str, str, str], dict[str, Any]] = {}
-    for letter in _letters(desk, queue):
+    for letter in _letters(operator, queue):
         alike = {"reason": letter.reason, "error_class": letter.error_class, "event_type": letter.event_type}
         example = {"example_id": str(letter.message_id), "example_error": letter.error_message}
         key = (letter.reason, letter.error_class, letter.event_type)
@@ -90,12 +92,12 @@ def groups(desk: Desk, queue: str, scan: bool = False) -> list[dict[str, Any]]:
     return sorted(rows.values(), key=lambda row: -row["count"])
 
 
-def _letters(desk: Desk, queue: str) -> Iterator[Letter]:
-    with desk.look_into(queue, Filter()) as selection:
+def _letters(operator: OperatorSession, queue: str) -> Iterator[DeadLetter]:
+    with operator.look_into(queue, Filter()) as selection:
         yield from (item.letter for held in selection.all(CHUNK) for item in held)
 
 
-def _add(row: dict[str, Any], letter: Letter) -> None:
+def _add(row: dict[str, Any], letter: DeadLetter) -> None:
     row["count"] += 1
     if letter.first_failed_at != NEVER:
         row["oldest"] = min(row["oldest"] or letter.first_failed_at, letter.first_failed_at)
@@ -103,12 +105,12 @@ def _add(row: dict[str, Any], letter: Letter) -> None:
         row["newest"] = max(row["newest"] or letter.last_failed_at, letter.last_failed_at)
 
 
-def whole(desk: Desk, queue: str, message_id: UUID) -> dict[str, Any]:
+def whole(operator: OperatorSession, queue: str, message_id: UUID) -> dict[str, Any]:
     """One message with its envelope, headers and error, and what its order is now.
 
     Raises NotFound when it is not in the DLQ, Conflict, CannotWork.
     """
-    with desk.look_into(queue, Filter(ids=frozenset({message_id}))) as selection:
+    with operator.look_into(queue, Filter(ids=frozenset({message_id}))) as selection:
         found = selection.take(1)
     if not found:
         raise NotFound(f"there is no message {message_id} in {dlq_of(queue)[1]}")
@@ -117,7 +119,7 @@ def whole(desk: Desk, queue: str, message_id: UUID) -> dict[str, Any]:
     event = line.get("body", line.get("body_base64"))
     with suppress(ValueError, RecursionError):  # or it is shown as it is
         event = json.loads(item.content.body)
-    order = desk.books.order_now(letter.order_id) if letter.order_id else None
+    order = operator.databases.order_now(letter.order_id) if letter.order_id else None
     return {
         "message": {
             "message_id": str(message_id),
@@ -125,7 +127,7 @@ def whole(desk: Desk, queue: str, message_id: UUID) -> dict[str, Any]:
             "type": letter.event_type,
             "order_id": str(letter.order_id) if letter.order_id else None,
             "trace_id": letter.trace_id,
-            "consumed": bool(desk.books.consumed(dlq_of(queue)[0], [message_id])),
+            "consumed": bool(operator.databases.consumed(dlq_of(queue)[0], [message_id])),
         },
         "error": {
             "reason": letter.reason,

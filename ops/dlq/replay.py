@@ -1,4 +1,4 @@
-"""Replay: dead letters back to the queue they died in, at a pace, and what becomes of them there."""
+"""Replay: sends dead messages back to their main queue at a chosen pace and follows what happens to them."""
 
 from __future__ import annotations
 
@@ -9,55 +9,54 @@ from typing import Any
 from uuid import UUID
 
 from ops import domain
-from ops.dlq.books import REPLAYED
-from ops.dlq.desk import CHUNK, Desk, Run
-from ops.dlq.letters import outgoing
+from ops.dlq.dead_messages import outgoing
+from ops.dlq.operator_session import CHUNK, OperatorSession, Run
+from ops.dlq.replay_request import ReplayRequest
 from ops.dlq.selection import Held, Selection
-from ops.domain import Fate, Filter, Kind, Letter, Pace, Status, dlq_of
+from ops.dlq.service_databases import REPLAYED
+from ops.domain import DeadLetter, Fate, Filter, Kind, Status, dlq_of
 from shared.edge import green
 from shared.inbox import KEEP_DAYS
 from topology.table import main_queue
 
-# A replay goes by steps of at most this, so that its rate is even.
+# A replay sends in steps of at most this long, so that its rate is even.
 STEP_S = 0.1
-# Sent and not seen again: the replay waits for its consumer rather than fill its queue.
+# The most messages that are sent and not yet consumed: then the replay waits, so that it does not fill the queue.
 IN_FLIGHT = 2000
-# What was sent is looked for so often, and given up when nothing more happens for so long: a message that fails
-# again takes 7 s for its retries, and more where its handler is slow.
+# How often the replay looks for sent messages, and how long without any change until it stops: a message that fails
+# again takes 7 s for its retries, and longer if its handler is slow.
 LOOK_EVERY_S = 0.1
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 
 
-def replay(
-    desk: Desk,
-    queue: str,
-    chosen: Filter,
-    most: int | None,
-    pace: Pace,
-    force: bool = False,
-    stop_on_redeath: bool = False,
-) -> Run:
-    """Send dead letters back to their main queue, oldest first, and see what becomes of them.
+def replay(operator: OperatorSession, queue: str, request: ReplayRequest) -> Run:
+    """Send dead messages back to their main queue, oldest first, and follow what happens to them there.
 
-    Raises Conflict when somebody works on the DLQ, CannotWork when broker or database is away: what was sent is then
-    in its main queue, what was not is in the DLQ, and at most CHUNK messages are in both.
+    Raises Conflict if an operator works on the DLQ, CannotWork if broker or database is away: messages that were sent
+    are then in the main queue, the others in the DLQ, and at most CHUNK of them in both.
     """
     _, dlq = dlq_of(queue)
-    options = {"max": most, **pace.as_dict(), "force": force, "stop_on_redeath": stop_on_redeath}
-    with desk.operation(Kind.REPLAY, dlq, chosen, options) as run, desk.select(dlq, chosen) as selection:
+    most, pace = request.most, request.pace
+    options = {"max": most, **pace.as_dict(), "force": request.force, "stop_on_redeath": request.stop_on_redeath}
+    with (
+        operator.operation(Kind.REPLAY, dlq, request.chosen, options) as run,
+        operator.select(dlq, request.chosen) as selection,
+    ):
         run.tally.chosen = selection.count if most is None else min(most, selection.count)
-        Replay(desk, run, selection, pace, force, stop_on_redeath).go()
+        Replay(operator, run, selection, request).go()
     return run
 
 
-def plan(desk: Desk, queue: str, chosen: Filter, most: int | None, force: bool = False) -> dict[str, Any]:
+def plan(
+    operator: OperatorSession, queue: str, chosen: Filter, most: int | None, force: bool = False
+) -> dict[str, Any]:
     """What a replay would be about: {queue, in_queue, chosen, reasons, refused}. Changes nothing.
 
     Raises Conflict when somebody works on the DLQ, CannotWork.
     """
     reasons: Counter[str] = Counter()
     guarded: Counter[str] = Counter()
-    with desk.look_into(queue, chosen) as selection:
+    with operator.look_into(queue, chosen) as selection:
         left = count = selection.count if most is None else min(most, selection.count)
         total = selection.total
         while held := selection.take(min(CHUNK, left)):
@@ -81,17 +80,15 @@ class Replay:
     Never more than IN_FLIGHT are out at one time, so that it goes no faster than their consumer does.
     """
 
-    def __init__(
-        self, desk: Desk, run: Run, selection: Selection, pace: Pace, force: bool, stop_on_redeath: bool
-    ) -> None:
-        self.desk = desk
+    def __init__(self, operator: OperatorSession, run: Run, selection: Selection, request: ReplayRequest) -> None:
+        self.operator = operator
         self.run = run
         self.queue = main_queue(run.queue)
         self.selection = selection
-        self.pace = pace
-        self.force = force
-        self.stop_on_redeath = stop_on_redeath
-        self.out: dict[UUID, list[Letter]] = {}  # sent, and not seen again; copies of one message together
+        self.pace = request.pace
+        self.force = request.force
+        self.stop_on_redeath = request.stop_on_redeath
+        self.out: dict[UUID, list[DeadLetter]] = {}  # sent, and not seen again; copies of one message together
         self.dead: Counter[str] = Counter()  # seen again in the DLQ, by why
 
     def go(self) -> None:
@@ -132,10 +129,10 @@ class Replay:
             return
         letters = [item.letter for item in held]
         self.run.count(Fate.STARTED, letters)
-        died_before = self.desk.books.now(self.queue)
-        self.desk.publish([outgoing(item.content) for item in held])
-        self.selection.mailbox.ack([item.slot.tag for item in held])
-        self.desk.books.leave(self.queue, [letter.message_id for letter in letters], REPLAYED, died_before)
+        died_before = self.operator.databases.now(self.queue)
+        self.operator.publish([outgoing(item.content) for item in held])
+        self.selection.reader.ack([item.slot.tag for item in held])
+        self.operator.databases.leave(self.queue, [letter.message_id for letter in letters], REPLAYED, died_before)
         self.run.count(Fate.SENT, letters)
         for letter in letters:
             self.out.setdefault(letter.message_id, []).append(letter)
@@ -157,17 +154,17 @@ class Replay:
                 return
             if len(self.out) < before:
                 quiet_since = time.monotonic()
-            elif time.monotonic() - quiet_since > PATIENCE_S:
+            elif time.monotonic() - quiet_since > TIMEOUT_S:
                 self.run.stop(
                     Status.STOPPED,
-                    f"{len(self.out)} were sent and not consumed for {PATIENCE_S:.0f} s: is their service running?",
+                    f"{len(self.out)} were sent and not consumed for {TIMEOUT_S:.0f} s: is their service running?",
                 )
             green.sleep(LOOK_EVERY_S)
 
     def _look(self) -> None:
         """What has become of those that were sent: taken effect, by the inbox; or dead again, by the DLQ."""
         if self.out:
-            applied = self.desk.books.consumed(self.queue, list(self.out))
+            applied = self.operator.databases.consumed(self.queue, list(self.out))
             self.run.count(Fate.APPLIED, [letter for message_id in applied for letter in self.out.pop(message_id)])
         for item in self.selection.arrivals():
             letters = self.out.pop(item.slot.message_id, [])

@@ -1,6 +1,6 @@
-"""The letters that an operation is about: read from the DLQ, kept on disk, handed out oldest first.
+"""The messages of an operation: read from the DLQ, kept in a file, handed out oldest first.
 
-Only what sorting needs stays in memory, so a DLQ may hold any number.
+Only what sorting needs stays in memory, so a DLQ may hold any number of messages.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from types import TracebackType
 from typing import BinaryIO
 from uuid import UUID
 
-from ops.dlq.letters import Content, from_line, letter_of, to_line
-from ops.dlq.mailbox import Mailbox
-from ops.domain import Filter, Letter
+from ops.dlq.dead_messages import Content, from_line, letter_of, to_line
+from ops.dlq.dlq_reader import DlqReader
+from ops.domain import DeadLetter, Filter
 from shared.errors import CannotWork
 
-# Told so often while a DLQ is read.
-TELL_EVERY = 1000
+# While a DLQ is read, progress is reported after each of so many messages.
+REPORT_EVERY = 1000
 
 Seen = Callable[[int, int], None]  # how many were read of how many
 
@@ -70,7 +70,7 @@ class Held:
 
     slot: Slot
     content: Content
-    letter: Letter
+    letter: DeadLetter
 
 
 class Selection:
@@ -79,9 +79,9 @@ class Selection:
     Everything not acked goes back to the DLQ when it is closed, or its process ends.
     """
 
-    def __init__(self, open_mailbox: Callable[[], Mailbox], chosen: Filter, seen: Seen = lambda read, total: None):
-        self._open_mailbox = open_mailbox
-        self._tell = seen
+    def __init__(self, open_reader: Callable[[], DlqReader], chosen: Filter, seen: Seen = lambda read, total: None):
+        self._open_reader = open_reader
+        self._report = seen
         self._slots: deque[Slot] = deque()
         self._out: set[UUID] = set()  # handed out
         self._again: list[Slot] = []  # handed out, and found in the DLQ when it was read anew
@@ -116,7 +116,7 @@ class Selection:
     def arrivals(self) -> list[Held]:
         """What has come into the DLQ since it was read; after it was read anew, what was handed out and is there."""
         self._refresh()
-        came = self._again + [self._keep(tag, content) for tag, content in self.mailbox.arrivals()]
+        came = self._again + [self._keep(tag, content) for tag, content in self.reader.arrivals()]
         self._again = []
         return [self._held(slot) for slot in came]
 
@@ -125,18 +125,18 @@ class Selection:
 
         What has come meanwhile was chosen by nobody, and is in no file that a discard has written.
         """
-        if not self.mailbox.tired:
+        if not self.reader.is_expired:
             return
         left = Counter(slot.message_id for slot in self._slots)
 
-        def is_left(letter: Letter) -> bool:
+        def is_left(letter: DeadLetter) -> bool:
             left[letter.message_id] -= 1
             return left[letter.message_id] >= 0
 
         self._stack.close()
         self._read(is_left)
 
-    def _read(self, chosen: Callable[[Letter], bool]) -> None:
+    def _read(self, chosen: Callable[[DeadLetter], bool]) -> None:
         try:
             self._slots = deque(sorted(self._chosen(chosen), key=lambda slot: (slot.first_failed, slot.message_id)))
         except BaseException:
@@ -144,22 +144,22 @@ class Selection:
             self._stack.__exit__(*sys.exc_info())
             raise
 
-    def _chosen(self, chosen: Callable[[Letter], bool]) -> Iterator[Slot]:
+    def _chosen(self, chosen: Callable[[DeadLetter], bool]) -> Iterator[Slot]:
         self._spool = Spool()
         self._stack.callback(self._spool.close)
-        self.mailbox = self._stack.enter_context(self._open_mailbox())
-        self.total = total = self.mailbox.waiting()
-        for number, (tag, content) in enumerate(self.mailbox.read(), start=1):
+        self.reader = self._stack.enter_context(self._open_reader())
+        self.total = total = self.reader.waiting()
+        for number, (tag, content) in enumerate(self.reader.read(), start=1):
             letter = letter_of(content)
             if chosen(letter):
                 yield self._keep(tag, content, letter)
             elif letter.message_id in self._out:
                 self._again.append(self._keep(tag, content, letter))
-            if number % TELL_EVERY == 0 and number < total:
-                self._tell(number, total)
-        self._tell(total, total)
+            if number % REPORT_EVERY == 0 and number < total:
+                self._report(number, total)
+        self._report(total, total)
 
-    def _keep(self, tag: int, content: Content, letter: Letter | None = None) -> Slot:
+    def _keep(self, tag: int, content: Content, letter: DeadLetter | None = None) -> Slot:
         letter = letter or letter_of(content)
         return Slot(letter.first_failed_at.timestamp(), letter.message_id, tag, self._spool.add(content))
 

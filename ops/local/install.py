@@ -21,8 +21,9 @@ from contextlib import contextmanager
 from ctypes.util import find_library
 from pathlib import Path
 
+from ops.local.broker import find_rabbitmq
+from ops.local.postgres import find_postgres
 from ops.local.processes import StackFault, tail
-from ops.local.servers import find_postgres, find_rabbitmq
 
 ROOT = Path(__file__).resolve().parents[2]
 VENV = ROOT / ".venv"

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-KILL_PATIENCE_S = 10.0  # what SIGKILL does not end in this time waits for a disk; nobody can do more
+KILL_TIMEOUT_S = 10.0  # what SIGKILL does not end in this time waits for a disk; nobody can do more
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -100,7 +100,7 @@ def kill(families: Iterable[Process]) -> None:
     families = list(families)
     for member in families:
         member.send(signal.SIGKILL)
-    wait_until(lambda: not any(member.alive() for member in families), KILL_PATIENCE_S)
+    wait_until(lambda: not any(member.alive() for member in families), KILL_TIMEOUT_S)
 
 
 def wait_until(condition: Callable[[], bool], patience_s: float, pause_s: float = 0.05) -> bool:

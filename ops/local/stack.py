@@ -1,16 +1,11 @@
-"""The whole system on one machine: installs it, starts it, shows it, tests it, stops it.
+"""The stack on this machine: servers and services that run under one name, in `.run/<name>/`.
 
-    python3 ops/stack.py up | down | status | demo | test | exec | check | install | clean
-
-Runs on a bare Python, before anything is installed, and as a module behind `ecom up` and the others: `main(argv)`
-returns the exit code (0 done, 1 found something, 2 misuse or something to install first, 3 could not be done).
-What runs lives in `.run/<name>/`: data, logs, ports and passwords; `main` is the stack of `up` and `demo` and keeps
-its data, `test-*` are those of `test` and leave nothing.
+That folder holds data, logs, ports and passwords. `main` is the stack of `make up` and `make demo` and keeps its data;
+the stacks `test-*` belong to `make test`, which deletes them. Standard library only.
 """
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import json
 import os
@@ -18,27 +13,20 @@ import secrets
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-if sys.version_info < (3, 11):  # noqa: UP036 - older ones run this line and no further
-    for _newer in ("python3.13", "python3.12", "python3.11"):
-        if shutil.which(_newer):
-            os.execvp(_newer, [_newer, *sys.argv])
-    print("ecom: Python 3.11 or later is needed", file=sys.stderr)
-    sys.exit(2)
-
-from ops.local.install import ROOT, RUN, VENV, install, packages
-from ops.local.processes import Process, StackFault, adopt_orphans, end, end_descendants, tail, tie, wait_until
-from ops.local.servers import LOOPBACK, MAIN_VHOST, PORT_RANGE, Servers, is_free, write_private
+from ops.local.broker import MAIN_VHOST
+from ops.local.install import ROOT, RUN, VENV, install
+from ops.local.processes import Process, StackFault, end, end_descendants, tail
+from ops.local.server import LOOPBACK, PORT_RANGE, is_free, write_private
+from ops.local.servers import Servers
 from ops.local.supervisor import Child, Supervisor
 from shared.config import DATABASES, FIRST_PORT, PORTS_BETWEEN_REPLICAS
 from shared.config import SERVICES as ALL_SERVICES
-from topology.services import SERVICES as SERVICE_ROWS
 from topology.services import START_ORDER
 
 MAIN = "main"
@@ -50,34 +38,10 @@ SETTINGS = (
     *(f"{name.upper()}_DATABASE_URL" for name in DATABASES),
     *(f"{service.upper()}_PORT" for service in ALL_SERVICES),
 )
-STACK_FILE_VARIABLE = "ECOM_TEST_STACK"  # where a test finds the servers, see ops.local.servers.Servers.attach
-
-# Stopping takes at most 15 s for the gateway, 15 s for the services and 30 s for each server.
-DOWN_PATIENCE_S = 100.0
-START_PATIENCE_S = 300.0  # for a stack that somebody else is starting; its first time installs everything
-PYTEST_PATIENCE_S = 15.0
-
-# Playwright and real threads do not belong in a process patched by eventlet; and of the others some want one replica of
-# each service and some two. Who is last takes longest.
-TEST_RUNS = {
-    "patched": ("tests/unit", "tests/integration"),
-    "single": ("tests/smoke", "tests/audit"),
-    "plain": ("tests/e2e", "tests/chaos"),
-}
-TEST_REPLICAS = 3  # the most that a test starts
-BROWSER_TESTS = "tests/e2e/test_dashboard.py"
-PYTEST_NO_TESTS = 5
-TYPED = ("topology", "shared", *(service.package for service in SERVICE_ROWS))
-CHECKS = {
-    "format": ("ruff", "format", "--check", "."),
-    "lint": ("ruff", "check", "."),
-    "types": ("mypy", *TYPED),
-    "imports": ("lint-imports",),
-}
 
 
 class Interrupted(BaseException):
-    """Somebody asked this process to stop."""
+    """A signal asked this process to stop."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -94,6 +58,10 @@ class Progress:
     def __call__(self, text: str) -> None:
         """Say something in the middle of a step."""
         print(f"[{time.monotonic() - self.began:6.1f} s] {text}", flush=True)
+
+    def begin_step(self) -> None:
+        """Count the seconds of the next step from here."""
+        self.step_began = time.monotonic()
 
     def done(self, text: str) -> None:
         """Say what the step that ends here did."""
@@ -113,17 +81,17 @@ class Stack:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What the project's processes find in their environment beside what the user put there."""
+        """The settings that the stack adds to the environment of the project's processes."""
         return dict(self.state.get("environment", {}))
 
     def keep(self, **facts: Any) -> None:
-        """Remember something for the next start and for other processes."""
+        """Save facts for the next start and for other processes."""
         self.state.update(facts)
         write_private(self.file, json.dumps(self.state, indent=1))
 
     @contextmanager
     def owned(self) -> Iterator[bool]:
-        """Hold the stack's lock, if nobody does: whether we have it is what the block is told.
+        """Hold the lock of the stack if it is free; yields whether this process holds it.
 
         The kernel drops the lock with its process, however that ends, so no stale file can claim that a stack runs.
         """
@@ -203,7 +171,7 @@ class Stack:
         """Start everything and return when every service is ready."""
         self.keep(ready=False, children={})
         install(progress, broker=self.servers.broker is not None, postgres=self.servers.postgres is not None)
-        progress.step_began = time.monotonic()
+        progress.begin_step()
         self.start_servers(progress)
         ports = choose_ports(replicas, progress)
         self.choose_environment(ports)
@@ -345,199 +313,6 @@ def _run_command(child: Child) -> list[str | Path]:
     return [VENV / "bin" / "ecom", "run", child.service, "--replica", str(child.replica)]
 
 
-# --- commands: each returns its exit code --------------------------------------------------------------------------
-
-
-def up(replicas: int) -> int:
-    """Start everything and stay in the foreground until Ctrl-C or `down`."""
-    stack = Stack(MAIN)
-    progress = Progress()
-    with stack.owned() as ours:
-        if not ours:
-            return show_running()
-        with stopping(stack):
-            stack.start(progress, replicas)
-            print_urls(stack)
-            progress(f"ready; Ctrl-C or `make down` stops it; logs in {stack.directory / 'log'}")
-            try:
-                stack.watch(until=lambda: False)
-            except Interrupted:
-                print("\nstopping", flush=True)
-    print("stopped", flush=True)
-    return 0
-
-
-def down() -> int:
-    """Stop what `up` runs, wherever it was started. Nothing running is fine."""
-    stack = Stack(MAIN)
-    owner = stack.owner()
-    if owner is None:
-        stack.end_leftovers()
-        print("nothing is running")
-        return 0
-    owner.send(signal.SIGTERM)
-    if not wait_until(lambda: stack.owner() is None, DOWN_PATIENCE_S, pause_s=0.1):
-        raise StackFault(f"process {owner.pid} does not stop; its log is in the terminal it runs in")
-    print("stopped")
-    return 0
-
-
-def status(as_json: bool) -> int:
-    """Show what runs. Passwords are shown by --json only."""
-    stack = Stack(MAIN)
-    if stack.owner() is None:
-        print(json.dumps({"running": False}) if as_json else "nothing is running; `make up` starts it")
-        return 1
-    if as_json:
-        environment = project_environment(stack.environment)
-        urls = {name: environment.get(f"{name.upper()}_DATABASE_URL", "") for name in DATABASES}
-        servers = {server.name: process.pid for server in stack.servers.each() if (process := server.process)}
-        children = {name: child["pid"] for name, child in stack.state.get("children", {}).items()}
-        shown = {
-            "running": True,
-            "ready": bool(stack.state.get("ready")),
-            "urls": stack.urls(),
-            "amqp_uri": environment.get("AMQP_URI", ""),
-            "database_urls": {name: url for name, url in urls.items() if url},
-            "database_admin_url": environment.get("DATABASE_ADMIN_URL", ""),
-            "pids": servers | children,
-        }
-        print(json.dumps(shown, indent=1))
-    else:
-        print_urls(stack)
-    return 0
-
-
-def demo() -> int:
-    """Run the demonstration on the running stack, or on one started for it and stopped after it."""
-    stack = Stack(MAIN)
-    with stack.owned() as ours:
-        if not ours:
-            stack = wait_ready()
-            return _run_demo(stack).wait()
-        with stopping(stack):
-            stack.start(Progress(), replicas=1)
-            show = _run_demo(stack)
-            stack.watch(until=lambda: show.poll() is not None)
-        return show.returncode
-
-
-def test(arguments: Sequence[str]) -> int:
-    """Run all tests: the longest run beside the others, each on servers of its own.
-
-    On servers that the user brings they run one after the other: there they would meet.
-    """
-    sweep()
-    progress = Progress()
-    paths = {kind: found for kind in TEST_RUNS if (found := _paths(kind, arguments))}
-    stacks = {kind: Stack(f"test-{kind}-{os.getpid()}") for kind in paths}
-    codes = dict.fromkeys(TEST_RUNS, PYTEST_NO_TESTS)
-    with ExitStack() as held:
-        for stack in stacks.values():
-            held.enter_context(stack.owned())
-        try:
-            wanted = Servers(RUN, broker=not given("AMQP_URI"), postgres=not databases_given())
-            install(
-                progress,
-                broker=wanted.broker is not None,
-                postgres=wanted.postgres is not None,
-                browser=wants_browser(paths.get("plain", [])),
-            )
-            progress.step_began = time.monotonic()
-            for stack in stacks.values():
-                stack.start_servers(progress)
-            share = len(PORT_RANGE) // len(TEST_RUNS)
-            starts = share - TEST_REPLICAS * PORTS_BETWEEN_REPLICAS
-            for place, (kind, stack) in enumerate(stacks.items()):
-                # Not from 8000 on: a stack that is up must neither be hit by a test nor come into its way.
-                ports = choose_ports(TEST_REPLICAS, first=PORT_RANGE[place * share + secrets.randbelow(starts)])
-                stack.wait_broker(progress)
-                stack.choose_environment(ports, suffix=f"_{kind}")
-            beside = wanted.broker and wanted.postgres and len(stacks) > 1
-            codes |= _side_by_side(stacks, paths, arguments) if beside else _in_turn(stacks, paths, arguments)
-        finally:
-            stopping_now()
-            for stack in stacks.values():
-                stack.servers.stop()
-            end_descendants()
-            for stack in stacks.values():
-                stack.remove()
-    return judge(codes, narrowed=any(word != "--long" for word in arguments))
-
-
-def wants_browser(paths: Sequence[str]) -> bool:
-    """Whether what is run of the tests looks at pages with a real browser."""
-    return any(BROWSER_TESTS.startswith(path.partition("::")[0]) for path in paths)
-
-
-def _in_turn(stacks: Mapping[str, Stack], paths: Mapping[str, list[str]], arguments: Sequence[str]) -> dict[str, int]:
-    """One run after the other, in the terminal. Their exit codes."""
-    return {kind: _ended(_pytest(stack, paths[kind], arguments)) for kind, stack in stacks.items()}
-
-
-def _side_by_side(
-    stacks: Mapping[str, Stack], paths: Mapping[str, list[str]], arguments: Sequence[str]
-) -> dict[str, int]:
-    """The last run, which mostly waits for what it has killed, in the terminal; beside it the others, one after the
-    other, and what they print after it.
-    """
-    *beside, longest = stacks
-    print(f"{' and '.join(beside)} tests run beside these; what they print follows", flush=True)
-    shown = _pytest(stacks[longest], paths[longest], arguments)
-    codes, logs = {}, [stacks[kind].directory / "pytest.log" for kind in beside]
-    for kind, log in zip(beside, logs, strict=True):
-        with log.open("wb") as output:
-            codes[kind] = _ended(_pytest(stacks[kind], paths[kind], ["--color=no", *arguments], output))
-    codes[longest] = _ended(shown)
-    for log in logs:
-        print(log.read_text(encoding="utf-8", errors="replace"), flush=True)
-    return codes
-
-
-def execute(command: Sequence[str]) -> int:
-    """Become a command that finds the running stack in its environment."""
-    if not command:
-        raise StackFault("exec: which command?", exit_code=2)
-    stack = Stack(MAIN)
-    if stack.owner() is None:
-        raise StackFault("nothing is running; `make up` starts it")
-    environment = project_environment(stack.environment) | {"GATEWAY_URL": stack.gateway_url()}
-    if shutil.which(command[0], path=environment["PATH"]) is None:
-        raise StackFault(f"exec: {command[0]}: no such command", exit_code=2)
-    os.execvpe(command[0], list(command), environment)
-
-
-def check() -> int:
-    """Format, lint, types, import rules: all run, and one that fails fails the whole."""
-    packages(Progress())
-    failed = []
-    for what, words in CHECKS.items():
-        print(f"$ {' '.join(words)}", flush=True)
-        if subprocess.call([str(VENV / "bin" / words[0]), *words[1:]], cwd=ROOT):
-            failed.append(what)
-    if failed:
-        raise StackFault(f"failed: {', '.join(failed)}", exit_code=1)
-    return 0
-
-
-def prepare() -> int:
-    """Make .venv; no servers."""
-    packages(Progress())
-    return 0
-
-
-def clean() -> int:
-    """Stop everything and delete its data and logs; .venv stays."""
-    down()
-    sweep()
-    Stack(MAIN).remove()
-    shutil.rmtree(RUN, ignore_errors=True)
-    return 0
-
-
-# --- what the commands share ----------------------------------------------------------------------------------------
-
-
 def catch_signals() -> None:
     """Turn the first signal that ends a program into Interrupted; later ones are ignored, so cleaning up is whole."""
 
@@ -566,41 +341,6 @@ def stopping(stack: Stack) -> Iterator[None]:
         end_descendants()
 
 
-def wait_ready() -> Stack:
-    """The main stack that somebody else runs, once it is ready."""
-    deadline = time.monotonic() + START_PATIENCE_S
-    while time.monotonic() < deadline:
-        stack = Stack(MAIN)
-        if stack.state.get("ready"):
-            return stack
-        if stack.owner() is None:
-            raise StackFault("the stack that was starting has stopped")
-        time.sleep(0.2)
-    raise StackFault(f"the stack is not ready after {START_PATIENCE_S:.0f} s")
-
-
-def show_running() -> int:
-    """A second `up`: show the first one's addresses."""
-    stack = wait_ready()
-    print("already running")
-    print_urls(stack)
-    return 0
-
-
-def print_urls(stack: Stack) -> None:
-    """Every address, without passwords, and a first call to try."""
-    urls = stack.urls()
-    for name, url in urls.items():
-        print(f"  {name:14} {url}")
-    for server in stack.servers.each():
-        if server.process is None:  # the user's own is used
-            continue
-        print(f"  {server.title:14} {LOOPBACK}:{server.port}   (password: make status ARGS=--json)")
-    if "gateway-0" in urls:
-        print(f"  {'try':14} curl -s {urls['gateway-0']}/api/auth/token -H 'Content-Type: application/json' \\")
-        print(f'  {"":14}   -d \'{{"username": "customer", "password": "demo-customer"}}\'', flush=True)
-
-
 def sweep() -> None:
     """Remove the stacks of test runs that were killed."""
     for directory in RUN.glob("test-*"):
@@ -609,127 +349,3 @@ def sweep() -> None:
             if ours:
                 stack.end_leftovers()
                 stack.remove()
-
-
-def judge(codes: Mapping[str, int], narrowed: bool) -> int:
-    """The exit code of all runs of pytest. No test at all is a failure, unless the user narrowed the choice."""
-
-    def failed(kind: str, code: int) -> bool:
-        if code != PYTEST_NO_TESTS:
-            return code != 0
-        nothing_anywhere = all(other == PYTEST_NO_TESTS for other in codes.values())
-        return nothing_anywhere or (not narrowed and any(_test_files(kind)))
-
-    wrong = [f"the {kind} run ended with {code}" for kind, code in codes.items() if failed(kind, code)]
-    if wrong:
-        raise StackFault("; ".join(wrong), exit_code=1)
-    return 0
-
-
-def _test_files(kind: str) -> Iterator[Path]:
-    for folder in TEST_RUNS[kind]:
-        yield from (ROOT / folder).rglob("test_*.py")
-
-
-def _paths(kind: str, arguments: Sequence[str]) -> list[str]:
-    """What one run of pytest is about: all its folders, or what the user named of them."""
-    named = _named(arguments)
-    if named:
-        return [path for path in named if _kind_of(path) == kind]
-    folders = [folder for folder in TEST_RUNS[kind] if any((ROOT / folder).rglob("test_*.py"))]
-    if kind == "patched":
-        folders += [str(path.relative_to(ROOT)) for path in sorted((ROOT / "tests").glob("test_*.py"))]
-    return folders
-
-
-def _named(arguments: Sequence[str]) -> list[str]:
-    return [word for word in arguments if word.startswith("tests") and (ROOT / word.partition("::")[0]).exists()]
-
-
-def _pytest(
-    stack: Stack, paths: Sequence[str], arguments: Sequence[str], output: IO[bytes] | None = None
-) -> subprocess.Popen[bytes]:
-    """Start one run of pytest, in the terminal or into a file."""
-    environment = project_environment(stack.environment) | {STACK_FILE_VARIABLE: str(stack.file)}
-    options = [word for word in arguments if word not in _named(arguments)]
-    return subprocess.Popen(
-        [str(VENV / "bin" / "python"), "-m", "pytest", *options, *paths],
-        cwd=ROOT,
-        env=environment,
-        stdout=output,
-        stderr=output,
-        preexec_fn=tie(signal.SIGINT),
-    )
-
-
-def _ended(run: subprocess.Popen[bytes]) -> int:
-    """The exit code of a run of pytest."""
-    try:
-        return run.wait()
-    except Interrupted as interrupted:
-        if interrupted.number != signal.SIGINT:  # that one the terminal sends to pytest too, and two are one too many
-            run.send_signal(signal.SIGINT)  # let it take down what its fixtures put up
-        wait_until(lambda: run.poll() is not None, PYTEST_PATIENCE_S)
-        raise
-
-
-def _kind_of(path: str) -> str:
-    return next((kind for kind, folders in TEST_RUNS.items() if path.startswith(folders)), "patched")
-
-
-def _run_demo(stack: Stack) -> subprocess.Popen[bytes]:
-    environment = project_environment(stack.environment) | {"GATEWAY_URL": stack.gateway_url()}
-    return subprocess.Popen([str(VENV / "bin" / "python"), "-m", "ops.local.demo"], cwd=ROOT, env=environment)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; its exit code. An error is one line on standard error, with the end of a log if there is one."""
-    parser = argparse.ArgumentParser(prog="ops/stack.py", description=(__doc__ or "").splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    up_parser = commands.add_parser("up", help="start everything; stay in the foreground")
-    up_parser.add_argument("--replicas", type=int, default=1, choices=range(1, 10), metavar="N", help="of each service")
-    commands.add_parser("down", help="stop everything")
-    status_parser = commands.add_parser("status", help="every URL; exit 1 when nothing runs")
-    status_parser.add_argument("--json", action="store_true", help="with passwords")
-    commands.add_parser("demo", help="start, show an order's way, stop")
-    test_parser = commands.add_parser("test", help="run all tests on servers of their own", add_help=False)
-    test_parser.add_argument("arguments", nargs=argparse.REMAINDER, help="--long, and whatever pytest takes")
-    exec_parser = commands.add_parser("exec", help="run a command in the running stack's environment")
-    exec_parser.add_argument("words", nargs=argparse.REMAINDER)
-    commands.add_parser("check", help="format, lint, types, import rules")
-    commands.add_parser("install", help="make .venv")
-    commands.add_parser("clean", help="stop everything and delete its data")
-    words = list(sys.argv[1:] if argv is None else argv)
-    try:
-        # argparse takes an unknown first option for its own, REMAINDER or not
-        chosen, rest = (
-            parser.parse_known_args(words) if words[:1] != ["test"] else (parser.parse_args(["test"]), words[1:])
-        )
-        if rest and chosen.command != "test":
-            parser.error(f"unknown: {' '.join(rest)}")
-    except SystemExit as refused:
-        return int(refused.code or 0)
-    run: dict[str, Callable[[], int]] = {
-        "up": lambda: up(chosen.replicas),
-        "down": down,
-        "status": lambda: status(chosen.json),
-        "demo": demo,
-        "test": lambda: test(rest),
-        "exec": lambda: execute(chosen.words),
-        "check": check,
-        "install": prepare,
-        "clean": clean,
-    }
-    if chosen.command in ("up", "demo", "test"):
-        adopt_orphans()
-        catch_signals()
-    try:
-        return run[chosen.command]()
-    except StackFault as fault:
-        print(f"ecom: {fault}", file=sys.stderr, flush=True)
-        return fault.exit_code
-    except Interrupted as interrupted:
-        end_descendants()
-        return interrupted.exit_code
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT

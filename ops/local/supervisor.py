@@ -13,8 +13,8 @@ from pathlib import Path
 
 from ops.local.processes import Process, StackFault, end, spawn, tail
 
-READY_PATIENCE_S = 60.0
-STOP_PATIENCE_S = 15.0
+READY_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 15.0
 FIRST_BACKOFF_S = 0.5
 LONGEST_BACKOFF_S = 5.0
 HEALTHY_AFTER_S = 30.0  # a process that lived this long is restarted at once again
@@ -92,13 +92,13 @@ class Supervisor:
             self.run_once()
             time.sleep(pause_s)
 
-    def wait_ready(self, patience_s: float = READY_PATIENCE_S) -> None:
+    def wait_ready(self, patience_s: float = READY_TIMEOUT_S) -> None:
         """Return once every child has answered 200 on /readyz; raise StackFault with the log of one that does not."""
         deadline = time.monotonic() + patience_s
         while waiting := [child for child in self.children if not child.ready]:
             self.run_once()
             for child in waiting:
-                child.ready = child.popen is not None and _is_ready(child.url)
+                child.ready = child.popen is not None and is_ready(child.url)
                 if not child.ready and (child.deaths >= HOPELESS_AFTER or time.monotonic() > deadline):
                     why = f"died {child.deaths} times" if child.deaths else f"is not ready after {patience_s:.0f} s"
                     raise StackFault(f"{child.name} {why}; log: {child.log}\n{tail(child.log)}")
@@ -109,7 +109,7 @@ class Supervisor:
         for at_the_door in (True, False):
             running = [child for child in self.children if child.popen and (child.service == "gateway") == at_the_door]
             processes = {child.name: Process.of(child.popen.pid) for child in running if child.popen}
-            end([process for process in processes.values() if process], signal.SIGTERM, STOP_PATIENCE_S)
+            end([process for process in processes.values() if process], signal.SIGTERM, STOP_TIMEOUT_S)
             for child in running:
                 if child.popen:
                     child.popen.wait()
@@ -143,7 +143,8 @@ def backoff(deaths: int) -> float:
     return float(min(FIRST_BACKOFF_S * 2 ** min(deaths - 2, 10), LONGEST_BACKOFF_S))
 
 
-def _is_ready(url: str) -> bool:
+def is_ready(url: str) -> bool:
+    """Whether the process at this URL answers 200 on /readyz."""
     try:
         # No proxy: an environment that sets one would send even this through it.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))

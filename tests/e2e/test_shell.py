@@ -129,9 +129,6 @@ say(n.rpc.order_service.get_order("{order_id}"))
     assert order["order_id"] == order_id
 
 
-# --- what `make shell` adds ------------------------------------------------------------------------------------
-
-
 def test_a_script_prints_what_it_prints_and_nothing_else(system: System) -> None:
     ended = run(OURS, "for i in range(2):\n    print(i)\n\n1 + 1\n", AMQP_URI=system.amqp_uri)
     assert (ended.returncode, ended.stdout) == (0, "0\n1\n2\n")

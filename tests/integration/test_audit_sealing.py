@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from inventory_service import audit
 from inventory_service.service import InventoryService
 from ops.audit.chain import Verdict, verify
-from ops.dlq.books import Books
+from ops.dlq.service_databases import ServiceDatabases
 from shared.config import Settings
 from shared.edge.runner import nameko_config
 from shared.errors import CannotWork, ConfigurationFault, NotFound
@@ -50,10 +50,10 @@ def transaction(database: Databases) -> Any:
 
 
 def verified(settings: Settings, database: Databases) -> Verdict:
-    books = Books(settings, "tests")
-    with books.read("inventory") as chain, database.connect("ops") as witness:
+    databases = ServiceDatabases(settings, "tests")
+    with databases.read("inventory") as chain, database.connect("ops") as witness:
         verdict = verify(chain, witness, [releases.KEY])
-    books.close()
+    databases.close()
     return verdict
 
 

@@ -13,7 +13,7 @@ from inventory_service.models import ReleaseEvent, SealRow
 from ops.audit import chain as chains
 from ops.audit import ledger
 from ops.audit.chain import Fault, Verdict, verify
-from ops.dlq.books import Books
+from ops.dlq.service_databases import ServiceDatabases
 from shared.config import Settings
 from shared.seals import key_id, seal_mac
 from tests import releases
@@ -39,14 +39,14 @@ def verified(settings: Settings, database: Databases, ops: Engine, monkeypatch: 
     """Verifies in small pages, so that they end everywhere."""
     monkeypatch.setattr(chains, "SEALS_AT_ONCE", 2)
     monkeypatch.setattr(chains, "ROWS_AT_ONCE", 3)
-    books = Books(settings, "tests")
+    databases = ServiceDatabases(settings, "tests")
 
     def verified(*keys: str, **how: Any) -> Verdict:
-        with books.read("inventory") as chain, ops.connect() as witness:
+        with databases.read("inventory") as chain, ops.connect() as witness:
             return verify(chain, witness, keys or (releases.KEY,), **how)
 
     yield verified
-    books.close()
+    databases.close()
 
 
 @pytest.fixture
@@ -66,9 +66,6 @@ def only(verdict: Verdict) -> Fault:
     assert not verdict.intact
     assert verdict.found == 1, verdict.faults
     return verdict.faults[0]
-
-
-# --- what is intact ---------------------------------------------------------------------------------------------------
 
 
 def test_nothing_is_intact(verified: Verify) -> None:
@@ -100,7 +97,7 @@ def test_what_is_not_sealed_or_witnessed_yet_is_a_figure_and_no_fault(
 def test_what_is_late_is_a_warning(
     verified: Verify, chain: list[Any], database: Databases, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chains, "PATIENCE_S", -1)
+    monkeypatch.setattr(chains, "TIMEOUT_S", -1)
     database.run("ops", "DELETE FROM audit_heads WHERE seq = 4")
     releases.write(database, 2, 14)  # of January
     verdict = verified()
@@ -132,8 +129,6 @@ def test_rows_are_written_during_a_verification_and_it_stays_intact(
     assert (verdict.intact, verdict.seals, verdict.rows) == (True, 5, 14)
     assert verified().seals == 8
 
-
-# --- rows -------------------------------------------------------------------------------------------------------------
 
 ONE_DIGIT = "(translate(left({0}::text, 1), '0123456789abcdef', '123456789abcdef0') || substr({0}::text, 2))::uuid"
 CHANGES = {
@@ -225,8 +220,6 @@ def test_rows_replaced_by_as_many_others_are_found(verified: Verify, chain: list
     database.run("inventory", swap, a=first, b=second)
     assert only(verified()).seals == (3, 3)
 
-
-# --- seals ------------------------------------------------------------------------------------------------------------
 
 SEAL_CHANGES = {
     "seq": "seq + 100",

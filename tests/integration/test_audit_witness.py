@@ -13,7 +13,7 @@ from sqlalchemy.orm import sessionmaker
 from ops.audit import ledger
 from ops.audit import witness as witnessing
 from ops.audit.witness import Witness
-from ops.dlq.books import Books
+from ops.dlq.service_databases import ServiceDatabases
 from ops.service import OpsService
 from shared.config import Settings
 from shared.edge.database import Sessions
@@ -29,21 +29,21 @@ class Watcher:
 
     def __init__(self, settings: Settings) -> None:
         self.engine = create_engine(settings.database_url("ops"))
-        self.books = Books(settings, "tests")
+        self.databases = ServiceDatabases(settings, "tests")
         self.sessions = Sessions(
             sessionmaker(self.engine), sessionmaker(self.engine.execution_options(isolation_level="AUTOCOMMIT"))
         )
         self.witness = Witness()
 
     def look(self) -> int:
-        return self.witness.run_once(self.sessions, self.books)
+        return self.witness.run_once(self.sessions, self.databases)
 
 
 @pytest.fixture
 def watcher(settings: Settings, database: Databases) -> Iterator[Watcher]:
     watcher = Watcher(settings)
     yield watcher
-    watcher.books.close()
+    watcher.databases.close()
     watcher.engine.dispose()
 
 
@@ -117,7 +117,7 @@ def test_trouble_that_was_mended_is_over(watcher: Watcher, database: Databases) 
 
 def test_a_database_that_is_away_is_no_trouble_of_the_chain(settings: Settings, watcher: Watcher) -> None:
     away = Settings(database_urls={"inventory": "postgresql+psycopg2://nobody:x@127.0.0.1:1/inventory"})
-    watcher.books = Books(away, "tests")
+    watcher.databases = ServiceDatabases(away, "tests")
     with pytest.raises(CannotWork):
         watcher.look()
     assert watcher.witness.trouble is None

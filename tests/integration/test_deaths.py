@@ -18,9 +18,9 @@ from nameko.containers import ServiceContainer
 from inventory_service import models
 from inventory_service.domain import State
 from ops.dlq.census import Census
-from ops.dlq.desk import Actor, Desk
+from ops.dlq.dlq_reader import DlqReader
 from ops.dlq.files import discard, put_back
-from ops.dlq.mailbox import Mailbox
+from ops.dlq.operator_session import Actor, OperatorSession
 from ops.domain import Fate, Filter
 from ops.local.processes import Process, spawn
 from shared.config import Settings
@@ -153,9 +153,6 @@ def reject_until_dead(mail: Mail, queue: str) -> None:
     until(lambda: depths(mail) == {DLQ: 1})
 
 
-# --- each way to fail ---------------------------------------------------------------------------------------------
-
-
 def test_a_message_that_fails_twice_takes_effect_at_the_third_try(
     start: Start, database: Databases, mail: Mail, tap: str
 ) -> None:
@@ -236,9 +233,6 @@ def test_what_can_never_succeed_dies_at_once_and_no_other_queue_hears_of_it(
     assert listed["reasons"] == [{"reason": reason, "count": 1}]
 
 
-# --- a handler that kills its process -----------------------------------------------------------------------------
-
-
 def test_a_message_that_kills_its_process_ends_in_the_dlq_and_its_neighbours_each_take_effect_once(
     settings: Settings, database: Databases, mail: Mail, tap: str, tmp_path: Path
 ) -> None:
@@ -274,18 +268,15 @@ def test_a_message_that_kills_its_process_ends_in_the_dlq_and_its_neighbours_eac
     assert written(database) == [], "nobody was left to write it down"
 
     until(lambda: depths(mail) == {DLQ: 1})  # who looked at it has given it back
-    desk, census = Desk(settings, Actor("census")), Census()
-    assert [census.run_once(desk), census.run_once(desk)] == [0, 1], "what is there twice is written down"
-    desk.close()
+    operator, census = OperatorSession(settings, Actor("census")), Census()
+    assert [census.run_once(operator), census.run_once(operator)] == [0, 1], "what is there twice is written down"
+    operator.close()
     (row,) = written(database)
     assert (row["queue"], row["message_id"], row["reason"]) == (QUEUE, killer.message_id, "crash")
     (listed,) = [one for one in ecom_here("dlq", "ls", "--json", code=1).answer["queues"] if one["messages"]]
     assert (listed["dlq"], listed["recorded"]) == (DLQ, 1)
     assert listed["reasons"] == [{"reason": "crash", "count": 1}]
     assert len(mail.all(tap)) == 51
-
-
-# --- the headers of a death ---------------------------------------------------------------------------------------
 
 
 def test_a_message_that_died_by_the_delivery_limit_is_replayed_to_life_and_fails_as_any_other(
@@ -346,9 +337,6 @@ def test_a_replayed_message_takes_no_header_of_its_death_with_which_rabbitmq_3_w
     until(lambda: depths(mail) == {})
 
 
-# --- replays and readers --------------------------------------------------------------------------------------------
-
-
 def test_a_replay_whose_cause_is_not_mended_stops_after_its_first_wave_and_says_why(
     start: Start, database: Databases, mail: Mail
 ) -> None:
@@ -378,14 +366,14 @@ def test_a_dlq_that_was_looked_at_a_hundred_times_holds_what_it_held(
     for event in events:
         mail.put(DLQ, event.to_json())
     before = {message["body"] for message in peek(QUEUE)}
-    desk = Desk(settings, Actor("reader"))
+    operator = OperatorSession(settings, Actor("reader"))
 
     for _ in range(100):
-        with desk.look_into(QUEUE, Filter()) as selection:
+        with operator.look_into(QUEUE, Filter()) as selection:
             assert len(selection.take(20)) == 20
             assert selection.count == 50
 
-    desk.close()
+    operator.close()
     assert {message["body"] for message in peek(QUEUE)} == before == {event.to_json() for event in events}
     assert depths(mail) == {DLQ: 50}
     deliveries = [message.headers["x-delivery-count"] for message in mail.all(DLQ)]
@@ -398,20 +386,20 @@ def test_what_a_discard_took_away_before_it_was_killed_is_put_back_from_its_file
     class Killed(BaseException):
         """What comes after this is not done."""
 
-    def ack_and_die(mailbox: Mailbox, tags: Sequence[int]) -> None:
-        ack(mailbox, tags)
+    def ack_and_die(reader: DlqReader, tags: Sequence[int]) -> None:
+        ack(reader, tags)
         raise Killed
 
     bench("inventory").handle_batch(COMMITS, [told(CommitRequested(uuid4())) for _ in range(10)])
-    desk, ack, file = Desk(settings, Actor("operator")), Mailbox.ack, tmp_path / "discarded.jsonl"
+    operator, ack, file = OperatorSession(settings, Actor("operator")), DlqReader.ack, tmp_path / "discarded.jsonl"
     with monkeypatch.context() as patch:
-        patch.setattr(Mailbox, "ack", ack_and_die)
+        patch.setattr(DlqReader, "ack", ack_and_die)
         with pytest.raises(Killed):
-            discard(desk, COMMITS, file, Filter(), None)
+            discard(operator, COMMITS, file, Filter(), None)
     assert depths(mail) == {}
 
-    (run,) = put_back(desk, file)
+    (run,) = put_back(operator, file)
 
-    desk.close()
+    operator.close()
     assert run.tally.fates == {Fate.IMPORTED: 10}
     assert depths(mail) == {f"{COMMITS}.dlq": 10}

@@ -42,9 +42,6 @@ def dead(kill: Callable[..., Any]) -> list[Any]:  # noqa: F811
     return kill(cancellations(3))
 
 
-# --- looking ----------------------------------------------------------------------------------------------------
-
-
 def test_ls_is_0_where_nothing_is_dead_and_1_where_something_is(database, mail, kill):  # noqa: F811
     assert ecom("ls").code == 0
     kill(cancellations(2))
@@ -122,9 +119,6 @@ def test_diagnose_says_what_a_replay_would_do(dead, payment):  # noqa: F811
     groups = ecom("diagnose", QUEUE, "--json").answer["groups"]
     assert {group["prediction"]: group["count"] for group in groups} == {"will apply": 2, "already applied": 1}
     assert ecom("diagnose", QUEUES[0].name).out == "nothing to diagnose\n"
-
-
-# --- changing ---------------------------------------------------------------------------------------------------
 
 
 def test_a_dry_run_says_what_is_meant_and_does_nothing(dead, mail, database):
@@ -214,9 +208,6 @@ def test_nothing_to_do_is_an_answer_too(database, mail, tmp_path):
         assert (said.code, said.answer) == (0, {"operations": []})
 
 
-# --- asking -----------------------------------------------------------------------------------------------------
-
-
 def test_where_nobody_can_answer_yes_must_have_been_said(dead, mail, database, tmp_path):
     file = tmp_path / "a"
     assert ecom("export", QUEUE, file).code == 0
@@ -296,9 +287,6 @@ def test_a_signal_stops_it_after_what_is_in_hand(dead, consumer, mail, database,
     assert "stopped: stopped by its operator" in said.out
     assert until(lambda: mail.waiting(DLQ) == 2)
     assert operations(database)[0]["status"] == "stopped"
-
-
-# --- what cannot be done ----------------------------------------------------------------------------------------
 
 
 def test_a_broker_or_a_database_that_is_away_is_3_and_one_line(database, mail, tmp_path):

@@ -6,8 +6,8 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from ops.dlq.desk import Actor, Desk
 from ops.dlq.diagnose import PREDICTORS, diagnose
+from ops.dlq.operator_session import Actor, OperatorSession
 from ops.domain import Filter
 from order_service import models as order_models
 from shared.config import Settings
@@ -51,7 +51,7 @@ NOT_BUSINESS = {"alembic_version", "dead_messages", "consumed_messages"}
 
 
 class World:
-    """A service with its books, brought into a state by what it heard before."""
+    """A service with its databases, brought into a state by what it heard before."""
 
     def __init__(self, bench: Bench, queue: str, database: Databases) -> None:
         self.bench = bench
@@ -139,9 +139,6 @@ def again(world: World, payload: Payload) -> Payload:
     """The same again, under another message_id."""
     world.heard(payload)
     return payload
-
-
-# --- inventory --------------------------------------------------------------------------------------------------
 
 
 @scene(CREATED, Prediction.APPLY)
@@ -235,9 +232,6 @@ def a_commit_of_what_was_refused(world: World) -> Made:
     return CommitRequested(order.order_id)
 
 
-# --- payment ----------------------------------------------------------------------------------------------------
-
-
 @scene(CHARGE, Prediction.APPLY)
 def a_charge(world: World) -> Made:
     return reserved_event()
@@ -302,9 +296,6 @@ def a_cancellation_of_what_was_charged(world: World) -> Made:
 @scene(VOID, Prediction.STALE)
 def a_cancellation_that_was_heard(world: World) -> Made:
     return again(world, OrderCancelled(uuid4(), "deadline"))
-
-
-# --- order ------------------------------------------------------------------------------------------------------
 
 
 @scene(STOCK_SAYS, Prediction.APPLY)
@@ -377,9 +368,6 @@ def money_back_that_nobody_asked_for(world: World) -> Made:
     return Refunded(world.order().order_id, uuid4(), uuid4(), 100, "EUR")
 
 
-# --- of every queue ---------------------------------------------------------------------------------------------
-
-
 def scene_of(queue: str, prediction: Prediction) -> Scene:
     return next(made for (name, _), (said, made) in SCENES.items() if name == queue and said == prediction)
 
@@ -405,8 +393,8 @@ for _queue in BY_NAME:
 
 
 @pytest.fixture
-def desk(settings: Settings, database: Databases) -> Iterator[Desk]:
-    one = Desk(settings, Actor("ann"))
+def operator(settings: Settings, database: Databases) -> Iterator[OperatorSession]:
+    one = OperatorSession(settings, Actor("ann"))
     yield one
     one.close()
 
@@ -421,7 +409,7 @@ def test_every_prediction_of_every_queue_has_a_scene(queue):
 
 
 @pytest.mark.parametrize(("queue", "name"), SCENES)
-def test_what_is_predicted_is_what_happens(queue, name, bench, database, mail, desk):
+def test_what_is_predicted_is_what_happens(queue, name, bench, database, mail, operator):
     prediction, made = SCENES[queue, name]
     world = World(bench(BY_NAME[queue].service), queue, database)
     what = made(world)
@@ -432,7 +420,7 @@ def test_what_is_predicted_is_what_happens(queue, name, bench, database, mail, d
     mail.send([Outgoing("", dlq, body, str(message_id), event.type if event else "", {"x-reason": "exhausted"})])
     before = world.snapshot()
 
-    found = diagnose(desk, queue, Filter())
+    found = diagnose(operator, queue, Filter())
 
     ((group, count),) = found.groups.items()
     assert (group.prediction, count, found.examples[group]) == (prediction, 1, message_id)
@@ -452,21 +440,21 @@ def test_what_is_predicted_is_what_happens(queue, name, bench, database, mail, d
     }[prediction]
 
 
-def test_alike_messages_are_one_group_with_an_example(desk, mail):
+def test_alike_messages_are_one_group_with_an_example(operator, mail):
     events = [told(CommitRequested(uuid4())) for _ in range(3)]
     dlq = dead_letter_queue(COMMIT)
     mail.send(
         [Outgoing("", dlq, e.to_json(), str(e.message_id), e.type, {"x-reason": "unknown_order"}) for e in events]
     )
-    found = diagnose(desk, COMMIT, Filter())
+    found = diagnose(operator, COMMIT, Filter())
     ((group, count),) = found.groups.items()
     assert (count, group.reason, group.event_type) == (3, "unknown_order", "inventory.commit.requested")
     assert group.why == "unknown_order: order ... has no reservation to commit"
     assert found.examples[group] in {event.message_id for event in events}
 
 
-def test_a_message_whose_id_was_changed_by_hand_is_diagnosed(desk, mail):
+def test_a_message_whose_id_was_changed_by_hand_is_diagnosed(operator, mail):
     event = told(CommitRequested(uuid4()))
     mail.send([Outgoing("", dead_letter_queue(COMMIT), event.to_json(), str(uuid4()), "", {"x-reason": "by hand"})])
-    (group,) = diagnose(desk, COMMIT, Filter()).groups
+    (group,) = diagnose(operator, COMMIT, Filter()).groups
     assert group.prediction == Prediction.POISON

@@ -19,14 +19,14 @@ import pytest
 from sqlalchemy import make_url
 
 from ops import models
-from ops.dlq import census, files, mailbox, overview, selection
-from ops.dlq import desk as desks
+from ops.dlq import census, dlq_reader, files, operator_session, overview, selection
 from ops.dlq import replay as replays
 from ops.dlq.census import Census
-from ops.dlq.desk import Actor, Desk, Watch
-from ops.dlq.letters import from_line, letter_of
-from ops.dlq.mailbox import Mailbox
-from ops.dlq.replay import plan, replay
+from ops.dlq.dead_messages import from_line, letter_of
+from ops.dlq.dlq_reader import DlqReader
+from ops.dlq.operator_session import Actor, OperatorSession, Run, Watch
+from ops.dlq.replay import plan
+from ops.dlq.replay_request import ReplayRequest
 from ops.domain import CRASH, UNKNOWN, Fate, Filter, Kind, Pace, Status
 from shared.config import Settings
 from shared.edge.publisher import Outgoing
@@ -42,9 +42,6 @@ QUEUE = "q.payment.order-cancelled"
 DLQ = dead_letter_queue(QUEUE)
 FAST = Pace()
 ALL = Filter()
-
-
-# --- what a test has --------------------------------------------------------------------------------------------
 
 
 def cancellations(count: int) -> list[Envelope]:
@@ -80,11 +77,11 @@ def kill(payment: Bench, mail: Mail) -> Callable[[list[Envelope]], list[Envelope
 
 
 @pytest.fixture
-def open_desk(settings: Settings, database: Databases) -> Iterator[Callable[..., Desk]]:
-    made: list[Desk] = []
+def open_operator(settings: Settings, database: Databases) -> Iterator[Callable[..., OperatorSession]]:
+    made: list[OperatorSession] = []
 
-    def make(name: str = "ann", watch: Watch | None = None, changed: Settings | None = None) -> Desk:
-        made.append(Desk(changed or settings, Actor(name, "to see"), watch or Watch()))
+    def make(name: str = "ann", watch: Watch | None = None, changed: Settings | None = None) -> OperatorSession:
+        made.append(OperatorSession(changed or settings, Actor(name, "to see"), watch or Watch()))
         return made[-1]
 
     yield make
@@ -93,8 +90,8 @@ def open_desk(settings: Settings, database: Databases) -> Iterator[Callable[...,
 
 
 @pytest.fixture
-def desk(open_desk: Callable[..., Desk]) -> Desk:
-    return open_desk()
+def operator(open_operator: Callable[..., OperatorSession]) -> OperatorSession:
+    return open_operator()
 
 
 @pytest.fixture
@@ -176,8 +173,13 @@ def fates(database: Databases) -> Counter[str]:
     return Counter(row["fate"] for row in database.rows("ops", "SELECT fate FROM operation_messages"))
 
 
-def held_ids(desk: Desk, chosen: Filter = ALL) -> list[UUID]:
-    with desk.look_into(DLQ, chosen) as chosen_ones:
+def replay(operator: OperatorSession, queue: str, chosen: Filter, most: int | None, pace: Pace, **options: bool) -> Run:
+    """The replay of the engine, asked for in one line."""
+    return replays.replay(operator, queue, ReplayRequest(chosen, most, pace, **options))
+
+
+def held_ids(operator: OperatorSession, chosen: Filter = ALL) -> list[UUID]:
+    with operator.look_into(DLQ, chosen) as chosen_ones:
         return [item.slot.message_id for held in chosen_ones.all(3) for item in held]
 
 
@@ -200,13 +202,10 @@ def by_wire(wire: Wire, settings: Settings) -> Settings:
     return replace(settings, amqp_uri=uri.render_as_string(hide_password=False))
 
 
-# --- reading ----------------------------------------------------------------------------------------------------
-
-
 def test_each_message_is_read_once_however_many_a_consumer_may_hold(settings, mail, stranger, monkeypatch):
-    monkeypatch.setattr(mailbox, "PREFETCH", 7)
+    monkeypatch.setattr(dlq_reader, "PREFETCH", 7)
     put = {stranger() for _ in range(50)}
-    with Mailbox(settings.amqp_uri, settings.heartbeat_s, DLQ) as box:
+    with DlqReader(settings.amqp_uri, settings.heartbeat_s, DLQ) as box:
         read = [letter_of(content).message_id for _, content in box.read()]
         assert mail.waiting(DLQ) == 0
         assert list(box.arrivals()) == []
@@ -218,31 +217,31 @@ def test_once_it_is_closed_the_broker_has_everything_back(settings, mail):
     """Whoever reads next must not find half of it. Asked by a connection that is open already: there is no delay."""
     mail.send([Outgoing("", DLQ, b"{}", str(uuid4())) for _ in range(3000)])
     for _ in range(5):
-        with Mailbox(settings.amqp_uri, settings.heartbeat_s, DLQ) as box:
+        with DlqReader(settings.amqp_uri, settings.heartbeat_s, DLQ) as box:
             assert sum(1 for _ in box.read()) == 3000
         assert mail.waiting(DLQ) == 3000
 
 
 def test_an_empty_dlq_is_read_at_once(settings, mail):
     began = time.monotonic()
-    with Mailbox(settings.amqp_uri, settings.heartbeat_s, DLQ) as box:
+    with DlqReader(settings.amqp_uri, settings.heartbeat_s, DLQ) as box:
         assert list(box.read()) == []
-    assert time.monotonic() - began < mailbox.SILENCE_S
+    assert time.monotonic() - began < dlq_reader.SILENCE_S
 
 
-def test_looking_very_often_leaves_the_same_messages(desk, kill, mail, stranger, long):
+def test_looking_very_often_leaves_the_same_messages(operator, kill, mail, stranger, long):
     put = ids_of(kill(cancellations(3))) | {stranger() for _ in range(3)}
     for _ in range(100 if long else DELIVERY_LIMIT + 1):
-        assert set(held_ids(desk)) == put
+        assert set(held_ids(operator)) == put
     assert mail.waiting(DLQ) == 6
 
 
 def test_what_comes_after_an_ack_has_made_room_is_still_seen(settings, mail, stranger, monkeypatch):
     """What fills the room beyond what was counted must not hide all that comes later."""
-    monkeypatch.setattr(mailbox, "PREFETCH", 4)
+    monkeypatch.setattr(dlq_reader, "PREFETCH", 4)
     for _ in range(2):
         stranger()
-    with Mailbox(settings.amqp_uri, settings.heartbeat_s, DLQ) as box:
+    with DlqReader(settings.amqp_uri, settings.heartbeat_s, DLQ) as box:
         tags = [tag for tag, _ in box.read()]
         box.ack(tags)
         later = {stranger() for _ in range(4)}  # all the room there is, and 2 more than was counted
@@ -254,11 +253,8 @@ def test_what_comes_after_an_ack_has_made_room_is_still_seen(settings, mail, str
 
 
 def test_a_queue_that_is_not_there_is_named(settings):
-    with pytest.raises(CannotWork, match="ecom topology apply"), Mailbox(settings.amqp_uri, 10, "q.nope.dlq") as box:
+    with pytest.raises(CannotWork, match="ecom topology apply"), DlqReader(settings.amqp_uri, 10, "q.nope.dlq") as box:
         list(box.read())
-
-
-# --- choosing ---------------------------------------------------------------------------------------------------
 
 
 DAY_0 = datetime.now(UTC) - timedelta(50)
@@ -268,26 +264,26 @@ def dated(days: int) -> dict[str, Any]:
     return {"x-first-failed-at": (DAY_0 + timedelta(days)).isoformat(), "x-reason": "exhausted"}
 
 
-def test_the_oldest_come_first_whatever_the_order_of_the_queue(desk, stranger):
+def test_the_oldest_come_first_whatever_the_order_of_the_queue(operator, stranger):
     put = {day: stranger(headers=dated(day)) for day in (5, 1, 9, 3)}
-    assert held_ids(desk) == [put[1], put[3], put[5], put[9]]
+    assert held_ids(operator) == [put[1], put[3], put[5], put[9]]
 
 
-def test_a_filter_chooses_and_the_others_stay(desk, mail, stranger):
+def test_a_filter_chooses_and_the_others_stay(operator, mail, stranger):
     put = {day: stranger(headers=dated(day)) for day in (5, 1, 9, 3)}
-    assert held_ids(desk, Filter(since=DAY_0 + timedelta(3), until=DAY_0 + timedelta(9))) == [
+    assert held_ids(operator, Filter(since=DAY_0 + timedelta(3), until=DAY_0 + timedelta(9))) == [
         put[3],
         put[5],
     ]
     assert until(lambda: mail.waiting(DLQ) == 4)
 
 
-def test_reading_anew_hands_out_each_once_and_nothing_that_nobody_chose(desk, mail, stranger, monkeypatch):
-    monkeypatch.setattr(mailbox, "HOLD_S", 0)
+def test_reading_anew_hands_out_each_once_and_nothing_that_nobody_chose(operator, mail, stranger, monkeypatch):
+    monkeypatch.setattr(dlq_reader, "HOLD_S", 0)
     put = [stranger(headers=dated(day)) for day in range(10, 17)]
     again = stranger(headers=dated(20), message_id=str(put[-1]))  # a copy
     seen: list[UUID] = []
-    with desk.look_into(DLQ, ALL) as chosen:
+    with operator.look_into(DLQ, ALL) as chosen:
         assert chosen.count == 8
         while held := chosen.take(2):
             seen += [item.slot.message_id for item in held]
@@ -296,15 +292,15 @@ def test_reading_anew_hands_out_each_once_and_nothing_that_nobody_chose(desk, ma
     assert until(lambda: mail.waiting(DLQ) == 8 + 4)
 
 
-def test_what_was_handed_out_and_is_there_again_is_seen_after_reading_anew(desk, mail, stranger, monkeypatch):
+def test_what_was_handed_out_and_is_there_again_is_seen_after_reading_anew(operator, mail, stranger, monkeypatch):
     first, second = (stranger(headers=dated(day)) for day in (1, 2))
-    with desk.look_into(DLQ, ALL) as chosen:
+    with operator.look_into(DLQ, ALL) as chosen:
         (item,) = chosen.take(1)
-        chosen.mailbox.ack([item.slot.tag])
+        chosen.reader.ack([item.slot.tag])
         stranger(headers=dated(1), message_id=str(first))
-        monkeypatch.setattr(mailbox, "HOLD_S", 0)
+        monkeypatch.setattr(dlq_reader, "HOLD_S", 0)
         assert [item.slot.message_id for item in chosen.take(1)] == [second]
-        monkeypatch.setattr(mailbox, "HOLD_S", 600)
+        monkeypatch.setattr(dlq_reader, "HOLD_S", 600)
         assert {item.slot.message_id for item in chosen.arrivals()} == {first}
 
 
@@ -315,24 +311,21 @@ class Full(io.BytesIO):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_disk_without_room_holds_nothing_back(desk, mail, stranger, monkeypatch):
+def test_a_disk_without_room_holds_nothing_back(operator, mail, stranger, monkeypatch):
     """A connection left open would keep every message from everybody until its process ends."""
     monkeypatch.setattr(selection.tempfile, "TemporaryFile", lambda **how: Full())
     for _ in range(3):
         stranger()
-    with pytest.raises(CannotWork, match=r"no room in .*No space left"), desk.look_into(DLQ, ALL):
+    with pytest.raises(CannotWork, match=r"no room in .*No space left"), operator.look_into(DLQ, ALL):
         pass
     assert until(lambda: mail.waiting(DLQ) == 3)
 
 
-# --- replay -----------------------------------------------------------------------------------------------------
-
-
-def test_a_replay_takes_effect_once_and_is_written_down(desk, kill, consumer, mail, database):
+def test_a_replay_takes_effect_once_and_is_written_down(operator, kill, consumer, mail, database):
     events = kill(cancellations(5))
     assert left(database) == {None: 5}
     consumer.start()
-    run = replay(desk, QUEUE, ALL, None, FAST)
+    run = replay(operator, QUEUE, ALL, None, FAST)
     assert (run.status, run.tally.as_dict()) == (Status.DONE, {"chosen": 5, "applied": 5})
     assert effects(database) == Counter(event.payload.order_id for event in events)
     assert {message_id for message_id, _ in consumer.heard} == ids_of(events)
@@ -358,40 +351,40 @@ def test_a_replay_takes_effect_once_and_is_written_down(desk, kill, consumer, ma
     assert fates(database) == {"applied": 5}
 
 
-def test_no_more_than_asked_and_the_oldest_first(desk, stranger, consumer, database, mail):
+def test_no_more_than_asked_and_the_oldest_first(operator, stranger, consumer, database, mail):
     events = cancellations(4)
     for event, day in zip(events, (4, 2, 3, 1), strict=True):
         stranger(event.to_json().encode(), dated(day), str(event.message_id))
     consumer.start()
-    run = replay(desk, QUEUE, ALL, 2, FAST)
+    run = replay(operator, QUEUE, ALL, 2, FAST)
     assert run.tally.as_dict() == {"chosen": 2, "applied": 2}
     assert {message_id for message_id, _ in consumer.heard} == {events[3].message_id, events[1].message_id}
     assert until(lambda: mail.waiting(DLQ) == 2)
 
 
-def test_copies_of_one_message_take_effect_once_and_are_all_gone(desk, kill, stranger, consumer, mail, database):
+def test_copies_of_one_message_take_effect_once_and_are_all_gone(operator, kill, stranger, consumer, mail, database):
     (event,) = kill(cancellations(1))
     stranger(event.to_json().encode(), dated(1), str(event.message_id))
     consumer.start()
-    run = replay(desk, QUEUE, ALL, None, FAST)
+    run = replay(operator, QUEUE, ALL, None, FAST)
     assert (run.status, run.tally.as_dict()) == (Status.DONE, {"chosen": 2, "applied": 2})
     assert effects(database) == {event.payload.order_id: 1}
     assert mail.waiting(DLQ) == 0
 
 
-def test_what_has_taken_effect_before_does_not_again(desk, kill, payment, consumer, database):
+def test_what_has_taken_effect_before_does_not_again(operator, kill, payment, consumer, database):
     (event,) = kill(cancellations(1))
     payment.handle_batch(QUEUE, [event])
     consumer.start()
-    assert replay(desk, QUEUE, ALL, None, FAST).tally.as_dict() == {"chosen": 1, "applied": 1}
+    assert replay(operator, QUEUE, ALL, None, FAST).tally.as_dict() == {"chosen": 1, "applied": 1}
     assert effects(database) == {event.payload.order_id: 1}
 
 
-def test_a_message_that_dies_again_is_counted_and_stays_written_down(desk, kill, consumer, mail, database):
+def test_a_message_that_dies_again_is_counted_and_stays_written_down(operator, kill, consumer, mail, database):
     (event,) = kill(cancellations(1))
     before = row_of(database, event.message_id)
     consumer.start(die)
-    run = replay(desk, QUEUE, ALL, None, FAST)
+    run = replay(operator, QUEUE, ALL, None, FAST)
     assert run.status == Status.DONE
     assert run.tally.as_dict() == {"chosen": 1, "dead_again": 1, "reasons": {"unexpected_event": 1}}
     after = row_of(database, event.message_id)
@@ -402,24 +395,24 @@ def test_a_message_that_dies_again_is_counted_and_stays_written_down(desk, kill,
     assert until(lambda: mail.waiting(DLQ) == 1)
 
 
-def test_one_that_dies_again_before_it_is_marked_is_not_marked(desk, kill, payment, database, monkeypatch):
+def test_one_that_dies_again_before_it_is_marked_is_not_marked(operator, kill, payment, database, monkeypatch):
     (event,) = kill(cancellations(1))
-    publish = desk.publish
+    publish = operator.publish
 
     def and_die(messages: list[Outgoing]) -> None:
         publish(messages)
         payment.handle_batch(QUEUE, [event], handle=die)
 
-    monkeypatch.setattr(desk, "publish", and_die)
-    run = replay(desk, QUEUE, ALL, None, FAST)
+    monkeypatch.setattr(operator, "publish", and_die)
+    run = replay(operator, QUEUE, ALL, None, FAST)
     assert run.tally.fates[Fate.DEAD_AGAIN] == 1
     assert row_of(database, event.message_id)["left_at"] is None
 
 
-def test_stop_on_redeath_stops_there_and_says_of_what(desk, kill, consumer, mail, database):
+def test_stop_on_redeath_stops_there_and_says_of_what(operator, kill, consumer, mail, database):
     kill(cancellations(5))
     consumer.start(die)
-    run = replay(desk, QUEUE, ALL, None, Pace(None, (1,)), stop_on_redeath=True)
+    run = replay(operator, QUEUE, ALL, None, Pace(None, (1,)), stop_on_redeath=True)
     assert run.status == Status.STOPPED
     assert run.outcome == "1 died again, as unexpected_event (not now)"
     assert run.tally.as_dict() == {"chosen": 5, "dead_again": 1, "reasons": {"unexpected_event": 1}}
@@ -427,92 +420,92 @@ def test_stop_on_redeath_stops_there_and_says_of_what(desk, kill, consumer, mail
     assert operations(database)[0]["status"] == "stopped"
 
 
-def sent_by(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, float]]:
-    """How many a desk publishes at a time, and when."""
+def sent_by(operator: OperatorSession, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, float]]:
+    """How many a operator publishes at a time, and when."""
     sent: list[tuple[int, float]] = []
-    publish = desk.publish
+    publish = operator.publish
 
     def spy(messages: list[Outgoing]) -> None:
         sent.append((len(messages), time.monotonic()))
         publish(messages)
 
-    monkeypatch.setattr(desk, "publish", spy)
+    monkeypatch.setattr(operator, "publish", spy)
     return sent
 
 
-def test_each_wave_of_a_ramp_waits_until_the_one_before_is_consumed(desk, kill, consumer, database, monkeypatch):
+def test_each_wave_of_a_ramp_waits_until_the_one_before_is_consumed(operator, kill, consumer, database, monkeypatch):
     kill(cancellations(8))
-    publish, sent = desk.publish, []
+    publish, sent = operator.publish, []
 
     def spy(messages: list[Outgoing]) -> None:
         sent.append((len(messages), sum(effects(database).values())))
         publish(messages)
 
-    monkeypatch.setattr(desk, "publish", spy)
+    monkeypatch.setattr(operator, "publish", spy)
     consumer.start()
-    run = replay(desk, QUEUE, ALL, None, Pace(None, (1, 2, 3)))
+    run = replay(operator, QUEUE, ALL, None, Pace(None, (1, 2, 3)))
     assert sent == [(1, 0), (2, 1), (3, 3), (2, 6)]
     assert run.tally.as_dict() == {"chosen": 8, "applied": 8}
 
 
-def test_the_rate_is_kept(desk, kill, consumer, monkeypatch):
+def test_the_rate_is_kept(operator, kill, consumer, monkeypatch):
     kill(cancellations(5))
-    sent = sent_by(desk, monkeypatch)
+    sent = sent_by(operator, monkeypatch)
     consumer.start()
-    replay(desk, QUEUE, ALL, None, Pace(4.0))
+    replay(operator, QUEUE, ALL, None, Pace(4.0))
     assert [count for count, _ in sent] == [1] * 5
     assert sent[-1][1] - sent[0][1] >= 0.7  # of 1.0: the first may be late
 
 
-def test_a_slow_rate_does_not_keep_its_operator_waiting(open_desk, kill, consumer, monkeypatch):
+def test_a_slow_rate_does_not_keep_its_operator_waiting(open_operator, kill, consumer, monkeypatch):
     kill(cancellations(3))
     asked: list[bool] = []
-    desk = open_desk(watch=Watch(stopping=lambda: bool(asked)))
+    operator = open_operator(watch=Watch(stopping=lambda: bool(asked)))
     consumer.start()
     eventlet.spawn_after(1.0, asked.append, True)
     began = time.monotonic()
-    run = replay(desk, QUEUE, ALL, None, Pace(1 / 3600))
+    run = replay(operator, QUEUE, ALL, None, Pace(1 / 3600))
     assert time.monotonic() - began < 60
     assert (run.status, run.outcome) == (Status.STOPPED, "stopped by its operator")
     assert run.tally.as_dict() == {"chosen": 3, "applied": 1}
 
 
-def test_a_slow_rate_reads_anew_before_the_broker_takes_all_away(desk, kill, consumer, mail, monkeypatch):
+def test_a_slow_rate_reads_anew_before_the_broker_takes_all_away(operator, kill, consumer, mail, monkeypatch):
     """The broker ends a channel that holds a message for half an hour."""
-    monkeypatch.setattr(mailbox, "HOLD_S", 0.2)
+    monkeypatch.setattr(dlq_reader, "HOLD_S", 0.2)
     opened: list[float] = []
-    open_ = desk.open
-    monkeypatch.setattr(desk, "open", lambda dlq: opened.append(time.monotonic()) or open_(dlq))
+    open_ = operator.open
+    monkeypatch.setattr(operator, "open", lambda dlq: opened.append(time.monotonic()) or open_(dlq))
     kill(cancellations(2))
     consumer.start()
-    run = replay(desk, QUEUE, ALL, None, Pace(0.25))
+    run = replay(operator, QUEUE, ALL, None, Pace(0.25))
     assert (run.status, run.tally.as_dict()) == (Status.DONE, {"chosen": 2, "applied": 2})
     assert max(later - earlier for earlier, later in pairwise(opened)) < 3  # the pause is of 4 s
     assert mail.waiting(DLQ) == 0
 
 
-def test_no_more_are_out_than_a_consumer_can_take(desk, kill, mail, monkeypatch):
+def test_no_more_are_out_than_a_consumer_can_take(operator, kill, mail, monkeypatch):
     monkeypatch.setattr(replays, "IN_FLIGHT", 2)
     monkeypatch.setattr(replays, "CHUNK", 2)
-    monkeypatch.setattr(replays, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(replays, "TIMEOUT_S", 0.5)
     kill(cancellations(9))
-    run = replay(desk, QUEUE, ALL, None, FAST)
+    run = replay(operator, QUEUE, ALL, None, FAST)
     assert run.status == Status.STOPPED
     assert (mail.waiting(QUEUE), mail.waiting(DLQ)) == (4, 5)
 
 
-def test_no_wave_follows_one_that_is_not_consumed(desk, kill, mail, monkeypatch):
-    monkeypatch.setattr(replays, "PATIENCE_S", 0.5)
+def test_no_wave_follows_one_that_is_not_consumed(operator, kill, mail, monkeypatch):
+    monkeypatch.setattr(replays, "TIMEOUT_S", 0.5)
     kill(cancellations(5))
-    run = replay(desk, QUEUE, ALL, None, Pace(None, (2,)))
+    run = replay(operator, QUEUE, ALL, None, Pace(None, (2,)))
     assert run.status == Status.STOPPED
     assert (mail.waiting(QUEUE), mail.waiting(DLQ)) == (2, 3)
 
 
-def test_a_replay_that_nobody_consumes_ends_and_says_so(desk, kill, mail, database, monkeypatch):
-    monkeypatch.setattr(replays, "PATIENCE_S", 0.5)
+def test_a_replay_that_nobody_consumes_ends_and_says_so(operator, kill, mail, database, monkeypatch):
+    monkeypatch.setattr(replays, "TIMEOUT_S", 0.5)
     kill(cancellations(3))
-    run = replay(desk, QUEUE, ALL, None, FAST)
+    run = replay(operator, QUEUE, ALL, None, FAST)
     assert run.status == Status.STOPPED
     assert "3 were sent and not consumed" in run.outcome
     assert "is their service running?" in run.outcome
@@ -521,16 +514,16 @@ def test_a_replay_that_nobody_consumes_ends_and_says_so(desk, kill, mail, databa
 
 
 def test_an_operator_who_says_stop_is_heard_after_what_is_in_hand(
-    open_desk, kill, consumer, mail, database, monkeypatch
+    open_operator, kill, consumer, mail, database, monkeypatch
 ):
     monkeypatch.setattr(replays, "CHUNK", 2)
     kill(cancellations(6))
     asked: list[bool] = []
-    desk = open_desk(watch=Watch(stopping=lambda: bool(asked)))
-    publish = desk.publish
-    monkeypatch.setattr(desk, "publish", lambda messages: asked.append(True) or publish(messages))
+    operator = open_operator(watch=Watch(stopping=lambda: bool(asked)))
+    publish = operator.publish
+    monkeypatch.setattr(operator, "publish", lambda messages: asked.append(True) or publish(messages))
     consumer.start()
-    run = replay(desk, QUEUE, ALL, None, FAST)
+    run = replay(operator, QUEUE, ALL, None, FAST)
     assert (run.status, run.outcome) == (Status.STOPPED, "stopped by its operator")
     assert run.tally.as_dict() == {"chosen": 6, "sent": 2}
     assert until(lambda: mail.waiting(DLQ) == 4)
@@ -544,35 +537,32 @@ GUARDED = [
 
 
 @pytest.mark.parametrize(("headers", "why"), GUARDED)
-def test_a_guard_refuses_and_force_overrules_it(desk, stranger, consumer, mail, database, headers, why):
+def test_a_guard_refuses_and_force_overrules_it(operator, stranger, consumer, mail, database, headers, why):
     (event,) = cancellations(1)
     stranger(event.to_json().encode(), {"x-reason": "exhausted", **headers}, str(event.message_id))
-    assert plan(desk, QUEUE, ALL, None)["refused"] == {why: 1}
-    assert plan(desk, QUEUE, ALL, None, force=True)["refused"] == {}
+    assert plan(operator, QUEUE, ALL, None)["refused"] == {why: 1}
+    assert plan(operator, QUEUE, ALL, None, force=True)["refused"] == {}
     consumer.start()
-    run = replay(desk, QUEUE, ALL, None, FAST)
+    run = replay(operator, QUEUE, ALL, None, FAST)
     assert run.tally.as_dict() == {"chosen": 1, "refused": 1, "reasons": {why: 1}}
     assert until(lambda: mail.waiting(DLQ) == 1)
     assert (fates(database), consumer.heard) == ({"refused": 1}, [])
-    assert replay(desk, QUEUE, ALL, None, FAST, force=True).tally.as_dict() == {"chosen": 1, "applied": 1}
+    assert replay(operator, QUEUE, ALL, None, FAST, force=True).tally.as_dict() == {"chosen": 1, "applied": 1}
 
 
-def test_a_plan_counts_and_changes_nothing(desk, kill, stranger, mail, database):
+def test_a_plan_counts_and_changes_nothing(operator, kill, stranger, mail, database):
     kill(cancellations(2))
     stranger()
-    assert plan(desk, DLQ, Filter(reasons=frozenset({"unexpected_event"})), None) == {
+    assert plan(operator, DLQ, Filter(reasons=frozenset({"unexpected_event"})), None) == {
         "queue": DLQ,
         "in_queue": 3,
         "chosen": 2,
         "reasons": {"unexpected_event": 2},
         "refused": {},
     }
-    assert plan(desk, QUEUE, ALL, 1)["chosen"] == 1
+    assert plan(operator, QUEUE, ALL, 1)["chosen"] == 1
     assert operations(database) == []
     assert until(lambda: mail.waiting(DLQ) == 3)
-
-
-# --- what breaks ------------------------------------------------------------------------------------------------
 
 
 def everything(mail: Mail) -> set[UUID]:
@@ -582,12 +572,12 @@ def everything(mail: Mail) -> set[UUID]:
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_a_connection_cut_in_the_middle_loses_nothing(
-    open_desk, settings, broker_wire, kill, mail, database, monkeypatch, moment
+    open_operator, settings, broker_wire, kill, mail, database, monkeypatch, moment
 ):
     monkeypatch.setattr(replays, "CHUNK", 2)
     events = kill(cancellations(6))
-    desk = open_desk(changed=by_wire(broker_wire, settings))
-    publish, calls = desk.publish, []
+    operator = open_operator(changed=by_wire(broker_wire, settings))
+    publish, calls = operator.publish, []
 
     def cut(messages: list[Outgoing]) -> None:
         calls.append(1)
@@ -597,9 +587,9 @@ def test_a_connection_cut_in_the_middle_loses_nothing(
         if len(calls) == 2 and moment == "after":
             broker_wire.cut()
 
-    monkeypatch.setattr(desk, "publish", cut)
+    monkeypatch.setattr(operator, "publish", cut)
     with pytest.raises(CannotWork, match="broker"):
-        replay(desk, QUEUE, ALL, None, FAST)
+        replay(operator, QUEUE, ALL, None, FAST)
     until(lambda: mail.waiting(DLQ) == 4)
     assert mail.waiting(QUEUE) == (4 if moment == "after" else 2)
     assert everything(mail) == ids_of(events)
@@ -613,20 +603,20 @@ def test_a_connection_cut_in_the_middle_loses_nothing(
 
 @pytest.mark.parametrize("name", ["ops", "payment"])
 def test_a_database_that_is_away_stops_it_before_anything_is_taken(
-    open_desk, settings, wire, kill, mail, database, monkeypatch, name
+    open_operator, settings, wire, kill, mail, database, monkeypatch, name
 ):
     kill(cancellations(3))
-    desk = open_desk(changed=through(wire, settings, name))
-    select = desk.select
+    operator = open_operator(changed=through(wire, settings, name))
+    select = operator.select
 
     def and_away(dlq: str, chosen: Filter) -> Any:
         held = select(dlq, chosen)
         wire.close()
         return held
 
-    monkeypatch.setattr(desk, "select", and_away)
+    monkeypatch.setattr(operator, "select", and_away)
     with pytest.raises(CannotWork, match=f"the database of {name} cannot be used"):
-        replay(desk, QUEUE, ALL, None, FAST)
+        replay(operator, QUEUE, ALL, None, FAST)
     assert until(lambda: mail.waiting(DLQ) == 3)
     assert mail.waiting(QUEUE) == 0
     assert left(database) == {None: 3}
@@ -634,30 +624,27 @@ def test_a_database_that_is_away_stops_it_before_anything_is_taken(
     assert operation["status"] == ("started" if name == "ops" else "failed")
 
 
-def test_a_ledger_that_is_away_changes_nothing_at_all(open_desk, settings, wire, kill, mail):
+def test_a_ledger_that_is_away_changes_nothing_at_all(open_operator, settings, wire, kill, mail):
     kill(cancellations(1))
-    desk = open_desk(changed=through(wire, settings, "ops"))
+    operator = open_operator(changed=through(wire, settings, "ops"))
     wire.close()
     with pytest.raises(CannotWork, match="the database of ops"):
-        replay(desk, QUEUE, ALL, None, FAST)
+        replay(operator, QUEUE, ALL, None, FAST)
     assert (mail.waiting(DLQ), mail.waiting(QUEUE)) == (1, 0)
 
 
-def test_what_the_broker_returns_stays_in_the_dlq(desk, kill, mail, database):
+def test_what_the_broker_returns_stays_in_the_dlq(operator, kill, mail, database):
     """A binding is missing: nothing would be at the other end."""
     kill(cancellations(2))
     exchange = failed_exchange("payment")
     mail.channel.queue_unbind(QUEUE, exchange, QUEUE)
     try:
         with pytest.raises(CannotWork, match=r"did not take 2 of 2: unroutable"):
-            replay(desk, QUEUE, ALL, None, FAST)
+            replay(operator, QUEUE, ALL, None, FAST)
     finally:
         mail.channel.queue_bind(QUEUE, exchange, QUEUE)
     assert until(lambda: mail.waiting(DLQ) == 2)
     assert (left(database), fates(database)) == ({None: 2}, {"started": 2})
-
-
-# --- files ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -665,9 +652,9 @@ def file(tmp_path):
     return tmp_path / "dead.jsonl"
 
 
-def test_an_export_holds_all_and_takes_nothing(desk, kill, mail, database, file):
+def test_an_export_holds_all_and_takes_nothing(operator, kill, mail, database, file):
     events = kill(cancellations(3))
-    run = files.export(desk, QUEUE, file, ALL)
+    run = files.export(operator, QUEUE, file, ALL)
     assert {letter_of(from_line(line)).message_id for line in file.read_bytes().splitlines()} == ids_of(events)
     assert file.stat().st_mode & 0o777 == 0o600
     assert [path.name for path in file.parent.iterdir()] == [file.name]
@@ -678,14 +665,16 @@ def test_an_export_holds_all_and_takes_nothing(desk, kill, mail, database, file)
     assert left(database) == {None: 3}
 
 
-def test_a_discard_is_in_its_file_before_it_is_gone_and_comes_back_from_it(desk, kill, consumer, mail, database, file):
+def test_a_discard_is_in_its_file_before_it_is_gone_and_comes_back_from_it(
+    operator, kill, consumer, mail, database, file
+):
     events = kill(cancellations(5))
-    run = files.discard(desk, QUEUE, file, ALL, None)
+    run = files.discard(operator, QUEUE, file, ALL, None)
     assert run.tally.as_dict() == {"chosen": 5, "discarded": 5}
     assert (mail.waiting(DLQ), left(database), fates(database)) == (0, {"discarded": 5}, {"discarded": 5})
     rows = {event.message_id: row_of(database, event.message_id) for event in events}
 
-    (back,) = files.put_back(desk, file)
+    (back,) = files.put_back(operator, file)
     assert back.tally.as_dict() == {"chosen": 5, "imported": 5}
     assert until(lambda: mail.waiting(DLQ) == 5)
     assert left(database) == {None: 5}
@@ -697,34 +686,34 @@ def test_a_discard_is_in_its_file_before_it_is_gone_and_comes_back_from_it(desk,
             "left_how": 0,
             "died_at": 0,
         }
-    (again,) = files.put_back(desk, file)
+    (again,) = files.put_back(operator, file)
     assert again.tally.as_dict() == {"chosen": 5, "already_there": 5}
     assert until(lambda: mail.waiting(DLQ) == 5)
 
     consumer.start()
-    assert replay(desk, QUEUE, ALL, None, FAST).tally.as_dict() == {"chosen": 5, "applied": 5}
+    assert replay(operator, QUEUE, ALL, None, FAST).tally.as_dict() == {"chosen": 5, "applied": 5}
     assert effects(database) == Counter(event.payload.order_id for event in events)
 
 
-def test_a_discard_takes_the_oldest_it_was_asked_for(desk, stranger, mail, file):
+def test_a_discard_takes_the_oldest_it_was_asked_for(operator, stranger, mail, file):
     put = {day: stranger(headers=dated(day)) for day in (3, 1, 2)}
-    files.discard(desk, QUEUE, file, ALL, 2)
+    files.discard(operator, QUEUE, file, ALL, 2)
     assert [letter_of(from_line(line)).message_id for line in file.read_bytes().splitlines()] == [put[1], put[2]]
     assert until(lambda: mail.waiting(DLQ) == 1)
     assert UUID(mail.all(DLQ)[0].properties["message_id"]) == put[3]
 
 
-def test_a_discard_that_reads_anew_takes_nothing_that_is_not_in_its_file(desk, stranger, mail, file, monkeypatch):
+def test_a_discard_that_reads_anew_takes_nothing_that_is_not_in_its_file(operator, stranger, mail, file, monkeypatch):
     put = {stranger(headers=dated(day)) for day in (10, 11)}
     write, newer = files.write, []
 
     def slowly(*given: Any) -> None:
         write(*given)
         newer.append(stranger(headers=dated(1)))
-        monkeypatch.setattr(mailbox, "HOLD_S", 0)
+        monkeypatch.setattr(dlq_reader, "HOLD_S", 0)
 
     monkeypatch.setattr(files, "write", slowly)
-    run = files.discard(desk, QUEUE, file, ALL, None)
+    run = files.discard(operator, QUEUE, file, ALL, None)
     assert run.tally.as_dict() == {"chosen": 2, "discarded": 2}
     assert {letter_of(from_line(line)).message_id for line in file.read_bytes().splitlines()} == put
     assert until(lambda: mail.waiting(DLQ) == 1)
@@ -755,12 +744,12 @@ def no_disk(error: OSError) -> Callable[..., Any]:
     ids=["disk full", "no links", "reads otherwise", "cannot be read"],
 )
 def test_a_file_that_is_not_safe_leaves_every_message_where_it_is(
-    desk, kill, mail, database, file, monkeypatch, breaks
+    operator, kill, mail, database, file, monkeypatch, breaks
 ):
     kill(cancellations(2))
     breaks(monkeypatch)
     with pytest.raises(CannotWork, match=r"dead\.jsonl"):
-        files.discard(desk, QUEUE, file, ALL, None)
+        files.discard(operator, QUEUE, file, ALL, None)
     assert until(lambda: mail.waiting(DLQ) == 2)
     assert left(database) == {None: 2}
     assert [path.name for path in file.parent.iterdir() if path.name.startswith(".")] == []
@@ -768,127 +757,126 @@ def test_a_file_that_is_not_safe_leaves_every_message_where_it_is(
     assert (operation["status"], operation["counts"].get("discarded")) == ("failed", None)
 
 
-def test_no_file_is_ever_written_over(desk, kill, mail, database, file, monkeypatch):
+def test_no_file_is_ever_written_over(operator, kill, mail, database, file, monkeypatch):
     kill(cancellations(2))
     file.write_text("mine")
     with pytest.raises(Conflict, match="is there already"):
-        files.discard(desk, QUEUE, file, ALL, None)
+        files.discard(operator, QUEUE, file, ALL, None)
     assert operations(database) == []
     monkeypatch.setattr(files, "refuse_existing", lambda file: None)  # it came meanwhile
     with pytest.raises(Conflict, match="is there already"):
-        files.discard(desk, QUEUE, file, ALL, None)
+        files.discard(operator, QUEUE, file, ALL, None)
     assert file.read_text() == "mine"
     assert until(lambda: mail.waiting(DLQ) == 2)
 
 
-def test_the_ledger_knows_the_file_of_a_discard_that_broke_off(desk, kill, mail, database, file, monkeypatch):
+def test_the_ledger_knows_the_file_of_a_discard_that_broke_off(operator, kill, mail, database, file, monkeypatch):
     """What it took is in that file alone."""
     monkeypatch.setattr(files, "CHUNK", 2)
     kill(cancellations(4))
-    ack, calls = Mailbox.ack, []
+    ack, calls = DlqReader.ack, []
 
-    def broken(box: Mailbox, tags: list[int]) -> None:
+    def broken(box: DlqReader, tags: list[int]) -> None:
         calls.append(tags)
         if len(calls) == 2:
             raise CannotWork("the broker is away")
         ack(box, tags)
 
-    monkeypatch.setattr(Mailbox, "ack", broken)
+    monkeypatch.setattr(DlqReader, "ack", broken)
     with pytest.raises(CannotWork):
-        files.discard(desk, QUEUE, file, ALL, None)
+        files.discard(operator, QUEUE, file, ALL, None)
     (operation,) = operations(database)
     assert (operation["status"], operation["sha256"]) == ("failed", files.checksum(file))
     assert operation["counts"] == {"chosen": 4, "discarded": 2}
     monkeypatch.undo()
-    (back,) = files.put_back(desk, file)
+    (back,) = files.put_back(operator, file)
     assert back.tally.as_dict() == {"chosen": 4, "already_there": 2, "imported": 2}
     assert until(lambda: mail.waiting(DLQ) == 4)
 
 
-def test_the_ledger_knows_the_file_before_anything_is_taken(desk, kill, database, file, monkeypatch):
-    monkeypatch.setattr(desks, "PROGRESS_EVERY_S", float("inf"))
+def test_the_ledger_knows_the_file_before_anything_is_taken(operator, kill, database, file, monkeypatch):
+    monkeypatch.setattr(operator_session, "PROGRESS_EVERY_S", float("inf"))
     kill(cancellations(2))
-    ack, seen = Mailbox.ack, []
-    monkeypatch.setattr(Mailbox, "ack", lambda box, tags: seen.extend(operations(database)) or ack(box, tags))
-    files.discard(desk, QUEUE, file, ALL, None)
+    ack, seen = DlqReader.ack, []
+    monkeypatch.setattr(DlqReader, "ack", lambda box, tags: seen.extend(operations(database)) or ack(box, tags))
+    files.discard(operator, QUEUE, file, ALL, None)
     assert [(row["status"], row["sha256"]) for row in seen] == [("started", files.checksum(file))]
 
 
-def test_an_import_goes_by_what_is_in_the_queue_and_not_by_what_is_written_down(desk, kill, mail, stranger, file):
+def test_an_import_goes_by_what_is_in_the_queue_and_not_by_what_is_written_down(operator, kill, mail, stranger, file):
     """A purge by hand is written down nowhere yet, nor is a crash."""
     purged = kill(cancellations(2))
-    files.export(desk, QUEUE, file, ALL)
+    files.export(operator, QUEUE, file, ALL)
     until(lambda: mail.waiting(DLQ) == 2)
     mail.all(DLQ)
-    (run,) = files.put_back(desk, file)
+    (run,) = files.put_back(operator, file)
     assert run.tally.as_dict() == {"chosen": 2, "imported": 2}
     assert until(lambda: mail.waiting(DLQ) == len(purged))
 
     unwritten = stranger()
     crash = file.with_name("crash.jsonl")
-    files.export(desk, QUEUE, crash, Filter(ids=frozenset({unwritten})))
-    (run,) = files.put_back(desk, crash)
+    files.export(operator, QUEUE, crash, Filter(ids=frozenset({unwritten})))
+    (run,) = files.put_back(operator, crash)
     assert run.tally.as_dict() == {"chosen": 1, "already_there": 1}
     assert until(lambda: mail.waiting(DLQ) == 3)
 
 
-def test_a_line_that_is_there_twice_is_put_back_once(desk, kill, mail, file):
+def test_a_line_that_is_there_twice_is_put_back_once(operator, kill, mail, file):
     kill(cancellations(1))
-    files.discard(desk, QUEUE, file, ALL, None)
+    files.discard(operator, QUEUE, file, ALL, None)
     file.write_bytes(file.read_bytes() * 2)
-    (run,) = files.put_back(desk, file)
+    (run,) = files.put_back(operator, file)
     assert run.tally.as_dict() == {"chosen": 2, "already_there": 1, "imported": 1}
     assert until(lambda: mail.waiting(DLQ) == 1)
 
 
-def test_a_file_with_one_bad_line_is_refused_whole(desk, kill, mail, database, file):
+def test_a_file_with_one_bad_line_is_refused_whole(operator, kill, mail, database, file):
     kill(cancellations(2))
-    files.discard(desk, QUEUE, file, ALL, None)
+    files.discard(operator, QUEUE, file, ALL, None)
     good, _ = file.read_bytes().splitlines()
     bad = json.dumps({**json.loads(good), "properties": {"priority": "high"}}).encode()
     file.write_bytes(good + b"\n\n" + bad + b"\n{}\n")
     with pytest.raises(ValidationFailed, match=r"line 3: AMQP cannot.*line 4: not a line.*nothing was put back"):
-        files.put_back(desk, file)
+        files.put_back(operator, file)
     assert mail.waiting(DLQ) == 0
     assert [row["kind"] for row in operations(database)] == ["discard"]
 
 
-def test_a_corrected_file_makes_messages_of_their_own_the_same_at_each_run(desk, kill, consumer, mail, database, file):
+def test_a_corrected_file_makes_messages_of_their_own_the_same_at_each_run(
+    operator, kill, consumer, mail, database, file
+):
     (event,) = kill(cancellations(1))
-    files.discard(desk, QUEUE, file, ALL, None)
+    files.discard(operator, QUEUE, file, ALL, None)
     file.write_bytes(file.read_bytes().replace(b"deadline", b"order_cancelled"))
-    (one,) = files.put_back(desk, file, corrected=True)
+    (one,) = files.put_back(operator, file, corrected=True)
     assert one.tally.as_dict() == {"chosen": 1, "imported": 1}
-    (two,) = files.put_back(desk, file, corrected=True)
+    (two,) = files.put_back(operator, file, corrected=True)
     assert two.tally.as_dict() == {"chosen": 1, "already_there": 1}
     consumer.start()
-    assert replay(desk, QUEUE, ALL, None, FAST).tally.as_dict() == {"chosen": 1, "applied": 1}
+    assert replay(operator, QUEUE, ALL, None, FAST).tally.as_dict() == {"chosen": 1, "applied": 1}
     ((corrected, _),) = consumer.heard
     assert corrected != event.message_id
-    (three,) = files.put_back(desk, file, corrected=True)
+    (three,) = files.put_back(operator, file, corrected=True)
     assert three.tally.as_dict() == {"chosen": 1, "imported": 1}
-    assert replay(desk, QUEUE, ALL, None, FAST).tally.as_dict() == {"chosen": 1, "applied": 1}
+    assert replay(operator, QUEUE, ALL, None, FAST).tally.as_dict() == {"chosen": 1, "applied": 1}
     assert effects(database) == {event.payload.order_id: 1}
 
 
-# --- census -----------------------------------------------------------------------------------------------------
-
-
-def test_a_crash_is_found_and_written_down(desk, stranger, mail, database):
+def test_a_crash_is_found_and_written_down(operator, stranger, mail, database):
     (event,) = cancellations(1)
     body = event.to_json().encode()
     stranger(body, {"x-death": [{"reason": "delivery_limit", "time": datetime(2026, 1, 14), "queue": QUEUE}]})
     count = Census()
-    assert count.run_once(desk) == 0  # it may be on its way
-    assert count.run_once(desk) == 1
+    assert count.run_once(operator) == 0  # it may be on its way
+    assert count.run_once(operator) == 1
     row = row_of(database, event.message_id)
     assert (row["reason"], row["order_id"], row["left_at"]) == (CRASH, event.payload.order_id, None)
     assert row["died_at"] == datetime(2026, 1, 14, tzinfo=UTC)
     assert until(lambda: mail.waiting(DLQ) == 1)
-    assert count.run_once(desk) == count.run_once(desk) == 0
+    assert count.run_once(operator) == count.run_once(operator) == 0
 
 
-def test_nonsense_in_a_message_does_not_stop_the_census(desk, stranger, database):
+def test_nonsense_in_a_message_does_not_stop_the_census(operator, stranger, database):
     body = json.dumps({"message_id": str(uuid4()), "type": "\ud800", "trace_id": "a\0b"}).encode()
     stranger(
         body,
@@ -899,32 +887,32 @@ def test_nonsense_in_a_message_does_not_stop_the_census(desk, stranger, database
             "x-last-failed-at": "9999-01-01T00:00:00Z",
         },
     )
-    assert census.settle(desk, QUEUE) == 1
+    assert census.reconcile(operator, QUEUE) == 1
     (row,) = database.rows("payment", "SELECT *, died_at <= now() AS past FROM dead_messages")
     assert (row["reason"], row["trace_id"], row["past"]) == (UNKNOWN, "a?b", True)
 
 
-def test_what_was_taken_out_by_other_hands_is_marked_gone(desk, kill, mail, database):
+def test_what_was_taken_out_by_other_hands_is_marked_gone(operator, kill, mail, database):
     kill(cancellations(3))
     database.run("payment", "UPDATE dead_messages SET died_at = died_at - interval '61 s'")
     mail.all(DLQ)
-    assert census.settle(desk, QUEUE) == 3
+    assert census.reconcile(operator, QUEUE) == 3
     assert left(database) == {"gone": 3}
 
 
-def test_a_death_on_its_way_to_the_dlq_is_not_marked_gone(desk, kill, mail, database):
+def test_a_death_on_its_way_to_the_dlq_is_not_marked_gone(operator, kill, mail, database):
     kill(cancellations(1))
     mail.all(DLQ)
-    assert census.settle(desk, QUEUE) == 0
+    assert census.reconcile(operator, QUEUE) == 0
     assert left(database) == {None: 1}
 
 
-def test_the_census_writes_under_the_lock(desk, open_desk, stranger, monkeypatch):
+def test_the_census_writes_under_the_lock(operator, open_operator, stranger, monkeypatch):
     """Or what an operator did to a message just then would be written over."""
     stranger()
-    other, refused = open_desk("bob"), []
-    monkeypatch.setattr(desks, "LOCK_PATIENCE_S", 0)
-    enter = desk.books.enter
+    other, refused = open_operator("bob"), []
+    monkeypatch.setattr(operator_session, "LOCK_TIMEOUT_S", 0)
+    enter = operator.databases.enter
 
     def and_try(*given: Any) -> None:
         with pytest.raises(Conflict), other.look_into(DLQ, ALL):
@@ -932,18 +920,15 @@ def test_the_census_writes_under_the_lock(desk, open_desk, stranger, monkeypatch
         refused.append(1)
         enter(*given)
 
-    monkeypatch.setattr(desk.books, "enter", and_try)
-    assert census.settle(desk, QUEUE) == 1
+    monkeypatch.setattr(operator.databases, "enter", and_try)
+    assert census.reconcile(operator, QUEUE) == 1
     assert refused
 
 
-# --- one at a time ----------------------------------------------------------------------------------------------
-
-
-def test_a_second_operator_is_refused_by_the_name_of_the_first(open_desk, kill, mail, monkeypatch, file):
-    monkeypatch.setattr(desks, "LOCK_PATIENCE_S", 0.2)
+def test_a_second_operator_is_refused_by_the_name_of_the_first(open_operator, kill, mail, monkeypatch, file):
+    monkeypatch.setattr(operator_session, "LOCK_TIMEOUT_S", 0.2)
     kill(cancellations(2))
-    first, second = open_desk("ann"), open_desk("bob")
+    first, second = open_operator("ann"), open_operator("bob")
     with first.operation(Kind.REPLAY, DLQ, ALL, {}):
         for work in (
             lambda: replay(second, QUEUE, ALL, None, FAST),
@@ -958,25 +943,25 @@ def test_a_second_operator_is_refused_by_the_name_of_the_first(open_desk, kill, 
     assert plan(second, QUEUE, ALL, None)["chosen"] == 2
 
 
-def test_another_dlq_is_free(open_desk):
-    with open_desk("ann").operation(Kind.REPLAY, DLQ, ALL, {}):
-        assert plan(open_desk("bob"), QUEUES[0].name, ALL, None)["chosen"] == 0
+def test_another_dlq_is_free(open_operator):
+    with open_operator("ann").operation(Kind.REPLAY, DLQ, ALL, {}):
+        assert plan(open_operator("bob"), QUEUES[0].name, ALL, None)["chosen"] == 0
 
 
-def test_what_a_dead_operator_began_is_interrupted(open_desk, database):
-    with open_desk("ann").ledger() as ledger:
+def test_what_a_dead_operator_began_is_interrupted(open_operator, database):
+    with open_operator("ann").ledger() as ledger:
         began = models.start(ledger, Kind.REPLAY, DLQ, "ann", "", ALL, {})
         other = models.start(ledger, Kind.REPLAY, dead_letter_queue(QUEUES[0].name), "ann", "", ALL, {})
-    plan(open_desk("bob"), QUEUE, ALL, None)
+    plan(open_operator("bob"), QUEUE, ALL, None)
     rows = {row["operation_id"]: row for row in operations(database)}
     assert (rows[began]["status"], rows[began]["outcome"]) == ("interrupted", "its process died")
     assert rows[began]["finished_at"] is not None
     assert rows[other]["status"] == "started"
 
 
-def test_the_ledger_has_it_as_started_before_anything_is_sent(desk, kill, consumer, database, monkeypatch):
+def test_the_ledger_has_it_as_started_before_anything_is_sent(operator, kill, consumer, database, monkeypatch):
     (event,) = kill(cancellations(1))
-    publish, seen = desk.publish, []
+    publish, seen = operator.publish, []
 
     def spy(messages: list[Outgoing]) -> None:
         seen.append(
@@ -984,9 +969,9 @@ def test_the_ledger_has_it_as_started_before_anything_is_sent(desk, kill, consum
         )
         publish(messages)
 
-    monkeypatch.setattr(desk, "publish", spy)
+    monkeypatch.setattr(operator, "publish", spy)
     consumer.start()
-    replay(desk, QUEUE, Filter(ids=frozenset(ids_of([event]))), None, Pace(5.0, (1,)))
+    replay(operator, QUEUE, Filter(ids=frozenset(ids_of([event]))), None, Pace(5.0, (1,)))
     assert seen == [("started", {"started": 1}, None)]
     (operation,) = operations(database)
     assert operation["filter"] == {"ids": [str(event.message_id)]}
@@ -996,33 +981,30 @@ def test_the_ledger_has_it_as_started_before_anything_is_sent(desk, kill, consum
     assert (message["trace_id"], message["event_type"]) == (event.trace_id, "order.cancelled")
 
 
-# --- looking ----------------------------------------------------------------------------------------------------
-
-
-def test_the_overview_counts_what_is_there_and_what_is_written_down(desk, kill, stranger):
+def test_the_overview_counts_what_is_there_and_what_is_written_down(operator, kill, stranger):
     kill(cancellations(2))
     stranger()
-    (one,) = [one for one in overview.overview(desk) if one["messages"]]
+    (one,) = [one for one in overview.overview(operator) if one["messages"]]
     assert (one["dlq"], one["messages"], one["recorded"], one["note"]) == (DLQ, 3, 2, "2 written down")
     assert one["reasons"] == [{"reason": "unexpected_event", "count": 2}]
-    (one,) = [one for one in overview.overview(desk, scan=True) if one["messages"]]
+    (one,) = [one for one in overview.overview(operator, scan=True) if one["messages"]]
     assert one["reasons"] == [{"reason": "unexpected_event", "count": 2}, {"reason": UNKNOWN, "count": 1}]
     assert one["oldest"] <= one["newest"]
 
 
-def test_groups_are_the_same_by_the_books_and_by_the_queue(desk, kill, mail):
+def test_groups_are_the_same_by_the_books_and_by_the_queue(operator, kill, mail):
     kill(cancellations(3))
-    (written,), (scanned,) = overview.groups(desk, QUEUE), overview.groups(desk, QUEUE, scan=True)
+    (written,), (scanned,) = overview.groups(operator, QUEUE), overview.groups(operator, QUEUE, scan=True)
     for name in ("reason", "error_class", "event_type", "count", "example_error"):
         assert written[name] == scanned[name]
     assert written["count"] == 3
 
 
 @pytest.mark.parametrize("body", [b"[" * 100_000, b"\xff", b"1234", b'{"a": "\\ud800"}', b""])
-def test_any_message_can_be_shown(desk, stranger, body):
+def test_any_message_can_be_shown(operator, stranger, body):
     message_id = stranger(body, {"x-error-message": "\x1b[2J"})
-    shown = overview.whole(desk, QUEUE, message_id)
+    shown = overview.whole(operator, QUEUE, message_id)
     json.dumps(shown)
     assert shown["message"]["message_id"] == str(message_id)
     with pytest.raises(NotFound):
-        overview.whole(desk, QUEUE, uuid4())
+        overview.whole(operator, QUEUE, uuid4())

@@ -10,9 +10,10 @@ import pytest
 from sqlalchemy import insert
 
 from ops.dlq import files
-from ops.dlq.desk import Actor, Desk, Watch
+from ops.dlq.operator_session import Actor, OperatorSession, Watch
 from ops.dlq.replay import replay
-from ops.domain import Filter, Pace
+from ops.dlq.replay_request import ReplayRequest
+from ops.domain import Filter
 from shared import outbox
 from shared.config import Settings
 from shared.edge.postgres import connect
@@ -48,8 +49,8 @@ def payments(database: Databases) -> list[UUID]:
 
 
 @pytest.fixture
-def operator(settings: Settings) -> Iterator[Desk]:
-    one = Desk(settings, Actor("ann", "to see"), Watch())
+def operator(settings: Settings) -> Iterator[OperatorSession]:
+    one = OperatorSession(settings, Actor("ann", "to see"), Watch())
     yield one
     one.close()
 
@@ -115,18 +116,23 @@ def test_a_row_in_the_outbox_is_published_as_it_is_and_handled(
 
 
 def test_a_message_in_a_dlq_is_replayed_and_handled(
-    bench: Callable[..., Bench], database: Databases, mail: Mail, operator: Desk, dead: Envelope
+    bench: Callable[..., Bench], database: Databases, mail: Mail, operator: OperatorSession, dead: Envelope
 ) -> None:
     consumer = eventlet.spawn(consume, bench, mail)
 
-    assert replay(operator, CANCELLED, Filter(), None, Pace()).tally.as_dict() == {"chosen": 1, "applied": 1}
+    assert replay(operator, CANCELLED, ReplayRequest()).tally.as_dict() == {"chosen": 1, "applied": 1}
 
     consumer.wait()
     assert payments(database) == [dead.payload.order_id]
 
 
 def test_a_message_in_an_export_file_is_imported_replayed_and_handled(
-    bench: Callable[..., Bench], database: Databases, mail: Mail, operator: Desk, dead: Envelope, tmp_path: Path
+    bench: Callable[..., Bench],
+    database: Databases,
+    mail: Mail,
+    operator: OperatorSession,
+    dead: Envelope,
+    tmp_path: Path,
 ) -> None:
     file = tmp_path / "dead.jsonl"
     files.discard(operator, CANCELLED, file, Filter(), None)
@@ -135,7 +141,7 @@ def test_a_message_in_an_export_file_is_imported_replayed_and_handled(
     (back,) = files.put_back(operator, file)
     assert back.tally.as_dict() == {"chosen": 1, "imported": 1}
     consumer = eventlet.spawn(consume, bench, mail)
-    assert replay(operator, CANCELLED, Filter(), None, Pace()).tally.as_dict() == {"chosen": 1, "applied": 1}
+    assert replay(operator, CANCELLED, ReplayRequest()).tally.as_dict() == {"chosen": 1, "applied": 1}
 
     consumer.wait()
     assert payments(database) == [dead.payload.order_id]

@@ -17,8 +17,8 @@ from nameko.testing.services import entrypoint_hook
 
 from ops import models
 from ops.dlq import selection
-from ops.dlq.desk import Actor, Desk
-from ops.dlq.mailbox import Mailbox
+from ops.dlq.dlq_reader import DlqReader
+from ops.dlq.operator_session import Actor, OperatorSession
 from ops.domain import Filter, Kind
 from ops.service import OpsService
 from shared.config import Settings
@@ -70,9 +70,6 @@ def sent(ask: Ask, replay_id: str) -> int:
     return int(ask("get_replay", replay_id)["counts"].get("sent", 0))
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "wanted",
     [
@@ -115,15 +112,12 @@ def test_a_replay_that_is_not_there_is_not_found(ask: Ask, replay_id: Any) -> No
 
 
 def test_another_operation_is_no_replay(ask: Ask, settings: Settings) -> None:
-    desk = Desk(settings, Actor("bob"))
-    with desk.operation(Kind.EXPORT, DLQ, Filter(), {}) as run:
+    operator = OperatorSession(settings, Actor("bob"))
+    with operator.operation(Kind.EXPORT, DLQ, Filter(), {}) as run:
         pass
-    desk.close()
+    operator.close()
     with pytest.raises(NotFound):
         ask("get_replay", str(run.operation_id))
-
-
-# --- one at a time ----------------------------------------------------------------------------------------------------
 
 
 def test_a_second_replay_is_told_who_is_at_it(ask: Ask, mail: Mail) -> None:
@@ -145,9 +139,6 @@ def test_what_is_wrong_before_the_replay_is_written_down_reaches_the_caller(
     with pytest.raises(CannotWork):
         asking(container)("start_replay", MAIN, {"all": True})
     assert database.rows("ops", "SELECT 1 FROM operations") == []
-
-
-# --- how it ends ------------------------------------------------------------------------------------------------------
 
 
 def test_a_stop_ends_a_slow_replay_within_seconds_as_stopped(
@@ -173,7 +164,7 @@ def test_a_stop_while_the_queue_is_read_ends_it_as_stopped_with_nothing_sent(
     die(mail, 3)
     reading, go_on, seen = Event(), Event(), []
 
-    def slowly(self: Mailbox) -> Iterator[Any]:
+    def slowly(self: DlqReader) -> Iterator[Any]:
         for item in read_all(self):
             if not reading.ready():
                 reading.send()
@@ -181,9 +172,9 @@ def test_a_stop_while_the_queue_is_read_ends_it_as_stopped_with_nothing_sent(
             seen.append(item)
             yield item
 
-    read_all = Mailbox.read
-    monkeypatch.setattr(Mailbox, "read", slowly)
-    monkeypatch.setattr(selection, "TELL_EVERY", 1)
+    read_all = DlqReader.read
+    monkeypatch.setattr(DlqReader, "read", slowly)
+    monkeypatch.setattr(selection, "REPORT_EVERY", 1)
     ask("start_replay", MAIN, {"all": True})
     reading.wait()
     stopping = eventlet.spawn(container.stop)
@@ -199,11 +190,11 @@ def test_a_stop_while_the_queue_is_read_ends_it_as_stopped_with_nothing_sent(
 
 
 def test_a_replay_whose_process_died_says_so_though_nobody_has_come_since(ask: Ask, settings: Settings) -> None:
-    desk = Desk(settings, Actor("alice"))
-    with desk.ledger() as ledger:
+    operator = OperatorSession(settings, Actor("alice"))
+    with operator.ledger() as ledger:
         models.lock(ledger, DLQ)
         replay_id = str(models.start(ledger, Kind.REPLAY, DLQ, "alice", "", Filter(), {}))
         assert ask("get_replay", replay_id)["status"] == "started"
-    desk.close()  # its sessions end as a dead process's do
+    operator.close()  # its sessions end as a dead process's do
     died = until(lambda: (found := ask("get_replay", replay_id))["status"] != "started" and found)
     assert (died["status"], died["outcome"]) == ("interrupted", "its process died")

@@ -52,9 +52,6 @@ def sign_in(settings, database):
     container.stop()
 
 
-# --- who may sign in -------------------------------------------------------------------------------------------
-
-
 def test_a_user_signs_in_until_he_is_disabled_and_again_when_he_is_enabled(ecom, sign_in):
     code, said, _ = ecom("add", "ann", "--role", "operator", "--role", "auditor", password=PASSWORD)
     assert (code, said) == (0, "ann may sign in as operator, auditor\n")
@@ -95,9 +92,6 @@ def test_all_users_are_listed_and_no_hash_is_shown(ecom, database):
     assert {tuple(one) for one in json.loads(said)["users"]} == {("name", "roles", "disabled", "created_at")}
     rows = [line.split() for line in ecom("ls")[1].splitlines() if line.startswith((" ann", " bob"))]
     assert [row[:3] for row in rows] == [["ann", "admin", rows[0][2]], ["bob", "customer", "disabled"]]
-
-
-# --- exit codes ------------------------------------------------------------------------------------------------
 
 
 def test_a_name_is_given_once(ecom, sign_in):
@@ -165,9 +159,6 @@ def test_a_database_that_is_away_is_3(ecom, monkeypatch):
         assert complaint.count("\n") == 1
 
 
-# --- production, and real terminals ----------------------------------------------------------------------------
-
-
 @pytest.fixture
 def production(monkeypatch):
     """The settings of production."""
@@ -217,9 +208,6 @@ def test_a_slip_of_the_hand_is_noticed_and_giving_up_makes_nobody(production, da
     assert code == 1
     assert "do not match" in shown
     assert database.rows("auth", "SELECT name FROM users") == []
-
-
-# --- rotating the key ------------------------------------------------------------------------------------------
 
 
 def auth_service(tmp_path, keys):

@@ -194,9 +194,6 @@ def test_a_large_file_is_read_in_constant_memory(tmp_path: Path, monkeypatch: py
     assert heard[-1][0] == heard[-1][1]
 
 
-# --- the command ------------------------------------------------------------------------------------------------------
-
-
 def ecom(*arguments: object) -> int | str:
     with pytest.raises(SystemExit) as ended:
         cli.main(["audit", *map(str, arguments)])

@@ -2,14 +2,20 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
 import click
 import pytest
 
+from ops.cli import home
 from ops.cli import main as cli
+from ops.domain import dlq_of
+from ops.local import stack
+from shared import version
 from shared.errors import CannotWork
+from topology.table import BY_NAME
 
 HEAVY = {"alembic", "amqp", "eventlet", "kombu", "nameko", "pika", "rich", "sqlalchemy", "socket", "ssl"}
 
@@ -136,4 +142,80 @@ def test_a_database_that_is_away_does_not_hide_the_others(outboxes, capsys):
 def test_a_database_that_is_not_set_is_named(monkeypatch, capsys):
     monkeypatch.delenv("ORDER_DATABASE_URL", raising=False)
     assert ecom("outbox", "ls") == 3
-    assert capsys.readouterr().err == "ecom: ORDER_DATABASE_URL is not set\n"
+    assert capsys.readouterr().err == (
+        "ecom: ORDER_DATABASE_URL is not set; `make up` starts a stack that this command finds\n"
+    )
+
+
+def test_the_version_is_shown(capsys):
+    assert ecom("--version") == 0
+    assert capsys.readouterr().out == f"ecom {version.from_setup()}\n"
+
+
+@pytest.mark.parametrize("command", ["up", "down", "demo", "status"])
+@pytest.mark.parametrize("words", [[], ["--json"]])
+def test_a_command_of_the_local_stack_is_refused_in_one_line_where_it_is_absent(command, words, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ops.local", None)
+    monkeypatch.delitem(sys.modules, "ops.local.commands", raising=False)
+    assert ecom(command, *words) == 3
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", f"ecom: `ecom {command}` works in a checkout of the project only\n")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+@pytest.mark.parametrize("words", ["ecom dlq peek q.pay", "ecom dlq history --queue q.pay"])
+def test_a_shell_completes_the_names_of_queues_and_dlqs(shell, words, monkeypatch, capsys):
+    place = str(len(words.split()) - 1)
+    for name, value in (("_ECOM_COMPLETE", f"{shell}_complete"), ("COMP_WORDS", words), ("COMP_CWORD", place)):
+        monkeypatch.setenv(name, value)
+    assert ecom() == 0
+    found = re.findall(r"q\.\S+", capsys.readouterr().out)
+    assert [name.removeprefix("plain,") for name in found] == [
+        name for queue in BY_NAME for name in dlq_of(queue) if name.startswith("q.pay")
+    ]
+
+
+@pytest.fixture
+def running(monkeypatch, tmp_path):
+    """A stack that this process runs, as `make up` would."""
+    monkeypatch.setattr(stack, "RUN", tmp_path)
+    monkeypatch.setenv("ECOM_STACK", str(tmp_path / "main"))
+    for name in stack.SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(f"{name}_FILE", raising=False)
+    one = stack.Stack("main")
+    with one.owned() as ours:
+        assert ours
+        one.keep(environment={"AMQP_URI": "amqp://a:b@here/x", "ORDER_DATABASE_URL": "postgresql://order@here/order"})
+        yield
+
+
+def test_settings_that_are_missing_come_from_the_running_stack(running, monkeypatch):
+    assert home.read().amqp_uri == "amqp://a:b@here/x"
+    monkeypatch.setenv("AMQP_URI", "amqp://c:d@there/y")
+    settings = home.read()
+    assert settings.amqp_uri == "amqp://c:d@there/y"
+    assert settings.database_url("order").endswith("order@here/order")
+
+
+def test_a_setting_that_a_file_holds_wins_over_the_running_stack(running, monkeypatch, tmp_path):
+    file = tmp_path / "uri"
+    file.write_text("amqp://c:d@there/y")
+    monkeypatch.setenv("AMQP_URI_FILE", str(file))
+    assert home.read().amqp_uri == "amqp://c:d@there/y"
+
+
+def test_a_setting_that_neither_has_is_missing_without_advice_to_start_a_stack(running, capsys):
+    assert ecom("outbox", "ls") == 3
+    assert "INVENTORY_DATABASE_URL is not set\n" in capsys.readouterr().err
+
+
+def test_a_stack_that_has_stopped_gives_no_settings(running, monkeypatch):
+    monkeypatch.setattr(home, "_is_locked", lambda path: False)
+    assert home.running_stack() == {}
+
+
+def test_outside_a_checkout_no_stack_is_looked_for(running, monkeypatch, tmp_path):
+    monkeypatch.setattr(home, "ROOT", tmp_path)
+    assert home.running_stack() == {}
+    assert home.hint() == ""

@@ -450,11 +450,22 @@ def project_files():
     return [*names, "setup.cfg", "pyproject.toml", "README.md", "requirements.lock"]
 
 
+def is_local(name):
+    """Whether a file runs the stack of a checkout and has no use in the image."""
+    return name.startswith("ops/local/") or name == "ops/stack.py"
+
+
+def test_the_image_does_not_hold_the_stack_of_a_checkout():
+    files = [name for name in project_files() if is_local(name)]
+    assert "ops/local/supervisor.py" in files
+    assert [name for name in files if is_sent(name)] == []
+
+
 def test_the_image_holds_every_package_with_its_migrations():
     assert "\nCOPY . .\n" in DOCKERFILE
     files = project_files()
     assert any(name.startswith("auth_service/migrations/versions/") for name in files)
-    assert [name for name in files if not is_sent(name)] == []
+    assert [name for name in files if not is_sent(name) and not is_local(name)] == []
     for script in re.findall(r"deploy/\w+\.py", DOCKERFILE + (ROOT / "docker-compose.yml").read_text()):
         assert is_sent(script) or script == "deploy/make_secrets.py"
 

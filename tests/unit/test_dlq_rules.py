@@ -14,9 +14,9 @@ from ops.domain import (
     MAX_REPLAYS,
     NEVER,
     SLOWEST_PER_S,
+    DeadLetter,
     Fate,
     Filter,
-    Letter,
     Pace,
     Tally,
     dlq_of,
@@ -29,7 +29,7 @@ from shared.errors import ValidationFailed
 from topology.table import BY_NAME
 
 NOW = datetime(2026, 1, 14, 10, 30, tzinfo=UTC)
-LETTER = Letter(
+LETTER = DeadLetter(
     message_id=UUID(int=1),
     reason="exhausted",
     error_class="ProviderTimeout",
@@ -55,9 +55,9 @@ FIELDS = {
 }
 
 
-def test_a_filter_without_anything_means_every_letter():
+def test_an_empty_filter_matches_every_dead_message():
     assert Filter().matches(LETTER)
-    assert Filter().matches(Letter(uuid4(), ""))
+    assert Filter().matches(DeadLetter(uuid4(), ""))
 
 
 def test_every_field_of_a_filter_is_tried_here():
@@ -65,7 +65,7 @@ def test_every_field_of_a_filter_is_tried_here():
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_each_field_alone_lets_pass_what_it_means_and_nothing_else(name):
+def test_each_filter_field_matches_its_value_only(name):
     meant, other = FIELDS[name]
     assert Filter(**{name: meant}).matches(LETTER)
     assert not Filter(**{name: other}).matches(LETTER)
@@ -77,14 +77,14 @@ def test_fields_given_together_must_all_hold(chosen):
     assert given_together.matches(LETTER) == all(chosen.values())
 
 
-def test_the_ledger_hears_what_is_set_and_no_more():
+def test_the_ledger_records_only_the_filter_fields_that_are_set():
     assert Filter().as_dict() == {}
     told = Filter(ids=frozenset({UUID(int=2), UUID(int=1)}), error="x", since=NOW).as_dict()
     assert told == {"ids": [str(UUID(int=1)), str(UUID(int=2))], "error": "x", "since": str(NOW)}
     assert Pace(10.0, (1, 2)).as_dict() == {"rate": 10.0, "ramp": [1, 2]}
 
 
-def test_a_tally_tells_only_what_happened():
+def test_a_tally_shows_only_counts_above_zero():
     tally = Tally(chosen=3)
     assert tally.as_dict() == {"chosen": 3}
     tally.fates[Fate.SENT] += 1
@@ -93,8 +93,6 @@ def test_a_tally_tells_only_what_happened():
     tally.reasons["exhausted"] += 1
     assert tally.as_dict() == {"chosen": 3, "dead_again": 1, "reasons": {"exhausted": 1}}
 
-
-# --- who is refused ---------------------------------------------------------------------------------------------
 
 DAYS = 90
 LIMIT = timedelta(days=DAYS)
@@ -118,19 +116,16 @@ SECOND = timedelta(seconds=1)
         ({"born_at": NOW + LIMIT, "first_failed_at": NEVER}, None),
     ],
 )
-def test_what_the_inbox_may_have_forgotten_or_no_replay_mends_is_refused(changed, word):
+def test_messages_older_than_the_inbox_or_replayed_too_often_are_refused(changed, word):
     found = refusal(replace(LETTER, **changed), NOW, DAYS)
     assert found is None if word is None else word in found
-
-
-# --- waves and rates --------------------------------------------------------------------------------------------
 
 
 def test_the_last_wave_of_a_ramp_repeats():
     assert list(islice(waves((1, 2, 5)), 6)) == [1, 2, 5, 5, 5, 5]
 
 
-def test_no_ramp_has_no_wave():
+def test_an_empty_ramp_has_no_wave():
     assert list(waves(())) == []
 
 
@@ -170,7 +165,7 @@ def test_rates_read_as_people_write_them(text, per_second):
         "1000001/s",
     ],
 )
-def test_what_is_no_rate_is_refused(text):
+def test_invalid_rates_are_refused(text):
     with pytest.raises(ValidationFailed, match="a rate reads"):
         parse_rate(text)
 
@@ -190,12 +185,9 @@ def test_ramps_read_as_they_are_written(sizes):
 
 
 @pytest.mark.parametrize("text", ["", ",", "1,", "0", "1,0", "-1", "1.5", "1;2", "x", "²", "1000001", "9" * 5000])
-def test_what_is_no_ramp_is_refused(text):
+def test_invalid_ramps_are_refused(text):
     with pytest.raises(ValidationFailed, match="a ramp reads"):
         parse_ramp(text)
-
-
-# --- names ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("queue", BY_NAME)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from ops.local import install, processes, servers, stack, supervisor
+from ops.local import commands, install, postgres, processes, server, servers, stack, supervisor, testrun
 from ops.local.processes import Process, StackFault, spawn, wait_until
 
 # What is started here is started by a supervisor that eventlet has never patched.
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Using fork:DeprecationWarning")
 @pytest.fixture(autouse=True)
 def own_ground(tmp_path, monkeypatch):
     """Every test has its own .run and an environment without settings."""
-    for module in (stack, install):
+    for module in (stack, install, commands, testrun):
         monkeypatch.setattr(module, "RUN", tmp_path / "run dir")
     for name in stack.SETTINGS:
         monkeypatch.delenv(name, raising=False)
@@ -83,9 +83,6 @@ def said(tmp_path) -> str:
     return log.read_text().strip()
 
 
-# --- processes ------------------------------------------------------------------------------------------------------
-
-
 def test_a_later_process_with_the_same_pid_is_not_taken_for_the_earlier_one():
     me = Process.of(os.getpid())
     assert me is not None
@@ -129,7 +126,7 @@ def test_a_frozen_family_hears_sigterm_all_the_same(started, tmp_path):
     assert parent.end(patience_s=20)
 
 
-def test_what_starts_us_may_die_and_its_servers_with_it(tmp_path):
+def test_servers_end_with_the_process_that_started_them(tmp_path):
     program = (
         f"import sys; sys.path.insert(0, {str(stack.ROOT)!r})\n"
         "import os, signal; from pathlib import Path; from ops.local.processes import spawn\n"
@@ -145,9 +142,6 @@ def test_what_starts_us_may_die_and_its_servers_with_it(tmp_path):
     assert wait_until(lambda: orphan is None or not orphan.alive(), 20)
 
 
-# --- supervisor -----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("deaths", "seconds"), [(1, 0), (2, 0.5), (3, 1), (4, 2), (5, 4), (6, 5), (1000, 5)])
 def test_a_dead_service_is_restarted_at_once_and_then_ever_later_but_within_five_seconds(deaths, seconds):
     assert supervisor.backoff(deaths) == seconds
@@ -161,7 +155,7 @@ def watch_over(tmp_path, program: str) -> tuple[supervisor.Supervisor, superviso
     return watcher, child, heard
 
 
-def test_a_service_that_dies_is_started_again_and_that_is_said(tmp_path):
+def test_a_service_that_dies_is_restarted_and_reported(tmp_path):
     watcher, child, heard = watch_over(tmp_path, "import time; time.sleep(60)")
     watcher.start()
     first = child.popen
@@ -183,7 +177,7 @@ def test_a_service_that_never_comes_up_ends_the_start_with_the_end_of_its_log(tm
         watcher.wait_ready(patience_s=20)
 
 
-def test_a_service_is_ready_only_once_it_says_so(tmp_path):
+def test_a_serviceis_ready_only_once_it_says_so(tmp_path):
     serve = """
 import sys, time
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -207,11 +201,8 @@ HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
         watcher.stop()
 
 
-# --- ports and environment ------------------------------------------------------------------------------------------
-
-
 def test_a_port_on_which_somebody_listens_is_not_free(listener):
-    assert not servers.is_free(listener)
+    assert not server.is_free(listener)
 
 
 @pytest.fixture
@@ -246,7 +237,7 @@ def test_a_port_that_the_user_names_is_kept_or_refused_but_never_moved(taken, mo
     assert refused.value.exit_code == 2
 
 
-def test_some_databases_of_the_user_but_not_all_are_a_mistake(monkeypatch):
+def test_setting_only_some_database_urls_is_misuse(monkeypatch):
     assert not stack.databases_given()
     monkeypatch.setenv("ORDER_DATABASE_URL", "postgresql://db/order")
     with pytest.raises(StackFault, match=r"missing: .*PAYMENT_DATABASE_URL") as refused:
@@ -257,7 +248,7 @@ def test_some_databases_of_the_user_but_not_all_are_a_mistake(monkeypatch):
     assert stack.databases_given()
 
 
-def test_no_server_is_started_in_place_of_one_that_the_user_brings(monkeypatch):
+def test_no_server_is_started_if_the_user_brings_one(monkeypatch):
     monkeypatch.setenv("AMQP_URI", "amqp://elsewhere/shop")
     one = stack.Stack("main")
     assert one.servers.broker is None
@@ -296,10 +287,7 @@ def test_passwords_stay_the_same_from_one_start_to_the_next():
     assert again.environment == one.environment
 
 
-# --- one stack at a time --------------------------------------------------------------------------------------------
-
-
-def test_a_stack_has_one_owner_whom_others_can_find():
+def test_a_stack_has_one_owner_that_other_processes_can_find():
     assert stack.Stack("main").owner() is None
     with stack.Stack("main").owned() as ours:
         assert ours
@@ -314,27 +302,24 @@ def test_a_stale_state_file_does_not_make_a_stack_run(capsys):
     one.directory.mkdir(parents=True)
     one.keep(ready=True, children={})
     (one.directory / "lock").write_text(str(os.getpid()))
-    assert stack.main(["status"]) == 1
-    assert stack.main(["down"]) == 0
+    assert commands.main(["status"]) == 1
+    assert commands.main(["down"]) == 0
     assert "nothing is running" in capsys.readouterr().out
 
 
-def test_what_a_killed_supervisor_left_running_is_ended(started):
+def test_processes_left_by_a_killed_supervisor_are_ended(started):
     orphan = started(STUBBORN)
     one = stack.Stack("main")
     one.directory.mkdir(parents=True)
     one.keep(children={"order-0": {"url": "", "pid": orphan.pid, "started": orphan.started}})
     processes.kill(orphan.family()[1:])
-    assert stack.main(["down"]) == 0
+    assert commands.main(["down"]) == 0
     assert not orphan.alive()
-
-
-# --- commands -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("words", [[], ["fly"], ["up", "--replicas", "0"], ["status", "--yaml"], ["exec"]])
 def test_misuse_is_exit_code_two(words, capsys):
-    assert stack.main(words) == 2
+    assert commands.main(words) == 2
     assert capsys.readouterr().err
 
 
@@ -350,25 +335,22 @@ def test_misuse_is_exit_code_two(words, capsys):
         (5, 0, False, 1),
     ],
 )
-def test_a_run_that_fails_or_finds_none_of_its_tests_fails_the_whole(patched, plain, narrowed, code):
+def test_a_run_that_fails_or_finds_no_tests_fails_the_whole(patched, plain, narrowed, code):
     codes = {"patched": patched, "plain": plain}
     if code == 0:
-        assert stack.judge(codes, narrowed) == 0
+        assert testrun.judge(codes, narrowed) == 0
     else:
         with pytest.raises(StackFault) as failed:
-            stack.judge(codes, narrowed)
+            testrun.judge(codes, narrowed)
         assert failed.value.exit_code == code
 
 
 def test_a_run_without_test_files_may_be_empty(monkeypatch, tmp_path):
-    monkeypatch.setattr(stack, "ROOT", tmp_path)
-    assert stack.judge({"patched": 0, "plain": 5}, narrowed=False) == 0
+    monkeypatch.setattr(testrun, "ROOT", tmp_path)
+    assert testrun.judge({"patched": 0, "plain": 5}, narrowed=False) == 0
 
 
-# --- installing -----------------------------------------------------------------------------------------------------
-
-
-def test_what_is_missing_is_named_in_one_line_to_who_is_not_root(monkeypatch, capsys):
+def test_missing_programs_are_named_in_one_line_if_the_user_is_not_root(monkeypatch, capsys):
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr(install, "find_rabbitmq", lambda: None)
     with pytest.raises(StackFault, match="sudo apt-get install -y rabbitmq-server") as refused:
@@ -387,7 +369,7 @@ def no_browser(monkeypatch, tmp_path):
     monkeypatch.delenv("CI", raising=False)
 
 
-def test_where_it_is_no_package_playwright_installs_the_browser_and_as_root_what_that_needs(no_browser, monkeypatch):
+def test_without_a_debian_package_playwright_installs_the_browser_and_as_root_its_libraries(no_browser, monkeypatch):
     asked = []
     monkeypatch.setattr(install, "_run", asked.append)
     monkeypatch.setattr(install, "_apt", asked.append)
@@ -402,7 +384,7 @@ def test_where_it_is_no_package_playwright_installs_the_browser_and_as_root_what
     ]
 
 
-def test_a_browser_that_cannot_be_had_stops_root_and_ci_and_is_named_to_a_laptop(no_browser, monkeypatch, capsys):
+def test_a_missing_browser_is_an_error_for_root_and_ci_and_a_message_on_a_laptop(no_browser, monkeypatch, capsys):
     def fail(command):
         raise StackFault("nobody answers")
 
@@ -417,7 +399,7 @@ def test_a_browser_that_cannot_be_had_stops_root_and_ci_and_is_named_to_a_laptop
     assert "the dashboard's tests are skipped" in capsys.readouterr().out
 
 
-def test_on_debian_root_installs_the_browser_and_a_failed_install_is_told(no_browser, monkeypatch):
+def test_on_debian_root_installs_the_browser_and_a_failed_install_is_reported(no_browser, monkeypatch):
     asked = []
     monkeypatch.setattr(install, "_apt", asked.append)
     with pytest.raises(StackFault, match="its program is not where it should be"):
@@ -425,14 +407,14 @@ def test_on_debian_root_installs_the_browser_and_a_failed_install_is_told(no_bro
     assert asked == [["chromium", "libatomic1"]]
 
 
-def test_a_browser_that_nothing_can_drive_is_none(no_browser, monkeypatch):
+def test_a_browser_without_its_driver_library_does_not_count(no_browser, monkeypatch):
     monkeypatch.setattr(install.shutil, "which", lambda name: f"/usr/bin/{name}")
     assert install.find_chromium() == "/usr/bin/chromium"
     monkeypatch.setattr(install, "find_library", lambda name: None)
     assert install.find_chromium() is None
 
 
-def test_a_browser_in_a_snap_is_none_and_playwrights_own_is_one(no_browser, monkeypatch, tmp_path):
+def test_a_browser_in_a_snap_does_not_count_and_playwrights_own_does(no_browser, monkeypatch, tmp_path):
     monkeypatch.setattr(install.shutil, "which", lambda name: f"/snap/bin/{name}")
     assert install.find_chromium() is None
     own = tmp_path / "chromium-1200" / "chrome-linux" / "chrome"
@@ -444,19 +426,70 @@ def test_a_browser_in_a_snap_is_none_and_playwrights_own_is_one(no_browser, monk
 
 
 @pytest.mark.parametrize(
-    ("arguments", "wanted"),
+    ("paths", "wanted"),
     [
-        ((), True),
-        (("-k", "words"), True),
-        (("tests/e2e",), True),
-        (("tests/e2e/test_dashboard.py",), True),
-        (("tests/e2e/test_dashboard.py::test_the_csv_is_the_file_of_the_api",), True),
-        (("tests/e2e/test_http.py", "tests/unit"), False),
-        (("tests/unit",), False),
+        (["tests/e2e", "tests/chaos"], True),
+        (["tests/e2e/test_dashboard.py"], True),
+        (["tests/e2e/test_dashboard.py::test_the_csv_is_the_file_of_the_api"], True),
+        (["tests/e2e/test_http.py"], False),
+        ([], False),
     ],
 )
-def test_a_run_without_the_dashboards_tests_wants_no_browser(arguments, wanted):
-    assert stack.wants_browser(stack._paths("plain", arguments)) is wanted
+def test_only_the_dashboards_tests_need_a_browser(paths, wanted):
+    assert testrun.wants_browser(paths) is wanted
+
+
+UNIT, INTEGRATION, E2E = "tests/unit/test_cli.py", "tests/integration/test_users.py", "tests/e2e/test_http.py"
+
+
+@pytest.mark.parametrize(
+    ("tests", "arguments", "parts"),
+    [
+        ([f"{UNIT}::a", f"{UNIT}::b"], ["-k", "words"], {"patched": ([UNIT], False)}),
+        ([f"{UNIT}::a"], [f"{UNIT}::a"], {"patched": ([f"{UNIT}::a"], False)}),
+        (["tests/test_architecture.py::a"], ["-k", "a"], {"patched": (["tests/test_architecture.py"], False)}),
+        ([f"{UNIT}::a", f"{INTEGRATION}::a"], ["-k", "a"], {"patched": ([UNIT, INTEGRATION], True)}),
+        ([f"{INTEGRATION}::a"], ["tests/integration"], {"patched": (["tests/integration"], True)}),
+        (
+            [f"{UNIT}::a", f"{E2E}::a"],
+            ["tests", "-k", "a"],
+            {"patched": ([UNIT], False), "plain": ([E2E], True)},
+        ),
+        ([f"{E2E}::a"], ["tests/unit", "tests/e2e/", "-k", "a"], {"plain": (["tests/e2e/"], True)}),
+    ],
+)
+def test_only_runs_that_have_tests_are_started_and_unit_tests_need_no_servers(tests, arguments, parts):
+    found = testrun.choose_parts(tests, arguments)
+    assert {kind: (part.paths, part.needs_servers) for kind, part in found.items()} == parts
+
+
+def test_the_value_of_an_option_is_no_path():
+    assert testrun._named(["-k", "tests", "tests/unit"]) == ["tests/unit"]
+
+
+def test_the_chosen_tests_are_collected_whatever_is_printed():
+    chosen = "tests/unit/test_version.py::test_a_setup_cfg_without_a_version_is_an_error"
+    assert testrun.collect(["tests/unit/test_version.py", "-k", "without_a_version", "-v", "-s"]) == [chosen]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["tests/unit/test_version.py", "-k", "no_such_test"], 1, "no test matches"),
+        (["tests/unit/test_absent.py"], 2, "file or directory not found: tests/unit/test_absent.py"),
+    ],
+)
+def test_a_choice_without_tests_ends_before_any_server_starts(arguments, code, says, monkeypatch, capsys):
+    monkeypatch.setattr(testrun, "packages", lambda say: None)
+    monkeypatch.setattr(testrun, "_start_servers", lambda *given: pytest.fail("servers were started"))
+    with pytest.raises(StackFault) as refused:
+        testrun.test(arguments)
+    assert (str(refused.value), refused.value.exit_code) == (says, code)
+
+
+def test_restart_needs_a_running_stack(capsys):
+    assert commands.main(["restart"]) == 1
+    assert capsys.readouterr().err == "ecom: nothing is running; `make up` starts it\n"
 
 
 def test_the_lock_has_hashes_for_everything_and_names_no_host():
@@ -520,12 +553,9 @@ def test_an_install_that_was_killed_gives_back_the_old_file_the_next_time(tmp_pa
     assert path.read_text() == "the old one\n"
 
 
-# --- servers --------------------------------------------------------------------------------------------------------
-
-
 def test_the_highest_postgresql_is_taken_by_number_and_not_by_letter():
     folders = [Path(f"/usr/lib/postgresql/{version}/bin") for version in ("9.6", "15", "17")]
-    assert sorted(folders, key=servers._version, reverse=True)[0].parent.name == "17"
+    assert sorted(folders, key=postgres._version, reverse=True)[0].parent.name == "17"
 
 
 def test_the_brokers_password_is_given_to_it_as_a_salted_hash(tmp_path):

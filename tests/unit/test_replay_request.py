@@ -1,11 +1,11 @@
-"""What reaches the ops service from a caller that nobody checked."""
+"""Replay requests and list filters are validated by the ops service, for every caller."""
 
 from datetime import UTC, datetime
 from uuid import UUID
 
 import pytest
 
-from ops.dlq.wanted import filters_wanted, replay_wanted
+from ops.dlq.replay_request import read_filters, read_replay
 from ops.domain import Filter, Pace
 from shared.errors import ValidationFailed
 
@@ -18,8 +18,8 @@ def problems(read, given):
     return sorted(caught.value.details)
 
 
-def test_a_replay_is_read_as_it_is_meant():
-    found = replay_wanted(
+def test_every_field_of_a_replay_request_is_read():
+    found = read_replay(
         {
             "ids": [ID, ID],
             "reasons": ["crash"],
@@ -53,15 +53,15 @@ def test_a_replay_is_read_as_it_is_meant():
     assert found.stop_on_redeath
 
 
-def test_what_is_left_out_lets_everything_pass_at_a_gentle_pace():
-    found = replay_wanted({"all": True})
+def test_fields_left_out_choose_every_message_at_the_default_rate():
+    found = read_replay({"all": True})
     assert (found.chosen, found.most, found.pace) == (Filter(), None, Pace(100.0))
     assert (found.force, found.stop_on_redeath, found.why) == (False, False, "")
 
 
 @pytest.mark.parametrize("given", [{}, {"all": False}, {"reasons": ["crash"]}, {"max": 1, "all": True}])
-def test_something_says_which_messages_are_meant(given):
-    assert problems(replay_wanted, given) == []  # told of the whole
+def test_a_request_without_ids_a_maximum_or_all_is_refused(given):
+    assert problems(read_replay, given) == []  # the error names no single field
 
 
 @pytest.mark.parametrize(
@@ -81,16 +81,16 @@ def test_something_says_which_messages_are_meant(given):
         ("limit", 1),
     ],
 )
-def test_what_is_not_right_is_told_by_its_name(name, bad):
-    assert problems(replay_wanted, {"all": True, name: bad}) == [name]
+def test_a_bad_field_is_refused_by_name(name, bad):
+    assert problems(read_replay, {"all": True, name: bad}) == [name]
 
 
-def test_filters_of_a_list_are_known_names_with_values_that_can_be():
-    assert filters_wanted({"reason": "crash", "event_type": "order.paid", "order_id": ID, "trace_id": "a"}) == {
+def test_a_list_accepts_known_filters_with_valid_values_only():
+    assert read_filters({"reason": "crash", "event_type": "order.paid", "order_id": ID, "trace_id": "a"}) == {
         "reason": "crash",
         "event_type": "order.paid",
         "order_id": UUID(ID),
         "trace_id": "a",
     }
     for name, bad in (("reason", None), ("order_id", "7"), ("metadata", "x"), ("queue", "x")):
-        assert problems(filters_wanted, {name: bad}) == [name]
+        assert problems(read_filters, {name: bad}) == [name]

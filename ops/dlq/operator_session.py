@@ -1,7 +1,7 @@
-"""An operator's desk: whose it is, what it is connected to, and how each operation begins and ends.
+"""An operator's session: its connections, and how each operation begins and ends.
 
-A message is safe at every moment: it is confirmed where it goes before it is taken from where it lay. Whatever dies
-in between leaves it in both places, and the inbox of its consumer absorbs the second one.
+No message is ever lost: the broker confirms it in the new queue before it is removed from the old one. A crash in
+between leaves it in both queues, and the inbox of its consumer absorbs the second copy.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from uuid import UUID
 from sqlalchemy import Connection
 
 from ops import models
-from ops.dlq.books import Books, database_faults
-from ops.dlq.mailbox import Mailbox
+from ops.dlq.dlq_reader import DlqReader
 from ops.dlq.selection import Selection
-from ops.domain import Fate, Filter, Kind, Letter, Status, Tally, dlq_of
+from ops.dlq.service_databases import ServiceDatabases, database_faults
+from ops.domain import DeadLetter, Fate, Filter, Kind, Status, Tally, dlq_of
 from shared.config import Settings
 from shared.edge import green
 from shared.edge.database import quietly
@@ -28,20 +28,20 @@ from shared.edge.postgres import connect
 from shared.edge.publisher import Outgoing, Publisher
 from shared.errors import CannotWork, Conflict, EcomError
 
-# Confirmed together. At most so many are in both queues if the process dies.
+# Messages read, published and confirmed together. If the process dies, at most this many are in both queues.
 CHUNK = 500
-# Who only looks has it for a moment: that is waited for. Who works on it is not.
-LOCK_PATIENCE_S = 2.0
+# A reader holds the lock for a moment, so an operation waits for it. It does not wait for another operation.
+LOCK_TIMEOUT_S = 2.0
 LOCK_AGAIN_S = 0.1
-# The ledger hears so often how far an operation is.
+# How often the progress of an operation is written to the ledger.
 PROGRESS_EVERY_S = 1.0
-# PostgreSQL cuts longer names of sessions; this one is shown to whoever finds a DLQ taken.
+# PostgreSQL cuts longer names of sessions; this one is shown to an operator who finds a DLQ locked.
 SESSION_NAME = 63
 
 
 @dataclass(frozen=True)
 class Actor:
-    """Who does something, and why he says he does."""
+    """The person who does something, and the reason they give."""
 
     name: str
     why: str = ""
@@ -60,10 +60,10 @@ class Run:
     status: Status = Status.DONE
     outcome: str = ""
     sha256: str = ""
-    written: float = 0.0  # when the ledger heard last
+    written: float = 0.0  # when the progress was last written to the ledger
 
-    def count(self, fate: Fate, letters: Sequence[Letter], reason: str = "") -> None:
-        """What became of these messages, for the ledger and whoever watches."""
+    def count(self, fate: Fate, letters: Sequence[DeadLetter], reason: str = "") -> None:
+        """Record what happened to these messages in the ledger, and report the progress."""
         models.write_fates(self.ledger, self.operation_id, fate, letters, reason)
         if not letters or fate == Fate.STARTED:
             return
@@ -72,31 +72,31 @@ class Run:
             self.tally.fates[Fate.SENT] -= len(letters)
         if reason:
             self.tally.reasons[reason] += len(letters)
-        self.tell()
+        self.report()
 
-    def tell(self) -> None:
-        """Say how far it is."""
+    def report(self) -> None:
+        """Report the progress to the watcher, and from time to time to the ledger."""
         if time.monotonic() - self.written > PROGRESS_EVERY_S:
             self.write()
-        self.watch.told(self)
+        self.watch.progressed(self)
 
     def write(self) -> None:
-        """Write down how far it is, and the checksum of its file."""
+        """Write the progress and the checksum of its file to the ledger."""
         models.progress(self.ledger, self.operation_id, self.tally, self.sha256)
         self.written = time.monotonic()
 
     def stop(self, status: Status, outcome: str) -> None:
-        """End it before it is through."""
+        """End the operation early with this status and outcome."""
         self.status, self.outcome = status, outcome
 
     def must_stop(self) -> bool:
-        """Whether it must not go on: its operator says so, or it has stopped by itself."""
+        """Whether the operation must end: the operator asked for it, or it has stopped itself."""
         if self.watch.stopping() and self.status == Status.DONE:
             self.stop(Status.STOPPED, self.watch.stopped_by)
         return self.status != Status.DONE
 
     def sentence(self) -> str:
-        """What it did, in words."""
+        """The result in words."""
         fates = {fate: count for fate, count in self.tally.fates.items() if count}
         if not fates:
             return f"{self.tally.chosen} messages" if self.kind == Kind.EXPORT else "nothing to do"
@@ -105,37 +105,37 @@ class Run:
 
 @dataclass(frozen=True)
 class Watch:
-    """Who looks on: at the reading of a DLQ (so many of so many), at the id of an operation, at its tally; and who
-    may say that it must stop, for the reason `stopped_by`."""
+    """Callbacks of the caller: `seen` while a DLQ is read (messages read, total), `begun` with the id of an operation,
+    `progressed` with its tally. If `stopping` returns true the operation stops with the outcome `stopped_by`."""
 
     seen: Callable[[int, int], None] = lambda read, total: None
     begun: Callable[[UUID], None] = lambda operation_id: None
-    told: Callable[[Run], None] = lambda run: None
+    progressed: Callable[[Run], None] = lambda run: None
     stopping: Callable[[], bool] = lambda: False
     stopped_by: str = "stopped by its operator"
 
 
 class Stopped(CannotWork):
-    """It was asked to stop while it was reading."""
+    """The operator asked to stop while the DLQ was being read."""
 
 
-class Desk:
-    """The broker, the services' books and the ledger, for one operator. Close it when done."""
+class OperatorSession:
+    """The broker, the databases of the services and the ledger, for one operator. Close it when done."""
 
     def __init__(self, settings: Settings, actor: Actor, watch: Watch = Watch()) -> None:
         self.settings = settings
         self.actor = actor
         self.watch = watch
-        self.books = Books(settings, session_name(actor))
+        self.databases = ServiceDatabases(settings, session_name(actor))
         self.publisher = Publisher(settings.amqp_uri, settings.heartbeat_s)
         # Its sessions hold locks: each is opened for one operation and shared with none.
         engine = connect(settings.database_url("ops"), session_name(actor))
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
 
     def close(self) -> None:
-        """Let go of every connection."""
+        """Close every connection."""
         self.publisher.close()
-        self.books.close()
+        self.databases.close()
         self._engine.dispose()
 
     @contextmanager
@@ -144,12 +144,12 @@ class Desk:
         with database_faults("ops"), self._engine.connect() as connection:
             yield connection
 
-    def open(self, dlq: str) -> Mailbox:
-        """A DLQ to be read. The caller has its lock. Raises CannotWork."""
-        return Mailbox(self.settings.amqp_uri, self.settings.heartbeat_s, dlq)
+    def open(self, dlq: str) -> DlqReader:
+        """Open a DLQ for reading. The caller holds its lock. Raises CannotWork."""
+        return DlqReader(self.settings.amqp_uri, self.settings.heartbeat_s, dlq)
 
     def select(self, dlq: str, chosen: Filter) -> Selection:
-        """What a filter chooses of a DLQ, held. The caller has its lock. Raises Stopped, CannotWork."""
+        """Hold the messages of a DLQ that a filter chooses. The caller has its lock. Raises Stopped, CannotWork."""
 
         def seen(read: int, total: int) -> None:
             if self.watch.stopping():
@@ -159,8 +159,8 @@ class Desk:
         return Selection(lambda: self.open(dlq), chosen, seen)
 
     def take(self, ledger: Connection, dlq: str) -> None:
-        """Lock a DLQ for the session of this connection. Raises Conflict when somebody keeps it."""
-        until = time.monotonic() + LOCK_PATIENCE_S
+        """Lock a DLQ for the session of this connection. Raises Conflict if another session keeps it."""
+        until = time.monotonic() + LOCK_TIMEOUT_S
         while True:
             try:
                 return models.lock(ledger, dlq)
@@ -171,7 +171,7 @@ class Desk:
 
     @contextmanager
     def look_into(self, queue: str, chosen: Filter) -> Iterator[Selection]:
-        """The same to be looked at and put back. Raises Conflict when somebody works on the DLQ, CannotWork."""
+        """Lock a DLQ, read the chosen messages, put them back at the end. Raises Conflict if locked, CannotWork."""
         _, dlq = dlq_of(queue)
         with self.ledger() as ledger:
             self.take(ledger, dlq)
@@ -182,9 +182,9 @@ class Desk:
     def operation(
         self, kind: Kind, dlq: str, chosen: Filter, options: dict[str, Any], file: Path | None = None
     ) -> Iterator[Run]:
-        """Written down as started, and then with how it ended, whatever that was; under the lock of the DLQ.
+        """Run an operation under the lock of the DLQ. The ledger records its start, and its end even if it fails.
 
-        Raises Conflict when somebody else works on it, CannotWork.
+        Raises Conflict if another operator works on the DLQ, CannotWork.
         """
         with self.ledger() as ledger:
             self.take(ledger, dlq)
@@ -198,7 +198,7 @@ class Desk:
             except BaseException as error:
                 if not (isinstance(error, Stopped) and run.must_stop()):
                     run.stop(Status.FAILED, str(error) if isinstance(error, EcomError) else type(error).__name__)
-                # If it was the ledger that failed, this stays as started, and whoever comes next calls it interrupted.
+                # If the ledger itself failed, the row stays `started`; the next operation marks it as interrupted.
                 quietly(lambda: models.finish(ledger, operation_id, run.status, run.outcome, run.tally, run.sha256))
                 raise
             run.outcome = run.outcome or run.sentence()
@@ -212,7 +212,7 @@ class Desk:
 
 
 def session_name(actor: Actor) -> str:
-    """What PostgreSQL calls the sessions of an operator: printable ASCII, as it takes no other."""
+    """The name of an operator's database sessions: printable ASCII, because PostgreSQL accepts nothing else."""
     plain = (
         letter if letter.isascii() and letter.isprintable() else "?"
         for letter in f"{models.SESSION_PREFIX}{actor.name}"

@@ -1,6 +1,6 @@
-"""What a caller of the ops service wants, read strictly: whatever is not right is ValidationFailed, by its name.
+"""The one validation of replay requests and list filters. Each bad field is named in ValidationFailed.
 
-The gateway has looked at it before; `nameko shell` and other services have not.
+Every caller depends on it: the gateway, `nameko shell` and other services.
 """
 
 from __future__ import annotations
@@ -11,17 +11,14 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from ops.domain import Filter, Pace, parse_ramp, parse_rate
+from ops.domain import DEFAULT_RATE, Filter, Pace, parse_ramp, parse_rate, require_choice
 from shared.errors import ValidationFailed
-
-# Not faster unless somebody says so.
-DEFAULT_RATE = "100/s"
 
 Read = Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ReplayRequest:
     """A replay as it is asked for; `most` is None for all that the filter chooses."""
 
     chosen: Filter
@@ -114,20 +111,17 @@ def _read(given: Mapping[str, Any], readers: Mapping[str, Read]) -> dict[str, An
     return found
 
 
-def filters_wanted(given: Mapping[str, Any]) -> dict[str, Any]:
+def read_filters(given: Mapping[str, Any]) -> dict[str, Any]:
     """Which of the messages that are written down are to be listed. Raises ValidationFailed."""
     return _read(given, LISTED)
 
 
-def replay_wanted(given: Mapping[str, Any]) -> Wanted:
+def read_replay(given: Mapping[str, Any]) -> ReplayRequest:
     """The replay that is meant. Raises ValidationFailed, also when nothing says which messages are meant."""
     found = _read({"rate": DEFAULT_RATE, **given}, REPLAY)
     most, everything = found.get("max"), found.get("all", False)
-    if most is not None and everything:
-        raise ValidationFailed("max or all, not both")
-    if most is None and not everything and not found.get("ids"):
-        raise ValidationFailed("say which: ids, max or all (with filters: all that match)")
-    return Wanted(
+    require_choice(found.get("ids"), most, everything, ("ids", "max", "all"))
+    return ReplayRequest(
         Filter(**{name: value for name, value in found.items() if name in FILTER}),
         most,
         Pace(found["rate"], found.get("ramp", ())),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ops.dlq.letters import (
+from ops.dlq.dead_messages import (
     CRASHED,
     Content,
     check,
@@ -69,7 +69,6 @@ def crashed(body, **properties):
 
 EVENT = told(order_created())
 
-# --- lines ------------------------------------------------------------------------------------------------------
 
 # What py-amqp reads from a table, at any depth; a name that is no UTF-8 it leaves as bytes.
 scalars = st.one_of(
@@ -125,7 +124,7 @@ def test_a_body_that_is_text_can_be_edited_and_any_other_is_kept():
     assert json.loads(to_line(content(b"\xff\x00")))["body_base64"] == "/wA="
 
 
-def test_what_looks_like_one_of_our_own_marks_stays_what_it_is():
+def test_a_header_that_looks_like_a_type_mark_of_the_export_survives():
     """Read as a mark it would make the whole DLQ unreadable."""
     headers = {"x": {"$time": "soon"}, "y": {"$decimal": "x"}, "z": {"$table": 1, "a": 2}}
     assert from_line(to_line(content(headers=headers))).headers == headers
@@ -168,12 +167,9 @@ GOOD = json.loads(to_line(content()))
         *(json.dumps({k: v for k, v in GOOD.items() if k != name}).encode() for name in GOOD if name != "message_id"),
     ],
 )
-def test_what_is_no_line_of_ours_is_refused_in_words(line):
+def test_a_line_that_is_not_from_an_export_is_refused(line):
     with pytest.raises(ValidationFailed, match="not a line of an export"):
         from_line(line)
-
-
-# --- letters ----------------------------------------------------------------------------------------------------
 
 
 @given(
@@ -214,7 +210,7 @@ def test_nonsense_in_any_header_is_read_as_something_that_can_be_kept(message, n
 
 
 @given(contents)
-def test_whatever_lies_in_a_dlq_can_be_sent_back_and_put_back(message):
+def test_any_message_in_a_dlq_can_be_replayed_and_imported(message):
     back, again = outgoing(message), returning(message)
     check(again)
     amqp.Message(back.body, application_headers=dict(back.headers), type=back.type)._serialize_properties()
@@ -222,7 +218,7 @@ def test_whatever_lies_in_a_dlq_can_be_sent_back_and_put_back(message):
     assert again.body == message.body
 
 
-def test_a_message_that_was_judged_says_why_it_died():
+def test_the_reason_is_read_from_the_headers_of_the_consumer():
     letter = letter_of(judged(EVENT, UnknownType("what is that"), {"x-replays": 2}))
     assert (letter.reason, letter.error_class, letter.error_message) == ("unknown_type", "UnknownType", "what is that")
     assert (letter.attempts, letter.replays) == (1, 2)
@@ -234,7 +230,7 @@ def test_a_message_that_was_judged_says_why_it_died():
     assert NEVER < letter.first_failed_at == letter.last_failed_at
 
 
-def test_a_crash_is_known_by_the_broker_s_own_words():
+def test_a_crash_is_recognised_by_the_x_death_header():
     letter = letter_of(crashed(EVENT.to_json().encode()))
     assert (letter.reason, letter.error_message) == (CRASH, CRASHED)
     assert letter.first_failed_at == letter.last_failed_at == datetime(2026, 1, 14, 10, 30, tzinfo=UTC)
@@ -257,11 +253,9 @@ def test_a_crash_after_a_retry_is_still_a_crash():
     assert letter.last_failed_at == datetime(2026, 1, 14, 10, 30, tzinfo=UTC)
 
 
-def test_the_end_of_a_wait_alone_is_no_crash():
+def test_an_expired_retry_wait_alone_is_no_crash():
     assert letter_of(content(headers={"x-death": [death("expired")]})).reason == UNKNOWN
 
-
-# --- ids --------------------------------------------------------------------------------------------------------
 
 A, B = str(uuid4()), str(uuid4())
 
@@ -291,7 +285,7 @@ def test_bodies_without_an_id_have_different_ones():
     assert id_of(content(b"a")) != id_of(content(b"b"))
 
 
-def test_the_id_in_a_body_that_can_be_handled_goes_before_any_other():
+def test_the_id_in_a_readable_body_wins():
     """Or a replay would wait for ever for an id that no inbox will ever hold."""
     message = content(EVENT.to_json().encode(), {"x-reason": "by hand"}, {"message_id": A})
     assert id_of(message) == EVENT.message_id
@@ -305,8 +299,6 @@ def test_an_event_that_its_queue_does_not_take_keeps_the_id_it_was_judged_under(
     assert id_of(message) == UUID(A)
     assert outgoing(message).message_id == A
 
-
-# --- going back -------------------------------------------------------------------------------------------------
 
 DEATH_HEADERS = {
     "x-death": [death()],
@@ -378,14 +370,14 @@ def arrived(sent):
     ],
     ids=["judged", "poison", "crash", "crash of no event", "stranger's"],
 )
-def test_what_is_put_back_is_the_same_letter(message):
+def test_an_imported_message_is_the_same_dead_message(message):
     returned = returning(message)
     assert (returned.exchange, returned.routing_key) == ("ecom.failed.inventory", DLQ)
     assert not {name for name in returned.headers if name.startswith(("x-death", "x-first-death", "x-delivery"))}
     assert letter_of(arrived(returned)) == letter_of(message)
 
 
-def test_what_is_put_back_keeps_its_properties_but_those_that_would_end_it():
+def test_an_imported_message_keeps_its_properties_except_those_that_would_end_it():
     kept = {"content_type": "text/plain", "correlation_id": "c", "priority": 3, "timestamp": 5}
     ends = {"expiration": "1000", "user_id": "guest", "cluster_id": "x", "delivery_mode": 1}
     assert returning(content(properties={**kept, **ends})).properties == kept
@@ -404,12 +396,9 @@ def test_what_is_put_back_keeps_its_properties_but_those_that_would_end_it():
         {"headers": {"x": Decimal("1E+9")}},
     ],
 )
-def test_what_amqp_cannot_carry_is_said_before_it_is_sent(bad):
+def test_headers_that_amqp_cannot_carry_are_refused_before_sending(bad):
     with pytest.raises(ValidationFailed, match="AMQP cannot carry"):
         check(returning(content(**bad)))
-
-
-# --- corrected --------------------------------------------------------------------------------------------------
 
 
 def test_a_corrected_message_is_another_one_and_the_same_at_each_run():
@@ -433,9 +422,6 @@ def test_another_correction_is_another_message():
 def test_a_correction_that_its_consumer_could_not_read_is_refused():
     with pytest.raises(Poison):
         edited(judged(EVENT, Poison(), body=b"still no json"))
-
-
-# --- as it is delivered -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("body", [b"\xff", "grün", memoryview(b"x"), bytearray(b"x"), "\ud800"])

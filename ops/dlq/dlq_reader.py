@@ -1,8 +1,8 @@
-"""A DLQ in an operator's hands: what it hands out stays the broker's until it is acked.
+"""Reads a DLQ without loss: a message stays in the broker until it is acknowledged.
 
-Everything read is held unsettled, and what was not acked goes back when the mailbox is closed, in whatever way it is
-closed: nothing can be lost by reading. Holding all of it is also what makes one pass see each message once: a message
-given back earlier would come again at once. 100,000 held messages cost the reader a tag each.
+Messages that are read are held unacknowledged. When the reader closes, normally or by a crash, the broker takes back
+all that were not acknowledged. Holding them also lets one pass see each message once: a message that is returned
+early would be delivered again at once. 100,000 held messages cost the reader a tag each.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 
-from ops.dlq.letters import Content, content_of
+from ops.dlq.dead_messages import Content, content_of
 from shared.edge import green
 from shared.edge.broker import BROKER_ERRORS, BrokerConnection, Channel, Message, NoSuchQueue
 from shared.errors import CannotWork
@@ -23,7 +23,7 @@ from shared.errors import CannotWork
 # for what is acked from the oldest on that the channel holds. On one channel, 100,000 acks in another order than that
 # of the deliveries took RabbitMQ 3.10 minutes of its processor.
 PREFETCH = 2000
-# RabbitMQ gives a connection 2047 channels. Who reads more than these hold shares them out again.
+# RabbitMQ gives a connection 2047 channels. A reader that needs more reuses them in turn.
 CHANNELS = 1000
 # The count at the start says how many there are; what another reader is just giving back is waited for so long.
 SILENCE_S = 2.0
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def broker_faults() -> Iterator[None]:
-    """What the broker does to us, as what it means: nothing is lost, and the operator may try again."""
+    """Turn errors of the broker into CannotWork: nothing is lost, and the operator may try again."""
     try:
         yield
     except NoSuchQueue as error:
@@ -61,7 +61,7 @@ def depths(uri: str, heartbeat_s: float, queues: Sequence[str]) -> dict[str, int
             connection.abort()
 
 
-class Mailbox:
+class DlqReader:
     """One DLQ, opened for reading. Every method raises CannotWork when the broker is away; then all is put back."""
 
     def __init__(self, uri: str, heartbeat_s: float, dlq: str) -> None:
@@ -75,7 +75,7 @@ class Mailbox:
             self._connection = BrokerConnection(uri, heartbeat_s)
         self._channels: list[Channel] = [self._connection.channel]
 
-    def __enter__(self) -> Mailbox:
+    def __enter__(self) -> DlqReader:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -88,7 +88,7 @@ class Mailbox:
             self._connection.abort()
 
     def _put_back(self) -> None:
-        """Return when the broker has everything back: whoever reads next must not find half of it."""
+        """Return when the broker has taken back every message, so that the next reader finds all of them."""
         if not self._held:
             return
         until = time.monotonic() + PUT_BACK_S
@@ -102,7 +102,7 @@ class Mailbox:
             green.sleep(PUT_BACK_AGAIN_S)
 
     @property
-    def tired(self) -> bool:
+    def is_expired(self) -> bool:
         """Whether it has been open for so long that it should be opened anew."""
         return time.monotonic() - self._opened > HOLD_S
 

@@ -13,7 +13,7 @@ from math import isfinite
 from typing import Any
 from uuid import UUID, uuid5
 
-from ops.domain import CRASH, NEVER, UNKNOWN, Letter
+from ops.domain import CRASH, NEVER, UNKNOWN, DeadLetter
 from shared.edge.broker import AMQPError, Message
 from shared.edge.publisher import Outgoing
 from shared.envelope import CONTRACT_VERSION, Envelope, decode
@@ -52,7 +52,7 @@ class Content:
 
 
 def content_of(dlq: str, message: Message) -> Content:
-    """What was delivered."""
+    """The content of a delivered message."""
     properties = {name: value for name, value in message.properties.items() if name != "application_headers"}
     body = message.body
     return Content(
@@ -65,11 +65,8 @@ def content_of(dlq: str, message: Message) -> Content:
     )
 
 
-# --- reading ------------------------------------------------------------------------------------------------------
-
-
-def letter_of(content: Content) -> Letter:
-    """What the rules need to know of it. Anything may be missing or nonsense: nothing in it is trusted."""
+def letter_of(content: Content) -> DeadLetter:
+    """The facts that the rules need. Any field may be missing or invalid: nothing in the message is trusted."""
     headers, properties = content.headers, content.properties
     event = _fields(content.body)
     payload = event.get("payload", event)
@@ -78,7 +75,7 @@ def letter_of(content: Content) -> Letter:
     times = [moment.replace(tzinfo=UTC) for death in crashes if isinstance(moment := death.get("time"), datetime)]
     crashed, died = bool(crashes), max(times, default=None)
     first = _moment(headers.get("x-first-failed-at")) or died
-    return Letter(
+    return DeadLetter(
         message_id=id_of(content),
         reason=(_text(reason) or _text(str(reason))) if reason else CRASH if crashed else UNKNOWN,
         # What an earlier try failed with is not what it crashed of.
@@ -100,7 +97,7 @@ def id_of(content: Content) -> UUID:
     named = _uuid(content.properties.get("message_id"))
     written = _uuid(_fields(content.body).get("message_id"))
     if named and written and named != written and "x-reason" in content.headers:
-        # Whoever judged it went by its body where that could be handled; an id in any other body is only text.
+        # Its consumer used the id in the body if it could read the body; in any other body an id is only text.
         try:
             heard = hears(BY_NAME[main_queue(content.queue)], decode(content.body, _key(content)).type)
         except DeadMessage:
@@ -192,9 +189,6 @@ def edited(content: Content) -> Content:
     return replace(content, properties=properties, headers=headers, body=event.to_json().encode())
 
 
-# --- lines of a file ----------------------------------------------------------------------------------------------
-
-
 def to_line(content: Content) -> bytes:
     """One line of JSON that holds all of it; the body as text where it is UTF-8, so that it can be edited."""
     try:
@@ -279,9 +273,6 @@ def _unplain(value: Any) -> Any:
         if name in _UNPLAIN:
             return _UNPLAIN[name](item)
     return {name: _unplain(item) for name, item in value.items()}
-
-
-# --- what may be nonsense -----------------------------------------------------------------------------------------
 
 
 def _fields(body: bytes) -> dict[str, Any]:

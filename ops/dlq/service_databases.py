@@ -1,6 +1,6 @@
-"""What the services wrote down about their messages: deaths, inboxes, orders. Read as `ecom_reader`.
+"""The databases of the services: dead messages, inboxes, orders. Read as `ecom_reader`.
 
-The one thing written here is `dead_messages`: what has left a DLQ, and what is in it though nobody wrote it down.
+Only `dead_messages` is written here: messages that left a DLQ, and messages in it that no service recorded.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from ops.domain import NEVER, Letter
+from ops.domain import NEVER, DeadLetter
 from order_service.models import OrderRow
 from order_service.queries import timeline
 from shared.config import Settings
@@ -29,7 +29,7 @@ from topology.table import BY_NAME
 
 READER = "ecom_reader"
 
-# What a row says of where its message went.
+# The values of `left_how`: where the message of a row went.
 REPLAYED, DISCARDED, GONE = "replayed", "discarded", "gone"
 
 _THERE = DeadMessageRow.left_at.is_(None)
@@ -37,7 +37,7 @@ _THERE = DeadMessageRow.left_at.is_(None)
 
 @contextmanager
 def database_faults(name: str) -> Iterator[None]:
-    """A database that is away, or lacks its tables, is nothing that an operator did wrong."""
+    """Turn errors of a database that is away, or lacks its tables, into CannotWork."""
     try:
         yield
     except DBAPIError as error:
@@ -45,7 +45,7 @@ def database_faults(name: str) -> Iterator[None]:
         raise CannotWork(f"the database of {name} cannot be used: {reason}") from error
 
 
-class Books:
+class ServiceDatabases:
     """The databases of the services, opened when first needed."""
 
     def __init__(self, settings: Settings, application: str, pool_size: int = 2) -> None:
@@ -67,7 +67,7 @@ class Books:
             yield session
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         for engine in self._engines.values():
             engine.dispose()
 
@@ -86,8 +86,6 @@ class Books:
             self._engines[service, writes] = engine.execution_options(isolation_level="AUTOCOMMIT")
         return self._engines[service, writes]
 
-    # --- the inbox ---
-
     def consumed(self, queue: str, message_ids: Collection[UUID]) -> set[UUID]:
         """Those that have taken effect on the consumer of a main queue."""
         query = select(ConsumedMessage.message_id).where(
@@ -95,8 +93,6 @@ class Books:
         )
         with self.read(BY_NAME[queue].service) as session:
             return set(session.scalars(query))
-
-    # --- dead messages ---
 
     def deaths(self, service: str) -> list[dict[str, Any]]:
         """What lies in the DLQs of a service by reason: {queue, reason, count, oldest, newest}."""
@@ -199,7 +195,7 @@ class Books:
         with self.write(BY_NAME[queue].service) as session:
             return int(session.execute(statement).rowcount)  # type: ignore[attr-defined]
 
-    def enter(self, queue: str, letters: Sequence[Letter]) -> None:
+    def enter(self, queue: str, letters: Sequence[DeadLetter]) -> None:
         """Write down that these lie in the DLQ, whatever was written of them before. One statement."""
         unique = {letter.message_id: letter for letter in letters}
         if not unique:
@@ -232,8 +228,6 @@ class Books:
                     index_elements=["queue", "message_id"], set_={**kept, "left_at": None, "left_how": None}
                 )
             )
-
-    # --- orders ---
 
     def order_now(self, order_id: UUID) -> dict[str, Any] | None:
         """What an order is now, with its steps so far; None when there is none."""

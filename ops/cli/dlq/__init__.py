@@ -1,0 +1,1 @@
+"""`ecom dlq`: what operators do with dead messages."""
