@@ -1,4 +1,6 @@
-"""Writes docs/contracts from the catalogue and the topology, and docs/sagas.md: `python -m ops.docs.contracts`.
+"""Writes docs/contracts from the catalogue and the topology, docs/sagas.md and the picture of the architecture:
+
+    python -m ops.docs.contracts
 
 One JSON Schema for each event type, and an AsyncAPI 3 document of who tells and hears what. A test fails when the
 files are not what this writes.
@@ -111,6 +113,9 @@ def main() -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text(document), encoding="utf-8")
     diagrams.FILE.write_text(diagrams.document(), encoding="utf-8")
+    from ops.docs import architecture  # here: it asks this module who publishes an event
+
+    architecture.main()
 
 
 if __name__ == "__main__":
