@@ -12,7 +12,7 @@ from marshmallow import RAISE, Schema, ValidationError, fields, validate, valida
 
 from shared.auth import MAX_NAME_LENGTH, ROLES
 from shared.errors import BadRequest, EcomError, NotFound, ValidationFailed
-from shared.events import timestamp
+from shared.times import timestamp
 
 SKU = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 IDEMPOTENCY_KEY = re.compile(r"[A-Za-z0-9_.:-]{1,128}")

@@ -29,10 +29,11 @@ from sqlalchemy.orm import Session
 from inventory_service.models import ExportRow, ReleaseEvent, SealRow
 from shared import seals
 from shared.errors import CannotWork, Conflict, NotFound
-from shared.events import Identity, timestamp
+from shared.events import Identity
 from shared.ids import uuid7
 from shared.paging import decode_cursor, encode_cursor, page_of
 from shared.seals import Seal
+from shared.times import timestamp
 
 FILTERS = {"order_id": "order_id", "sku": "sku", "reason": "reason", "user_id": "requested_by", "trace_id": "trace_id"}
 

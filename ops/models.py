@@ -30,10 +30,10 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from ops.domain import Fate, Filter, Kind, Letter, Status, Tally
 from shared.errors import Conflict, NotFound
-from shared.events import timestamp
 from shared.ids import uuid7
 from shared.paging import decode_cursor, encode_cursor, page_of
 from shared.tables import NOW, Base, columns_of, unnest
+from shared.times import timestamp
 
 
 class Operation(Base):

@@ -29,7 +29,7 @@ from shared.edge.resources import ProcessResource
 from shared.edge.rpc import rpc
 from shared.edge.timer import every
 from shared.errors import EcomError, NotFound, ValidationFailed
-from shared.events import timestamp
+from shared.times import timestamp
 
 log = logging.getLogger(__name__)
 

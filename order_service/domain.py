@@ -12,7 +12,6 @@ from uuid import UUID
 
 from shared.errors import UnexpectedEvent, ValidationFailed
 from shared.events import (
-    MAX_AMOUNT,
     CommitRequested,
     OrderCancelled,
     OrderPaid,
@@ -25,6 +24,7 @@ from shared.events import (
     Reserved,
     type_of,
 )
+from shared.schema import MAX_AMOUNT
 
 
 class Status(StrEnum):

@@ -19,10 +19,13 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from order_service.domain import AWAITED, Order, Status, Step, may_see, subject_of
 from shared.changes import changed
+from shared.envelope import Envelope
 from shared.errors import BadRequest, IdempotencyInProgress, IdempotencyKeyReused, InvalidCursor, NotFound
-from shared.events import Envelope, Identity, OrderCreated, encode, timestamp
+from shared.events import Identity, OrderCreated
 from shared.paging import decode_cursor, encode_cursor, page_of
+from shared.schema import encode
 from shared.tables import MESSAGING_TABLES, NOW, Base, update_many
+from shared.times import timestamp
 
 CREATE_ROUTE = "POST /api/orders"
 CANCEL_ROUTE = "POST /api/orders/{order_id}/cancel"

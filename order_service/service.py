@@ -19,10 +19,12 @@ from shared.edge.http import Probes
 from shared.edge.rpc import rpc
 from shared.edge.timer import every
 from shared.edge.tx import Events, Tx
+from shared.envelope import envelope
 from shared.errors import Conflict, UnexpectedEvent, UnknownOrder
-from shared.events import Identity, OrderCreated, PricedItem, encode, envelope
+from shared.events import Identity, OrderCreated, PricedItem
 from shared.ids import uuid7
 from shared.relay import Relay
+from shared.schema import encode
 
 # An order that nobody settles in time is cancelled by this clock.
 CLOCK = Identity("system:deadline", ("system",))

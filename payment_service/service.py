@@ -24,8 +24,9 @@ from shared.edge.resources import ExternalClient
 from shared.edge.rpc import rpc
 from shared.edge.timer import every
 from shared.edge.tx import Events, Tx
+from shared.envelope import envelope
 from shared.errors import DeadMessage, ProviderTimeout
-from shared.events import Identity, Payload, envelope
+from shared.events import Identity, Payload
 from shared.relay import Relay
 
 # Calls to the provider at one time. More would only queue there.

@@ -17,10 +17,11 @@ from sqlalchemy import func
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from shared.envelope import CONTRACT_VERSION, Envelope
 from shared.errors import DeadMessage, EcomError
-from shared.events import CONTRACT_VERSION, Envelope, timestamp
 from shared.ids import uuid7
 from shared.tables import DeadMessageRow
+from shared.times import timestamp
 from shared.tracing import traceparent
 from topology.table import RETRY_WAITS_S, dead_letter_queue, failed_exchange, retry_queues
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from sqlalchemy import event, insert, text
 from sqlalchemy.orm import Session, sessionmaker
 
-from shared.events import Envelope
+from shared.envelope import Envelope
 from shared.tables import OutboxRow
 from shared.tracing import traceparent
 

@@ -29,8 +29,9 @@ from shared.edge.broker import backoff
 from shared.edge.database import Database, quietly
 from shared.edge.postgres import connect, wait_for_notice
 from shared.edge.publisher import Outgoing, Publisher
+from shared.envelope import CONTRACT_VERSION
 from shared.errors import PublishFailed
-from shared.events import CONTRACT_VERSION, UNHEARD
+from shared.events import UNHEARD
 from shared.logs import Reminder, in_a_line
 from shared.metrics import OUTBOX_HELD, OUTBOX_LEADER, OUTBOX_OLDEST, OUTBOX_PENDING
 from topology.table import EVENTS_EXCHANGE

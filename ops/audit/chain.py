@@ -17,8 +17,8 @@ from inventory_service import audit
 from inventory_service.audit import Position
 from ops.audit import ledger
 from shared import seals
-from shared.events import timestamp
 from shared.seals import Seal
+from shared.times import timestamp
 
 SEALS_AT_ONCE = 1000
 ROWS_AT_ONCE = 1000

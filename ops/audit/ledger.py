@@ -10,9 +10,9 @@ from sqlalchemy import Connection, RowMapping, insert, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from ops.models import AuditHead, AuditVerification
-from shared.events import timestamp
 from shared.ids import uuid7
 from shared.seals import Seal
+from shared.times import timestamp
 
 _HEAD = AuditHead.__table__.c
 _VERIFICATION = AuditVerification.__table__.c

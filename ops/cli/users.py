@@ -24,8 +24,8 @@ from auth_service.models import User
 from gateway.schemas import TokenRequest
 from shared.auth import ROLES
 from shared.config import Settings
+from shared.envelope import SHELL
 from shared.errors import CannotWork, Conflict, NotFound, ValidationFailed
-from shared.events import SHELL
 
 CONNECT_TIMEOUT_S = 5
 STATEMENT_TIMEOUT_MS = 10_000

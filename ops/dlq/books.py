@@ -21,9 +21,9 @@ from order_service.models import OrderRow, timeline
 from shared.config import Settings
 from shared.edge.postgres import connect
 from shared.errors import CannotWork, InvalidCursor
-from shared.events import timestamp
 from shared.paging import decode_cursor, encode_cursor, page_of
 from shared.tables import ConsumedMessage, DeadMessageRow
+from shared.times import timestamp
 from topology.table import BY_NAME
 
 READER = "ecom_reader"

@@ -24,8 +24,8 @@ from order_service import domain as order
 from order_service import models as order_models
 from payment_service import domain as payment
 from payment_service import models as payment_models
+from shared.envelope import Envelope
 from shared.errors import DeadMessage, UnknownOrder, UnknownType
-from shared.events import Envelope
 from shared.ids import uuid7
 from topology.table import BY_NAME, hears
 

@@ -18,8 +18,9 @@ from amqp.exceptions import AMQPError
 
 from ops.domain import CRASH, NEVER, UNKNOWN, Letter
 from shared.edge.publisher import Outgoing
+from shared.envelope import CONTRACT_VERSION, Envelope, decode
 from shared.errors import DeadMessage, InvalidSchema, ValidationFailed
-from shared.events import CATALOGUE, CONTRACT_VERSION, Envelope, decode
+from shared.events import CATALOGUE
 from shared.failures import MAX_COUNT
 from shared.tracing import traceparent
 from topology.table import BY_NAME, failed_exchange, hears, main_queue

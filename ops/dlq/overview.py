@@ -14,7 +14,7 @@ from ops.dlq.letters import to_line
 from ops.dlq.mailbox import depths
 from ops.domain import NEVER, Filter, Letter, dlq_of
 from shared.errors import NotFound
-from shared.events import timestamp
+from shared.times import timestamp
 from topology.table import QUEUES, dead_letter_queue
 
 CHUNK = 500

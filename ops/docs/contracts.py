@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ops.docs import diagrams
-from shared.events import CATALOGUE, CONTRACT_VERSION, UNHEARD, json_schema
+from shared.envelope import CONTRACT_VERSION, json_schema
+from shared.events import CATALOGUE, UNHEARD
 from topology.table import EVENTS_EXCHANGE, QUEUES, Queue, hears
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "contracts"

@@ -20,8 +20,8 @@ from shared.edge.broker import backoff
 from shared.edge.database import Sessions, is_conflict, is_outage
 from shared.edge.publisher import Outgoing, Publisher
 from shared.edge.tx import Events, Tx
+from shared.envelope import Envelope, decode
 from shared.errors import CannotWork, DeadMessage, UnknownType
-from shared.events import Envelope, decode
 from shared.failures import Delivery, FailedDelivery, Failure, classify_failure, exchange_of, record_deaths
 from shared.logs import in_a_line
 from shared.metrics import EVENTS, PAUSES

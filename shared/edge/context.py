@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from nameko.containers import WorkerContext
 from nameko.extensions import DependencyProvider
 
-from shared.events import SHELL, Identity
+from shared.envelope import SHELL
+from shared.events import Identity
 from shared.ids import new_trace_id
 
 _TRACE_ID = re.compile(r"[0-9a-f]{32}")

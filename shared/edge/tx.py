@@ -8,7 +8,8 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from shared.events import Envelope, Payload
+from shared.envelope import Envelope
+from shared.events import Payload
 
 
 class Events(Sequence[Envelope]):

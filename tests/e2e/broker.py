@@ -11,7 +11,7 @@ from typing import Any
 import pika
 from pika.adapters.blocking_connection import BlockingChannel
 
-from shared.events import Envelope
+from shared.envelope import Envelope
 from topology.table import EVENTS_EXCHANGE, queue_arguments
 
 

@@ -7,7 +7,7 @@ import uuid
 import jsonschema
 import pytest
 
-from shared.events import json_schema
+from shared.envelope import json_schema
 from tests.e2e.broker import Heard, Tap
 from tests.e2e.system import System, eventually
 

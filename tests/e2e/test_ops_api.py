@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from sqlalchemy import make_url
 
-from shared.events import CommitRequested, Identity, envelope
+from shared.envelope import envelope
+from shared.events import CommitRequested, Identity
 from shared.ids import new_trace_id
 from tests.e2e.broker import publish, publish_by_hand
 from tests.e2e.system import System, eventually

@@ -12,7 +12,8 @@ import subprocess
 import uuid
 from pathlib import Path
 
-from shared.events import CommitRequested, Identity, ReleaseRequested, envelope
+from shared.envelope import envelope
+from shared.events import CommitRequested, Identity, ReleaseRequested
 from shared.ids import new_trace_id
 from tests.e2e.broker import channel
 from tests.e2e.system import ECOM, ROOT, System, eventually

@@ -32,7 +32,8 @@ from shared.edge.database import POOL_SPARE, Database
 from shared.edge.postgres import connect
 from shared.edge.publisher import Outgoing, Publisher
 from shared.edge.runner import nameko_config
-from shared.events import Envelope, Identity, OrderCreated, Payload, PricedItem, Reserved, envelope
+from shared.envelope import Envelope, envelope
+from shared.events import Identity, OrderCreated, Payload, PricedItem, Reserved
 from shared.failures import Delivery
 from shared.ids import new_trace_id
 from topology.table import BY_NAME, EVENTS_EXCHANGE, queue_arguments
@@ -165,9 +166,9 @@ class Bench:
         }
         return Batch(self.name, queue, lambda: self.sessions, **parts)
 
-    def handle(self, queue: str, events: Iterable[Envelope], **changed: Any) -> None:
+    def handle_batch(self, queue: str, events: Iterable[Envelope], **changed: Any) -> None:
         """Settle these events as one batch."""
-        self.batch(queue, **changed).handle(deliveries(events))
+        self.batch(queue, **changed).handle_batch(deliveries(events))
 
     def close(self) -> None:
         """Let go of every connection."""

@@ -14,8 +14,9 @@ from shared.edge import postgres
 from shared.edge.batch import Stopping
 from shared.edge.publisher import Outgoing
 from shared.edge.tx import Events, Tx
+from shared.envelope import Envelope
 from shared.errors import CannotWork, ProviderAway, ProviderTimeout, PublishFailed, UnexpectedEvent
-from shared.events import Envelope, OrderCancelled, Reserved
+from shared.events import OrderCancelled, Reserved
 from shared.failures import Delivery
 from tests.databases import Databases
 from tests.integration.support import (
@@ -130,7 +131,7 @@ def test_a_message_whose_handler_raises_is_tried_again_alone(
     poison = events[place]
     handle = Poisoned(payment.service.void, ValueError("no"), poison)
 
-    payment.handle(VOIDS, events, handle=handle)
+    payment.handle_batch(VOIDS, events, handle=handle)
 
     others = [event for event in events if event is not poison]
     assert effects(database) == orders_of(others)
@@ -152,7 +153,7 @@ def test_a_retry_returns_after_a_second_to_its_own_queue_and_no_other(
     bench: Benches, database: Databases, mail: Mail
 ) -> None:
     payment, event = bench("payment"), reserved_event()  # heard by order_service too
-    payment.handle(CHARGES, [event], ask=None, handle=Poisoned(payment.service.void, ValueError("no"), event))
+    payment.handle_batch(CHARGES, [event], ask=None, handle=Poisoned(payment.service.void, ValueError("no"), event))
 
     returned = mail.take(CHARGES)
 
@@ -185,7 +186,7 @@ def test_a_message_that_cannot_be_read_dies_alone_and_is_written_down_first(
         payment.publisher, lambda: database.rows("payment", "SELECT message_id, reason, queue FROM dead_messages")
     )
 
-    payment.batch(VOIDS, publisher=written).handle([*deliveries(events), unreadable])
+    payment.batch(VOIDS, publisher=written).handle_batch([*deliveries(events), unreadable])
 
     assert written.seen == [[{"message_id": message_id, "reason": reason, "queue": VOIDS}]]
     assert effects(database) == orders_of(events)
@@ -200,7 +201,7 @@ def test_a_message_that_cannot_be_read_dies_alone_and_is_written_down_first(
 def test_an_event_that_this_queue_does_not_take_dies_as_unknown(
     bench: Benches, database: Databases, mail: Mail
 ) -> None:
-    bench("payment").handle(VOIDS, [reserved_event()])
+    bench("payment").handle_batch(VOIDS, [reserved_event()])
 
     assert headers_of(mail.take(f"{VOIDS}.dlq"))["x-reason"] == "unknown_type"
 
@@ -215,7 +216,7 @@ def test_what_a_handler_sets_apart_has_no_effect_and_tells_nothing(
         payment.service.charge(batch, tx)
         tx.fail(bad, UnexpectedEvent("not now"))
 
-    payment.handle(CHARGES, events, handle=handle)
+    payment.handle_batch(CHARGES, events, handle=handle)
 
     assert remembered(database) == ids_of(events) - {bad.message_id}
     told_of = database.rows("payment", "SELECT aggregate_id FROM outbox")
@@ -228,7 +229,7 @@ def test_what_a_handler_sets_apart_has_no_effect_and_tells_nothing(
 def test_many_culprits_are_found_one_by_one_in_the_end(bench: Benches, database: Databases, mail: Mail) -> None:
     payment, events = bench("payment"), cancellations()
     poison = events[::10]
-    payment.handle(VOIDS, events, handle=Poisoned(payment.service.void, ValueError("no"), *poison))
+    payment.handle_batch(VOIDS, events, handle=Poisoned(payment.service.void, ValueError("no"), *poison))
 
     assert effects(database) == orders_of(events) - orders_of(poison)
     retried = {message.properties["message_id"] for message in mail.all(f"{VOIDS}.retry")}
@@ -254,7 +255,7 @@ def test_a_failure_that_names_no_message_is_narrowed_down_one_by_one(
                 tx.session.execute(text("SELECT 1 / 0"))
 
     try:
-        payment.handle(VOIDS, events, handle=handle)
+        payment.handle_batch(VOIDS, events, handle=handle)
     finally:
         database.run("payment", "DROP TABLE test_once")
 
@@ -278,7 +279,7 @@ def test_headers_from_a_stranger_neither_kill_the_consumer_nor_travel_on(
     }
     unreadable = Delivery(1, b"{", "order.cancelled", "not a uuid", strange)
 
-    bench("payment").batch(VOIDS).handle([unreadable])
+    bench("payment").batch(VOIDS).handle_batch([unreadable])
 
     assert len(database.rows("payment", "SELECT * FROM dead_messages")) == 1
     (dead,) = mail.all(f"{VOIDS}.dlq")
@@ -319,7 +320,7 @@ def test_a_deadlock_repeats_the_batch_and_counts_nothing(bench: Benches, databas
 
     database.run("payment", "GRANT SET ON PARAMETER deadlock_timeout TO PUBLIC")
     try:
-        payment.handle(VOIDS, events, handle=handle)
+        payment.handle_batch(VOIDS, events, handle=handle)
     finally:
         database.run("payment", "DROP TABLE test_locks")
 
@@ -341,7 +342,7 @@ def test_a_serialization_failure_repeats_the_batch_and_counts_nothing(
         if calls < 6:  # more often than there are rounds
             tx.session.execute(text("DO $$ BEGIN RAISE EXCEPTION 'again' USING ERRCODE = '40001'; END $$"))
 
-    payment.handle(VOIDS, events, handle=handle)
+    payment.handle_batch(VOIDS, events, handle=handle)
 
     assert calls == 6
     assert effects(database) == orders_of(events)
@@ -409,7 +410,7 @@ def test_a_provider_that_is_closed_to_everybody_pauses_and_counts_nothing(
             answers[events[4].message_id] = CannotWork("the circuit is open")
         return answers
 
-    payment.handle(CHARGES, events, ask=ask)
+    payment.handle_batch(CHARGES, events, ask=ask)
 
     assert asked == 3
     assert remembered(database) == ids_of(events)
@@ -430,7 +431,7 @@ def test_who_was_answered_is_not_asked_for_again_when_others_could_not_be(
             answers[silent.message_id] = ProviderTimeout()
         return answers | (dict.fromkeys(ids_of(away), ProviderAway()) if len(asked) < 4 else {})
 
-    payment.handle(CHARGES, events, ask=ask)
+    payment.handle_batch(CHARGES, events, ask=ask)
 
     assert asked == [ids_of(events)] + [ids_of(away)] * 3
     assert remembered(database) == ids_of(events) - {silent.message_id}
@@ -455,7 +456,7 @@ def test_who_was_answered_keeps_its_answer_when_asking_for_the_others_fails(
         answers = payment.service.ask_for_charges(batch)
         return answers | (dict.fromkeys(ids_of(away), ProviderAway()) if len(asked) == 1 else {})
 
-    payment.handle(CHARGES, events, ask=ask)
+    payment.handle_batch(CHARGES, events, ask=ask)
 
     singly = [{event.message_id} for event in away] if count > 1 else []
     assert asked == [ids_of(events), ids_of(away), *singly]
@@ -475,7 +476,7 @@ def test_a_service_that_stops_while_it_is_paused_sets_nothing_apart(
 
     for batch in (events, events[:1]):
         with pytest.raises(Stopping):
-            payment.handle(VOIDS, batch, handle=handle, stopping=lambda: True)
+            payment.handle_batch(VOIDS, batch, handle=handle, stopping=lambda: True)
 
     assert mail.all(f"{VOIDS}.retry") == mail.all(f"{VOIDS}.dlq") == []
     assert remembered(database) == set()
@@ -486,11 +487,11 @@ def test_a_service_that_stops_while_somebody_holds_its_rows_sets_nothing_apart(
 ) -> None:
     monkeypatch.setattr(postgres, "LOCK_TIMEOUT_MS", 200)
     payment, events = bench("payment"), cancellations(1)
-    payment.handle(VOIDS, cancellations(1))
+    payment.handle_batch(VOIDS, cancellations(1))
     with database.engines["payment"].connect().execution_options(isolation_level="READ COMMITTED") as somebody:
         somebody.execute(text("LOCK TABLE payments"))
         with pytest.raises(Stopping):
-            payment.handle(VOIDS, events, stopping=lambda: True)
+            payment.handle_batch(VOIDS, events, stopping=lambda: True)
 
     assert mail.all(f"{VOIDS}.retry") == mail.all(f"{VOIDS}.dlq") == []
     assert ids_of(events).isdisjoint(remembered(database))
@@ -556,14 +557,14 @@ def test_a_bare_payload_that_fails_is_tried_again_as_the_event_it_was_completed_
     def fail(events: Events, tx: Tx) -> None:
         raise ValueError("no")
 
-    inventory.batch(CREATED, handle=fail).handle([Delivery(1, bare, "order.created", None, {})])
+    inventory.batch(CREATED, handle=fail).handle_batch([Delivery(1, bare, "order.created", None, {})])
 
     retried = mail.take(CREATED)
     body = body_of(retried)
     assert body["source"] == body["identity"]["user_id"] == "shell"
     assert body["message_id"] == retried.properties["message_id"]
     again = Delivery(1, retried.body, CREATED, retried.properties["message_id"], headers_of(retried))
-    inventory.batch(CREATED).handle([again])
+    inventory.batch(CREATED).handle_batch([again])
     assert remembered(database, "inventory") == {UUID(body["message_id"])}
     reservations = database.rows("inventory", "SELECT order_id FROM reservations")
     assert reservations == [{"order_id": order.order_id}]
@@ -574,10 +575,10 @@ def test_a_message_that_dies_again_updates_what_is_written_of_it(
 ) -> None:
     payment, event = bench("payment"), cancellations(1)[0]
     handle = Poisoned(payment.service.void, UnexpectedEvent("no"), event)
-    payment.batch(VOIDS, handle=handle).handle([delivery(event)])
+    payment.batch(VOIDS, handle=handle).handle_batch([delivery(event)])
     database.run("payment", "UPDATE dead_messages SET left_at = now(), left_how = 'replayed'")
 
-    payment.batch(VOIDS, handle=handle).handle([delivery(event, headers={"x-replays": 1}, queue=VOIDS)])
+    payment.batch(VOIDS, handle=handle).handle_batch([delivery(event, headers={"x-replays": 1}, queue=VOIDS)])
 
     (row,) = database.rows("payment", "SELECT replays, left_at, left_how, attempts FROM dead_messages")
     assert row == {"replays": 1, "left_at": None, "left_how": None, "attempts": 1}
@@ -585,7 +586,7 @@ def test_a_message_that_dies_again_updates_what_is_written_of_it(
 
 def test_a_told_event_carries_trace_and_identity_of_its_cause(bench: Benches, database: Databases, mail: Mail) -> None:
     event = reserved_event()
-    bench("payment").handle(CHARGES, [event])
+    bench("payment").handle_batch(CHARGES, [event])
 
     (row,) = database.rows("payment", "SELECT body, traceparent, aggregate_id FROM outbox")
     body = json.loads(str(row["body"]))

@@ -26,8 +26,8 @@ from shared.edge.consumer import PREFETCH, Handles, handles
 from shared.edge.database import Database
 from shared.edge.publisher import Outgoing
 from shared.edge.tx import Events, Tx
+from shared.envelope import Envelope
 from shared.errors import CannotWork, PublishFailed
-from shared.events import Envelope
 from shared.ids import uuid7
 from tests.databases import Databases
 from tests.integration.support import (

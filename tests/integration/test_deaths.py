@@ -28,7 +28,8 @@ from shared.edge.consumer import handles
 from shared.edge.database import Database
 from shared.edge.publisher import Outgoing
 from shared.edge.tx import Events, Tx
-from shared.events import CommitRequested, Envelope
+from shared.envelope import Envelope
+from shared.events import CommitRequested
 from shared.ids import uuid7
 from tests.commands import ROOT, ecom_here, started
 from tests.databases import Databases
@@ -401,7 +402,7 @@ def test_what_a_discard_took_away_before_it_was_killed_is_put_back_from_its_file
         ack(mailbox, tags)
         raise Killed
 
-    bench("inventory").handle(COMMITS, [told(CommitRequested(uuid4())) for _ in range(10)])
+    bench("inventory").handle_batch(COMMITS, [told(CommitRequested(uuid4())) for _ in range(10)])
     desk, ack, file = Desk(settings, Actor("operator")), Mailbox.ack, tmp_path / "discarded.jsonl"
     with monkeypatch.context() as patch:
         patch.setattr(Mailbox, "ack", ack_and_die)

@@ -115,7 +115,7 @@ def test_show_tells_all_of_one_message(dead):
 
 
 def test_diagnose_says_what_a_replay_would_do(dead, payment):  # noqa: F811
-    payment.handle(QUEUE, dead[:1])
+    payment.handle_batch(QUEUE, dead[:1])
     said = ecom("diagnose", QUEUE)
     assert said.code == 0
     assert "already applied" in said.out

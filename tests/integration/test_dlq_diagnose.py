@@ -12,10 +12,10 @@ from ops.domain import Filter, Prediction
 from order_service import models as order_models
 from shared.config import Settings
 from shared.edge.publisher import Outgoing
+from shared.envelope import Envelope
 from shared.events import (
     CommitRequested,
     Committed,
-    Envelope,
     Item,
     OrderCancelled,
     OrderCreated,
@@ -59,7 +59,7 @@ class World:
     def heard(self, payload: Payload, queue: str = "") -> Envelope:
         """An event that has been handled."""
         event = told(payload)
-        self.bench.handle(queue or self.queue, [event])
+        self.bench.handle_batch(queue or self.queue, [event])
         return event
 
     def stock(self, on_hand: int = 10) -> None:
@@ -73,7 +73,7 @@ class World:
 
     def paid(self, method: str = "mock_ok") -> UUID:
         event = reserved_event(method=method)
-        self.bench.handle(CHARGE, [event])
+        self.bench.handle_batch(CHARGE, [event])
         return UUID(str(event.payload.order_id))
 
     def order(self) -> OrderCreated:
@@ -385,7 +385,7 @@ def handled_before(queue: str) -> Scene:
     def made(world: World) -> Made:
         event = scene_of(queue, Prediction.APPLY)(world)
         event = event if isinstance(event, Envelope) else told(event)  # type: ignore[arg-type]
-        world.bench.handle(queue, [event])
+        world.bench.handle_batch(queue, [event])
         return event
 
     return made

@@ -30,8 +30,9 @@ from ops.dlq.replay import plan, replay
 from ops.domain import CRASH, UNKNOWN, Fate, Filter, Kind, Pace, Status
 from shared.config import Settings
 from shared.edge.publisher import Outgoing
+from shared.envelope import Envelope
 from shared.errors import CannotWork, Conflict, NotFound, UnexpectedEvent, ValidationFailed
-from shared.events import Envelope, OrderCancelled
+from shared.events import OrderCancelled
 from shared.failures import Delivery
 from tests.databases import Databases
 from tests.integration.support import Bench, Mail, Wire, headers_of, told, until
@@ -71,7 +72,7 @@ def kill(payment: Bench, mail: Mail) -> Callable[[list[Envelope]], list[Envelope
 
     def kill(events: list[Envelope]) -> list[Envelope]:
         before = mail.waiting(DLQ)
-        payment.handle(QUEUE, events, handle=die)
+        payment.handle_batch(QUEUE, events, handle=die)
         until(lambda: mail.waiting(DLQ) == before + len(events))
         return events
 
@@ -138,7 +139,7 @@ class Consumer:
                 for tag, m in enumerate(messages, start=1)
             ]
             changed = {"handle": self.handle} if self.handle else {}
-            self.payment.batch(QUEUE, **changed).handle(came)
+            self.payment.batch(QUEUE, **changed).handle_batch(came)
 
     def close(self) -> None:
         if self._thread is not None:
@@ -380,7 +381,7 @@ def test_copies_of_one_message_take_effect_once_and_are_all_gone(desk, kill, str
 
 def test_what_has_taken_effect_before_does_not_again(desk, kill, payment, consumer, database):
     (event,) = kill(cancellations(1))
-    payment.handle(QUEUE, [event])
+    payment.handle_batch(QUEUE, [event])
     consumer.start()
     assert replay(desk, QUEUE, ALL, None, FAST).tally.as_dict() == {"chosen": 1, "applied": 1}
     assert effects(database) == {event.payload.order_id: 1}
@@ -407,7 +408,7 @@ def test_one_that_dies_again_before_it_is_marked_is_not_marked(desk, kill, payme
 
     def and_die(messages: list[Outgoing]) -> None:
         publish(messages)
-        payment.handle(QUEUE, [event], handle=die)
+        payment.handle_batch(QUEUE, [event], handle=die)
 
     monkeypatch.setattr(desk, "publish", and_die)
     run = replay(desk, QUEUE, ALL, None, FAST)
@@ -898,7 +899,7 @@ def test_nonsense_in_a_message_does_not_stop_the_census(desk, stranger, database
             "x-last-failed-at": "9999-01-01T00:00:00Z",
         },
     )
-    assert census.handle(desk, QUEUE) == 1
+    assert census.settle(desk, QUEUE) == 1
     (row,) = database.rows("payment", "SELECT *, died_at <= now() AS past FROM dead_messages")
     assert (row["reason"], row["trace_id"], row["past"]) == (UNKNOWN, "a?b", True)
 
@@ -907,14 +908,14 @@ def test_what_was_taken_out_by_other_hands_is_marked_gone(desk, kill, mail, data
     kill(cancellations(3))
     database.run("payment", "UPDATE dead_messages SET died_at = died_at - interval '61 s'")
     mail.all(DLQ)
-    assert census.handle(desk, QUEUE) == 3
+    assert census.settle(desk, QUEUE) == 3
     assert left(database) == {"gone": 3}
 
 
 def test_a_death_on_its_way_to_the_dlq_is_not_marked_gone(desk, kill, mail, database):
     kill(cancellations(1))
     mail.all(DLQ)
-    assert census.handle(desk, QUEUE) == 0
+    assert census.settle(desk, QUEUE) == 0
     assert left(database) == {None: 1}
 
 
@@ -932,7 +933,7 @@ def test_the_census_writes_under_the_lock(desk, open_desk, stranger, monkeypatch
         enter(*given)
 
     monkeypatch.setattr(desk.books, "enter", and_try)
-    assert census.handle(desk, QUEUE) == 1
+    assert census.settle(desk, QUEUE) == 1
     assert refused
 
 

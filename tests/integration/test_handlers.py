@@ -5,9 +5,9 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from shared.envelope import Envelope
 from shared.events import (
     CommitRequested,
-    Envelope,
     OrderCancelled,
     PaymentFailed,
     PaymentSucceeded,
@@ -73,29 +73,29 @@ def to_reserve(bench: Bench, database: Databases) -> list[Envelope]:
 def to_commit(bench: Bench, database: Databases) -> list[Envelope]:
     stock(database)
     orders = [order_created(skus=some(n)) for n in range(BATCH)]
-    bench.handle(CREATED, [told(order) for order in orders])
-    bench.handle(RELEASES, [told(ReleaseRequested(order.order_id, "deadline")) for order in orders[:5]])
+    bench.handle_batch(CREATED, [told(order) for order in orders])
+    bench.handle_batch(RELEASES, [told(ReleaseRequested(order.order_id, "deadline")) for order in orders[:5]])
     return [told(CommitRequested(order.order_id)) for order in orders]
 
 
 def to_release(bench: Bench, database: Databases) -> list[Envelope]:
     stock(database)
     orders = [order_created(skus=some(n)) for n in range(BATCH)]
-    bench.handle(CREATED, [told(order) for order in orders[5:]])  # those released first leave tombstones
-    bench.handle(COMMITS, [told(CommitRequested(order.order_id)) for order in orders[25:]])
+    bench.handle_batch(CREATED, [told(order) for order in orders[5:]])  # those released first leave tombstones
+    bench.handle_batch(COMMITS, [told(CommitRequested(order.order_id)) for order in orders[25:]])
     return [told(ReleaseRequested(order.order_id, "order_cancelled")) for order in orders]
 
 
 def to_charge(bench: Bench, database: Databases) -> list[Envelope]:
     orders = [uuid4() for _ in range(BATCH)]
-    bench.handle(VOIDS, [told(OrderCancelled(order_id, "deadline")) for order_id in orders[:5]])
+    bench.handle_batch(VOIDS, [told(OrderCancelled(order_id, "deadline")) for order_id in orders[:5]])
     return [told(reserved(order_id, "mock_declined" if n % 7 else "mock_ok")) for n, order_id in enumerate(orders)]
 
 
 def to_refund(bench: Bench, database: Databases) -> list[Envelope]:
     orders = [uuid4() for _ in range(BATCH)]
     methods = ["mock_refund_declined" if n % 7 == 0 else "mock_ok" for n in range(BATCH)]
-    bench.handle(CHARGES, [told(reserved(*pair)) for pair in zip(orders, methods, strict=True)])
+    bench.handle_batch(CHARGES, [told(reserved(*pair)) for pair in zip(orders, methods, strict=True)])
     return [
         told(RefundRequested(order_id, payment_id_of(order_id), uuid4(), 100, "EUR", "order_cancelled"))
         for order_id in orders
@@ -104,7 +104,7 @@ def to_refund(bench: Bench, database: Databases) -> list[Envelope]:
 
 def to_void(bench: Bench, database: Databases) -> list[Envelope]:
     orders = [uuid4() for _ in range(BATCH)]
-    bench.handle(CHARGES, [told(reserved(order_id)) for order_id in orders[:5]])
+    bench.handle_batch(CHARGES, [told(reserved(order_id)) for order_id in orders[:5]])
     database.run("payment", "UPDATE payments SET status = 'PENDING'")  # a call under way
     return [told(OrderCancelled(order_id, "deadline")) for order_id in orders]
 
@@ -158,7 +158,7 @@ def test_fifty_messages_are_one_transaction_of_at_most_twelve_statements(
         session.connection()  # what a connection asks when it is made costs no batch anything
     wire.completed.clear()
 
-    measured.handle(queue, events)
+    measured.handle_batch(queue, events)
 
     statements = wire.statements()
     shown = f"{queue}: {len(statements)} statements in {wire.completed.count('BEGIN')} transactions: {wire.completed}"
@@ -185,9 +185,9 @@ def test_fifty_repeated_messages_change_and_tell_nothing(
     def everything() -> dict[str, object]:
         return {table: database.rows(service, f'SELECT * FROM "{table}" ORDER BY ctid') for table in tables}
 
-    one.handle(queue, events + events + events)
+    one.handle_batch(queue, events + events + events)
     once = everything()
-    one.handle(queue, events)
-    one.handle(queue, list(reversed(events)))
+    one.handle_batch(queue, events)
+    one.handle_batch(queue, list(reversed(events)))
 
     assert everything() == once

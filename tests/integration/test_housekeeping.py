@@ -6,8 +6,9 @@ from uuid import UUID, uuid4
 import pytest
 
 from payment_service.provider import Answer, Charge
+from shared.envelope import Envelope
 from shared.errors import ProviderTimeout
-from shared.events import Envelope, OrderCancelled, RefundRequested
+from shared.events import OrderCancelled, RefundRequested
 from shared.ids import payment_id_of
 from tests.databases import Databases
 from tests.integration.support import Bench, Mail, reserved_event, told
@@ -75,9 +76,9 @@ def test_a_refund_whose_answer_was_lost_is_found_out_and_told_once(
     one = bench("payment")
     charge = reserved_event(method=method)
     order_id = charge.payload.order_id
-    one.handle(CHARGES, [charge])
+    one.handle_batch(CHARGES, [charge])
     provider, one.service.provider = one.service.provider, Deaf(one.service.provider)
-    one.handle(REFUNDS, [refund_of(charge)])
+    one.handle_batch(REFUNDS, [refund_of(charge)])
     one.service.recover_unknown()
     assert statuses(database, "refunds") == {order_id: "PENDING"}, "a call may still be under way"
 
@@ -99,7 +100,7 @@ def test_a_question_without_an_answer_does_not_hold_up_the_others(
     one = bench("payment")
     first, second = reserved_event(), reserved_event()
     provider, one.service.provider = one.service.provider, Deaf(one.service.provider)
-    one.handle(CHARGES, [first, second])
+    one.handle_batch(CHARGES, [first, second])
     make_old(database)
 
     one.service.provider = Deaf(provider, lost={payment_id_of(first.payload.order_id)})
@@ -119,13 +120,13 @@ def test_a_charge_that_the_provider_never_heard_of_is_void_once_its_order_is_can
 ) -> None:
     one = bench("payment")
     order_id = (charge := reserved_event(method="mock_timeout")).payload.order_id
-    one.handle(CHARGES, [charge])
+    one.handle_batch(CHARGES, [charge])
     database.run("payment", "DELETE FROM provider_ledger")
     make_old(database)
     one.service.recover_unknown()
     assert statuses(database, "payments") == {order_id: "PENDING"}, "the order may still want to pay"
 
-    one.handle(VOIDS, [told(OrderCancelled(order_id, "deadline"))])
+    one.handle_batch(VOIDS, [told(OrderCancelled(order_id, "deadline"))])
     make_old(database)
     one.service.recover_unknown()
     assert statuses(database, "payments") == {order_id: "VOID"}
@@ -150,11 +151,11 @@ def test_a_refund_of_what_took_no_money_is_claimed_by_nobody_and_holds_up_no_oth
 ) -> None:
     one = bench("payment")
     declined, paid = reserved_event(method="mock_declined"), reserved_event()
-    one.handle(CHARGES, [declined, paid])
-    one.handle(REFUNDS, [refund_of(declined)])
+    one.handle_batch(CHARGES, [declined, paid])
+    one.handle_batch(REFUNDS, [refund_of(declined)])
     assert statuses(database, "refunds") == {}
     provider, one.service.provider = one.service.provider, Deaf(one.service.provider)
-    one.handle(REFUNDS, [refund_of(paid)])
+    one.handle_batch(REFUNDS, [refund_of(paid)])
     one.service.provider = provider
     make_old(database)
     one.service.recover_unknown()

@@ -11,10 +11,10 @@ import pytest
 
 from order_service.domain import Status
 from shared.config import Settings
+from shared.envelope import Envelope
 from shared.errors import Conflict
 from shared.events import (
     CommitRequested,
-    Envelope,
     Payload,
     PaymentSucceeded,
     Refunded,
@@ -66,7 +66,7 @@ class Middle:
         return self
 
     def hears(self, queue: str, *payloads: Payload) -> Middle:
-        self.bench.handle(queue, [told(payload) for payload in payloads])
+        self.bench.handle_batch(queue, [told(payload) for payload in payloads])
         return self
 
     def cancelled(self) -> Middle:
@@ -245,7 +245,7 @@ def test_what_has_no_row_dies_as_unexpected_and_is_logged_and_the_others_take_ef
     overtaken = told(Reserved(middle.order_id, uuid4(), (), 300, "EUR", "mock_ok"))
 
     with caplog.at_level(logging.WARNING):
-        middle.bench.handle(INVENTORY_RESULTS, [unexpected, overtaken])
+        middle.bench.handle_batch(INVENTORY_RESULTS, [unexpected, overtaken])
 
     (dead,) = mail.all(f"{INVENTORY_RESULTS}.dlq")
     assert dead.properties["message_id"] == str(unexpected.message_id)
@@ -282,12 +282,12 @@ def test_released_goods_return_to_the_stock_with_their_movements_and_an_audit_ro
 ) -> None:
     inventory, order = bench("inventory"), order_created(skus=["lamp"], quantity=2)
     database.run("inventory", "INSERT INTO stock_items (sku, on_hand) VALUES ('lamp', 5)")
-    inventory.handle(CREATED, [told(order)])
+    inventory.handle_batch(CREATED, [told(order)])
     if commit:
-        inventory.handle(COMMITS, [told(CommitRequested(order.order_id))])
+        inventory.handle_batch(COMMITS, [told(CommitRequested(order.order_id))])
     release = told(ReleaseRequested(order.order_id, "order_cancelled"))
 
-    inventory.handle(RELEASES, [release])
+    inventory.handle_batch(RELEASES, [release])
 
     assert database.rows("inventory", "SELECT on_hand, reserved FROM stock_items") == [{"on_hand": 5, "reserved": 0}]
     moved = database.rows("inventory", "SELECT change, moved_by FROM stock_movements ORDER BY id")
@@ -323,13 +323,13 @@ def test_a_refund_that_failed_is_asked_for_again_under_a_new_id_and_given_back_o
     bench: Benches, database: Databases, mail: Mail
 ) -> None:
     payment, event = bench("payment"), reserved_event(method="mock_refund_declined")
-    payment.handle(CHARGES, [event])
-    payment.handle(REFUNDS, [ask(event, OLDER)])
+    payment.handle_batch(CHARGES, [event])
+    payment.handle_batch(REFUNDS, [ask(event, OLDER)])
     assert database.rows("payment", "SELECT status FROM payments") == [{"status": "COMPLETED"}]
     database.run("payment", "UPDATE payments SET method = 'mock_ok'")  # the provider has become willing
 
-    payment.handle(REFUNDS, [ask(event, CURRENT)])
-    payment.handle(REFUNDS, [ask(event, CURRENT), ask(event, OLDER)])
+    payment.handle_batch(REFUNDS, [ask(event, CURRENT)])
+    payment.handle_batch(REFUNDS, [ask(event, CURRENT), ask(event, OLDER)])
 
     assert database.rows("payment", "SELECT status FROM payments") == [{"status": "REFUNDED"}]
     refunds = database.rows("payment", "SELECT refund_id, status FROM refunds")

@@ -24,7 +24,7 @@ from ops.service import OpsService
 from shared.config import Settings
 from shared.edge.background import Background
 from shared.errors import CannotWork, Conflict, NotFound, ValidationFailed
-from shared.events import timestamp
+from shared.times import timestamp
 from tests.databases import Databases
 from tests.integration.support import Mail, container_of, extension, until
 

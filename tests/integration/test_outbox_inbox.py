@@ -10,8 +10,9 @@ import pytest
 
 from shared import inbox, outbox
 from shared.edge.tx import Events, Tx
+from shared.envelope import envelope
 from shared.errors import InvalidSchema
-from shared.events import Identity, OrderCancelled, OrderPaid, envelope
+from shared.events import Identity, OrderCancelled, OrderPaid
 from shared.ids import new_trace_id
 from tests.databases import Databases
 from tests.integration.support import Bench, Mail, told, until
@@ -119,9 +120,9 @@ def test_two_replicas_with_the_same_messages_have_one_effect(
         getattr(first.service, first_handler)(batch, tx)
 
     first_handler = first.batch(queue).handle.__name__
-    settling = eventlet.spawn(first.settle, queue, events, handle=handle)
+    settling = eventlet.spawn(first.handle_batch, queue, events, handle=handle)
     until(lambda: calls)
-    second.handle(queue, list(reversed(events)))
+    second.handle_batch(queue, list(reversed(events)))
     settling.wait()
 
     assert database.rows(service, effect) == [{"n": expected}]

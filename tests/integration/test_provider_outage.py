@@ -10,8 +10,9 @@ import pytest
 from payment_service.domain import Answer
 from payment_service.provider import Charge, Provider
 from payment_service.service import UNKNOWN_AFTER_S
+from shared.envelope import Envelope
 from shared.errors import ProviderAway, ProviderTimeout
-from shared.events import Envelope, OrderCancelled, RefundRequested
+from shared.events import OrderCancelled, RefundRequested
 from shared.ids import payment_id_of
 from tests.databases import Databases
 from tests.integration.support import Bench, Mail, deliveries, reserved_event, throughout, told, until
@@ -64,7 +65,7 @@ def test_messages_wait_out_an_outage_and_none_is_charged_with_it(
 ) -> None:
     events = [reserved_event() for _ in range(count)]
     if queue == REFUNDS:
-        weak.handle(CHARGES, events)
+        weak.handle_batch(CHARGES, events)
         events = [refund_of(event) for event in events]
     outage.touch()
     batch = weak.batch(queue)
@@ -85,7 +86,7 @@ def test_messages_wait_out_an_outage_and_none_is_charged_with_it(
 def test_a_message_that_the_provider_alone_never_answers_is_counted_as_before(
     weak: Bench, database: Databases, mail: Mail
 ) -> None:
-    weak.handle(CHARGES, [reserved_event(method="mock_timeout"), reserved_event()])
+    weak.handle_batch(CHARGES, [reserved_event(method="mock_timeout"), reserved_event()])
 
     assert sorted(statuses(database)) == ["COMPLETED", "PENDING"]
     assert len(mail.all(f"{CHARGES}.retry")) == 1
@@ -111,12 +112,12 @@ def test_settle_keeps_what_was_answered_before_it_says_that_the_provider_is_away
     weak: Bench, outage: Path, database: Databases, mail: Mail
 ) -> None:
     paid = [reserved_event() for _ in range(2)]
-    weak.handle(CHARGES, paid)
+    weak.handle_batch(CHARGES, paid)
     refunds = [refund_of(event) for event in paid]
     weak.service.provider = weak.provider("timeout")
     events = [reserved_event() for _ in range(4)]
-    weak.handle(CHARGES, events)
-    weak.handle(REFUNDS, refunds)
+    weak.handle_batch(CHARGES, events)
+    weak.handle_batch(REFUNDS, refunds)
     make_old(database)
     make_old(database, "refunds")
     away, silent, heard, unheard = (payment_id_of(event.payload.order_id) for event in events)
@@ -146,7 +147,7 @@ def test_settle_says_nothing_of_a_silence_that_is_one_keys_own_and_everything_of
 ) -> None:
     weak.service.provider = weak.provider("timeout")
     event = reserved_event()
-    weak.handle(CHARGES, [event])
+    weak.handle_batch(CHARGES, [event])
     make_old(database)
     key = payment_id_of(event.payload.order_id)
 
@@ -167,7 +168,7 @@ def test_a_charge_made_while_settle_hears_that_there_is_none_is_not_forgotten(
     settling = eventlet.spawn(batch.handle_batch, deliveries([event]))
     until(lambda: batch.not_ready_reason)
     settling.kill()  # its message went back to the queue
-    weak.handle(VOIDS, [told(OrderCancelled(event.payload.order_id, "deadline"))])
+    weak.handle_batch(VOIDS, [told(OrderCancelled(event.payload.order_id, "deadline"))])
     make_old(database)
     outage.unlink()
 
@@ -184,7 +185,7 @@ def test_a_charge_made_while_settle_hears_that_there_is_none_is_not_forgotten(
     weak.service.recover_unknown()
 
     assert answers[event.message_id].done
-    weak.handle(CHARGES, [event], ask=lambda batch: answers)
+    weak.handle_batch(CHARGES, [event], ask=lambda batch: answers)
     assert statuses(database) == ["COMPLETED"]
     (last,) = database.rows("payment", "SELECT event_type FROM outbox")
     assert last["event_type"] == "payment.succeeded"
@@ -195,8 +196,8 @@ def test_a_cancelled_payment_that_nobody_asks_for_any_more_is_void(
 ) -> None:
     weak.service.provider = weak.provider("timeout")
     event = reserved_event()
-    weak.handle(CHARGES, [event])
-    weak.handle(VOIDS, [told(OrderCancelled(event.payload.order_id, "deadline"))])
+    weak.handle_batch(CHARGES, [event])
+    weak.handle_batch(VOIDS, [told(OrderCancelled(event.payload.order_id, "deadline"))])
     make_old(database)
     weak.service.recover_unknown()
 
@@ -214,15 +215,15 @@ def test_a_call_that_was_frozen_until_its_payment_was_written_off_is_made_good(
     class Thawed(Provider):
         def charge(self, charge: Charge) -> Answer:
             payment.service.provider = provider
-            payment.handle(VOIDS, [told(OrderCancelled(event.payload.order_id, "deadline"))])
+            payment.handle_batch(VOIDS, [told(OrderCancelled(event.payload.order_id, "deadline"))])
             make_old(database)
             payment.service.recover_unknown()
             assert statuses(database) == ["VOID"]
-            payment.handle(CHARGES, [event])  # its message was delivered again, and is not asked for
+            payment.handle_batch(CHARGES, [event])  # its message was delivered again, and is not asked for
             return provider.charge(charge)
 
     payment.service.provider = Thawed()
-    payment.handle(CHARGES, [event])
+    payment.handle_batch(CHARGES, [event])
     assert database.rows("payment", "SELECT FROM outbox") == []
     make_old(database)
     payment.service.recover_unknown()

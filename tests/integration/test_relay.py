@@ -15,8 +15,9 @@ from shared import outbox, relay
 from shared.config import Settings
 from shared.edge.database import Database
 from shared.edge.publisher import Outgoing, Publisher
+from shared.envelope import Envelope
 from shared.errors import PublishFailed
-from shared.events import Envelope, OrderCancelled, OrderPaid
+from shared.events import OrderCancelled, OrderPaid
 from shared.relay import Relay, publish_once, purge
 from tests.databases import Databases
 from tests.integration.support import (

@@ -33,8 +33,9 @@ from payment_service.provider import Charge, Provider
 from payment_service.service import PaymentService
 from shared.edge.consumer import Handles
 from shared.edge.tx import Events, Tx
+from shared.envelope import Envelope, envelope
 from shared.errors import CannotWork, Conflict, ProviderAway, ProviderTimeout
-from shared.events import CATALOGUE, Envelope, Identity, OrderCreated, PricedItem, envelope
+from shared.events import CATALOGUE, Identity, OrderCreated, PricedItem
 from shared.ids import payment_id_of, uuid7
 from topology.table import BY_NAME, QUEUES, hears
 

@@ -14,7 +14,7 @@ from gateway.chart import LEAST_SLOTS, MAX_LABELS, OTHER, PLOT_PX, SERIES, chart
 from gateway.dashboard import as_typed, findings
 from shared import auth, errors
 from shared.config import Settings
-from shared.events import timestamp
+from shared.times import timestamp
 from tests.unit.serving import KEYS, Fake, ask, serving
 from tests.unit.test_gateway_http import EXPECTED_ROLES, PAGES, Gateway, Service, bearer
 

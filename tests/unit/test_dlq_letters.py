@@ -26,8 +26,8 @@ from ops.dlq.letters import (
 )
 from ops.domain import CRASH, NEVER, UNKNOWN
 from shared.errors import Poison, UnknownType, ValidationFailed
-from shared.events import encode
 from shared.failures import Delivery, FailedDelivery, classify_failure
+from shared.schema import encode
 from tests.integration.support import order_created, told
 from topology.table import QUEUES
 

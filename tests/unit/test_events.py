@@ -12,18 +12,9 @@ from hypothesis import strategies as st
 
 from ops.docs import contracts
 from shared import events
+from shared.envelope import Envelope, decode, envelope, json_schema
 from shared.errors import EcomError, InvalidSchema, Poison, UnknownType
-from shared.events import (
-    CATALOGUE,
-    UNHEARD,
-    Envelope,
-    Identity,
-    OrderCreated,
-    PricedItem,
-    decode,
-    envelope,
-    json_schema,
-)
+from shared.events import CATALOGUE, UNHEARD, Identity, OrderCreated, PricedItem
 from topology.table import QUEUES, hears
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"

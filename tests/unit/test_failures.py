@@ -6,8 +6,9 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from shared.envelope import envelope
 from shared.errors import InvalidSchema, Poison, ProviderTimeout, UnknownOrder
-from shared.events import Identity, OrderCancelled, envelope
+from shared.events import Identity, OrderCancelled
 from shared.failures import MAX_ERROR_BYTES, Delivery, FailedDelivery, classify_failure, exchange_of
 
 QUEUE = "q.payment.order-cancelled"

@@ -5,7 +5,7 @@ from marshmallow import ValidationError
 
 from gateway import schemas
 from gateway.http import read_json
-from shared.events import MAX_AMOUNT
+from shared.schema import MAX_AMOUNT
 
 LINE = {"sku": "A-1", "quantity": 1, "unit_price": 0}
 ORDER = {"currency": "EUR", "payment_method": "mock_ok", "items": [LINE]}

@@ -9,7 +9,6 @@ from order_service import domain
 from order_service.domain import ANY, CANCEL, DEADLINE, REFUND_RETRY, Order, Status, Step
 from shared.errors import UnexpectedEvent, ValidationFailed
 from shared.events import (
-    MAX_AMOUNT,
     CommitRequested,
     Committed,
     OrderCancelled,
@@ -27,6 +26,7 @@ from shared.events import (
     Reserved,
     type_of,
 )
+from shared.schema import MAX_AMOUNT
 
 ORDER, R, P, OLD, NEW = (uuid4() for _ in range(5))
 S = Status

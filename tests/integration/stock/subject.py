@@ -19,7 +19,8 @@ import psutil
 from ops.local.processes import Process, tie
 from ops.local.servers import free_port
 from shared.config import Settings
-from shared.events import Identity, envelope
+from shared.envelope import envelope
+from shared.events import Identity
 from shared.ids import new_trace_id
 from tests.databases import Databases
 from tests.integration.stock.services import QUEUES, queue_of
