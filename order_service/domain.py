@@ -53,6 +53,7 @@ class Order:
     """What the rules know of an order. `followed` holds (event type, id) of each result already followed."""
 
     order_id: UUID
+    customer_id: str
     status: Status
     currency: str
     total: int
@@ -145,10 +146,12 @@ AWAITED: dict[Status, tuple[str, tuple[str, ...]]] = {
 _RELEASE_REASONS = {PAYMENT_FAILED: PAYMENT_FAILED, DEADLINE: DEADLINE}
 
 _WORDS: dict[str, Callable[[Order], Payload]] = {
-    PAID_WORD: lambda order: OrderPaid(order.order_id, order.total, order.currency),
-    CANCELLED_WORD: lambda order: OrderCancelled(order.order_id, order.reason or ORDER_CANCELLED),
-    COMMIT: lambda order: CommitRequested(order.order_id),
-    RELEASE: lambda order: ReleaseRequested(order.order_id, _RELEASE_REASONS.get(order.reason or "", ORDER_CANCELLED)),
+    PAID_WORD: lambda order: OrderPaid(order.order_id, order.total, order.currency, order.customer_id),
+    CANCELLED_WORD: lambda order: OrderCancelled(order.order_id, order.reason or ORDER_CANCELLED, order.customer_id),
+    COMMIT: lambda order: CommitRequested(order.order_id, order.customer_id),
+    RELEASE: lambda order: ReleaseRequested(
+        order.order_id, _RELEASE_REASONS.get(order.reason or "", ORDER_CANCELLED), order.customer_id
+    ),
     NEW_REFUND: lambda order: _refund(order),
     SAME_REFUND: lambda order: _refund(order),
 }
@@ -158,7 +161,13 @@ def _refund(order: Order) -> RefundRequested:
     if order.payment_id is None or order.refund_id is None:
         raise UnexpectedEvent(f"order {order.order_id} has no payment to refund")
     return RefundRequested(
-        order.order_id, order.payment_id, order.refund_id, order.total, order.currency, order.reason or ORDER_CANCELLED
+        order.order_id,
+        order.payment_id,
+        order.refund_id,
+        order.total,
+        order.currency,
+        order.reason or ORDER_CANCELLED,
+        order.customer_id,
     )
 
 

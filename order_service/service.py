@@ -8,8 +8,8 @@ from uuid import UUID
 from nameko.dependency_providers import Config
 from sqlalchemy.orm import Session
 
-from order_service import domain, models
-from shared import outbox
+from order_service import domain, models, queries
+from shared import idempotency, outbox
 from shared.config import Settings
 from shared.edge.consumer import handles
 from shared.edge.context import Context
@@ -22,9 +22,13 @@ from shared.edge.tx import Events, Tx
 from shared.envelope import envelope
 from shared.errors import Conflict, UnexpectedEvent, UnknownOrder
 from shared.events import Identity, OrderCreated, PricedItem
+from shared.idempotency import KeyedAnswer, KeyedRequest
 from shared.ids import uuid7
 from shared.relay import Relay
 from shared.schema import encode
+
+CREATE_ROUTE = "POST /api/orders"
+CANCEL_ROUTE = "POST /api/orders/{order_id}/cancel"
 
 # An order that nobody settles in time is cancelled by this clock.
 CLOCK = Identity("system:deadline", ("system",))
@@ -52,8 +56,15 @@ class OrderService(Probes):
         """
         identity, trace_id = self.context.identity, self.context.trace_id
         items = tuple(PricedItem(**item) for item in order["items"])
-        payload = OrderCreated(uuid7(), order["currency"], domain.total_of(items), items, order["payment_method"])
-        location = f"/api/orders/{payload.order_id}"
+        payload = OrderCreated(
+            uuid7(),
+            order["currency"],
+            domain.total_of(items),
+            items,
+            order["payment_method"],
+            customer_id=identity.user_id,
+        )
+        request = KeyedRequest(identity.user_id, CREATE_ROUTE, key, order)
         body = {
             "order_id": str(payload.order_id),
             "status": domain.Status.PENDING,
@@ -61,25 +72,23 @@ class OrderService(Probes):
             "total": payload.total,
             "currency": payload.currency,
         }
+        answer = KeyedAnswer(201, body, f"/api/orders/{payload.order_id}")
         try:
             with self.db.begin() as session:
-                stored = models.claim_key(
-                    session, identity.user_id, models.CREATE_ROUTE, key, order, 201, body, location
-                )
-                if stored:
-                    return stored
-                if not models.add_order(session, payload, identity, trace_id, key, order):
+                if stored := idempotency.claim_key(session, request, answer):
+                    return stored.as_dict()
+                if not models.add_order(session, payload, request, trace_id):
                     raise _KeyIsOld
                 outbox.emit(session, [envelope(self.name, payload, trace_id, identity)])
         except _KeyIsOld:
-            return self._answer_of_old_key(key, order)
-        return {"status": 201, "body": body, "location": location, "replayed": False}
+            return self._answer_of_old_key(request).as_dict()
+        return answer.as_dict()
 
-    def _answer_of_old_key(self, key: str, order: dict[str, Any]) -> dict[str, Any]:
+    def _answer_of_old_key(self, request: KeyedRequest) -> KeyedAnswer:
         with self.db.read() as session:
-            row = models.order_of_key(session, self.context.identity.user_id, key, order)
-            (body,) = models.order_bodies(session, [row])
-        return {"status": 200, "body": body, "location": f"/api/orders/{row.order_id}", "replayed": True}
+            row = queries.order_of_key(session, request)
+            (body,) = queries.order_bodies(session, [row])
+        return KeyedAnswer(200, body, f"/api/orders/{row.order_id}", replayed=True)
 
     @rpc
     def cancel_order(self, order_id: str, key: str) -> dict[str, Any]:
@@ -100,26 +109,23 @@ class OrderService(Probes):
 
     def _command(self, order_id: str, hears: str, key: str = "") -> dict[str, Any]:
         """One transaction: the order as the table says, its step, its events, and the answer under its key."""
-        identity, location = self.context.identity, f"/api/orders/{order_id}"
+        identity = self.context.identity
         try:
             with self.db.begin() as session:
-                row = models.visible_order(session, order_id, identity)
+                row = queries.visible_order(session, order_id, identity)
                 self._say(session, [row.order_id], hears, identity)
                 session.refresh(row)
-                (body,) = models.order_bodies(session, [row])
-                answer = {"status": 202, "body": body, "location": location, "replayed": False}
+                (body,) = queries.order_bodies(session, [row])
+                answer = KeyedAnswer(202, body, f"/api/orders/{order_id}")
                 if key:
-                    request = {"order_id": str(row.order_id)}
-                    stored = models.claim_key(
-                        session, identity.user_id, models.CANCEL_ROUTE, key, request, 202, body, location
-                    )
-                    if stored:
+                    request = KeyedRequest(identity.user_id, CANCEL_ROUTE, key, {"order_id": str(row.order_id)})
+                    if stored := idempotency.claim_key(session, request, answer):
                         raise _Answered(stored)
         except _Answered as known:
-            return known.answer
+            return known.answer.as_dict()
         except UnexpectedEvent as error:
             raise Conflict(f"{str(error)[0].upper()}{str(error)[1:]}.") from error
-        return answer
+        return answer.as_dict()
 
     def _say(self, session: Session, order_ids: list[UUID], hears: str, identity: Identity) -> None:
         """Let orders hear a word that is no event. Raises UnexpectedEvent where the table has no row."""
@@ -137,8 +143,8 @@ class OrderService(Probes):
     def get_order(self, order_id: str) -> dict[str, Any]:
         """One order as it is now. Raises NotFound, also for somebody else's."""
         with self.db.read() as session:
-            row = models.visible_order(session, order_id, self.context.identity)
-            (body,) = models.order_bodies(session, [row])
+            row = queries.visible_order(session, order_id, self.context.identity)
+            (body,) = queries.order_bodies(session, [row])
         return body
 
     @rpc
@@ -150,27 +156,27 @@ class OrderService(Probes):
         `filters` may hold status, user, from, to and idempotency_key.
         """
         with self.db.read() as session:
-            items, next_cursor = models.orders_page(session, self.context.identity, limit, cursor, filters or {})
+            items, next_cursor = queries.orders_page(session, self.context.identity, limit, cursor, filters or {})
         return {"items": items, "next_cursor": next_cursor}
 
     @rpc
     def timeline(self, order_id: str) -> dict[str, Any]:
         """Every step of an order so far. Raises NotFound, also for somebody else's."""
         with self.db.read() as session:
-            return models.timeline(session, models.visible_order(session, order_id, self.context.identity))
+            return queries.timeline(session, queries.visible_order(session, order_id, self.context.identity))
 
     @rpc
     def steps(self, order_id: str, after: int) -> dict[str, Any]:
         """The steps of an order after that one: {version, steps}. Raises NotFound, also for somebody else's."""
         with self.db.read() as session:
-            row = models.visible_order(session, order_id, self.context.identity)
-            return {"version": row.version, "steps": models.steps_after(session, row.order_id, after)}
+            row = queries.visible_order(session, order_id, self.context.identity)
+            return {"version": row.version, "steps": queries.steps_after(session, row.order_id, after)}
 
     @rpc
     def changed_orders(self, known: dict[str, int]) -> list[dict[str, Any]]:
         """Those of these orders that have changed since a known version, for a gateway whose clients wait for them."""
         with self.db.read() as session:
-            return models.newer(session, known)
+            return queries.orders_newer_than(session, known)
 
     @handles("q.order.inventory-result")
     def follow_inventory(self, events: Events, tx: Tx) -> None:
@@ -215,13 +221,13 @@ class OrderService(Probes):
     def forget_keys(self) -> None:
         """Purge the stored answers of idempotency keys that are past their promise."""
         with self.db.begin() as session:
-            models.purge_keys(session)
+            idempotency.purge(session)
 
 
 class _Answered(Exception):
     """The key has been used: roll back, and give the answer that was stored with it."""
 
-    def __init__(self, answer: dict[str, Any]) -> None:
+    def __init__(self, answer: KeyedAnswer) -> None:
         self.answer = answer
 
 

@@ -49,10 +49,30 @@ class Shortage:
 
 @dataclass(frozen=True)
 class Payload:
-    """What every event carries: the order it belongs to, which is also its aggregate."""
+    """What every event carries. A field with a default may be absent on arrival, so that fields can be added."""
+
+    @property
+    def aggregate_id(self) -> UUID:
+        """What the event is about. The relay publishes the events of one aggregate in their order.
+
+        A payload that is not about an order defines its own; `shared.ids.aggregate_of` makes one of a name.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class OrderPayload(Payload):
+    """An event about an order, which is its aggregate."""
 
     order_id: UUID
 
+    @property
+    def aggregate_id(self) -> UUID:
+        return self.order_id
+
+
+# Who owns the order: the customer, also where somebody else caused the event. Messages of version 0.1 have none.
+CustomerId = ShortText | None
 
 CATALOGUE: dict[str, type[Payload]] = {}
 UNHEARD: set[str] = set()
@@ -73,49 +93,55 @@ def _event(type_: str, *, heard: bool = True) -> Callable[[P], P]:
 
 @_event("order.created")
 @dataclass(frozen=True)
-class OrderCreated(Payload):
+class OrderCreated(OrderPayload):
     """A customer posted an order; total in minor units."""
 
     currency: Currency
     total: Amount
     items: tuple[PricedItem, ...]
     payment_method: ShortText
+    customer_id: CustomerId = None
 
 
 @_event("order.cancelled")
 @dataclass(frozen=True)
-class OrderCancelled(Payload):
+class OrderCancelled(OrderPayload):
     """The order ended unpaid, or its money went back."""
 
     reason: Word
+    customer_id: CustomerId = None
 
 
 @_event("order.paid", heard=False)
 @dataclass(frozen=True)
-class OrderPaid(Payload):
+class OrderPaid(OrderPayload):
     """The order is paid. Nobody here listens yet."""
 
     total: Amount
     currency: Currency
+    customer_id: CustomerId = None
 
 
 @_event("inventory.release.requested")
 @dataclass(frozen=True)
-class ReleaseRequested(Payload):
+class ReleaseRequested(OrderPayload):
     """Give back what the order holds."""
 
     reason: Annotated[str, Limits(words=("payment_failed", "order_cancelled", "deadline"))]
+    customer_id: CustomerId = None
 
 
 @_event("inventory.commit.requested")
 @dataclass(frozen=True)
-class CommitRequested(Payload):
+class CommitRequested(OrderPayload):
     """The order is paid: its hold becomes a sale."""
+
+    customer_id: CustomerId = None
 
 
 @_event("inventory.reserved")
 @dataclass(frozen=True)
-class Reserved(Payload):
+class Reserved(OrderPayload):
     """All the order's items are held."""
 
     reservation_id: UUID
@@ -127,7 +153,7 @@ class Reserved(Payload):
 
 @_event("inventory.failed")
 @dataclass(frozen=True)
-class ReservationFailed(Payload):
+class ReservationFailed(OrderPayload):
     """Nothing is held: something was short."""
 
     reason: Word
@@ -136,7 +162,7 @@ class ReservationFailed(Payload):
 
 @_event("inventory.released")
 @dataclass(frozen=True)
-class Released(Payload):
+class Released(OrderPayload):
     """What the order held is available again."""
 
     reservation_id: UUID
@@ -146,7 +172,7 @@ class Released(Payload):
 
 @_event("inventory.committed")
 @dataclass(frozen=True)
-class Committed(Payload):
+class Committed(OrderPayload):
     """What the order held has left the stock."""
 
     reservation_id: UUID
@@ -156,7 +182,7 @@ class Committed(Payload):
 
 @_event("payment.succeeded")
 @dataclass(frozen=True)
-class PaymentSucceeded(Payload):
+class PaymentSucceeded(OrderPayload):
     """The provider took the money."""
 
     payment_id: UUID
@@ -167,7 +193,7 @@ class PaymentSucceeded(Payload):
 
 @_event("payment.failed")
 @dataclass(frozen=True)
-class PaymentFailed(Payload):
+class PaymentFailed(OrderPayload):
     """The provider will not take the money."""
 
     payment_id: UUID
@@ -176,7 +202,7 @@ class PaymentFailed(Payload):
 
 @_event("payment.refund.requested")
 @dataclass(frozen=True)
-class RefundRequested(Payload):
+class RefundRequested(OrderPayload):
     """Give the money back; refund_id is the provider's key."""
 
     payment_id: UUID
@@ -184,11 +210,12 @@ class RefundRequested(Payload):
     amount: Amount
     currency: Currency
     reason: Word
+    customer_id: CustomerId = None
 
 
 @_event("payment.refunded")
 @dataclass(frozen=True)
-class Refunded(Payload):
+class Refunded(OrderPayload):
     """The money is back with the customer."""
 
     payment_id: UUID
@@ -199,7 +226,7 @@ class Refunded(Payload):
 
 @_event("payment.refund_failed")
 @dataclass(frozen=True)
-class RefundFailed(Payload):
+class RefundFailed(OrderPayload):
     """The provider would not give the money back."""
 
     payment_id: UUID

@@ -127,7 +127,7 @@ def classify_failure(apart: FailedDelivery, service: str, queue: str, now: datet
         type=event.type if event else "",
         reason=reason,
         headers=headers,
-        order_id=event.payload.order_id if event else None,
+        order_id=getattr(event.payload, "order_id", None) if event else None,
         trace_id=event.trace_id if event else None,
     )
 

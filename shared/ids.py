@@ -7,6 +7,7 @@ import time
 import uuid
 
 PAYMENT_NAMESPACE = uuid.UUID("6f1b1b5e-6c0a-5d56-9b1e-2f1f0f8f5a01")
+AGGREGATE_NAMESPACE = uuid.UUID("b0d2b8a4-54d1-5b52-8a53-0c6a2d3a9f10")
 
 
 def uuid7() -> uuid.UUID:
@@ -25,6 +26,11 @@ def uuid7() -> uuid.UUID:
 def payment_id_of(order_id: uuid.UUID) -> uuid.UUID:
     """The one payment an order can have; also the provider's idempotency key, so no retry charges twice."""
     return uuid.uuid5(PAYMENT_NAMESPACE, str(order_id))
+
+
+def aggregate_of(kind: str, name: str) -> uuid.UUID:
+    """The aggregate of something that is known by a name and has no UUID: ("sku", "lamp"), ("user", "ann")."""
+    return uuid.uuid5(AGGREGATE_NAMESPACE, f"{kind}:{name}")
 
 
 def new_trace_id() -> str:

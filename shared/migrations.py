@@ -95,3 +95,20 @@ def drop_messaging_tables_v1() -> None:
     """Undo create_messaging_tables_v1."""
     for table in ("dead_messages", "outbox", "consumed_messages"):
         op.drop_table(table)
+
+
+def create_idempotency_keys_v1() -> None:
+    """The table of `shared.idempotency` as of its first version. Never edited: a change is a new function."""
+    op.create_table(
+        "idempotency_keys",
+        sa.Column("user_id", sa.Text, nullable=False),
+        sa.Column("route", sa.Text, nullable=False),
+        sa.Column("key", sa.Text, nullable=False),
+        sa.Column("fingerprint", sa.Text, nullable=False),
+        sa.Column("status", sa.Integer, nullable=False),
+        sa.Column("body", sa.JSON, nullable=False),
+        sa.Column("location", sa.Text, nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.text("now()")),
+        sa.PrimaryKeyConstraint("user_id", "route", "key", name="pk_idempotency_keys"),
+    )
+    op.create_index("ix_idempotency_keys_created_at", "idempotency_keys", ["created_at"], postgresql_using="brin")

@@ -28,7 +28,7 @@ def emit(session: Session, envelopes: Iterable[Envelope]) -> None:
     rows = [
         {
             "message_id": envelope.message_id,
-            "aggregate_id": envelope.payload.order_id,
+            "aggregate_id": envelope.payload.aggregate_id,
             "event_type": envelope.type,
             "traceparent": traceparent(envelope.trace_id),
             "body": envelope.to_json(),

@@ -145,17 +145,34 @@ def _list_decoder(inner: Decode) -> Decode:
 
 
 def _object_decoder(kind: Any) -> Decode:
-    members = [(name, decoder(hint), f".{name}") for name, hint in get_type_hints(kind, include_extras=True).items()]
+    hints = get_type_hints(kind, include_extras=True)
+    required = _required(kind)
+    members = [(name, decoder(hint), f".{name}", name in required) for name, hint in hints.items()]
 
     def decode_object(value: Any, path: str) -> Any:
         if not isinstance(value, dict):
             raise _fault(path, "an object", value)
         try:
-            return kind(**{name: inner(value[name], path + suffix) for name, inner, suffix in members})
+            return kind(
+                **{
+                    name: inner(value[name], path + suffix)
+                    for name, inner, suffix, is_required in members
+                    if is_required or name in value
+                }
+            )
         except KeyError as missing:
             raise InvalidSchema(f"{path or 'body'}: the field {missing} is missing") from None
 
     return decode_object
+
+
+def _required(kind: Any) -> list[str]:
+    """The fields that must be there: those without a default. A message of an older version lacks newer fields."""
+    return [
+        field.name
+        for field in dataclasses.fields(kind)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
 
 
 def encode(value: Any) -> Any:
@@ -193,7 +210,7 @@ def schema_of(annotation: Any) -> dict[str, Any]:
         return {
             "type": "object",
             "properties": {name: schema_of(hint) for name, hint in hints.items()},
-            "required": list(hints),
+            "required": _required(annotation),
         }
     return {
         str: {"type": "string"},

@@ -26,23 +26,23 @@ Argument = str | int
 
 @dataclass(frozen=True)
 class Queue:
-    """A main queue: who consumes it, what it hears, how often it may be delivered."""
+    """A main queue: the service that consumes it, the routing keys it is bound to, how often it may be delivered."""
 
     name: str
     service: str
-    binding: str
+    bindings: tuple[str, ...]
     delivery_limit: int = DELIVERY_LIMIT
 
 
 QUEUES = (
-    Queue("q.inventory.order-created", "inventory", "order.created"),
-    Queue("q.inventory.release-requested", "inventory", "inventory.release.requested"),
-    Queue("q.inventory.commit-requested", "inventory", "inventory.commit.requested"),
-    Queue("q.payment.inventory-reserved", "payment", "inventory.reserved"),
-    Queue("q.payment.refund-requested", "payment", "payment.refund.requested"),
-    Queue("q.payment.order-cancelled", "payment", "order.cancelled"),
-    Queue("q.order.inventory-result", "order", "inventory.*"),
-    Queue("q.order.payment-result", "order", "payment.*"),
+    Queue("q.inventory.order-created", "inventory", ("order.created",)),
+    Queue("q.inventory.release-requested", "inventory", ("inventory.release.requested",)),
+    Queue("q.inventory.commit-requested", "inventory", ("inventory.commit.requested",)),
+    Queue("q.payment.inventory-reserved", "payment", ("inventory.reserved",)),
+    Queue("q.payment.refund-requested", "payment", ("payment.refund.requested",)),
+    Queue("q.payment.order-cancelled", "payment", ("order.cancelled",)),
+    Queue("q.order.inventory-result", "order", ("inventory.*",)),
+    Queue("q.order.payment-result", "order", ("payment.*",)),
 )
 
 BY_NAME = {queue.name: queue for queue in QUEUES}
@@ -70,8 +70,11 @@ def failed_exchange(service: str) -> str:
 
 
 def hears(queue: Queue, routing_key: str) -> bool:
-    """Whether the queue's binding matches a routing key, by the rules of a topic exchange without `#`."""
-    pattern, words = queue.binding.split("."), routing_key.split(".")
+    """Whether one of the queue's bindings matches a routing key, by the rules of a topic exchange without `#`."""
+    return any(_matches(binding.split("."), routing_key.split(".")) for binding in queue.bindings)
+
+
+def _matches(pattern: list[str], words: list[str]) -> bool:
     return len(pattern) == len(words) and all(p in ("*", w) for p, w in zip(pattern, words, strict=True))
 
 
@@ -107,7 +110,7 @@ def queue_arguments() -> dict[str, dict[str, Argument]]:
 
 def bindings() -> list[tuple[str, str, str]]:
     """Every binding as (exchange, queue, routing key)."""
-    made = [(EVENTS_EXCHANGE, queue.name, queue.binding) for queue in QUEUES]
+    made = [(EVENTS_EXCHANGE, queue.name, binding) for queue in QUEUES for binding in queue.bindings]
     for queue in QUEUES:
         own = (queue.name, *retry_queues(queue.name), dead_letter_queue(queue.name))
         made += [(failed_exchange(queue.service), name, name) for name in own]

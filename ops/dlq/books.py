@@ -17,7 +17,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from ops.domain import NEVER, Letter
-from order_service.models import OrderRow, timeline
+from order_service.models import OrderRow
+from order_service.queries import timeline
 from shared.config import Settings
 from shared.edge.postgres import connect
 from shared.errors import CannotWork, InvalidCursor

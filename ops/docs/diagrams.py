@@ -44,6 +44,7 @@ from topology.table import QUEUES, hears
 FILE = Path(__file__).resolve().parents[2] / "docs" / "sagas.md"
 
 ORDER, RESERVATION, FIRST_REFUND, SECOND_REFUND = (UUID(int=number) for number in range(1, 5))
+CUSTOMER = "customer"
 PAYMENT = payment_id_of(ORDER)
 ITEMS = (PricedItem("lamp", 2, 1999),)
 TOTAL, CURRENCY = 3998, "EUR"
@@ -70,7 +71,7 @@ def moves() -> list[tuple[Status, str, Status, tuple[str, ...]]]:
     for rule in order.TABLE:
         refund = SECOND_REFUND if rule.older_refund else FIRST_REFUND
         for status in (status for status in Status if status in rule.states):
-            before = Order(ORDER, status, CURRENCY, TOTAL, payment_id=PAYMENT, refund_id=refund)
+            before = Order(ORDER, CUSTOMER, status, CURRENCY, TOTAL, payment_id=PAYMENT, refund_id=refund)
             payload = heard[rule.hears]
             if payload is None:
                 step = order.command(before, rule.hears, SECOND_REFUND)
@@ -116,7 +117,7 @@ class Play:
         self.stock = {"lamp": Stock("lamp", on_hand, 0)}
         self.answers = list(answers)
         self.refund_ids = [FIRST_REFUND, SECOND_REFUND]
-        self.order = Order(ORDER, Status.PENDING, CURRENCY, TOTAL)
+        self.order = Order(ORDER, CUSTOMER, Status.PENDING, CURRENCY, TOTAL)
         self.reservation: Reservation | None = None
         self.payment: Payment | None = None
         self.refunds: dict[UUID, Refund] = {}

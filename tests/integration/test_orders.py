@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ import eventlet
 import pytest
 from sqlalchemy import event, text
 
-from order_service import models
+from order_service import queries
 from order_service.domain import Status
 from shared.changes import changed, notify_after_commit
 from shared.edge.context import RequestContext
@@ -58,7 +59,7 @@ def pages(many: Bench, limit: int, viewer: Identity = EVERYBODY, **filters: str)
     cursor = None
     while True:
         with many.sessions.read() as session:
-            items, cursor = models.orders_page(session, viewer, limit, cursor, filters)
+            items, cursor = queries.orders_page(session, viewer, limit, cursor, filters)
         yield [item["total"] for item in items]
         if cursor is None:
             return
@@ -167,6 +168,39 @@ def test_a_cancel_that_waited_for_a_payment_gives_the_money_back(order: Bench, d
     assert cancel.wait()["body"]["status"] == "REFUND_PENDING"
     told = {row["event_type"] for row in database.rows("order", "SELECT event_type FROM outbox")}
     assert told == {"payment.refund.requested", "inventory.release.requested"}
+
+
+def owners(database: Databases) -> dict[str, tuple[str, str]]:
+    """Of each event in the outbox: who owns the order, and who caused the event."""
+    events = [json.loads(row["body"]) for row in database.rows("order", "SELECT body FROM outbox")]
+    return {event["type"]: (event["payload"]["customer_id"], event["identity"]["user_id"]) for event in events}
+
+
+def test_a_new_order_names_its_customer(order: Bench, database: Databases) -> None:
+    order.service.context = RequestContext(new_trace_id(), Identity("ann", ("customer",)))
+    body = {"currency": "EUR", "payment_method": "mock_ok", "items": [{"sku": "a", "quantity": 1, "unit_price": 1}]}
+    order.service.create_order(body, "key")
+    assert owners(database) == {"order.created": ("ann", "ann")}
+
+
+def test_events_name_the_owner_when_an_admin_cancels(order: Bench, database: Databases) -> None:
+    order_id = one_order(database, Status.RESERVED)
+    order.service.context = RequestContext(new_trace_id(), Identity("root", ("admin",)))
+    order.service.cancel_order(str(order_id), "key")
+    assert owners(database) == {
+        "order.cancelled": ("ann", "root"),
+        "inventory.release.requested": ("ann", "root"),
+    }
+
+
+def test_events_name_the_owner_when_the_deadline_cancels(order: Bench, database: Databases) -> None:
+    one_order(database, Status.RESERVED)
+    order.service.config = order._container.config
+    order.service.cancel_overdue()
+    assert owners(database) == {
+        "order.cancelled": ("ann", "system:deadline"),
+        "inventory.release.requested": ("ann", "system:deadline"),
+    }
 
 
 def test_a_deadline_that_waited_for_a_payment_leaves_the_order_alone(order: Bench, database: Databases) -> None:

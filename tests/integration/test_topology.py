@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import ClassVar
 
@@ -163,6 +164,33 @@ def test_an_exchange_of_another_type_is_reported_and_left_alone(amqp_uri, channe
     with pytest.raises(TopologyDrift):
         declare.apply(amqp_uri)
     assert lines(declare.check(amqp_uri)) == drift
+
+
+@pytest.fixture
+def with_bindings(amqp_uri, channel, monkeypatch):
+    """Give the first queue of the table other bindings; they are taken away afterwards."""
+    queue, *others = table.QUEUES
+    given = []
+
+    def give(*bindings):
+        given.extend(bindings)
+        monkeypatch.setattr(table, "QUEUES", (replace(queue, bindings=bindings), *others))
+        declare.apply(amqp_uri)
+        channel.queue_purge(queue.name)
+        return queue.name
+
+    yield give
+    for binding in set(given) - set(queue.bindings):
+        channel.queue_unbind(queue.name, table.EVENTS_EXCHANGE, binding)
+
+
+def test_a_queue_with_several_bindings_gets_once_what_any_of_them_matches(channel, with_bindings):
+    queue = with_bindings("order.created", "inventory.reserved", "order.*")
+    channel.confirm_delivery()
+    for key in ("order.created", "inventory.reserved", "payment.failed"):
+        channel.basic_publish(table.EVENTS_EXCHANGE, key, key.encode())
+    bodies = [channel.basic_get(queue, auto_ack=True)[2] for _ in range(3)]
+    assert bodies == [b"order.created", b"inventory.reserved", None]
 
 
 def test_a_lost_binding_is_made_again(amqp_uri, channel):

@@ -36,6 +36,7 @@ from shared.edge.tx import Events, Tx
 from shared.envelope import Envelope, envelope
 from shared.errors import CannotWork, Conflict, ProviderAway, ProviderTimeout
 from shared.events import CATALOGUE, Identity, OrderCreated, PricedItem
+from shared.idempotency import KeyedAnswer, KeyedRequest
 from shared.ids import payment_id_of, uuid7
 from topology.table import BY_NAME, QUEUES, hears
 
@@ -88,7 +89,7 @@ class Tables:
     inbox: dict[tuple[str, UUID], None] = field(default_factory=dict)
     outbox: dict[int, Envelope] = field(default_factory=dict)
     orders: dict[UUID, Order] = field(default_factory=dict)
-    keys: dict[str, dict[str, Any]] = field(default_factory=dict)
+    keys: dict[str, KeyedAnswer] = field(default_factory=dict)
     steps: dict[int, tuple[str, Order, Order]] = field(default_factory=dict)
     stock: dict[str, Stock] = field(default_factory=dict)
     reservations: dict[UUID, Reservation] = field(default_factory=dict)
@@ -132,7 +133,6 @@ class OrderModels:
 
     heard_of = staticmethod(order_models.heard_of)
     Heard = order_models.Heard
-    CANCEL_ROUTE = order_models.CANCEL_ROUTE
 
     @staticmethod
     def orders_of(session: Tables, order_ids: Iterable[UUID], lock: bool = False) -> dict[UUID, Order]:
@@ -149,6 +149,14 @@ class OrderModels:
         return TRACE
 
     @staticmethod
+    def overdue(session: Tables, deadline_s: float, limit: int) -> list[UUID]:
+        return session.overdue
+
+
+class OrderQueries:
+    """`order_service.queries`."""
+
+    @staticmethod
     def visible_order(session: Tables, order_id: str, viewer: Identity) -> Order:
         return session.orders[UUID(order_id)]
 
@@ -156,18 +164,13 @@ class OrderModels:
     def order_bodies(session: Tables, rows: Sequence[Order]) -> list[dict[str, Any]]:
         return [{"status": session.orders[row.order_id].status} for row in rows]
 
-    @staticmethod
-    def claim_key(
-        session: Tables, user: str, route: str, key: str, request: Any, status: int, body: Any, location: str
-    ) -> dict[str, Any] | None:
-        stored = session.keys.get(key)
-        if stored is None:
-            session.keys[key] = {"status": status, "body": body, "location": location, "replayed": True}
-        return stored
 
-    @staticmethod
-    def overdue(session: Tables, deadline_s: float, limit: int) -> list[UUID]:
-        return session.overdue
+def claim_key(session: Tables, request: KeyedRequest, answer: KeyedAnswer) -> KeyedAnswer | None:
+    """`shared.idempotency.claim_key`."""
+    stored = session.keys.get(request.key)
+    if stored is None:
+        session.keys[request.key] = replace(answer, replayed=True)
+    return stored
 
 
 class InventoryModels:
@@ -329,6 +332,8 @@ def on_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "models", models)
     for module in (order_service.service, payment_service.service):
         monkeypatch.setattr(module, "outbox", SimpleNamespace(emit=tell))
+    monkeypatch.setattr(order_service.service, "queries", OrderQueries)
+    monkeypatch.setattr(order_service.service, "idempotency", SimpleNamespace(claim_key=claim_key))
     monkeypatch.setattr(payment_service.service, "side_by_side", one_by_one)
 
 
@@ -483,7 +488,7 @@ class World:
         items = tuple(PricedItem(sku, quantity, 100) for sku, quantity in quantities.items())
         total = 100 * sum(quantities.values())
         payload = OrderCreated(uuid7(), CURRENCY, total, items, "mock_ok")
-        self.order.orders[payload.order_id] = Order(payload.order_id, Status.PENDING, CURRENCY, total)
+        self.order.orders[payload.order_id] = Order(payload.order_id, ANN.user_id, Status.PENDING, CURRENCY, total)
         tell(self.order, [envelope("order_service", payload, TRACE, ANN)])
         self.relay()
         return payload.order_id

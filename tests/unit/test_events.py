@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -15,6 +16,7 @@ from shared import events
 from shared.envelope import Envelope, decode, envelope, json_schema
 from shared.errors import EcomError, InvalidSchema, Poison, UnknownType
 from shared.events import CATALOGUE, UNHEARD, Identity, OrderCreated, PricedItem
+from shared.ids import aggregate_of
 from topology.table import QUEUES, hears
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -32,7 +34,18 @@ VALUES: dict[str, Any] = {
     "reason": "payment_failed",
     "shortages": [{"sku": "lamp", "requested": 5, "available": 4}],
     "provider_reference": "ref-1",
+    "customer_id": "ann",
 }
+
+# The events whose payload gained `customer_id` after version 0.1.
+WITH_AN_OWNER = (
+    "order.created",
+    "order.cancelled",
+    "order.paid",
+    "inventory.release.requested",
+    "inventory.commit.requested",
+    "payment.refund.requested",
+)
 
 
 def body(type_: str) -> dict[str, Any]:
@@ -52,7 +65,7 @@ def body(type_: str) -> dict[str, Any]:
         "trace_id": TRACE,
         "causation_id": None,
         "identity": {"user_id": "ann", "roles": ["customer"]},
-        "payload": {name: values[name] for name in schema["required"]},
+        "payload": {name: values[name] for name in schema["properties"]},
     }
 
 
@@ -66,6 +79,45 @@ def test_a_good_message_of_each_type_is_read_and_written_as_it_came(type_: str) 
 
     assert json.loads(read(message).to_json()) == message
     jsonschema.validate(message, json_schema(type_))
+
+
+def test_the_owner_of_an_order_is_in_every_event_of_the_order_service() -> None:
+    assert {type_ for type_ in CATALOGUE if "customer_id" in body(type_)["payload"]} == set(WITH_AN_OWNER)
+
+
+@pytest.mark.parametrize("type_", WITH_AN_OWNER)
+def test_a_field_with_a_default_may_be_absent_on_arrival(type_: str) -> None:
+    message = body(type_)
+    del message["payload"]["customer_id"]
+
+    payload = read(message).payload
+
+    assert payload == replace(read(body(type_)).payload, customer_id=None)
+    jsonschema.validate(message, json_schema(type_))
+
+
+@pytest.mark.parametrize("type_", CATALOGUE)
+def test_a_field_without_a_default_may_not_be_absent(type_: str) -> None:
+    for name in json_schema(type_)["properties"]["payload"]["required"]:
+        message = body(type_)
+        del message["payload"][name]
+
+        with pytest.raises(InvalidSchema, match=f"'{name}' is missing"):
+            read(message)
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(message, json_schema(type_))
+
+
+@pytest.mark.parametrize("type_", CATALOGUE)
+def test_the_aggregate_of_an_event_about_an_order_is_the_order(type_: str) -> None:
+    payload = read(body(type_)).payload
+
+    assert payload.aggregate_id == payload.order_id
+
+
+def test_an_aggregate_known_by_name_always_has_the_same_id() -> None:
+    assert aggregate_of("sku", "lamp") == aggregate_of("sku", "lamp")
+    assert len({aggregate_of("sku", "lamp"), aggregate_of("user", "lamp"), aggregate_of("sku", "desk")}) == 3
 
 
 def spoilt() -> st.SearchStrategy[Any]:

@@ -80,9 +80,8 @@ def test_every_queue_is_bound_to_what_its_row_says_and_by_name_to_its_services_f
     bindings = table.bindings()
     assert len(set(bindings)) == len(bindings)
     for queue in table.QUEUES:
-        assert [key for exchange, name, key in bindings if (exchange, name) == ("ecom.events", queue.name)] == [
-            queue.binding
-        ]
+        bound = tuple(key for exchange, name, key in bindings if (exchange, name) == ("ecom.events", queue.name))
+        assert bound == queue.bindings
         for name in (queue.name, *table.retry_queues(queue.name), table.dead_letter_queue(queue.name)):
             assert (f"ecom.failed.{queue.service}", name, name) in bindings
     # Hints are heard by queues that live no longer than who listens.
@@ -111,7 +110,7 @@ def test_the_events_exchange_is_the_only_topic_exchange_and_hints_go_to_all():
     ],
 )
 def test_a_binding_hears_as_a_topic_exchange_does(binding, routing_key, heard):
-    assert table.hears(table.Queue("q.x.y", "x", binding), routing_key) is heard
+    assert table.hears(table.Queue("q.x.y", "x", (binding,)), routing_key) is heard
 
 
 def test_results_do_not_reach_those_who_take_commands():
@@ -178,4 +177,12 @@ def test_a_lost_binding_and_one_too_many_are_drift():
     assert binding_drift(seen) == [
         Drift("binding", "ecom.events -> q.order.inventory-result (inventory.*)", "is missing"),
         Drift("binding", "ecom.events -> q.order.inventory-result (inventory.#)", "is not in the table"),
+    ]
+
+
+def test_a_queue_hears_what_any_of_its_bindings_matches():
+    queue = table.Queue("q.x.y", "x", ("order.paid", "user.*"))
+    assert [key for key in ("order.paid", "user.left", "order.created", "user") if table.hears(queue, key)] == [
+        "order.paid",
+        "user.left",
     ]

@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-from shared.migrations import create_messaging_tables_v1, drop_messaging_tables_v1
+from shared.migrations import create_idempotency_keys_v1, create_messaging_tables_v1, drop_messaging_tables_v1
 
 revision = "0001"
 down_revision = None
@@ -14,21 +14,7 @@ depends_on = None
 
 def upgrade() -> None:
     create_messaging_tables_v1()
-    op.create_table(
-        "idempotency_keys",
-        sa.Column("user_id", sa.Text, nullable=False),
-        sa.Column("route", sa.Text, nullable=False),
-        sa.Column("key", sa.Text, nullable=False),
-        sa.Column("fingerprint", sa.Text, nullable=False),
-        sa.Column("status", sa.Integer(), nullable=False),
-        sa.Column("body", sa.JSON(), nullable=False),
-        sa.Column("location", sa.Text, nullable=False),
-        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
-        sa.PrimaryKeyConstraint("user_id", "route", "key", name="pk_idempotency_keys"),
-    )
-    op.create_index(
-        "ix_idempotency_keys_created_at", "idempotency_keys", ["created_at"], unique=False, postgresql_using="brin"
-    )
+    create_idempotency_keys_v1()
     op.create_table(
         "orders",
         sa.Column("order_id", sa.Uuid, nullable=False),
