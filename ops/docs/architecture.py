@@ -55,9 +55,9 @@ WIDTH = BROKER_AT + BROKER_WIDTH + MARGIN
 # Rows, in pixels.
 TOP = 50
 BAND_GAP, BAND_PADDING = 14, 10
-LINE, QUEUE_HEIGHT, QUEUE_GAP = 16, 38, 8
+LINE, QUEUE_PADDING, QUEUE_GAP = 16, 6, 8
 DATABASE_HEIGHT = 28
-EVENTS_LINE, WORDS_LINE = 48, 24  # characters
+EVENTS_LINE, WORDS_LINE, BINDINGS_LINE = 48, 24, 40  # characters
 
 STYLE = """\
 svg { --paper: #ffffff; --ink: #1f2328; --soft: #59636e; --line: #818b98; --box: #f6f8fa; --edge: #d1d9e0;
@@ -91,8 +91,13 @@ class Box:
     """A queue as it is drawn, or all dead letter queues as one."""
 
     name: str
-    words: str
+    words: tuple[str, ...]  # lines
     bound: bool = True  # to the exchange; else it is read and written by the service
+
+    @property
+    def height(self) -> int:
+        """Of the box: its name and its lines."""
+        return QUEUE_PADDING + LINE * (1 + len(self.words))
 
 
 @dataclass(frozen=True)
@@ -123,7 +128,7 @@ class Band:
     @property
     def bottom(self) -> int:
         """Where the band ends: under its queues or its database, whichever is lower."""
-        queues = len(self.queues) * (QUEUE_HEIGHT + QUEUE_GAP) - QUEUE_GAP
+        queues = sum(queue.height + QUEUE_GAP for queue in self.queues) - QUEUE_GAP
         return max(self.queues_top + queues, self.database_top + DATABASE_HEIGHT) + BAND_PADDING
 
     @property
@@ -153,8 +158,12 @@ def bands() -> list[Band]:
 
 def _queues(service: str) -> tuple[Box, ...]:
     if service == OPS:
-        return (Box(dead_letter_queue("q.*"), "every dead letter queue", bound=False),)
-    return tuple(Box(queue.name, f"bound to {queue.binding}") for queue in QUEUES if queue.service == service)
+        return (Box(dead_letter_queue("q.*"), ("every dead letter queue",), bound=False),)
+    return tuple(
+        Box(queue.name, tuple(wrap(f"bound to {', '.join(queue.bindings)}", BINDINGS_LINE, break_on_hyphens=False)))
+        for queue in QUEUES
+        if queue.service == service
+    )
 
 
 def _uses_queues(service: str) -> bool:
@@ -242,18 +251,19 @@ def _band(band: Band) -> list[str]:
         shapes.append(_text(QUEUE_AT, band.top + BAND_PADDING + 6 + LINE * number, line, "code event"))
     if band.published:
         shapes.append(_arrow(end, EXCHANGE_AT, band.queues_top - 12, "events"))
-    for number, queue in enumerate(band.queues):
-        at = band.queues_top + number * (QUEUE_HEIGHT + QUEUE_GAP)
-        middle = at + QUEUE_HEIGHT // 2
+    top = band.queues_top
+    for queue in band.queues:
+        middle = top + queue.height // 2
         shapes += [
-            _rectangle(QUEUE_AT, at, QUEUE_WIDTH, QUEUE_HEIGHT, "queue"),
-            _text(QUEUE_AT + 12, at + 16, queue.name, "code"),
-            _text(QUEUE_AT + 12, at + 31, queue.words, "code event"),
+            _rectangle(QUEUE_AT, top, QUEUE_WIDTH, queue.height, "queue"),
+            _text(QUEUE_AT + 12, top + 16, queue.name, "code"),
+            *(_text(QUEUE_AT + 12, top + 31 + LINE * at, line, "code event") for at, line in enumerate(queue.words)),
             _arrow(QUEUE_AT, end, middle if queue.bound else middle - 6, "events"),
             _arrow(EXCHANGE_AT, QUEUE_AT + QUEUE_WIDTH, middle, "events")
             if queue.bound
             else _arrow(end, QUEUE_AT, middle + 6, "events"),
         ]
+        top += queue.height + QUEUE_GAP
     return shapes
 
 
