@@ -1,6 +1,6 @@
 """Makes the passwords and keys that docker-compose.yml mounts: `python3 deploy/make_secrets.py [FOLDER]`.
 
-Files that are there stay as they are, so it may run again. Secrets that speak of the same password are made together.
+Existing files are not changed, so it may be run again. Files that hold the same password are made together.
 Standard library only.
 """
 
@@ -11,26 +11,30 @@ import secrets
 import sys
 from pathlib import Path
 
-FOLDER = Path(__file__).resolve().parent / "secrets"
-DATABASES = ("order", "inventory", "payment", "auth", "ops")
+# Python puts the folder of this file first; the table of services is one folder up.
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-# The files are bind-mounted with the mode they have here, and the containers' users are not this one: each must read
-# its own. That nobody else on this machine does is the folder's doing.
+from topology.services import DATABASES  # noqa: E402
+
+FOLDER = Path(__file__).resolve().parent / "secrets"
+
+# A bind mount keeps the mode of the file, and the container's user is not the user who runs this, so the files must be
+# readable by everybody. The mode of the folder keeps other users of this machine out.
 FOLDER_MODE = 0o700
 FILE_MODE = 0o644
 
 
 class HalfThere(Exception):
-    """Some files of a group are there and others are not: no new password would fit both."""
+    """Some files of a group exist and others do not. No new password would fit both."""
 
 
 def groups() -> list[dict[str, str]]:
-    """New secrets by file name; the files of a group fit each other and nothing else."""
+    """New secrets by file name. The files of a group hold the same password."""
     broker, database, key, audit = (secrets.token_hex(32) for _ in range(4))
     return [
         {
             "amqp_uri": f"amqp://ecom:{broker}@rabbitmq:5672/ecom",
-            # The broker makes user and vhost when it first starts, and no guest.
+            # At its first start the broker creates this user and vhost, and no user guest.
             "rabbitmq.conf": f"default_vhost = ecom\ndefault_user = ecom\ndefault_pass = {broker}",
         },
         {
@@ -48,7 +52,7 @@ def groups() -> list[dict[str, str]]:
 
 
 def make(folder: Path) -> list[str]:
-    """Write what is missing; the names of the files written. Raises HalfThere, having written nothing."""
+    """Write the missing files and return their names. Raises HalfThere before it has written anything."""
     missing: dict[str, str] = {}
     for group in groups():
         there = [name for name in group if (folder / name).exists()]
@@ -66,7 +70,7 @@ def make(folder: Path) -> list[str]:
 
 
 def main() -> int:
-    """The exit code: 0 done, 1 refused."""
+    """Make the secrets and return the exit code: 0 done, 1 refused."""
     folder = Path(sys.argv[1]) if sys.argv[1:] else FOLDER
     try:
         written = make(folder)

@@ -7,8 +7,8 @@ TIMEOUT_S = 4
 
 
 def main(port: int) -> int:
-    """0 when /readyz answers 200; otherwise 1, having printed why, which `docker inspect` shows."""
-    # Not urllib: an environment that sets a proxy would send even this through it.
+    """Return 0 when /readyz answers 200, else 1. Prints the answer, which `docker inspect` shows."""
+    # urllib is not used: it would send this request through a proxy that the environment sets.
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
     try:
         connection.request("GET", "/readyz")

@@ -2,9 +2,9 @@
 
     python deploy/requirements.py setup.cfg requirements.lock [PACKAGE...]
 
-Of the packages named or, if none is, of all that the services need. The lock says under each package who asked for it
-(`# via`), setup.cfg what the services themselves ask for. pip is then run with --require-hashes, which refuses a part
-that is not whole. Standard library only.
+It prints the packages named, or all that the services need if none is named. The lock says under each package which
+others require it (`# via`), and setup.cfg says what the services themselves require. pip then runs with
+--require-hashes, which refuses an incomplete list. Standard library only.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 
 def runtime(setup: str, lock: str) -> dict[str, str]:
-    """By name the entries of the lock, hashes included, that the project's install_requires lead to."""
+    """The entries of the lock, with hashes and by name, that install_requires needs directly or indirectly."""
     entries = {_name(entry): entry for entry in re.split(r"\n(?=\w)", lock) if "==" in entry.partition("\n")[0]}
     asked_by = {name: set(re.findall(r"^ *#(?: via)? +(\S+)", entry, re.M)) for name, entry in entries.items()}
     config = configparser.ConfigParser(inline_comment_prefixes=("#",))

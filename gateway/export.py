@@ -1,7 +1,7 @@
-"""Releases for auditors: linked to what operators did, and as a CSV that is streamed and holds no worker.
+"""Releases for auditors: linked to the operations of operators, and streamed as a CSV without holding a worker.
 
-What of an export fails before its first byte is an error like any other. After that it is tried again for a while, and
-then the connection is broken off: its client sees that the file is not whole, and the file has no manifest.
+A failure before the first byte of an export is an error like any other. A later failure is retried for a while; then
+the connection is broken off, so that the client notices: the transfer is incomplete and the file has no manifest.
 """
 
 from __future__ import annotations
@@ -12,43 +12,46 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import eventlet
 from werkzeug.wrappers import Request, Response
 
-from gateway.http import Api, Call, respond
+from gateway.api.answering import respond
+from gateway.api.http import Api, Call
 from shared.edge.rpc_proxy import CALL_TIMEOUT_S, Replies
 from shared.errors import CannotWork, ServiceUnavailable
 from shared.exports import header_line, manifest_line, release_lines
 
 log = logging.getLogger(__name__)
 
-# Read in one call: more are no faster, and would keep the other requests of both processes waiting.
+# Rows read in one call: larger pages are no faster and would delay the other requests of both processes.
 ROWS_PER_PAGE = 1000
-# Between two of these it is seen that the client has gone or the service stops, also while a slow client reads.
+# After each piece the export checks whether the client has gone or the service stops. A slow client takes one by one.
 PIECE_BYTES = 32 * 1024
-# A service that is restarted is back within this.
-PATIENCE_S = 30.0
+# A service that restarts is back within this time.
+RETRY_TIMEOUT_S = 30.0
 PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
-# When the gateway stops, an export may come to its end for so long; the server drains a little longer.
+# When the gateway stops, running exports have this long to finish; the server drains a little longer.
 STOP_S = 10.0
 
-_ASKED = "ecom.asked"
+_PREPARED = "ecom.prepared"
 
 Release = Mapping[str, Any]
 Operations = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
 class BrokenOff(Exception):
-    """An export will not come to its end."""
+    """An export ends before its last row."""
 
 
 class Export(Api):
-    """A CSV of releases. Its method opens the export and returns {export_id}."""
+    """A route that answers with a CSV of releases. Its method opens the export and returns {export_id}."""
 
     content_type = "text/csv; charset=utf-8"
-    answer_headers = ("Content-Disposition",)
+    answer_headers: ClassVar[dict[str, tuple[str, dict[str, Any]]]] = {
+        "Content-Disposition": ("The name of the file.", {"type": "string"})
+    }
     replies = Replies()
     stops_at = math.inf
 
@@ -59,7 +62,7 @@ class Export(Api):
     def handle_request(self, request: Request) -> Response:
         if request.method != "HEAD":
             return super().handle_request(request)
-        try:  # without opening an export, which would be written down
+        try:  # without opening an export, because every export is recorded
             self.prepare(request)
             return self._head(request)
         except Exception as error:
@@ -67,20 +70,20 @@ class Export(Api):
 
     def prepare(self, request: Request) -> tuple[tuple[Call], dict[str, Any]]:
         (call,), context = super().prepare(request)
-        request.environ[_ASKED] = call, context
+        request.environ[_PREPARED] = call, context
         return (call,), context
 
     def answer(self, request: Request, result: Any) -> Response:
-        call, context = request.environ[_ASKED]
+        call, context = request.environ[_PREPARED]
         running = Running(result["export_id"], partial(self._ask, context), partial(self._check, call), call.trace_id)
-        running.read()  # what is wrong now is told by a status
+        running.read()  # an error of the first page still gets its status
         response = self._head(request)
         response.response = running.file()
-        request.environ["eventlet.minimum_write_chunk_size"] = 0  # so that what fails from here on is no status
+        request.environ["eventlet.minimum_write_chunk_size"] = 0  # from here on an error breaks the connection
         return response
 
     def _head(self, request: Request) -> Response:
-        call, _ = request.environ[_ASKED]
+        call, _ = request.environ[_PREPARED]
         headers = [("Content-Disposition", f'attachment; filename="{filename(call.query)}"')]
         response = respond(request.environ, self.status, "", headers, self.content_type)
         del response.headers["Content-Length"]
@@ -90,7 +93,7 @@ class Export(Api):
         return self.replies.call(method, args, {}, context, CALL_TIMEOUT_S)
 
     def _check(self, call: Call) -> None:
-        """Raises BrokenOff when there is no use in going on."""
+        """Raises BrokenOff when the client has gone or the time to stop is over."""
         if call.has_gone():
             raise BrokenOff("its client has gone")
         if time.monotonic() > self.stops_at:
@@ -101,9 +104,9 @@ export = Export.decorator
 
 
 class Running:
-    """An export under way, of which one page at a time is in memory.
+    """An export in progress. It holds one page at a time in memory.
 
-    `ask(method, *args)` is a call to another service, and `check` raises BrokenOff.
+    `ask(method, *args)` calls another service. `check()` raises BrokenOff when the export must end.
     """
 
     def __init__(self, export_id: str, ask: Callable[..., Any], check: Callable[[], None], trace_id: str) -> None:
@@ -122,7 +125,7 @@ class Running:
         self._releases, self._cursor = linked(page["items"], operations), page["next_cursor"]
 
     def file(self) -> Iterator[bytes]:
-        """The file in pieces, from the page that was read on. An exception ends it in the middle, and is in the log."""
+        """The file in pieces, from the page already read on. An exception is logged and ends it in the middle."""
         try:
             for lines in self._lines():
                 for first in range(0, len(lines), PIECE_BYTES):
@@ -149,13 +152,13 @@ class Running:
             if self._cursor is None:
                 break
             lines = b""
-            self._patiently(self.read)
+            self._with_retries(self.read)
         end = "inventory_service.close_release_export", self.export_id, self.rows, checksum.hexdigest()
-        yield manifest_line(self._patiently(partial(self._ask, *end)))
+        yield manifest_line(self._with_retries(partial(self._ask, *end)))
 
-    def _patiently(self, ask: Callable[[], Any]) -> Any:
-        """An answer, asked for again while there is none. Raises BrokenOff."""
-        until, pause = time.monotonic() + PATIENCE_S, PAUSE_S
+    def _with_retries(self, ask: Callable[[], Any]) -> Any:
+        """The result of `ask`, which is retried while the service is unavailable. Raises BrokenOff."""
+        until, pause = time.monotonic() + RETRY_TIMEOUT_S, PAUSE_S
         while True:
             self._check()
             try:
@@ -168,26 +171,28 @@ class Running:
 
 
 def linked(releases: Sequence[Release], operations: Operations | None) -> list[dict[str, Any]]:
-    """Releases with `operations`: what operators had brought back of their orders until then. None: nobody knows."""
+    """Releases, each with the `operations` on its order before it; None if the operations are not known."""
     return [
         {**release, "operations": None if operations is None else _before(release, operations)} for release in releases
     ]
 
 
 def _before(release: Release, operations: Operations) -> list[Mapping[str, Any]]:
-    return [one for one in operations.get(release["order_id"], ()) if one["at"] <= release["released_at"]]
+    return [
+        operation for operation in operations.get(release["order_id"], ()) if operation["at"] <= release["released_at"]
+    ]
 
 
 def orders_in(releases: Sequence[Release]) -> list[str]:
-    """The orders that releases are about, each once."""
+    """The order ids of releases, without repetition."""
     return list(dict.fromkeys(release["order_id"] for release in releases))
 
 
 def filename(filters: Mapping[str, Any]) -> str:
-    """The name of a file with its range of time, in characters that every system takes."""
+    """The name of the file, with its time range, in characters that are safe on every system."""
     since, until = (_compact(filters[name]) if name in filters else "" for name in ("from", "to"))
-    told = f"{since or 'begin'}_{until or 'now'}" if since or until else "all"
-    return f"release-events_{told}.csv"
+    span = f"{since or 'begin'}_{until or 'now'}" if since or until else "all"
+    return f"release-events_{span}.csv"
 
 
 def _compact(at: str) -> str:

@@ -32,6 +32,11 @@ from shared.events import Identity
 from shared.paging import decode_cursor, encode_cursor, page_of
 from shared.tables import MESSAGING_TABLES, NOW, Base, unnest, update_many
 
+# The evidence of the release audit. The app role may only add rows to these tables.
+APPEND_ONLY = ("inventory_release_events", "release_seals")
+# The app role may change rows of these tables, but not delete them.
+NEVER_DELETED = ("release_exports",)
+
 
 class StockItem(Base):
     """What there is of one sku; available = on_hand - reserved."""

@@ -60,15 +60,6 @@ class Fate(StrEnum):
     THERE = "already_there"  # not imported: the DLQ holds it
 
 
-class Prediction(StrEnum):
-    """What a replay of a message would do now."""
-
-    APPLY = "will apply"
-    APPLIED = "already applied"
-    STALE = "stale"
-    POISON = "still poison"
-
-
 @dataclass(frozen=True)
 class Letter:
     """One dead message, as far as its choice depends on it. `born_at` is when the event occurred, if it says so."""

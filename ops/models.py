@@ -35,6 +35,11 @@ from shared.paging import decode_cursor, encode_cursor, page_of
 from shared.tables import NOW, Base, columns_of, unnest
 from shared.times import timestamp
 
+# What was witnessed and verified. The app role may only add rows to these tables.
+APPEND_ONLY = ("audit_heads", "audit_verifications")
+# The app role may change rows of these tables, but not delete them.
+NEVER_DELETED = ("operations", "operation_messages")
+
 
 class Operation(Base):
     """One thing an operator did to a DLQ. Written as started before anything is changed."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from uuid import UUID
 
 from shared.errors import UnexpectedEvent, ValidationFailed
@@ -24,19 +23,9 @@ from shared.events import (
     Reserved,
     type_of,
 )
+from shared.order_states import UNPAID
+from shared.order_states import Status as Status
 from shared.schema import MAX_AMOUNT
-
-
-class Status(StrEnum):
-    """Where an order is. Orders come to rest in PAID, CANCELLED or REFUND_FAILED."""
-
-    PENDING = "PENDING"
-    RESERVED = "RESERVED"
-    PAID = "PAID"
-    CANCELLED = "CANCELLED"
-    REFUND_PENDING = "REFUND_PENDING"
-    REFUND_FAILED = "REFUND_FAILED"
-
 
 # What people, not services, say to an order.
 CANCEL = "cancel"
@@ -81,7 +70,6 @@ class Step:
 # --- the table --------------------------------------------------------------------------------------------------
 
 S = Status
-UNPAID = frozenset({S.PENDING, S.RESERVED})
 REFUNDING = frozenset({S.REFUND_PENDING, S.REFUND_FAILED})
 ANY = frozenset(Status)
 

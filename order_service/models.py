@@ -19,8 +19,12 @@ from shared.changes import changed
 from shared.envelope import Envelope
 from shared.events import OrderCreated
 from shared.idempotency import KeyedRequest
+from shared.order_states import UNPAID
 from shared.schema import encode
 from shared.tables import MESSAGING_TABLES, NOW, Base, update_many
+
+# As SQL, for the index that the deadline's query uses.
+_UNPAID = f"status IN ({', '.join(repr(status.value) for status in sorted(UNPAID))})"
 
 
 class OrderRow(Base):
@@ -53,7 +57,7 @@ class OrderRow(Base):
         Index(None, "created_at", "order_id"),
         Index(None, "user_id", "created_at", "order_id"),
         Index(None, "status", "created_at", "order_id"),
-        Index("ix_orders_unsettled", "created_at", postgresql_where=text("status IN ('PENDING', 'RESERVED')")),
+        Index("ix_orders_unsettled", "created_at", postgresql_where=text(_UNPAID)),
     )
 
 

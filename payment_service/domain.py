@@ -8,10 +8,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from uuid import UUID
+from uuid import UUID, uuid5
 
 from shared.errors import UnexpectedEvent, UnknownOrder
 from shared.events import Payload, PaymentFailed, PaymentSucceeded, Refunded, RefundFailed
+
+PAYMENT_NAMESPACE = UUID("6f1b1b5e-6c0a-5d56-9b1e-2f1f0f8f5a01")
+
+
+def payment_id_of(order_id: UUID) -> UUID:
+    """The one payment an order can have. It is also the provider's idempotency key, so no retry charges twice."""
+    return uuid5(PAYMENT_NAMESPACE, str(order_id))
 
 
 class Status(StrEnum):

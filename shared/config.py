@@ -1,10 +1,11 @@
 """Settings: environment variables, each also as NAME_FILE, read once and typed.
 
-`read()` is called by whoever starts a process; nothing reads the environment at import.
+The code that starts a process calls `read()`. No module reads the environment at import.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from collections.abc import Mapping
@@ -12,11 +13,12 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from shared.errors import ConfigurationFault
+from topology import services
 
-SERVICES = ("gateway", "order", "inventory", "payment", "auth", "ops")
-DATABASES = ("order", "inventory", "payment", "auth", "ops")
+SERVICES, DATABASES = services.NAMES, services.DATABASES
 FIRST_PORT = 8000
-PORTS_BETWEEN_REPLICAS = 10
+# Replica n of a service listens on its port + 100 n. So there can be up to 100 services.
+PORTS_BETWEEN_REPLICAS = 100
 
 # RFC 7518 section 3.2: an HS256 key is at least as long as the hash.
 MIN_SECRET_BYTES = 32
@@ -28,31 +30,32 @@ SECRETS = frozenset({"auth_keys", "audit_keys", "amqp_uri", "database_urls", "da
 
 @dataclass(frozen=True)
 class Settings:
-    """What the environment says. Times in seconds, ports as integers."""
+    """The settings of a process. Times are in seconds."""
 
     env: str = "development"
     amqp_uri: str = "amqp://guest:guest@127.0.0.1:5672//"
     database_urls: Mapping[str, str] = field(default_factory=dict)
-    database_admin_url: str = ""  # may create roles and databases; only `ecom migrate` uses it
-    reader_password: str = ""  # the read-only role's; without it the role cannot log in
+    database_admin_url: str = ""  # of a role that may create roles and databases; for `ecom migrate` only
+    reader_password: str = ""  # of the read-only role, which cannot log in without one
     auth_keys: tuple[tuple[str, str], ...] = ()  # (kid, secret); the first signs
     auth_mock: bool = True
     audit_keys: tuple[str, ...] = ()  # the first seals, every one verifies
     payment_mode: str = "succeed"
     provider_timeout_s: float = 5.0
-    provider_open_s: float = 30.0  # how long a provider that is away is left alone
+    provider_open_s: float = 30.0  # how long no call is made to a provider that is away
     order_deadline_s: float = 900.0
     host: str = "127.0.0.1"
     ports: Mapping[str, int] = field(default_factory=dict)
     rate_user_per_min: int = 0
     rate_address_per_min: int = 0
-    cors_origins: tuple[str, ...] = ()  # whose pages may call the API from a browser
+    trusted_proxies: tuple[str, ...] = ()  # addresses or networks whose X-Forwarded-For is believed
+    cors_origins: tuple[str, ...] = ()  # the sites whose pages may call the API from a browser
     heartbeat_s: float = 10.0
     log_level: str = "INFO"
 
     @property
     def production(self) -> bool:
-        """Whether development's conveniences (default secrets, mock tokens, seeded users) are refused."""
+        """Whether development's conveniences (default secrets, mock tokens, demo users) are refused."""
         return self.env == "production"
 
     def database_url(self, database: str) -> str:
@@ -69,13 +72,18 @@ class Settings:
             raise ConfigurationFault("AUDIT_KEY is not set")
         return self.audit_keys[0]
 
+    def require(self, name: str) -> None:
+        """Raise ConfigurationFault when the setting with this variable name is not set."""
+        if not getattr(self, name.lower()):
+            raise ConfigurationFault(f"{name} is not set")
+
     def port(self, service: str, replica: int = 0) -> int:
         """The port of a service's replica n, counted from 0."""
         return self.ports[service] + PORTS_BETWEEN_REPLICAS * replica
 
 
 def psycopg2_url(url: str) -> str:
-    """SQLAlchemy 2.1 reads a bare postgresql:// as psycopg 3; ours always means psycopg2."""
+    """The URL with the driver psycopg2. SQLAlchemy 2.1 would read a bare postgresql:// as psycopg 3."""
     for prefix in ("postgresql://", "postgres://"):
         if url.startswith(prefix):
             return "postgresql+psycopg2://" + url[len(prefix) :]
@@ -149,12 +157,13 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
         },
         rate_user_per_min=reader.integer("RATE_USER_PER_MIN", 100 if production else 0),
         rate_address_per_min=reader.integer("RATE_ADDRESS_PER_MIN", 1000 if production else 0),
+        trusted_proxies=_networks(reader.text("TRUSTED_PROXIES", "")),
         cors_origins=_origins(reader.text("CORS_ORIGINS", "")),
         heartbeat_s=reader.number("AMQP_HEARTBEAT_S", 10.0, at_least=1),
         log_level=reader.text("LOG_LEVEL", "INFO").upper(),
     )
     if not settings.amqp_uri.startswith("amqp://"):
-        # The password would cross in the clear if the s of amqps were overlooked.
+        # Treating amqps:// as amqp:// would send the password in clear text.
         raise ConfigurationFault("AMQP_URI must begin with amqp://; TLS to the broker is not supported yet")
     if production and settings.auth_mock:
         raise ConfigurationFault("AUTH_MOCK issues tokens to anyone: it is refused in production")
@@ -180,7 +189,7 @@ def _keys(text: str, production: bool) -> tuple[tuple[str, str], ...]:
 
 
 def _audit_keys(text: str, production: bool) -> tuple[str, ...]:
-    # Only who seals or verifies needs one: that it is missing, they say.
+    # Most processes need no key. Those that seal or verify ask for it and raise when it is missing.
     keys = tuple(piece.strip() for piece in text.split(",") if piece.strip())
     if any(len(key.encode()) < MIN_SECRET_BYTES for key in keys):
         raise ConfigurationFault(f"a key in AUDIT_KEY is under {MIN_SECRET_BYTES} bytes")
@@ -189,17 +198,30 @@ def _audit_keys(text: str, production: bool) -> tuple[str, ...]:
     return keys
 
 
+def _networks(text: str) -> tuple[str, ...]:
+    networks = []
+    for piece in filter(None, (piece.strip() for piece in text.split(","))):
+        try:
+            networks.append(str(ipaddress.ip_network(piece)))
+        except ValueError as error:
+            raise ConfigurationFault(
+                f"TRUSTED_PROXIES must list addresses or networks (10.0.0.1,10.1.0.0/16): {error}"
+            ) from None
+    return tuple(networks)
+
+
 def _origins(text: str) -> tuple[str, ...]:
     origins = tuple(piece.strip() for piece in text.split(",") if piece.strip())
     for origin in origins:
-        # A browser's Origin is compared letter by letter, so whatever it never sends would silently match nothing.
+        # The Origin of a request is compared letter by letter. A form that browsers never send would match nothing, and
+        # nobody would notice.
         if not _ORIGIN.fullmatch(origin):
             raise ConfigurationFault(f"CORS_ORIGINS must read https://shop.example,..., not {origin!r}")
     return origins
 
 
 def masked(settings: Settings) -> dict[str, Any]:
-    """The settings as `ecom config` prints them: every secret as ***."""
+    """The settings for `ecom config`, with every secret as ***."""
     shown: dict[str, Any] = {}
     for item in fields(settings):
         value = getattr(settings, item.name)

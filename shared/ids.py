@@ -6,7 +6,6 @@ import os
 import time
 import uuid
 
-PAYMENT_NAMESPACE = uuid.UUID("6f1b1b5e-6c0a-5d56-9b1e-2f1f0f8f5a01")
 AGGREGATE_NAMESPACE = uuid.UUID("b0d2b8a4-54d1-5b52-8a53-0c6a2d3a9f10")
 
 
@@ -21,11 +20,6 @@ def uuid7() -> uuid.UUID:
     value = value & ~(0xF << 76) | 0x7 << 76
     value = value & ~(0x3 << 62) | 0x2 << 62
     return uuid.UUID(int=value)
-
-
-def payment_id_of(order_id: uuid.UUID) -> uuid.UUID:
-    """The one payment an order can have; also the provider's idempotency key, so no retry charges twice."""
-    return uuid.uuid5(PAYMENT_NAMESPACE, str(order_id))
 
 
 def aggregate_of(kind: str, name: str) -> uuid.UUID:

@@ -1,4 +1,4 @@
-"""Every service's database, read and changed by tests as the superuser."""
+"""Tests read and change every service's database as the superuser."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any
 from sqlalchemy import Connection, Engine, create_engine, make_url, text
 
 from shared.config import Settings
+from topology.services import DATABASES
 
 Row = dict[str, Any]
 
-# A TRUNCATE makes new files, which takes longer than to delete what a test leaves behind. As a replica it runs no
-# triggers and asks for no foreign keys; the lock waits for whoever still writes.
+# TRUNCATE creates new files, which takes longer than deleting the few rows that a test leaves. With the role replica no
+# trigger or foreign key is checked. The lock waits for transactions that still write.
 _EMPTY = """
 DO $$
 DECLARE
@@ -36,7 +37,7 @@ END $$
 
 
 class Databases:
-    """One engine for each service's database, as the superuser; each statement commits itself."""
+    """One engine for each service's database, as the superuser. Each statement commits itself."""
 
     def __init__(self, settings: Settings) -> None:
         admin = make_url(settings.database_admin_url)
@@ -46,7 +47,7 @@ class Databases:
                 isolation_level="AUTOCOMMIT",
                 pool_pre_ping=True,
             )
-            for name in ("order", "inventory", "payment", "auth", "ops")
+            for name in DATABASES
         }
 
     def connect(self, name: str) -> AbstractContextManager[Connection]:
@@ -54,14 +55,14 @@ class Databases:
         return self.engines[name].connect()
 
     def rows(self, name: str, statement: str, **parameters: object) -> list[Row]:
-        """What a statement returns, as dicts."""
+        """The rows that a statement returns, as dicts."""
         with self.connect(name) as connection:
             result = connection.execute(text(statement), parameters)
             names = tuple(result.keys())
             return [dict(zip(names, row, strict=True)) for row in result]  # mappings() takes twice as long
 
     def run(self, name: str, statement: str, **parameters: object) -> int:
-        """How many rows a statement touched."""
+        """Run a statement; return how many rows it changed."""
         with self.connect(name) as connection:
             return connection.execute(text(statement), parameters).rowcount
 
@@ -72,7 +73,7 @@ class Databases:
 
     @contextmanager
     def doctored(self) -> Iterator[Doctored]:
-        """The same databases, where whatever is changed is seen in this block alone and then undone."""
+        """The same databases in transactions. Only this block sees its changes, and they are rolled back at its end."""
         with ExitStack() as stack:
             opened = {}
             for name, engine in self.engines.items():
@@ -83,7 +84,7 @@ class Databases:
             yield Doctored(opened)
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close all connections."""
         for engine in self.engines.values():
             engine.dispose()
 

@@ -1,41 +1,40 @@
-"""Whether the services' books agree: read as the superuser from the four databases, against the rules of the saga."""
+"""Checks that the services' databases agree with each other and with the rules of the saga. Reads as the superuser."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from typing import Any, Protocol
 
+from shared.order_states import AT_REST
 from tests.databases import Row
+from topology.services import PUBLISHERS
 from topology.table import QUEUES, hears
-
-TELLERS = ("order", "inventory", "payment")
-AT_REST = ("PAID", "CANCELLED", "REFUND_FAILED")
 
 
 class Readable(Protocol):
-    """What the checks need: the rows of a statement in one service's database, each by column name."""
+    """What the checks need: the rows that a statement returns from one service's database, as dicts."""
 
     def rows(self, name: str, statement: str, **parameters: object) -> list[Row]: ...
 
 
 def disagreements(databases: Readable) -> list[str]:
-    """What the books say against each other, one line each; empty when they agree and every order is at rest."""
+    """Every contradiction, one line each. Empty when the databases agree and every order is at rest."""
     return [line for check in CHECKS for line in check(databases)]
 
 
 def under_way(databases: Readable) -> list[str]:
-    """Events told that some hearer has not consumed yet, one line each; what died stays here for ever."""
-    told: dict[str, list[Any]] = defaultdict(list)
-    for name in TELLERS:
+    """Published events that a queue's service has not consumed yet, one line each. Dead messages stay listed."""
+    emitted: dict[str, list[Any]] = defaultdict(list)
+    for name in PUBLISHERS:
         for row in databases.rows(name, "SELECT message_id, event_type FROM outbox"):
-            told[row["event_type"]].append(row["message_id"])
+            emitted[row["event_type"]].append(row["message_id"])
     waiting = []
     for queue in QUEUES:
         statement = "SELECT message_id FROM consumed_messages WHERE consumer = :consumer"
         consumed = {row["message_id"] for row in databases.rows(queue.service, statement, consumer=queue.name)}
         waiting += [
             f"{event_type} {message_id} is not consumed from {queue.name}"
-            for event_type, message_ids in told.items()
+            for event_type, message_ids in emitted.items()
             if hears(queue, event_type)
             for message_id in message_ids
             if message_id not in consumed
@@ -43,11 +42,8 @@ def under_way(databases: Readable) -> list[str]:
     return waiting
 
 
-# --- each service's own book --------------------------------------------------------------------------------------
-
-
 def stock_is_the_sum_of_its_movements(databases: Readable) -> list[str]:
-    """on_hand = what was moved; reserved = what is held; neither is ever impossible."""
+    """on_hand is the sum of the movements, reserved is the sum of what is held, and 0 <= reserved <= on_hand."""
     moved = databases.rows(
         "inventory",
         "SELECT sku, on_hand, coalesce((SELECT sum(change) FROM stock_movements m WHERE m.sku = s.sku), 0) AS moved"
@@ -74,7 +70,7 @@ def stock_is_the_sum_of_its_movements(databases: Readable) -> list[str]:
 
 
 def movements_are_those_of_the_reservations(databases: Readable) -> list[str]:
-    """A committed reservation took its items once; any other took nothing, or gave it back."""
+    """A committed reservation moved its items once. Any other moved nothing, or gave the items back."""
     moved = databases.rows(
         "inventory",
         "SELECT order_id, sku, sum(change) AS moved FROM stock_movements WHERE order_id IS NOT NULL GROUP BY 1, 2",
@@ -94,7 +90,7 @@ def movements_are_those_of_the_reservations(databases: Readable) -> list[str]:
 
 
 def releases_are_those_of_released_reservations(databases: Readable) -> list[str]:
-    """Every release event belongs to a RELEASED reservation, with its quantity, and each of those has its events."""
+    """Every release event belongs to a RELEASED reservation, with its quantity, and each of these has its events."""
     rows = databases.rows(
         "inventory",
         "SELECT coalesce(e.order_id, i.order_id) AS order_id, coalesce(e.sku, i.sku) AS sku, e.quantity AS audited,"
@@ -110,7 +106,7 @@ def releases_are_those_of_released_reservations(databases: Readable) -> list[str
 
 
 def totals_are_the_sum_of_the_items(databases: Readable) -> list[str]:
-    """orders.total = what its lines cost."""
+    """orders.total is the sum of the order's lines."""
     rows = databases.rows(
         "order",
         "SELECT order_id, total, coalesce((SELECT sum(quantity * unit_price) FROM order_items i"
@@ -124,24 +120,24 @@ def totals_are_the_sum_of_the_items(databases: Readable) -> list[str]:
 
 
 def orders_are_at_rest(databases: Readable) -> list[str]:
-    """Every order has come to its end."""
+    """Every order is at rest."""
     rows = databases.rows(
-        "order", "SELECT order_id, status, updated_at FROM orders WHERE status <> ALL(:rest)", rest=list(AT_REST)
+        "order", "SELECT order_id, status, updated_at FROM orders WHERE status <> ALL(:rest)", rest=sorted(AT_REST)
     )
     return [f"order {row['order_id']} is {row['status']} since {row['updated_at']}" for row in rows]
 
 
 def outboxes_are_empty(databases: Readable) -> list[str]:
-    """Whatever was told is published."""
+    """Every emitted event is published."""
     return [
         f"{name}: {row['event_type']} of {row['aggregate_id']} is not published: {row['last_error']}"
-        for name in TELLERS
+        for name in PUBLISHERS
         for row in databases.rows(name, "SELECT * FROM outbox WHERE published_at IS NULL ORDER BY id")
     ]
 
 
 def nobody_is_charged_twice(databases: Readable) -> list[str]:
-    """No order has two charges that took money, whatever became of it."""
+    """No order has two successful charges, whatever its state."""
     rows = databases.rows(
         "payment",
         "SELECT order_id, count(*) AS charges FROM provider_ledger WHERE kind = 'charge' AND done"
@@ -151,7 +147,7 @@ def nobody_is_charged_twice(databases: Readable) -> list[str]:
 
 
 def payments_are_those_of_the_provider(databases: Readable) -> list[str]:
-    """A payment says what the provider's book says of its key, and the provider knows no key but ours."""
+    """Each payment agrees with the provider's ledger, and the provider has no key that we did not send."""
     rows = databases.rows(
         "payment",
         "SELECT p.order_id, p.status, l.done FROM payments p LEFT JOIN provider_ledger l ON l.key = p.payment_id"
@@ -169,11 +165,8 @@ def payments_are_those_of_the_provider(databases: Readable) -> list[str]:
     ]
 
 
-# --- between the books --------------------------------------------------------------------------------------------
-
-
 def services_agree_on_each_order(databases: Readable) -> list[str]:
-    """Order, reservation, payment and the provider's ledger tell the same of each order."""
+    """Order, reservation, payment and the provider's ledger agree on each order."""
     orders = databases.rows("order", "SELECT order_id, status, total FROM orders")
     states = {
         row["order_id"]: row["state"]
@@ -211,7 +204,7 @@ def services_agree_on_each_order(databases: Readable) -> list[str]:
                 "ledger": moved == Counter(charges=1, charge=order["total"]),
             }
         else:
-            continue  # not at rest: another check's line
+            continue  # not at rest, which another check reports
         wrong += [
             f"order {order_id} of {order['total']} is {status}, but its {book} does not fit: reservation {state},"
             f" payment {payment}, ledger {dict(moved)}"
@@ -225,8 +218,8 @@ def services_agree_on_each_order(databases: Readable) -> list[str]:
 
 
 def _commits_under_way(databases: Readable) -> set[Any]:
-    """Orders whose inventory.commit.requested has been told and neither consumed nor found dead."""
-    told = databases.rows(
+    """Orders whose inventory.commit.requested is emitted, but neither consumed nor dead."""
+    emitted = databases.rows(
         "order", "SELECT message_id, aggregate_id FROM outbox WHERE event_type = 'inventory.commit.requested'"
     )
     ended = databases.rows(
@@ -235,7 +228,7 @@ def _commits_under_way(databases: Readable) -> set[Any]:
         " UNION SELECT message_id FROM dead_messages WHERE queue = 'q.inventory.commit-requested'",
     )
     gone = {row["message_id"] for row in ended}
-    return {row["aggregate_id"] for row in told if row["message_id"] not in gone}
+    return {row["aggregate_id"] for row in emitted if row["message_id"] not in gone}
 
 
 CHECKS = (

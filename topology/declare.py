@@ -1,13 +1,13 @@
-"""Makes the broker look like `topology.table`, and tells where it does not. Nothing else declares anything.
+"""Declares `topology.table` on the broker, and reports drift: where broker and table differ. No other code declares.
 
-    apply(amqp_uri)   declares what is missing; touches nothing that exists otherwise, and raises TopologyDrift for it
+    apply(amqp_uri)   declares what is missing; leaves what exists with other arguments, and raises TopologyDrift for it
     check(amqp_uri)   lists the drift and changes nothing
 
-What `check` cannot see over AMQP alone: bindings. The protocol has no passive bind, and the only probe of one, a
-message that is published through it, would reach the consumers. (In a transaction that is rolled back the broker
-routes it but returns nothing.) Given the URL of a management API it compares the bindings as well; without one,
-`apply` is the cure: to bind again what is bound already changes nothing. Nor does it see arguments that the broker
-itself does not compare, such as those of an exchange beside alternate-exchange.
+`check` cannot see bindings over AMQP alone. The protocol has no passive bind, and the only probe, a message that is
+published through the binding, would reach the consumers. (In a transaction that is rolled back the broker routes the
+message but returns nothing.) With the URL of a management API `check` compares the bindings as well. Without one, run
+`apply`: binding again changes nothing. `check` does not see arguments that the broker itself does not compare: those of
+an exchange other than alternate-exchange.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from shared.errors import CannotWork, ConfigurationFault, TopologyDrift
 from topology import table
 
 CONNECT_TIMEOUT_S = 5.0
-# A frozen broker answers nothing and closes nothing: pika gives it up after four of these.
+# A frozen broker neither answers nor closes the connection. pika gives up after four missed heartbeats.
 HEARTBEAT_S = 3
-# A broker with a memory or disk alarm stops reading from whoever publishes.
+# A broker with a memory or disk alarm stops reading from connections that publish.
 BLOCKED_TIMEOUT_S = 10.0
 
-# What a declare says beside the arguments; the broker compares these too and names them alike.
+# The properties of a declare beside its arguments. The broker compares them too, and names them in the same way.
 DURABLE: Mapping[str, table.Argument | bool] = {"durable": True, "auto_delete": False}
 
 NO_AT_LEAST_ONCE = (
@@ -45,7 +45,7 @@ NO_AT_LEAST_ONCE = (
     "messages; run: rabbitmqctl enable_feature_flag stream_queue"
 )
 
-# What pika raises, and what it lets through: a handshake that takes too long is no AMQPError of its own.
+# A handshake that takes too long is not an AMQPError, and pika does not wrap an OSError.
 BROKER_ERRORS = (AMQPError, AMQPConnectorException, OSError)
 
 Properties = dict[str, table.Argument | bool]
@@ -73,7 +73,7 @@ class Thing:
 
 
 def things() -> list[Thing]:
-    """Every exchange and queue, targets before sources: no dead letter ever waits for a target that is missing."""
+    """Every exchange and queue. Targets come before sources, so that a dead letter always finds its target."""
     exchanges = [Thing("exchange", name, {"type": kind, **DURABLE}) for name, kind in table.exchanges().items()]
     arguments = table.queue_arguments()
     dead = [table.dead_letter_queue(queue.name) for queue in table.QUEUES]
@@ -83,10 +83,10 @@ def things() -> list[Thing]:
 
 
 def apply(amqp_uri: str) -> None:
-    """Declare whatever the table has and the broker has not. Harmless to repeat, also from two places at once.
+    """Declare what the broker lacks. It may be repeated, also by two processes at the same time.
 
-    What exists otherwise than in the table is left as it is, everything else is declared all the same, and then
-    TopologyDrift is raised with the list. Raises CannotWork when the broker is away or refuses.
+    What exists with other properties than in the table is left as it is, and everything else is declared. Then
+    TopologyDrift is raised with the list of differences. Raises CannotWork when the broker is away or refuses.
     """
     with _broker(amqp_uri) as broker:
         drift = [found for thing in things() for found in broker.declare(thing)]
@@ -103,13 +103,13 @@ def apply(amqp_uri: str) -> None:
 def check(amqp_uri: str, management_url: str = "") -> list[Drift]:
     """The differences between broker and table; empty when there are none. Changes nothing.
 
-    Bindings are compared only when `management_url` (http://host:15672) is given: see the top of this module.
+    Bindings are compared only when `management_url` (http://host:15672) is given; the top of this module says why.
     Raises CannotWork when the broker, or the management API, is away or refuses.
     """
     with _broker(amqp_uri) as broker:
         drift = []
         for thing in things():
-            # A declare would create what is missing, so ask first whether it is there.
+            # A declare would create what is missing, so first ask whether it exists.
             drift += broker.declare(thing) if broker.has(thing) else [Drift(thing.kind, thing.name, "is missing")]
         drift += broker.at_least_once_drift()
     if management_url:
@@ -118,9 +118,9 @@ def check(amqp_uri: str, management_url: str = "") -> list[Drift]:
 
 
 def binding_drift(seen: set[tuple[str, str, str]]) -> list[Drift]:
-    """What is wrong with the bindings that the broker has, as (exchange, queue, routing key).
+    """The drift of the bindings that the broker has, as (exchange, queue, routing key).
 
-    Others may listen to the events exchange with queues of their own; our queues hear only what the table says.
+    Other programs may bind queues of their own to the events exchange. Our queues have the bindings of the table only.
     """
     wanted = set(table.bindings())
     queues = table.queue_arguments()
@@ -136,7 +136,7 @@ def _arrow(exchange: str, queue: str, routing_key: str) -> str:
 
 
 class _Broker:
-    """A connection whose channel is opened again each time the broker closes it to say no."""
+    """A connection. The broker closes a channel to refuse a declare; the next use opens another."""
 
     def __init__(self, connection: pika.BlockingConnection) -> None:
         self.connection = connection
@@ -158,14 +158,15 @@ class _Broker:
         except ChannelClosedByBroker as refusal:
             if refusal.reply_code == 403:
                 raise
-            # 405 is a queue that belongs to another connection: there, but not ours.
+            # 405: the queue exists, and belongs exclusively to another connection.
             return bool(refusal.reply_code != 404)
         return True
 
     def declare(self, thing: Thing) -> list[Drift]:
-        """Declare it, and tell in what it differs if it exists otherwise.
+        """Declare it. When it exists with other properties, return each difference.
 
-        The broker names one difference at a time, so what it has is taken over into the question until it agrees.
+        The broker names one difference at a time. So each value that it names is taken over and the declare is
+        repeated, until the broker agrees.
         """
         asked = dict(thing.properties)
         drift: list[Drift] = []
@@ -181,7 +182,7 @@ class _Broker:
                     return [*drift, Drift(thing.kind, thing.name, refusal.reply_text)]
             name, value = difference
             wanted = thing.properties.get(name)
-            if asked.get(name) == value:  # agreed already, so the broker means something that we cannot say
+            if asked.get(name) == value:  # taken over already: the difference is one that we cannot express
                 return [*drift, Drift(thing.kind, thing.name, f"{name} differs")]
             drift.append(Drift(thing.kind, thing.name, f"{name} is {_shown(value)}, the table says {_shown(wanted)}"))
             if value is None:
@@ -204,21 +205,21 @@ class _Broker:
             self.channel.queue_declare(thing.name, durable=durable, auto_delete=auto_delete, arguments=arguments)
 
     def bind(self, exchange: str, queue: str, routing_key: str) -> list[Drift]:
-        """Bind, which changes nothing where it is bound already."""
+        """Bind the queue. Nothing changes when it is bound already."""
         try:
             self.channel.queue_bind(queue, exchange, routing_key)
         except ChannelClosedByBroker as refusal:
             if refusal.reply_code != 404:
                 raise
-            # Its queue could not be declared: that is in the list already, and the other bindings are still to do.
+            # The queue could not be declared, which is in the list already. The other bindings are still to be made.
             return [Drift("binding", _arrow(exchange, queue, routing_key), refusal.reply_text)]
         return []
 
     def at_least_once_drift(self) -> list[Drift]:
-        """Whether quorum queues really dead-letter at least once. Ask it last: a no closes the connection.
+        """Drift when quorum queues do not dead-letter at least once. Call this last: that answer closes the connection.
 
-        The question is a declare that never succeeds, since a stream cannot be exclusive; but a broker without
-        the feature flag refuses the stream before it looks at that.
+        The probe is a declare that never succeeds, because a stream cannot be exclusive. A broker without the feature
+        flag refuses streams altogether, and closes the connection instead of the channel.
         """
         try:
             self.channel.queue_declare("ecom.probe", durable=True, exclusive=True, arguments={"x-queue-type": "stream"})
@@ -233,7 +234,7 @@ class _Broker:
 
 @contextmanager
 def _broker(amqp_uri: str) -> Iterator[_Broker]:
-    """A connection for as long as the block lasts; whatever the broker does to it becomes CannotWork in one line."""
+    """Open a connection for the block. Any failure of it is raised as CannotWork, in one line."""
     parameters = _parameters(amqp_uri)
     where = f"{parameters.host}:{parameters.port} (vhost {parameters.virtual_host})"
     connection = None
@@ -248,13 +249,13 @@ def _broker(amqp_uri: str) -> Iterator[_Broker]:
 
 
 def _close(connection: pika.BlockingConnection) -> None:
-    # All that was asked has been answered: how the connection ends tells nothing more.
+    # All answers are in, so a failure to close does not matter.
     with suppress(*BROKER_ERRORS):
         connection.close()
 
 
 def _parameters(amqp_uri: str) -> pika.ConnectionParameters:
-    """The URI as kombu and Nameko read it: `//` at the end is the vhost `/` (pika's own reading is an empty name)."""
+    """Read the URI as kombu and Nameko do: `//` at the end is the vhost `/`. (pika would read an empty name.)"""
     try:
         parts = urlsplit(amqp_uri)
         host, port = parts.hostname or "127.0.0.1", parts.port
@@ -283,7 +284,7 @@ def _credentials(uri: str) -> tuple[str, str]:
 
 
 def _reason(error: Exception) -> str:
-    """What is wrong, in the innermost words there are: pika wraps the cause in up to three layers of itself."""
+    """The text of the innermost cause: pika wraps it in up to three exceptions of its own."""
     while len(error.args) == 1 and isinstance(error.args[0], Exception):
         error = error.args[0]
     cause = getattr(error, "exception", None)
@@ -293,8 +294,8 @@ def _reason(error: Exception) -> str:
     return " ".join(text.split())
 
 
-# "inequivalent arg 'x-message-ttl' for queue 'q.x' in vhost '/': received '1000' but current is '5000'". An argument
-# that one side has not is "none", and the other one's then "the value '5000' of type 'signedint'".
+# "inequivalent arg 'x-message-ttl' for queue 'q.x' in vhost '/': received '1000' but current is '5000'". When one
+# side lacks the argument, its value is "none" and the other one is "the value '5000' of type 'signedint'".
 _INEQUIVALENT = re.compile(
     r"inequivalent arg '(?P<name>[^']+)' for .* but current is (?:the value )?"
     r"(?:(?P<none>none)|'(?P<value>.*?)'(?: of type '(?P<type>\w+)')?)$",
@@ -303,7 +304,7 @@ _INEQUIVALENT = re.compile(
 
 
 def _difference(refusal: str) -> tuple[str, table.Argument | bool | None] | None:
-    """The property that the broker has otherwise, with its value there; None where the text says no such thing."""
+    """The property that differs and its value at the broker. None when the text names no property."""
     found = _INEQUIVALENT.search(refusal)
     if found is None:
         return None
@@ -322,7 +323,7 @@ def _shown(value: table.Argument | bool | None) -> str:
 
 
 def _bindings_seen(management_url: str, amqp_uri: str) -> set[tuple[str, str, str]]:
-    """Every binding of the vhost, asked of the management API as the user of its URL, or else of the AMQP one."""
+    """Every binding of the vhost, from the management API. The user is that of its URL, else that of the AMQP URI."""
     try:
         parts = urlsplit(management_url)
         netloc = f"{parts.hostname}:{parts.port or 15672}"

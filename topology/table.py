@@ -1,6 +1,6 @@
-"""What the broker looks like: one row for each queue, and every other name derived from it.
+"""The queues of the broker: one row for each, from which every other name is derived.
 
-Pure data: standard library only. `topology.declare` makes the broker look like this.
+Pure data: standard library only. `topology.declare` declares it on the broker.
 """
 
 from __future__ import annotations
@@ -9,16 +9,18 @@ from dataclasses import dataclass
 
 EVENTS_EXCHANGE = "ecom.events"
 
-# Which orders have just changed, for whoever waits for one. Its messages are transient and nobody need hear them.
+# Carries the ids of orders that have just changed, for clients that wait for one. Its messages are transient and may
+# reach no queue.
 HINTS_EXCHANGE = "ecom.hints"
 
-# A failing message has its first try and then one more after each of these waits, in seconds.
+# A message that fails is tried again after each of these waits, in seconds, and then goes to the DLQ.
 RETRY_WAITS_S = (1, 2, 4)
 
-# A message that kills its process this often goes to the DLQ by the broker's own hand.
+# After so many deliveries the broker itself moves a message to the DLQ: it kills its consumer each time.
 DELIVERY_LIMIT = 20
 
-# "No limit" for a DLQ. Never -1: RabbitMQ 3.10 accepts it and drops the message at its first requeue.
+# The highest limit, which means none, for a DLQ. -1 must not be used: RabbitMQ 3.10 accepts it and drops the message at
+# its first requeue.
 UNLIMITED_DELIVERIES = 2_147_483_647
 
 Argument = str | int
@@ -47,6 +49,9 @@ QUEUES = (
 
 BY_NAME = {queue.name: queue for queue in QUEUES}
 
+# The services that consume messages.
+CONSUMERS = tuple(dict.fromkeys(queue.service for queue in QUEUES))
+
 
 def retry_queues(queue: str) -> tuple[str, ...]:
     """The retry levels of a queue, shortest wait first: q.x.retry (1 s), q.x.retry.2s, q.x.retry.4s."""
@@ -60,12 +65,12 @@ def dead_letter_queue(queue: str) -> str:
 
 
 def main_queue(queue: str) -> str:
-    """The main queue of a main queue's or DLQ's name."""
+    """The main queue of a DLQ; the name of a main queue is returned as it is."""
     return queue.removesuffix(".dlq")
 
 
 def failed_exchange(service: str) -> str:
-    """The direct exchange through which one service sends its own messages to retry, to dead or back."""
+    """The direct exchange through which a service sends its messages to a retry level, to the DLQ or back."""
     return f"ecom.failed.{service}"
 
 
@@ -80,8 +85,8 @@ def _matches(pattern: list[str], words: list[str]) -> bool:
 
 def queue_arguments() -> dict[str, dict[str, Argument]]:
     """Every queue of the table with its arguments: main queues, retry levels and DLQs."""
-    # at-least-once loses nothing when the broker is killed while it dead-letters; it needs reject-publish,
-    # and falls back silently with any other overflow.
+    # With at-least-once no message is lost when the broker is killed while it dead-letters. The strategy needs
+    # reject-publish: with any other overflow the broker silently falls back to at-most-once.
     lasting: dict[str, Argument] = {
         "x-queue-type": "quorum",
         "x-dead-letter-strategy": "at-least-once",
@@ -96,8 +101,8 @@ def queue_arguments() -> dict[str, dict[str, Argument]]:
             "x-dead-letter-routing-key": dlq,
             "x-delivery-limit": queue.delivery_limit,
         }
-        # One queue for each wait, with the TTL on the queue: a message's own TTL waits behind a longer one in
-        # front of it. Through the default exchange a retry reaches its own main queue and no other subscriber.
+        # Each wait has a queue of its own, with the TTL on the queue: with a TTL on the message, a message would wait
+        # behind one with a longer TTL. The default exchange returns a retry to its own main queue only.
         for name, wait in zip(retry_queues(queue.name), RETRY_WAITS_S, strict=True):
             arguments[name] = {
                 **lasting,
@@ -118,10 +123,9 @@ def bindings() -> list[tuple[str, str, str]]:
 
 
 def exchanges() -> dict[str, str]:
-    """Every exchange with its type; all are durable and carry no arguments."""
-    services = dict.fromkeys(queue.service for queue in QUEUES)
+    """Every exchange with its type. All are durable and have no arguments."""
     return {
         EVENTS_EXCHANGE: "topic",
         HINTS_EXCHANGE: "fanout",
-        **{failed_exchange(service): "direct" for service in services},
+        **{failed_exchange(service): "direct" for service in CONSUMERS},
     }

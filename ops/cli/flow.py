@@ -12,10 +12,9 @@ import pika
 import requests
 
 from ops.domain import dlq_of
+from shared.order_states import AT_REST
 from topology.table import BY_NAME, failed_exchange
 
-# Where an order comes to rest; RESERVED and the like are under way.
-AT_REST = frozenset({"PAID", "CANCELLED", "REFUND_FAILED"})
 PATIENCE_S = 30.0
 POLL_S = 0.05
 

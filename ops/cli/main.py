@@ -22,11 +22,10 @@ from ops.cli.console import COULD_NOT, FOUND, complain, json_option, print_json,
 from ops.cli.dlq import dlq
 from shared.config import SERVICES, masked, read
 from shared.errors import CannotWork, Conflict, EcomError, NotFound, TopologyDrift, ValidationFailed
+from topology.services import DATABASES, PUBLISHERS
 
 CONNECT_TIMEOUT_S = 5
 STATEMENT_TIMEOUT_MS = 10_000
-# The databases whose service tells events.
-TELLERS = ("order", "inventory", "payment")
 
 # Unpublished rows, and those among them that the broker refused, each with how many wait behind it.
 _OUTBOX = (
@@ -138,9 +137,9 @@ def migrate(service: str | None, as_json: bool) -> None:
     """Bring the databases of all services, or of one, to the newest version."""
     from ops.cli import migrate as migrations
 
-    if service and service not in migrations.SERVICES:
-        raise click.BadParameter(f"{service!r} is not one of {', '.join(migrations.SERVICES)}", param_hint="SERVICE")
-    done = migrations.migrate(read(), [service] if service else migrations.SERVICES)
+    if service and service not in DATABASES:
+        raise click.BadParameter(f"{service!r} is not one of {', '.join(DATABASES)}", param_hint="SERVICE")
+    done = migrations.migrate(read(), [service] if service else DATABASES)
     if as_json:
         print_json({"migrated": done})
     else:
@@ -325,7 +324,7 @@ def outbox_ls(limit: int, as_json: bool) -> None:
     settings = read()
     found: list[dict[str, Any]] = []
     away: list[EcomError] = []
-    for service in TELLERS:
+    for service in PUBLISHERS:
         url = settings.database_url(service)
         try:
             found.append({"service": service, **_outbox_of(service, url, limit)})

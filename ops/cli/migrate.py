@@ -1,12 +1,13 @@
 """`ecom migrate`: roles, databases, migrations and rights of every service's database.
 
-With DATABASE_ADMIN_URL set, roles and databases are made too: an owner role that runs the migrations and cannot log
-in, an app role with DML only, and `ecom_reader`, which may only read. Without it the service's own URL must be of a
-role that may create tables in its database.
+With DATABASE_ADMIN_URL set, it also creates roles and databases: an owner role that runs the migrations and cannot log
+in, an app role with DML only, and `ecom_reader`, which may only read. Without it, the role of the service's own URL
+must be allowed to create tables in its database.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -22,25 +23,17 @@ from sqlalchemy.pool import NullPool
 
 from shared.config import Settings
 from shared.errors import CannotWork
+from topology.services import BY_NAME, DATABASES
 
 ROOT = Path(__file__).resolve().parents[2]
 READER = "ecom_reader"
 
-# Services that own tables, and those of their tables that the app role may only add to.
-SERVICES = ("order", "inventory", "payment", "auth", "ops")
-APPEND_ONLY = {
-    "inventory": ("inventory_release_events", "release_seals"),
-    "ops": ("audit_heads", "audit_verifications"),
-}
-# Those it may change and not delete.
-NEVER_DELETED = {"inventory": ("release_exports",), "ops": ("operations", "operation_messages")}
-
-# Two `ecom migrate` at once take turns.
+# An advisory lock with this id makes two `ecom migrate` at the same time take turns.
 LOCK_ID = 0x6D69_6772
 
 
-def migrate(settings: Settings, services: Sequence[str] = SERVICES) -> list[str]:
-    """Bring these services' databases to the newest version; one line for each. Raises CannotWork."""
+def migrate(settings: Settings, services: Sequence[str] = DATABASES) -> list[str]:
+    """Migrate these services' databases to the newest version. Returns one line for each. Raises CannotWork."""
     try:
         return [migrate_one(settings, service) for service in services]
     except (DBAPIError, psycopg2.Error) as error:
@@ -48,7 +41,7 @@ def migrate(settings: Settings, services: Sequence[str] = SERVICES) -> list[str]
 
 
 def migrate_one(settings: Settings, service: str) -> str:
-    """Roles, database, migrations, rights of one service."""
+    """Create roles and database, migrate, and set the rights of one service."""
     app = make_url(settings.database_url(service))
     url, owner = app, None
     if settings.database_admin_url:
@@ -74,6 +67,13 @@ def migrate_one(settings: Settings, service: str) -> str:
             _grant(connection, service, app.username or "", owner)
         connection.commit()
     return f"{service}: {app.database} at {version}"
+
+
+def tables_named(service: str, constant: str) -> tuple[str, ...]:
+    """The tables in APPEND_ONLY or NEVER_DELETED of a service's models.py; none where models.py lacks the constant."""
+    models = importlib.import_module(f"{BY_NAME[service].package}.models")
+    tables: tuple[str, ...] = getattr(models, constant, ())
+    return tables
 
 
 def _provision(admin: URL, app: URL, owner: str, reader_password: str) -> None:
@@ -102,7 +102,7 @@ def _connect(url: URL) -> psycopg2.extensions.connection:
 
 
 def _role(cursor: psycopg2.extensions.cursor, name: str, password: str | None) -> None:
-    """Make a role, or set its password anew; without a password it cannot log in."""
+    """Create a role or change its password. Without a password it cannot log in."""
     cursor.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [name])
     verb = sql.SQL("ALTER" if cursor.fetchone() else "CREATE")
     login = sql.SQL("LOGIN PASSWORD {}").format(sql.Literal(password)) if password else sql.SQL("NOLOGIN")
@@ -110,7 +110,7 @@ def _role(cursor: psycopg2.extensions.cursor, name: str, password: str | None) -
 
 
 def _grant(connection: Connection, service: str, app: str, owner: str) -> None:
-    """DML for the app, SELECT for the reader, nothing for anybody else; on tables to come, too."""
+    """Grant DML to the app role and SELECT to the reader, and nothing to other roles."""
     quoted_app = '"' + app.replace('"', '""') + '"'
     for statement in (
         "REVOKE ALL ON SCHEMA public FROM PUBLIC",
@@ -120,7 +120,7 @@ def _grant(connection: Connection, service: str, app: str, owner: str) -> None:
         f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {quoted_app}",
         f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {READER}",
         f"REVOKE INSERT, UPDATE, DELETE ON alembic_version FROM {quoted_app}",
-        *(f"REVOKE UPDATE, DELETE ON {table} FROM {quoted_app}" for table in APPEND_ONLY.get(service, ())),
-        *(f"REVOKE DELETE ON {table} FROM {quoted_app}" for table in NEVER_DELETED.get(service, ())),
+        *(f"REVOKE UPDATE, DELETE ON {table} FROM {quoted_app}" for table in tables_named(service, "APPEND_ONLY")),
+        *(f"REVOKE DELETE ON {table} FROM {quoted_app}" for table in tables_named(service, "NEVER_DELETED")),
     ):
         connection.execute(text(statement))

@@ -18,10 +18,10 @@ from sqlalchemy.orm import Session
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message=r"\s*Eventlet is deprecated")
     from auth_service import models, passwords
+    from gateway.tokens import TokenRequest
 
 from auth_service.domain import Account
 from auth_service.models import User
-from gateway.schemas import TokenRequest
 from shared.auth import ROLES
 from shared.config import Settings
 from shared.envelope import SHELL

@@ -1,9 +1,9 @@
 """Draws docs/images/architecture.svg from the tables: `python -m ops.docs.architecture`.
 
 The services, their databases and ports, the queues with what they are bound to, and the events that each service
-publishes come from `shared.config`, `topology.table` and the catalogue. Only the layout is written here: people on the
-left, then the gateway, one band for each other service, its queues, and the exchange on the right. A new service is a
-new band. `python -m ops.docs.contracts` draws it too.
+publishes come from `topology.services`, `topology.table` and the catalogue. Only the layout is written here: people on
+the left, then the gateway, one band for each other service, its queues, and the exchange on the right. A new service
+is a new band. `python -m ops.docs.contracts` draws it too.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from html import escape
 from pathlib import Path
 from textwrap import wrap
 
-from ops.docs.contracts import teller
-from shared.config import DATABASES, FIRST_PORT, SERVICES
+from shared.config import FIRST_PORT
 from shared.events import CATALOGUE
+from topology.services import DATABASES, publisher_of
+from topology.services import NAMES as SERVICES
 from topology.table import (
     EVENTS_EXCHANGE,
     HINTS_EXCHANGE,
@@ -143,7 +144,7 @@ def bands() -> list[Band]:
     for service in sorted(
         (service for service in SERVICES if service != GATEWAY), key=lambda one: not _uses_queues(one)
     ):
-        events = [type_ for type_ in CATALOGUE if teller(type_) == service]
+        events = [type_ for type_ in CATALOGUE if publisher_of(type_) == service]
         made.append(
             Band(
                 service,
@@ -167,7 +168,7 @@ def _queues(service: str) -> tuple[Box, ...]:
 
 
 def _uses_queues(service: str) -> bool:
-    return bool(_queues(service)) or any(teller(type_) == service for type_ in CATALOGUE)
+    return bool(_queues(service)) or any(publisher_of(type_) == service for type_ in CATALOGUE)
 
 
 def document() -> str:

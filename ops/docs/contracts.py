@@ -2,8 +2,8 @@
 
     python -m ops.docs.contracts
 
-One JSON Schema for each event type, and an AsyncAPI 3 document of who tells and hears what. A test fails when the
-files are not what this writes.
+It writes one JSON Schema for each event type, and an AsyncAPI 3 document that says which service publishes and which
+consumes each type. A test fails when the files differ from what this writes.
 """
 
 from __future__ import annotations
@@ -12,26 +12,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ops.docs import diagrams
+from ops.docs import architecture, diagrams
 from shared.envelope import CONTRACT_VERSION, json_schema
 from shared.events import CATALOGUE, UNHEARD
+from topology.services import publisher_of
 from topology.table import EVENTS_EXCHANGE, QUEUES, Queue, hears
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "contracts"
 
-# The first word of an event says who tells it; commands, of three words, are told by the order service.
-COMMAND_WORDS = 3
-TELLERS = {"order": "order", "inventory": "inventory", "payment": "payment"}
-
-
-def teller(type_: str) -> str:
-    """The service that tells an event type."""
-    words = type_.split(".")
-    return "order" if len(words) == COMMAND_WORDS else TELLERS[words[0]]
-
 
 def documents() -> dict[str, dict[str, Any]]:
-    """Every file under docs/contracts with its content."""
+    """The content of every file under docs/contracts, by name."""
     schemas = {f"{CONTRACT_VERSION}/{type_}.schema.json": json_schema(type_) for type_ in CATALOGUE}
     return {**schemas, "asyncapi.json": asyncapi()}
 
@@ -43,11 +34,11 @@ def asyncapi() -> dict[str, Any]:
         operations[f"tell-{type_}"] = {
             "action": "send",
             "channel": {"$ref": f"#/channels/{_key(type_)}"},
-            "summary": f"{teller(type_)} tells {type_}, by its outbox and relay",
+            "summary": f"{publisher_of(type_)} tells {type_}, by its outbox and relay",
             "bindings": {"amqp": {"mandatory": type_ not in UNHEARD, "deliveryMode": 2, "bindingVersion": "0.3.0"}},
         }
     for queue in QUEUES:
-        for type_ in heard_by(queue):
+        for type_ in consumed_from(queue):
             operations[f"hear-{queue.name}-{type_}"] = {
                 "action": "receive",
                 "channel": {"$ref": f"#/channels/{_key(type_)}"},
@@ -93,7 +84,7 @@ def asyncapi() -> dict[str, Any]:
     }
 
 
-def heard_by(queue: Queue) -> list[str]:
+def consumed_from(queue: Queue) -> list[str]:
     """The event types a queue is bound to."""
     return [type_ for type_ in CATALOGUE if hears(queue, type_)]
 
@@ -103,19 +94,17 @@ def _key(type_: str) -> str:
 
 
 def text(document: dict[str, Any]) -> str:
-    """A document as it stands in its file."""
+    """A document as the text of its file."""
     return json.dumps(document, indent=2) + "\n"
 
 
 def main() -> None:
-    """Write them all."""
+    """Write docs/contracts and docs/sagas.md."""
     for name, document in documents().items():
         path = FOLDER / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text(document), encoding="utf-8")
     diagrams.FILE.write_text(diagrams.document(), encoding="utf-8")
-    from ops.docs import architecture  # here: it asks this module who publishes an event
-
     architecture.main()
 
 

@@ -1,8 +1,7 @@
-"""Writes docs/sagas.md from the rules themselves: the states of an order, and sagas as sequences of messages.
+"""Makes docs/sagas.md from the rules themselves: the states of an order, and sagas as sequences of messages.
 
-Nothing here is drawn by hand: the states come from the table of an order, the sequences from a play in which the rules
-of the three services hear what the topology says they hear. `python -m ops.docs.contracts` writes it with the
-contracts.
+The states come from the table of an order. The sequences come from a simulation, in which each service's rules consume
+the events that the topology routes to it. `python -m ops.docs.contracts` writes the file with the contracts.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from inventory_service.domain import Reservation, State, Stock
 from order_service import domain as order
 from order_service.domain import CANCEL, DEADLINE, REFUND_RETRY, Order, Status
 from payment_service import domain as payment
-from payment_service.domain import Answer, Payment, Refund, RefundStatus
+from payment_service.domain import Answer, Payment, Refund, RefundStatus, payment_id_of
 from shared.events import (
     CATALOGUE,
     UNHEARD,
@@ -38,7 +37,6 @@ from shared.events import (
     Reserved,
     type_of,
 )
-from shared.ids import payment_id_of
 from topology.table import QUEUES, hears
 
 FILE = Path(__file__).resolve().parents[2] / "docs" / "sagas.md"
@@ -49,8 +47,6 @@ PAYMENT = payment_id_of(ORDER)
 ITEMS = (PricedItem("lamp", 2, 1999),)
 TOTAL, CURRENCY = 3998, "EUR"
 COMMANDS = (CANCEL, DEADLINE, REFUND_RETRY)
-
-# --- the states of an order -------------------------------------------------------------------------------------
 
 RESULTS = (
     Reserved(ORDER, RESERVATION, ITEMS, TOTAL, CURRENCY, "mock_ok"),
@@ -65,35 +61,35 @@ RESULTS = (
 
 
 def moves() -> list[tuple[Status, str, Status, tuple[str, ...]]]:
-    """Each row of the table from each of its states, as it comes out: (is, hears, becomes, tells)."""
-    heard: dict[str, Payload | None] = {**{type_of(result): result for result in RESULTS}, **dict.fromkeys(COMMANDS)}
+    """Each row of the table in each of its states, as (state before, event or command, state after, events emitted)."""
+    payloads: dict[str, Payload | None] = {**{type_of(result): result for result in RESULTS}, **dict.fromkeys(COMMANDS)}
     found = []
     for rule in order.TABLE:
         refund = SECOND_REFUND if rule.older_refund else FIRST_REFUND
         for status in (status for status in Status if status in rule.states):
             before = Order(ORDER, CUSTOMER, status, CURRENCY, TOTAL, payment_id=PAYMENT, refund_id=refund)
-            payload = heard[rule.hears]
+            payload = payloads[rule.hears]
             if payload is None:
                 step = order.command(before, rule.hears, SECOND_REFUND)
             else:
                 step = order.follow(before, payload, SECOND_REFUND)
             words = f"{rule.hears} of an older refund" if rule.older_refund else rule.hears
-            found.append((status, words, step.order.status, tuple(type_of(told) for told in step.emits)))
+            found.append((status, words, step.order.status, tuple(type_of(emitted) for emitted in step.emits)))
     return found
 
 
 def states() -> list[str]:
-    """The state diagram: every move that leads elsewhere or tells something."""
+    """The state diagram: every move that changes the state or emits an event."""
     lines = ["stateDiagram-v2", "    [*] --> PENDING"]
     for before, words, after, emits in moves():
         if before != after or emits:
-            said = f" / {', '.join(emits)}" if emits else ""
-            lines.append(f"    {before} --> {after}: {words}{said}")
+            suffix = f" / {', '.join(emits)}" if emits else ""
+            lines.append(f"    {before} --> {after}: {words}{suffix}")
     return [*lines, *(f"    {status} --> [*]" for status in Status if status not in order.AWAITED)]
 
 
 def unchanged() -> list[str]:
-    """The rows that change and tell nothing: what is heard, and in which states."""
+    """The rows that change nothing and emit nothing: the event, and in which states."""
     where: dict[str, list[str]] = {}
     for before, words, after, emits in moves():
         if before == after and not emits:
@@ -101,16 +97,14 @@ def unchanged() -> list[str]:
     return [f"| {words} | {', '.join(at)} |" for words, at in where.items()]
 
 
-# --- sagas ------------------------------------------------------------------------------------------------------
-
 YES, NO = Answer(True, reference="reference"), Answer(False, reason="declined")
-HEARERS = {type_: [queue.service for queue in QUEUES if hears(queue, type_)] for type_ in CATALOGUE}
+CONSUMERS_OF = {type_: [queue.service for queue in QUEUES if hears(queue, type_)] for type_ in CATALOGUE}
 
 
-class Play:
-    """One order played through the rules of all three services; `lines` is what a sequence diagram shows of it.
+class Simulation:
+    """One order, simulated through the rules of all three services. `lines` are the lines of its sequence diagram.
 
-    Every message is heard in the order in which it was told: of all the orders that queues allow, the plainest.
+    Every message is consumed in the order in which it was emitted: the simplest of the sequences that queues allow.
     """
 
     def __init__(self, on_hand: int, answers: tuple[Answer, ...] = ()) -> None:
@@ -121,16 +115,16 @@ class Play:
         self.reservation: Reservation | None = None
         self.payment: Payment | None = None
         self.refunds: dict[UUID, Refund] = {}
-        self.told: list[str] = []
+        self.emitted: list[str] = []
         self.lines: list[str] = []
         self._waiting: deque[tuple[str, str, Payload]] = deque()
         self._line("customer", "order", "POST /api/orders")
         self._note("order", Status.PENDING)
-        self._tell("order", OrderCreated(ORDER, CURRENCY, TOTAL, ITEMS, "mock_ok"))
+        self._emit("order", OrderCreated(ORDER, CURRENCY, TOTAL, ITEMS, "mock_ok"))
         self._run()
 
-    def says(self, who: str, words: str, command: str) -> Play:
-        """A person says something to the order; everything that follows from it."""
+    def command(self, who: str, words: str, command: str) -> Simulation:
+        """A person gives the order a command. Runs until no message is left."""
         self._line(who, "order", words)
         step = order.command(self.order, command, self._next_refund())
         self._step(step)
@@ -139,23 +133,23 @@ class Play:
 
     def _run(self) -> None:
         while self._waiting:
-            teller, hearer, payload = self._waiting.popleft()
-            self._line(teller, hearer, type_of(payload))
-            hear: dict[str, Callable[[Payload], None]] = {
-                "order": self._order_hears,
-                "inventory": self._inventory_hears,
-                "payment": self._payment_hears,
+            publisher, consumer, payload = self._waiting.popleft()
+            self._line(publisher, consumer, type_of(payload))
+            consume: dict[str, Callable[[Payload], None]] = {
+                "order": self._order_consumes,
+                "inventory": self._inventory_consumes,
+                "payment": self._payment_consumes,
             }
-            hear[hearer](payload)
+            consume[consumer](payload)
 
-    def _tell(self, teller: str, *payloads: Payload) -> None:
+    def _emit(self, publisher: str, *payloads: Payload) -> None:
         for payload in payloads:
-            self.told.append(type_of(payload))
-            self._waiting += [(teller, hearer, payload) for hearer in HEARERS[type_of(payload)]]
+            self.emitted.append(type_of(payload))
+            self._waiting += [(publisher, consumer, payload) for consumer in CONSUMERS_OF[type_of(payload)]]
             if type_of(payload) in UNHEARD:
-                self.lines.append(f"    Note right of {teller}: tells {type_of(payload)}")
+                self.lines.append(f"    Note right of {publisher}: tells {type_of(payload)}")
 
-    def _order_hears(self, payload: Payload) -> None:
+    def _order_consumes(self, payload: Payload) -> None:
         self._step(order.follow(self.order, payload, self._next_refund()))
 
     def _next_refund(self) -> UUID:
@@ -165,9 +159,9 @@ class Play:
         if step.order.status != self.order.status:
             self._note("order", step.order.status)
         self.order = step.order
-        self._tell("order", *step.emits)
+        self._emit("order", *step.emits)
 
-    def _inventory_hears(self, payload: Payload) -> None:
+    def _inventory_consumes(self, payload: Payload) -> None:
         if isinstance(payload, OrderCreated):
             outcome = inventory.reserve(self.stock, payload, RESERVATION)
         else:
@@ -182,9 +176,9 @@ class Play:
         self.stock |= {item.sku: item for item in outcome.stock}
         if outcome.changed:
             self._note("inventory", outcome.reservation.state)
-        self._tell("inventory", *outcome.emits)
+        self._emit("inventory", *outcome.emits)
 
-    def _payment_hears(self, payload: Payload) -> None:
+    def _payment_consumes(self, payload: Payload) -> None:
         before = self.payment
         emits: tuple[Payload, ...] = ()
         if isinstance(payload, Reserved):
@@ -200,7 +194,7 @@ class Play:
             self.payment = payment.cancelled(before) if before else Payment(ORDER, PAYMENT, payment.Status.VOID)
         if before is None or before.status != self.payment.status:
             self._note("payment", self.payment.status)
-        self._tell("payment", *emits)
+        self._emit("payment", *emits)
 
     def _ask(self, what: str) -> Answer:
         answer = self.answers.pop(0)
@@ -215,27 +209,25 @@ class Play:
         self.lines.append(f"    Note over {service}: {state}")
 
 
-def sagas() -> dict[str, Play]:
-    """Each saga by its title, played to its end."""
+def sagas() -> dict[str, Simulation]:
+    """Each saga by its title, simulated to its end."""
     cancel = ("customer", "POST /api/orders/{id}/cancel", CANCEL)
     retry = ("operator", "POST /api/orders/{id}/refund/retry", REFUND_RETRY)
     return {
-        "Paid": Play(10, (YES,)),
-        "Out of stock": Play(0),
-        "Payment failed": Play(10, (NO,)),
-        "Cancelled after payment": Play(10, (YES, YES)).says(*cancel),
-        "Refund failed, and retried by an operator": Play(10, (YES, NO, YES)).says(*cancel).says(*retry),
+        "Paid": Simulation(10, (YES,)),
+        "Out of stock": Simulation(0),
+        "Payment failed": Simulation(10, (NO,)),
+        "Cancelled after payment": Simulation(10, (YES, YES)).command(*cancel),
+        "Refund failed, and retried by an operator": Simulation(10, (YES, NO, YES)).command(*cancel).command(*retry),
     }
 
 
-def sequence(play: Play) -> list[str]:
-    """A play as a sequence diagram."""
+def sequence(simulation: Simulation) -> list[str]:
+    """A simulated order as a sequence diagram."""
     shown = ("customer", "operator", "order", "inventory", "payment", "provider")
-    used = [who for who in shown if any(who in line.partition(": ")[0] for line in play.lines)]
-    return ["sequenceDiagram", *(f"    participant {who}" for who in used), *play.lines]
+    used = [who for who in shown if any(who in line.partition(": ")[0] for line in simulation.lines)]
+    return ["sequenceDiagram", *(f"    participant {who}" for who in used), *simulation.lines]
 
-
-# --- the document -----------------------------------------------------------------------------------------------
 
 HEAD = """\
 # Sagas
@@ -267,8 +259,8 @@ which the messages can arrive; tests/unit/test_saga_machine.py tries others.
 def document() -> str:
     """docs/sagas.md as it should be."""
     parts = [HEAD, *_mermaid(states()), UNCHANGED_HEAD.rstrip("\n"), *unchanged(), UNCHANGED_FOOT.rstrip("\n")]
-    for title, play in sagas().items():
-        parts += ["", f"### {title}", *_mermaid(sequence(play))]
+    for title, simulation in sagas().items():
+        parts += ["", f"### {title}", *_mermaid(sequence(simulation))]
     return "\n".join(parts) + "\n"
 
 

@@ -35,9 +35,11 @@ if sys.version_info < (3, 11):  # noqa: UP036 - older ones run this line and no 
 from ops.local.install import ROOT, RUN, VENV, install, packages
 from ops.local.processes import Process, StackFault, adopt_orphans, end, end_descendants, tail, tie, wait_until
 from ops.local.servers import LOOPBACK, MAIN_VHOST, PORT_RANGE, Servers, is_free, write_private
-from ops.local.supervisor import SERVICES, Child, Supervisor
+from ops.local.supervisor import Child, Supervisor
 from shared.config import DATABASES, FIRST_PORT, PORTS_BETWEEN_REPLICAS
 from shared.config import SERVICES as ALL_SERVICES
+from topology.services import SERVICES as SERVICE_ROWS
+from topology.services import START_ORDER
 
 MAIN = "main"
 # The settings that a stack chooses where the user has not.
@@ -62,18 +64,10 @@ TEST_RUNS = {
     "single": ("tests/smoke", "tests/audit"),
     "plain": ("tests/e2e", "tests/chaos"),
 }
+TEST_REPLICAS = 3  # the most that a test starts
 BROWSER_TESTS = "tests/e2e/test_dashboard.py"
 PYTEST_NO_TESTS = 5
-TYPED = (
-    "topology",
-    "shared",
-    "order_service",
-    "inventory_service",
-    "payment_service",
-    "auth_service",
-    "gateway",
-    "ops",
-)
+TYPED = ("topology", "shared", *(service.package for service in SERVICE_ROWS))
 CHECKS = {
     "format": ("ruff", "format", "--check", "."),
     "lint": ("ruff", "check", "."),
@@ -220,13 +214,13 @@ class Stack:
             Child(
                 service, replica, ports[service] + PORTS_BETWEEN_REPLICAS * replica, self._log(f"{service}-{replica}")
             )
-            for service in SERVICES
+            for service in START_ORDER
             for replica in range(replicas)
         ]
         self.supervisor = Supervisor(children, _run_command, self._full_environment(), ROOT, _died, self._keep_children)
         self.supervisor.start()
         self.supervisor.wait_ready()
-        progress.done(f"{len(children)} processes are ready: {', '.join(SERVICES)}")
+        progress.done(f"{len(children)} processes are ready: {', '.join(START_ORDER)}")
         self.keep(ready=True)
 
     def watch(self, until: Callable[[], bool]) -> None:
@@ -300,7 +294,7 @@ def _spellings(name: str) -> list[str]:
 
 def databases_given() -> bool:
     """Whether the user brings the databases along. Some of them but not all is a mistake."""
-    needed = [f"{name.upper()}_DATABASE_URL" for name in DATABASES if name in SERVICES]
+    needed = [f"{name.upper()}_DATABASE_URL" for name in DATABASES]
     missing = [name for name in needed if not given(name)]
     if missing and len(missing) < len(needed):
         raise StackFault(f"set all of the databases' URLs or none; missing: {', '.join(missing)}", exit_code=2)
@@ -318,7 +312,8 @@ def project_environment(chosen: Mapping[str, str]) -> dict[str, str]:
 def choose_ports(replicas: int, say: Callable[[str], None] | None = None, first: int = FIRST_PORT) -> dict[str, int]:
     """A port for the first replica of each service: from `first` on, or elsewhere when one of those is taken.
 
-    Room is kept for each replica, ten ports apart. A port that the user names is taken as it is, and must be free.
+    The ports of each replica are 100 above those of the replica before it. A port that the user names is taken as it
+    is, and must be free.
     """
     named = {service: int(os.environ.get(f"{service.upper()}_PORT") or 0) for service in ALL_SERVICES}
     for service, port in named.items():
@@ -452,9 +447,10 @@ def test(arguments: Sequence[str]) -> int:
             for stack in stacks.values():
                 stack.start_servers(progress)
             share = len(PORT_RANGE) // len(TEST_RUNS)
+            starts = share - TEST_REPLICAS * PORTS_BETWEEN_REPLICAS
             for place, (kind, stack) in enumerate(stacks.items()):
                 # Not from 8000 on: a stack that is up must neither be hit by a test nor come into its way.
-                ports = choose_ports(3, first=PORT_RANGE[place * share + secrets.randbelow(share - 100)])
+                ports = choose_ports(TEST_REPLICAS, first=PORT_RANGE[place * share + secrets.randbelow(starts)])
                 stack.wait_broker(progress)
                 stack.choose_environment(ports, suffix=f"_{kind}")
             beside = wanted.broker and wanted.postgres and len(stacks) > 1

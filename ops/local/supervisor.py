@@ -13,9 +13,6 @@ from pathlib import Path
 
 from ops.local.processes import Process, StackFault, end, spawn, tail
 
-# In the order of starting. Those that answer RPC come before the gateway, which calls them.
-SERVICES = ("auth", "inventory", "payment", "order", "ops", "gateway")
-
 READY_PATIENCE_S = 60.0
 STOP_PATIENCE_S = 15.0
 FIRST_BACKOFF_S = 0.5

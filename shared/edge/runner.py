@@ -1,6 +1,6 @@
 """Runs one service in this process: patches, reads the settings, starts the container, stops it gracefully.
 
-Import this before anything that opens sockets: eventlet must patch first.
+Import this module before any module that opens sockets, because eventlet must patch them first.
 """
 
 from __future__ import annotations
@@ -20,35 +20,20 @@ from eventlet.event import Event
 from nameko.containers import ServiceContainer
 
 from shared import logs
-from shared.config import DATABASES, Settings, read
+from shared.config import Settings, read
 from shared.errors import ConfigurationFault
+from topology.services import BY_NAME
 
 log = logging.getLogger(__name__)
 
-# Workers are shared by RPC, batches and timers of a process; each may hold a database connection.
-MAX_WORKERS = 20
-# The gateway holds no connection for a request: a worker there is a greenlet that waits for an RPC.
-GATEWAY_WORKERS = 200
-
-# Each client holds a file. The usual soft limit of 1,024 is for programs that call select().
+# Each client connection is an open file. The usual soft limit of 1,024 protects programs that call select(), which we
+# do not.
 MAX_FILES = 65_536
-
-MODULES = {
-    "gateway": "gateway.service",
-    "order": "order_service.service",
-    "inventory": "inventory_service.service",
-    "payment": "payment_service.service",
-    "auth": "auth_service.service",
-    "ops": "ops.service",
-}
-
-# Who seals must not start without a key: rows would wait for a seal, and nobody would look why.
-SEALER = "inventory"
 
 
 def service_class(service: str) -> Any:
-    """The Nameko service class of a module: the one with a `name`."""
-    module = importlib.import_module(MODULES[service])
+    """The Nameko class of a service: the one class in its module that has a `name`."""
+    module = importlib.import_module(f"{BY_NAME[service].package}.service")
     classes = [
         item
         for item in vars(module).values()
@@ -59,26 +44,27 @@ def service_class(service: str) -> Any:
 
 
 def nameko_config(settings: Settings, service: str, replica: int = 0) -> dict[str, Any]:
-    """Nameko's configuration, built from the settings; there is no YAML. Raises ConfigurationFault."""
+    """Build Nameko's configuration from the settings; there is no YAML. Raises ConfigurationFault for a missing one."""
+    row = BY_NAME[service]
     config: dict[str, Any] = {
         "AMQP_URI": settings.amqp_uri,
         "WEB_SERVER_ADDRESS": f"{settings.host}:{settings.port(service, replica)}",
         "DB_URIS": {},
         "serializer": "json",
-        "max_workers": GATEWAY_WORKERS if service == "gateway" else MAX_WORKERS,
+        "max_workers": row.workers,
         "settings": settings,
     }
-    if service == SEALER:
-        _ = settings.audit_key
-    if service in DATABASES:
+    for setting in row.needs:
+        settings.require(setting)
+    if row.has_database:
         config["DB_URIS"] = {f"{service}_service:Base": settings.database_url(service)}
     return config
 
 
 def run(service: str, replica: int = 0) -> int:
-    """Serve until SIGTERM or SIGINT; the exit code. Raises ConfigurationFault before anything is started."""
-    if service not in MODULES:
-        raise ConfigurationFault(f"there is no service {service!r}; one of {', '.join(MODULES)}")
+    """Serve until SIGTERM or SIGINT and return the exit code. Raises ConfigurationFault before anything is started."""
+    if service not in BY_NAME:
+        raise ConfigurationFault(f"there is no service {service!r}; one of {', '.join(BY_NAME)}")
     settings = read()
     raise_file_limit()
     logs.configure(settings.log_level, service=service, replica=replica)
@@ -98,7 +84,7 @@ def run(service: str, replica: int = 0) -> int:
         log.info("stopped")
 
     eventlet.spawn(stop_when_asked)
-    # A signal is only seen when the hub wakes up, and an idle hub sleeps up to 60 s.
+    # Python runs a signal handler only when the hub wakes up, and an idle hub sleeps up to 60 s.
     eventlet.spawn(_pulse)
     container.start()
     log.info("%s is up on %s", service, container.config["WEB_SERVER_ADDRESS"])
@@ -107,7 +93,7 @@ def run(service: str, replica: int = 0) -> int:
 
 
 def raise_file_limit() -> None:
-    """Let this process open as many files as it is allowed to, at most MAX_FILES; never fewer than it could."""
+    """Raise the soft limit of open files to the hard limit, at most MAX_FILES. Never lower it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -1,7 +1,7 @@
-"""The release audit at sizes that no order ever made: rows are written straight into its table, as the superuser.
+"""The release audit at sizes too large to make by orders: rows are inserted into its table as the superuser.
 
 They belong to no reservation, so the books do not agree any more: these tests come after all others of their system,
-and what they leave behind is emptied by whoever starts next.
+and the next run deletes what they leave behind.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tests.e2e.system import System, Systems, eventually
 
 @pytest.fixture(scope="package")
 def system(systems: Systems) -> Iterator[System]:
-    """One replica of every service; at the end no log holds a fault."""
+    """One replica of every service; at the end no log may have an error."""
     refuse_patched_process()
     system = systems.like(1)
     yield system
@@ -26,6 +26,6 @@ def system(systems: Systems) -> Iterator[System]:
 
 @pytest.fixture(autouse=True)
 def ready(system: System) -> Iterator[None]:
-    """After every test all is ready for the next one."""
+    """Make the system ready for the next test."""
     yield
     eventually(system.troubles, lambda troubles: not troubles, 60, "not ready")

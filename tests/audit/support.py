@@ -1,4 +1,4 @@
-"""What the tests of the audit share: rows that are there and sealed, and exports as clients have them."""
+"""Shared by the tests of the audit: sealed rows, and exports as clients read them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tests.e2e.system import System, eventually
 EVENTS = "/api/stocks/release-events"
 EXPORT = f"{EVENTS}/export"
 BATCH = 50_000
-# The second of the first planted row: there is time before it.
+# The time of the first planted row; filters can begin before it.
 FIRST = 10_000
 
 
 def plant(system: System, count: int) -> None:
-    """Have at least so many rows in the audit, all of them sealed."""
+    """Have at least this many rows in the audit, all of them sealed."""
     (there,) = system.databases.rows("inventory", "SELECT count(*) AS n FROM inventory_release_events")
     for first in range(there["n"], count, BATCH):
         releases.write(system.databases, min(BATCH, count - first), FIRST + first)
@@ -41,7 +41,7 @@ def wait_sealed(system: System, patience_s: float = 600.0) -> None:
 
 
 def begin(system: System, query: str = "") -> requests.Response:
-    """An export that has begun, and of which nothing but its head was read."""
+    """An export that has begun and of which only the head was read."""
     flow = system.flow()
     headers = {"Authorization": f"Bearer {flow.token('auditor')}"}
     answer = requests.get(f"{flow.url}{EXPORT}{query}", headers=headers, stream=True, timeout=60)
@@ -50,10 +50,10 @@ def begin(system: System, query: str = "") -> requests.Response:
 
 
 def proved(system: System, file: bytes) -> dict[str, Any]:
-    """The manifest of a file that is signed and is of these bytes."""
+    """The manifest of a file, checked against its signature and its bytes."""
     signed, _, last = file.rpartition(f"{exports.MANIFEST},".encode())
-    ((told, *_),) = csv.reader([last.decode()], strict=True)
-    manifest = dict(json.loads(told))
+    ((cell, *_),) = csv.reader([last.decode()], strict=True)
+    manifest = dict(json.loads(cell))
     assert manifest["sha256"] == hashlib.sha256(signed).hexdigest()
     assert manifest["mac"] == seals.manifest_mac(system.settings.audit_key, manifest)
     return manifest

@@ -1,4 +1,4 @@
-"""Exports of thousands of rows: they equal the query, nothing tears them, and they survive what is restarted."""
+"""Exports of thousands of rows equal the query, are consistent, and survive restarts."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from tests.e2e.system import System, eventually
 
 pytestmark = pytest.mark.timeout(300)
 
-# More than the sockets on the way hold, and many pages.
+# More than the sockets on the way can buffer, and many pages.
 ROWS = 50_000
 FEW = 3000
 
 
 def queried(system: System, query: dict[str, str]) -> list[dict[str, Any]]:
-    """All that passes the filters, by pages."""
+    """All releases that match the filters, read page by page."""
     flow = system.flow()
     found, path = [], f"{EVENTS}?{urllib.parse.urlencode(query | {'limit': '200'})}"
     while path:
@@ -74,7 +74,7 @@ def test_the_export_equals_the_query_whatever_the_filters(system: System) -> Non
 
 
 def slow_reader(system: System, query: str = "") -> socket.socket:
-    """A client that has asked for an export, and takes next to nothing of it."""
+    """A client that has requested an export and reads almost nothing of it."""
     flow = system.flow()
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
@@ -86,14 +86,14 @@ def slow_reader(system: System, query: str = "") -> socket.socket:
     return sock
 
 
-def test_rows_that_are_released_meanwhile_do_not_tear_an_export(system: System) -> None:
+def test_releases_during_an_export_do_not_change_it(system: System) -> None:
     plant(system, ROWS)
     before = {str(row["id"]) for row in system.databases.rows("inventory", "SELECT id FROM inventory_release_events")}
     with slow_reader(system) as client:
         heard = client.recv(1000)
         (record,) = system.databases.rows("inventory", "SELECT * FROM release_exports WHERE finished_at IS NULL")
-        # Rows between those that are there, before them and after them, in the order of the export; not in the middle,
-        # where test_size looks how few blocks a page costs: rows of one page that lie here and there cost one each.
+        # Rows between, before and after the existing ones, in the order of the export. None in the middle, where
+        # test_size counts the blocks of a page: scattered rows of one page would cost a block each.
         for first in (FIRST + ROWS // 3, 0, FIRST + 10 * ROWS):
             releases.write(system.databases, 500, first)
         wait_sealed(system)
@@ -112,7 +112,7 @@ def test_rows_that_are_released_meanwhile_do_not_tear_an_export(system: System) 
 
 
 @pytest.mark.parametrize("service", ["inventory", "ops"])
-def test_an_export_outlives_a_service_that_is_killed_and_comes_back(system: System, service: str) -> None:
+def test_an_export_survives_the_restart_of_a_service(system: System, service: str) -> None:
     plant(system, ROWS)
     with begin(system) as answer:
         pieces = answer.iter_content(100_000)
@@ -124,7 +124,7 @@ def test_an_export_outlives_a_service_that_is_killed_and_comes_back(system: Syst
     assert len({line[0] for line in lines}) == len(lines) == there["n"]
 
 
-def test_an_export_outlives_a_database_that_is_away_for_a_moment(system: System) -> None:
+def test_an_export_survives_a_short_database_outage(system: System) -> None:
     plant(system, ROWS)
     name = system.databases.engines["inventory"].url.database
     with ThreadPoolExecutor(1) as threads, begin(system) as answer:
@@ -151,7 +151,7 @@ def connections(system: System) -> int:
     return sum(item.laddr.port == port and item.status == "ESTABLISHED" for item in process.net_connections("tcp"))
 
 
-def test_nothing_stays_of_an_export_whose_client_has_gone(system: System) -> None:
+def test_an_export_leaves_nothing_behind_when_its_client_goes(system: System) -> None:
     plant(system, ROWS)
     eventually(lambda: connections(system), lambda n: n == 0, 20, "connections are open")
     files = psutil.Process(system.supervisor.pids()["gateway-0"]).num_fds()
@@ -167,7 +167,7 @@ def test_nothing_stays_of_an_export_whose_client_has_gone(system: System) -> Non
     assert "its client has gone" in (system.directory / "gateway-0.log").read_text()
 
 
-def test_a_gateway_that_stops_ends_an_export_in_time_and_not_as_a_whole_file(system: System) -> None:
+def test_a_stopping_gateway_ends_an_export_in_time_without_a_manifest(system: System) -> None:
     plant(system, ROWS)
     (pid,) = system.replicas_of("gateway").values()
     with slow_reader(system) as client:

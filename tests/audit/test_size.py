@@ -1,4 +1,4 @@
-"""The audit at a size of years: pages cost the same wherever they are, totals are in time, an export is lean.
+"""The audit with the rows of years: every page costs the same, totals are fast, an export needs little memory.
 
 A million rows with --long, else a hundredth. What is measured is printed: run it with -s for docs/audit.md.
 """
@@ -27,9 +27,9 @@ from tests.e2e.system import System
 pytestmark = pytest.mark.timeout(3600)
 
 MOST_MB = 150
-# A page deep in the set may cost this much more than the first: blocks are cold, and a page more or less is read.
+# A late page may cost this much more than the first: blocks are cold, and it may read a block more or less.
 ABOUT = 1.5
-# A statement may take 5 s.
+# The limit of a statement is 5 s.
 TOTALS_WITHIN_S = 4.0
 
 FILTERS: list[dict[str, str]] = [{}, {"sku": "sku-3"}, {"reason": "expired"}, {"user_id": "user-1"}]
@@ -38,7 +38,7 @@ OFTEN = 20
 
 @pytest.fixture(scope="module")
 def rows(request: pytest.FixtureRequest, system: System) -> int:
-    """So many rows are in the audit, sealed, and known to the planner as autovacuum would make them."""
+    """Have this many sealed rows in the audit, with statistics as autovacuum would make them."""
     count = 1_000_000 if request.config.getoption("--long") else 10_000
     began = time.monotonic()
     plant(system, count)
@@ -54,7 +54,7 @@ def say(words: str) -> None:
 
 
 def deep_cursor(system: System, filters: dict[str, str]) -> str:
-    """Where a page in the middle of the set begins."""
+    """The cursor of a page in the middle of the set."""
     where = " AND ".join(f"{audit.FILTERS[name]} = '{value}'" for name, value in filters.items()) or "true"
     (row,) = system.databases.rows(
         "inventory",
@@ -65,7 +65,7 @@ def deep_cursor(system: System, filters: dict[str, str]) -> str:
 
 
 def explained(system: System, ask: Callable[[Session], Any]) -> dict[str, Any]:
-    """The plan of the one statement that the service sends, as it was run."""
+    """The executed plan of the one statement that the service sends."""
     engine = system.databases.engines["inventory"]
     sent: list[tuple[str, Any]] = []
 
@@ -94,7 +94,7 @@ def blocks(plan: dict[str, Any]) -> int:
     return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
 
 
-def test_a_page_deep_in_the_set_costs_what_the_first_one_costs(system: System, rows: int) -> None:
+def test_a_late_page_costs_as_much_as_the_first(system: System, rows: int) -> None:
     flow = system.flow()
     for filters in FILTERS:
         deep = deep_cursor(system, filters)
@@ -124,7 +124,7 @@ def test_a_page_deep_in_the_set_costs_what_the_first_one_costs(system: System, r
         assert middle < 3 * first
 
 
-def test_totals_and_counts_are_in_time(system: System, rows: int) -> None:
+def test_totals_and_counts_are_fast_enough(system: System, rows: int) -> None:
     flow = system.flow()
     for filters in FILTERS:
         query = "&".join(f"{name}={value}" for name, value in filters.items())
@@ -141,7 +141,7 @@ def test_totals_and_counts_are_in_time(system: System, rows: int) -> None:
     assert flow.get(f"{EVENTS}?include_total=true&limit=1", "auditor")["total"] == rows
 
 
-def test_an_offset_is_paid_for_by_what_it_skips_and_no_more(system: System, rows: int) -> None:
+def test_an_offset_costs_only_the_rows_it_skips(system: System, rows: int) -> None:
     plan = explained(system, lambda session: audit.page(session, {}, 50, None, 9_000))
     kinds = [node["Node Type"] for node in nodes(plan)]
     assert "Index Scan" in kinds
@@ -152,7 +152,7 @@ def test_an_offset_is_paid_for_by_what_it_skips_and_no_more(system: System, rows
 
 @contextmanager
 def memory(system: System, *names: str) -> Iterator[dict[str, float]]:
-    """The largest resident memory of each process in its life up to the end of the block, in MB."""
+    """The peak resident memory of each process until the end of the block, in MB."""
     most: dict[str, float] = {}
     yield most
     for name in names:

@@ -11,6 +11,7 @@ import pytest
 from ops.local.servers import Servers
 from tests.e2e.conftest import two_of_each
 from tests.e2e.system import System, Systems, eventually
+from topology.table import CONSUMERS
 
 # What an outage makes the services write down: a timer's run that could not be; and a fault that a test puts into a
 # database. CRITICAL is never allowed.
@@ -34,9 +35,7 @@ def system(systems: Systems, long: bool) -> Iterator[System]:
 def written_down_as_dead(system: System) -> int:
     """How many messages are written down as lying in a DLQ."""
     statement = "SELECT count(*) AS times FROM dead_messages WHERE left_at IS NULL"
-    return sum(
-        row["times"] for name in ("inventory", "payment", "order") for row in system.databases.rows(name, statement)
-    )
+    return sum(row["times"] for name in CONSUMERS for row in system.databases.rows(name, statement))
 
 
 @pytest.fixture(scope="package")

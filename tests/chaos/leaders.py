@@ -1,4 +1,4 @@
-"""Who leads the relays of a service: the database knows it exactly, by the session that holds their lock."""
+"""Finds the replica that leads a service's relays: its session holds the lock in the database."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import psutil
 
 from tests.e2e.system import System, eventually
 
-TELLERS = ("order", "inventory", "payment")
-
 HOLDER = (
     "SELECT pid, client_port FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE locktype = 'advisory' AND granted"
     " AND application_name LIKE '% relay' AND datname = current_database()"
@@ -18,7 +16,7 @@ HOLDER = (
 
 @dataclass(frozen=True)
 class Leader:
-    """The session that leads, and the replica whose it is."""
+    """The database session that leads, and its replica."""
 
     session: int
     name: str
@@ -26,7 +24,7 @@ class Leader:
 
 
 def session_that_leads(system: System, service: str) -> int | None:
-    """The backend that holds the lock now."""
+    """The database backend that holds the lock now."""
     rows = system.databases.rows(service, HOLDER)
     assert len(rows) <= 1, rows
     return rows[0]["pid"] if rows else None
@@ -47,5 +45,5 @@ def leader_of(system: System, service: str) -> Leader:
 
 
 def ports_of(pid: int) -> set[int]:
-    """This side of a process's connections."""
+    """The local ports of a process's connections."""
     return {connection.laddr.port for connection in psutil.Process(pid).net_connections("tcp")}

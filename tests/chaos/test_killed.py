@@ -14,11 +14,11 @@ import requests
 from sqlalchemy import text
 
 from ops.local.processes import Process, wait_until
-from ops.local.supervisor import SERVICES
-from tests.chaos.leaders import TELLERS, leader_of, ports_of, session_that_leads
+from tests.chaos.leaders import leader_of, ports_of, session_that_leads
 from tests.chaos.load import Load
 from tests.e2e.held import held
 from tests.e2e.system import System, eventually
+from topology.services import PUBLISHERS, START_ORDER
 
 # At full size an outage or a load lasts minutes.
 pytestmark = pytest.mark.timeout(600)
@@ -86,7 +86,7 @@ def test_replicas_killed_at_random_under_load_lose_nothing(system: System, long:
 
 def last_told(system: System) -> dict[str, int]:
     """The newest row of each outbox."""
-    return {name: system.databases.rows(name, "SELECT max(id) AS id FROM outbox")[0]["id"] or 0 for name in TELLERS}
+    return {name: system.databases.rows(name, "SELECT max(id) AS id FROM outbox")[0]["id"] or 0 for name in PUBLISHERS}
 
 
 def delays_since(system: System, last: dict[str, int]) -> list[float]:
@@ -95,7 +95,7 @@ def delays_since(system: System, last: dict[str, int]) -> list[float]:
         "SELECT extract(epoch FROM published_at - created_at) AS s FROM outbox"
         " WHERE id > :id AND published_at IS NOT NULL"
     )
-    return [float(row["s"]) for name in TELLERS for row in system.databases.rows(name, statement, id=last[name])]
+    return [float(row["s"]) for name in PUBLISHERS for row in system.databases.rows(name, statement, id=last[name])]
 
 
 def kill_leader(system: System, service: str) -> float:
@@ -109,7 +109,7 @@ def kill_leader(system: System, service: str) -> float:
 
 def test_a_leader_that_is_killed_while_nothing_is_to_do_is_followed_within_2_s(system: System) -> None:
     # Under a load every commit makes a replica look whether somebody leads; here it must look by itself.
-    led_again = {service: kill_leader(system, service) for service in TELLERS}
+    led_again = {service: kill_leader(system, service) for service in PUBLISHERS}
     print(f"\nled again in the quiet after {led_again} s")
     assert max(led_again.values()) <= LED_AGAIN_WITHIN_S, led_again
 
@@ -124,7 +124,7 @@ def test_a_leader_that_is_killed_is_followed_within_2_s_and_no_event_waits_for_m
         usual = statistics.median(delays_since(system, before))
         began, orders = time.monotonic(), len(load.accepted)
         before = last_told(system)
-        for service in TELLERS:
+        for service in PUBLISHERS:
             led_again[service] = kill_leader(system, service)
             load.wait_for(10)
             system.wait_ready()
@@ -141,7 +141,7 @@ def test_a_leader_that_is_killed_is_followed_within_2_s_and_no_event_waits_for_m
 
 
 def test_leading_replicas_that_freeze_are_followed_within_12_s_and_do_no_harm_when_they_go_on(system: System) -> None:
-    leaders = {service: leader_of(system, service) for service in TELLERS}
+    leaders = {service: leader_of(system, service) for service in PUBLISHERS}
     led_again: dict[str, float] = {}
     with Load(system, customers=2) as load:
         load.wait_for(10)
@@ -204,7 +204,7 @@ SETTLED = re.compile(r'^ecom_events_total{outcome="(.*?)",queue="(.*?)",.*} ([0-
 
 def settled(system: System) -> Counts:
     counts: Counts = defaultdict(lambda: (0.0, 0.0))
-    for service in TELLERS:
+    for service in PUBLISHERS:
         for name, pid in system.replicas_of(service).items():
             replica = int(name.rpartition("-")[2])
             for outcome, queue, value in SETTLED.findall(
@@ -239,7 +239,7 @@ def test_replicas_that_are_asked_to_stop_under_load_do_so_in_time_and_nothing_is
     took = {}
     before = settled(system)
     with Load(system, customers=2) as load:
-        for service in SERVICES:
+        for service in START_ORDER:
             load.wait_for(5)
             name, pid = sorted(system.replicas_of(service).items())[0]
             took[service] = round(ask_to_stop(name, pid), 1)
@@ -292,7 +292,7 @@ def test_what_a_replica_has_in_work_when_it_is_asked_to_stop_is_finished_and_doe
 ) -> None:
     before = settled(system)
     with Load(system, customers=2) as load:
-        for service in TELLERS:
+        for service in PUBLISHERS:
             load.wait_for(5)
             stop_at_work(system, service)
         load.wait_for(5)

@@ -1,4 +1,4 @@
-"""What schemathesis is to know beside the document: which refusals of well-formed requests are right.
+"""What schemathesis must know beside the document: which refusals of well-formed requests are right.
 
 It loads this module itself (SCHEMATHESIS_HOOKS).
 """
@@ -13,41 +13,41 @@ from typing import Any
 import schemathesis
 from schemathesis.openapi.checks import RejectedPositiveData
 
-# Words of refusals that no schema can foretell.
+# Texts of refusals that no schema can predict.
 RIGHT = (
-    '"invalid_cursor"',  # only what was given as next_cursor is one
+    '"invalid_cursor"',  # only a received next_cursor is valid
     '"idempotency_key_reused"',
-    "There is no such status.",  # the order service alone knows the states
+    "There is no such status.",  # only the order service knows the states
     "Must not be before from.",
     "Must not be before since.",
     "Must not be given together with cursor.",
 )
 
-# Set where every case is sent that the coverage phase makes: 1,600, most of which differ from another in one word.
+# Set to send every case of the coverage phase: 1,600, most of which differ from another in one word.
 ALL_CASES = "FUZZ_ALL_CASES"
-# Otherwise, at each operation, the first of each kind and one in so many of the others.
+# Otherwise each operation gets the first case of each kind, and one in this many of the others.
 ONE_IN = 6
 
 _made: Counter[tuple[str, Any, Any]] = Counter()
 
-# In the document's examples. Nothing has this id.
+# The id in the examples of the document. Nothing real has it.
 NOBODYS_ID = "01a1fcf8-0515-7912-9139-7154577473a5"
 
 
 @schemathesis.hook
 def filter_case(context: Any, case: Any) -> bool:
-    """Whether a case is sent. The same cases are at each run."""
-    told = case.meta.phase
-    if told.name != "coverage" or os.environ.get(ALL_CASES):
+    """Whether a case is sent. Every run sends the same cases."""
+    phase = case.meta.phase
+    if phase.name != "coverage" or os.environ.get(ALL_CASES):
         return True
-    kind = (case.operation.label, told.data.parameter_location, told.data.scenario)
+    kind = (case.operation.label, phase.data.parameter_location, phase.data.scenario)
     _made[kind] += 1
     return _made[kind] % ONE_IN == 1
 
 
 @schemathesis.hook
 def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
-    """Let no request take its time on purpose: a stream of a real order lasts ten minutes, and a wait 25 s."""
+    """Avoid requests that are long by design: a stream of a real order lasts ten minutes, a wait 25 s."""
     path, query = case.operation.path, case.query
     if path.endswith("/events") and is_uuid(case.path_parameters.get("order_id")):
         case.path_parameters["order_id"] = NOBODYS_ID
@@ -59,7 +59,7 @@ LONG_WAITS = {str(seconds) for seconds in range(2, 26)}
 
 
 def is_uuid(value: Any) -> bool:
-    """Whether this would be taken for an order's id."""
+    """Whether this is a valid order id."""
     try:
         return str(uuid.UUID(str(value))) == str(value).lower()
     except ValueError:
@@ -68,14 +68,14 @@ def is_uuid(value: Any) -> bool:
 
 @schemathesis.hook
 def filter_failure(context: Any, failure: Any, case: Any, response: Any) -> bool:
-    """Whether a failure stays."""
+    """Whether a failure counts."""
     if not isinstance(failure, RejectedPositiveData):
         return True
     return not any(words in response.text for words in RIGHT) and not has_whole_float(case.body)
 
 
 def has_whole_float(value: Any) -> bool:
-    """JSON Schema counts 1.0 among the integers; we do not, since no float may pass for money."""
+    """JSON Schema counts 1.0 as an integer; the API does not, because money is never a float."""
     if isinstance(value, dict):
         return any(has_whole_float(inner) for inner in value.values())
     if isinstance(value, list):

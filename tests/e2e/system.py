@@ -20,12 +20,13 @@ import psutil
 import requests
 
 from ops.cli.flow import Flow, Token
-from ops.local.supervisor import SERVICES, Child, Supervisor
+from ops.local.supervisor import Child, Supervisor
 from shared.config import read
 from tests.databases import Databases
 from tests.e2e.broker import depths, purge_all
 from tests.ledger import CHECKS, under_way
-from topology.table import QUEUES, dead_letter_queue
+from topology.services import START_ORDER
+from topology.table import CONSUMERS, QUEUES, dead_letter_queue
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ECOM = Path(sys.executable).with_name("ecom")
@@ -54,7 +55,7 @@ class System:
         self._ready, self._stopping = threading.Event(), threading.Event()
         children = [
             Child(service, replica, self.settings.port(service, replica), directory / f"{service}-{replica}.log")
-            for service in SERVICES
+            for service in START_ORDER
             for replica in range(replicas)
         ]
         self._logs_read = dict.fromkeys((child.name for child in children), 0)
@@ -197,7 +198,7 @@ class System:
     def deaths(self) -> list[dict[str, Any]]:
         """What the services wrote down of messages that died."""
         statement = "SELECT queue, event_type, reason, error_message FROM dead_messages WHERE left_at IS NULL"
-        return [row for name in ("order", "inventory", "payment") for row in self.databases.rows(name, statement)]
+        return [row for name in CONSUMERS for row in self.databases.rows(name, statement)]
 
 
 class Systems:

@@ -1,4 +1,4 @@
-"""Auditors ask what was released, by whom and why; on two replicas of everything.
+"""Auditors read what was released, by whom and why, on two replicas of every service.
 
 tests/audit has the same for many rows.
 """
@@ -34,7 +34,7 @@ def listed(system: System, query: str, user: str = "auditor") -> list[dict[str, 
 
 
 def reserve(system: System, sku: str, order_id: str | None = None, user: str = "admin") -> dict[str, Any]:
-    """A reservation of 1 by hand."""
+    """A manual reservation of one unit."""
     body = {"order_id": order_id or str(uuid.uuid4()), "items": [{"sku": sku, "quantity": 1}]}
     answer = system.flow().send("POST", "/api/stocks/reserve", body, user)
     answer.raise_for_status()
@@ -47,7 +47,7 @@ def release(system: System, reservation: dict[str, Any], user: str = "admin") ->
 
 
 def released(system: System, sku: str, count: int) -> None:
-    """So many releases of a sku by hand."""
+    """Make this many manual releases of a sku."""
     system.flow().stock(sku, count)
     for _ in range(count):
         release(system, reserve(system, sku))
@@ -59,7 +59,7 @@ def lines_of(file: str) -> tuple[list[dict[str, str]], dict[str, Any]]:
     return lines, json.loads(last["order_id"])
 
 
-def test_each_filter_finds_what_it_says(system: System) -> None:
+def test_each_filter_finds_its_releases(system: System) -> None:
     flow, sku = system.flow(), "audit-filters"
     flow.stock(sku, 100)
     refused = flow.at_rest(flow.order(sku, payment="mock_declined")["order_id"])["order_id"]
@@ -86,7 +86,7 @@ def test_each_filter_finds_what_it_says(system: System) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["/api/", "/api/v1/"])
-def test_links_lead_through_all_pages_and_end(system: System, prefix: str) -> None:
+def test_next_links_lead_through_all_pages(system: System, prefix: str) -> None:
     sku = f"audit-pages-{prefix.count('/')}"
     released(system, sku, 5)
     whole = listed(system, f"sku={sku}&limit=200")
@@ -115,7 +115,7 @@ def test_an_offset_skips_and_a_total_counts_all(system: System) -> None:
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "bad_request")
 
 
-def test_a_release_tells_its_seal_and_the_timeline_of_its_order(system: System) -> None:
+def test_a_release_has_its_seal_and_the_timeline_of_its_order(system: System) -> None:
     flow, sku = system.flow(), "audit-one"
     flow.stock(sku, 10)
     order_id = flow.at_rest(flow.order(sku)["order_id"])["order_id"]
@@ -126,16 +126,16 @@ def test_a_release_tells_its_seal_and_the_timeline_of_its_order(system: System) 
     def read() -> dict[str, Any]:
         return dict(ask(system, f"{EVENTS}/{found['id']}").json())
 
-    told = eventually(read, lambda told: told["seal"] is not None, 3)
-    assert {name: told[name] for name in found} == found
-    assert told["timeline"] == flow.get(f"/api/orders/{order_id}/timeline", "auditor")
-    (covered,) = system.databases.rows("inventory", "SELECT * FROM release_seals WHERE seq = :seq", **told["seal"])
+    release = eventually(read, lambda release: release["seal"] is not None, 3)
+    assert {name: release[name] for name in found} == found
+    assert release["timeline"] == flow.get(f"/api/orders/{order_id}/timeline", "auditor")
+    (covered,) = system.databases.rows("inventory", "SELECT * FROM release_seals WHERE seq = :seq", **release["seal"])
     assert covered["rows"] >= 1
     (row,) = system.databases.rows("inventory", "SELECT * FROM inventory_release_events WHERE id = :id", id=found["id"])
     assert (row["xid"], row["id"]) <= (covered["until_xid"], covered["until_id"])
 
 
-def test_a_release_by_hand_has_no_timeline_and_one_that_is_not_there_is_404(system: System) -> None:
+def test_a_manual_release_has_no_timeline_and_an_unknown_one_is_404(system: System) -> None:
     released(system, "audit-hand", 1)
     (found,) = listed(system, "sku=audit-hand")
     assert ask(system, f"{EVENTS}/{found['id']}").json()["timeline"] is None
@@ -144,7 +144,7 @@ def test_a_release_by_hand_has_no_timeline_and_one_that_is_not_there_is_404(syst
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
 
 
-def test_a_release_is_linked_to_the_replay_that_led_to_it_and_to_nothing_later(system: System) -> None:
+def test_a_release_is_linked_to_earlier_replays_and_not_to_later_ones(system: System) -> None:
     flow, sku, order_id = system.flow(), "audit-replay", str(uuid.uuid4())
     flow.stock(sku, 10)
     letters = f"/api/ops/dlq/{COMMITS}"
@@ -153,7 +153,7 @@ def test_a_release_is_linked_to_the_replay_that_led_to_it_and_to_nothing_later(s
     reservation = reserve(system, sku, order_id)
     wanted = {"all": True, "why": "=it is reserved, now"}
     replay = flow.send("POST", f"{letters}/replays", wanted, system.become("olga", "operator")).headers["Location"]
-    ended = eventually(lambda: flow.get(replay, "operator"), lambda told: told["status"] == "done")
+    ended = eventually(lambda: flow.get(replay, "operator"), lambda replay: replay["status"] == "done")
     assert ended["counts"]["applied"] == 1
     release(system, reservation)
 
@@ -168,7 +168,7 @@ def test_a_release_is_linked_to_the_replay_that_led_to_it_and_to_nothing_later(s
     assert line["operations"] == f"replay {ended['replay_id']} by olga: {wanted['why']}"
 
 
-def test_an_export_is_recorded_with_who_and_what(system: System) -> None:
+def test_an_export_is_recorded_with_user_and_filters(system: System) -> None:
     released(system, "audit-record", 2)
     user = system.become("carla", "auditor")
     answer = ask(system, f"{EXPORT}?sku=audit-record&from=2026-01-14T10:00:00Z", user)
@@ -190,7 +190,7 @@ def test_an_export_is_recorded_with_who_and_what(system: System) -> None:
     assert exported["n"] == 1
 
 
-def test_what_was_released_a_moment_ago_is_in_the_export(system: System) -> None:
+def test_the_newest_release_is_in_the_export(system: System) -> None:
     for count in range(1, 6):
         released(system, "audit-moment", 1)
         lines, _ = lines_of(ask(system, f"{EXPORT}?sku=audit-moment", replica=count % 2).text)
@@ -198,7 +198,7 @@ def test_what_was_released_a_moment_ago_is_in_the_export(system: System) -> None
 
 
 @pytest.mark.parametrize("path", [EVENTS, f"{EVENTS}/1", EXPORT])
-def test_nobody_but_auditor_and_admin_reads_the_audit(system: System, path: str) -> None:
+def test_only_auditors_and_admins_read_the_audit(system: System, path: str) -> None:
     flow = system.flow()
     answers = {user: flow.send("GET", path, user=user) for user in ("customer", "operator", "service", None)}
     assert {user: answer.status_code for user, answer in answers.items()} == {

@@ -1,4 +1,4 @@
-"""Every route keeps the contract: what it refuses and how, read from the gateway's own OpenAPI document.
+"""Every route keeps the contract of the gateway's own OpenAPI document: what it refuses, and how.
 
 The tables hold kinds of requests, not routes: a route that is added is covered by being in the document.
 """
@@ -25,7 +25,7 @@ import jwt
 import pytest
 import requests
 
-from gateway.reader import Reader
+from gateway.site.reader import Reader
 from shared import auth
 from tests.e2e.broker import publish_by_hand
 from tests.e2e.system import ROOT, System, eventually
@@ -34,22 +34,22 @@ HUGE = 10**30
 STRANGER = "nobody-of-that-role"
 PREFIXES = ("/api/", "/api/v1/")
 EVENT_STREAM = "text/event-stream"
-# Past the server's 64 kB.
+# More than the limit of 64 kB.
 TOO_LARGE = b" " * (64 * 1024 + 1)
 
 
 @dataclass(frozen=True)
 class Request:
-    """One request, good as it is made from the document's examples."""
+    """One request. Made from the examples of the document, it is valid."""
 
     method: str
     path: str
     query: dict[str, str] = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict)
-    body: Any = None  # what can be JSON, or bytes as they are, or an iterator, which is sent in chunks
+    body: Any = None  # a value to send as JSON, or raw bytes, or an iterator to send in chunks
 
     def with_headers(self, **headers: str | None) -> Request:
-        """Another with some headers changed or, for None, without them."""
+        """A copy with some headers changed or, for None, removed."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         return replace(self, headers={k: v for k, v in (self.headers | named).items() if v is not None})
 
@@ -63,7 +63,7 @@ class Operation:
 
     method: str
     path: str
-    told: dict[str, Any]
+    documented: dict[str, Any]
     reader: Reader
 
     def __str__(self) -> str:
@@ -71,19 +71,19 @@ class Operation:
 
     @property
     def roles(self) -> list[str] | None:
-        return self.told.get("x-roles")
+        return self.documented.get("x-roles")
 
     def parameters(self, place: str) -> list[dict[str, Any]]:
-        return [item for item in self.told["parameters"] if item["in"] == place]
+        return [item for item in self.documented["parameters"] if item["in"] == place]
 
     @property
     def body_schema(self) -> dict[str, Any] | None:
-        if "requestBody" not in self.told:
+        if "requestBody" not in self.documented:
             return None
-        return dict(self.told["requestBody"]["content"]["application/json"]["schema"])
+        return dict(self.documented["requestBody"]["content"]["application/json"]["schema"])
 
     def request(self) -> Request:
-        """A good request without a token: examples everywhere."""
+        """A valid request without a token, made from examples."""
         path = self.path
         for item in self.parameters("path"):
             path = path.replace(f"{{{item['name']}}}", str(item["schema"]["examples"][0]))
@@ -97,7 +97,7 @@ class Operation:
 
 
 class Api:
-    """The running gateway, and tokens of all kinds for it."""
+    """The running gateway, and tokens of every role for it."""
 
     def __init__(self, system: System) -> None:
         self.url = system.url("gateway")
@@ -106,16 +106,16 @@ class Api:
         self.document = self.http.get(f"{self.url}/api/openapi.json", timeout=10).json()
         reader = Reader(self.document)
         self.operations = [
-            Operation(method.upper(), path, told, reader)
+            Operation(method.upper(), path, documented, reader)
             for path, methods in self.document["paths"].items()
-            for method, told in methods.items()
+            for method, documented in methods.items()
         ]
 
     def token(self, *roles: str, sub: str = "contract") -> str:
         return auth.issue(self.keys, sub, roles)
 
     def allowed(self, operation: Operation) -> Request:
-        """A good request by somebody who may."""
+        """A valid request with the token of an allowed role."""
         token = self.token(*operation.roles) if operation.roles is not None else None
         return operation.request().as_user(token)
 
@@ -127,13 +127,13 @@ class Api:
             request.method, self.url + request.path, request.query, sent, request.headers, timeout=15, stream=True
         )
         if answer.headers["Content-Type"] == EVENT_STREAM:
-            answer.close()  # it would last for minutes
+            answer.close()  # the stream would last for minutes
         else:
             assert answer.content is not None
         return answer
 
     def versions(self, request: Request) -> list[Request]:
-        """The same by every name of its path."""
+        """The same request by every prefix of its path."""
         first, *others = PREFIXES
         if not request.path.startswith(first):
             return [request]
@@ -150,18 +150,18 @@ def api(system: System) -> Api:
 def problems(
     api: Api, operation: Operation, request: Request, status: int, code: str, what: str = "", **headers: str
 ) -> Iterator[str]:
-    """How the answers to a request, by every name of its path, differ from what the contract says."""
+    """How the answers to a request, by every prefix of its path, differ from the contract."""
     for version in api.versions(request):
         answer = api.send(version)
         where = f"{version.method} {version.path}{' ' + what if what else ''}"
-        told = error_of(answer)
-        if (answer.status_code, told.get("code")) != (status, code):
+        error = error_of(answer)
+        if (answer.status_code, error.get("code")) != (status, code):
             yield f"{where}: {answer.status_code} {answer.text[:200]}, not {status} {code}"
-        elif set(told) != {"code", "message", "details", "traceId"}:
+        elif set(error) != {"code", "message", "details", "traceId"}:
             yield f"{where}: an error of another shape: {answer.text[:200]}"
-        elif uuid.UUID(told["traceId"]).hex != answer.headers["traceparent"].split("-")[1]:
+        elif uuid.UUID(error["traceId"]).hex != answer.headers["traceparent"].split("-")[1]:
             yield f"{where}: its error and its headers tell of two traces"
-        elif status != 405 and str(status) not in operation.told["responses"]:
+        elif status != 405 and str(status) not in operation.documented["responses"]:
             yield f"{where}: {status} is right, and not in the document"
         for name, value in headers.items():
             if not answer.headers.get(name.replace("_", "-"), "").startswith(value):
@@ -174,11 +174,8 @@ def error_of(answer: requests.Response) -> dict[str, Any]:
     return dict(answer.json().get("error", {}))
 
 
-# --- who asks --------------------------------------------------------------------------------------------------
-
-
 def bad_tokens(api: Api, roles: list[str]) -> dict[str, str]:
-    """Tokens that name a user who may, and are worth nothing."""
+    """Invalid tokens that name an allowed user."""
     good = api.token(*roles)
     (kid, secret), *_ = api.keys
     now = int(time.time())
@@ -212,7 +209,7 @@ def bad_tokens(api: Api, roles: list[str]) -> dict[str, str]:
 
 
 @pytest.mark.filterwarnings("ignore:The HMAC key")
-def test_no_route_takes_a_token_that_is_worth_nothing(api: Api) -> None:
+def test_no_route_accepts_an_invalid_token(api: Api) -> None:
     found = [
         problem
         for operation in api.operations
@@ -226,7 +223,7 @@ def test_no_route_takes_a_token_that_is_worth_nothing(api: Api) -> None:
     assert found == []
 
 
-def test_no_route_lets_another_role_in(api: Api) -> None:
+def test_no_route_allows_another_role(api: Api) -> None:
     found = [
         problem
         for operation in api.operations
@@ -239,14 +236,14 @@ def test_no_route_lets_another_role_in(api: Api) -> None:
     assert found == []
 
 
-def test_who_may_gets_past_the_door_with_each_role(api: Api) -> None:
+def test_every_route_allows_each_of_its_roles(api: Api) -> None:
     for operation in api.operations:
         for role in operation.roles or ():
             answer = api.send(replace(operation.request().as_user(api.token(role)), query={"unknown": "1"}))
             assert error_of(answer).get("code") == "unknown_parameter", f"{operation} as {role}: {answer.text}"
 
 
-def test_what_belongs_to_somebody_else_is_not_there(system: System, api: Api) -> None:
+def test_customers_get_404_for_the_resources_of_others(system: System, api: Api) -> None:
     flow = system.flow()
     flow.stock("contract", 10)
     order = flow.at_rest(flow.order("contract")["order_id"])
@@ -277,10 +274,7 @@ def test_what_belongs_to_somebody_else_is_not_there(system: System, api: Api) ->
     assert listed.json()["items"] == []
 
 
-# --- paths and parameters --------------------------------------------------------------------------------------
-
-
-def test_an_id_that_is_no_uuid_is_404(api: Api) -> None:
+def test_an_id_that_is_not_a_uuid_is_404(api: Api) -> None:
     found = []
     for operation in api.operations:
         good = api.allowed(operation)
@@ -304,7 +298,7 @@ def test_an_unknown_query_parameter_is_400(api: Api) -> None:
 
 
 def bad_values(schema: dict[str, Any]) -> Iterator[str]:
-    """Words that a query parameter cannot be."""
+    """Invalid values of a query parameter."""
     if schema["type"] == "integer":
         yield from (
             "",
@@ -326,12 +320,12 @@ def bad_values(schema: dict[str, Any]) -> Iterator[str]:
         yield from ("", "a\0b", "x" * (schema.get("maxLength", 200) + 1))
 
 
-def test_a_query_parameter_of_a_bad_value_is_400(api: Api) -> None:
+def test_a_bad_query_value_is_400(api: Api) -> None:
     found = []
     for operation in api.operations:
         good = api.allowed(operation)
         for item in operation.parameters("query"):
-            if item["required"]:  # an id that names what is asked for: 404, see above
+            if item["required"]:  # an id that names the resource: 404, see above
                 continue
             for value in bad_values(item["schema"]):
                 bad = replace(good, query=good.query | {item["name"]: value})
@@ -339,7 +333,7 @@ def test_a_query_parameter_of_a_bad_value_is_400(api: Api) -> None:
     assert found == []
 
 
-def test_a_cursor_that_nobody_gave_is_400(api: Api) -> None:
+def test_an_invented_cursor_is_400(api: Api) -> None:
     found = []
     for operation in api.operations:
         if any(item["name"] == "cursor" for item in operation.parameters("query")):
@@ -349,16 +343,16 @@ def test_a_cursor_that_nobody_gave_is_400(api: Api) -> None:
     assert found == []
 
 
-def test_a_status_that_no_order_has_is_400_and_the_known_ones_are_named(api: Api) -> None:
+def test_an_unknown_status_is_400_and_the_known_ones_are_named(api: Api) -> None:
     token = api.token("auditor")
     answer = api.send(Request("GET", "/api/orders", {"status": "SENT"}).as_user(token))
     assert (answer.status_code, error_of(answer)["code"]) == (400, "bad_request")
-    (told,) = error_of(answer)["details"]["status"]
-    for status in re.findall(r"[A-Z_]{4,}", told):
+    (message,) = error_of(answer)["details"]["status"]
+    for status in re.findall(r"[A-Z_]{4,}", message):
         assert api.send(Request("GET", "/api/orders", {"status": status}).as_user(token)).status_code == 200
 
 
-def test_a_method_that_a_path_does_not_take_is_405_and_says_which_it_does(api: Api) -> None:
+def test_an_unsupported_method_is_405_with_the_supported_ones(api: Api) -> None:
     found = []
     for operation in api.operations:
         taken = {other.method for other in api.operations if other.path == operation.path}
@@ -375,23 +369,20 @@ def test_a_method_that_a_path_does_not_take_is_405_and_says_which_it_does(api: A
     "path", ["/", "/api", "/api/", "/api/v2/orders", "/api/nothing", "/api/orders/", "/api//orders", "/API/orders",
              "/api/orders/%ff", "/docs/", "/api/openapi", "/api/v1", "/.env", "/api/../api/orders"]
 )  # fmt: skip
-def test_a_path_that_is_not_there_is_404(api: Api, path: str) -> None:
+def test_an_unknown_path_is_404(api: Api, path: str) -> None:
     prepared = requests.Request("GET", api.url, headers={"Authorization": f"Bearer {api.token('admin')}"}).prepare()
-    prepared.url = api.url + path  # as it is: requests would tidy it up
+    prepared.url = api.url + path  # set directly, because requests would normalise it
     answer = api.http.send(prepared, timeout=10)
     assert (answer.status_code, error_of(answer)["code"]) == (404, "not_found")
 
 
-# --- bodies ----------------------------------------------------------------------------------------------------
-
-
-def test_what_is_too_large_or_has_no_length_is_refused_everywhere(api: Api) -> None:
+def test_bodies_too_large_or_without_a_length_are_refused(api: Api) -> None:
     found = []
     for operation in api.operations:
-        # Before anything else is looked at, so no token is needed; only who takes a body documents it.
-        told = copy.deepcopy(operation.told)
-        told["responses"] |= {"411": {}, "413": {}}
-        any_body = replace(operation, told=told)
+        # The size is checked first, so no token is needed. Only operations with a body document these answers.
+        documented = copy.deepcopy(operation.documented)
+        documented["responses"] |= {"411": {}, "413": {}}
+        any_body = replace(operation, documented=documented)
         good = operation.request()
         found += problems(api, any_body, replace(good, body=TOO_LARGE), 413, "payload_too_large")
         for version in api.versions(good):
@@ -403,7 +394,7 @@ def test_what_is_too_large_or_has_no_length_is_refused_everywhere(api: Api) -> N
 
 
 def bodies(operation: Operation) -> Iterator[tuple[str, Any, int, str]]:
-    """What, a body that breaks one rule, and what it is answered."""
+    """A name, a body that breaks one rule, and the expected answer."""
     assert operation.body_schema is not None
     reader = operation.reader
     for text in (b"", b"{", b"\xff", b'{"a": 1, "a": 1}', b'{"a": NaN}', b"[" * 5000, b"{} {}", b"{'a': 1}"):
@@ -424,7 +415,7 @@ def bodies(operation: Operation) -> Iterator[tuple[str, Any, int, str]]:
 
 
 def places(reader: Reader, schema: dict[str, Any], good: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, Any]]:
-    """Every place in a good value with the schema it has there, but for the whole."""
+    """Every place in a valid value with its schema, except the whole value."""
     schema = dict(reader.resolved(schema))
     if at:
         yield at, schema
@@ -455,7 +446,7 @@ EXAMPLES: dict[str, Any] = {"string": "text", "integer": 7, "array": [], "object
 
 
 def wrong(schema: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """What a value of this schema cannot be."""
+    """Values that this schema refuses."""
     for kind, example in EXAMPLES.items():
         if kind != schema["type"]:
             yield kind, example
@@ -481,7 +472,7 @@ def wrong(schema: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         yield "a text", "true"
 
 
-def test_a_body_that_breaks_a_rule_is_told(api: Api) -> None:
+def test_an_invalid_body_is_422_with_details(api: Api) -> None:
     found = []
     count = 0
     for operation in api.operations:
@@ -497,7 +488,7 @@ def test_a_body_that_breaks_a_rule_is_told(api: Api) -> None:
     "kind", [None, "", "text/plain", "application/xml", "application/x-www-form-urlencoded", "multipart/form-data",
              "application/json; charset=latin-1", "application/jsonx"]
 )  # fmt: skip
-def test_a_body_of_another_kind_is_415(api: Api, kind: str | None) -> None:
+def test_a_body_of_another_content_type_is_415(api: Api, kind: str | None) -> None:
     found = [
         problem
         for operation in api.operations
@@ -516,7 +507,7 @@ def test_a_body_of_another_kind_is_415(api: Api, kind: str | None) -> None:
         *((key, "idempotency_key_invalid") for key in ("", "a b", '"a', "a" * 129, "a/b", "\xe9", "a,b")),
     ],
 )
-def test_a_key_that_is_none_is_400(api: Api, key: str | None, code: str) -> None:
+def test_a_missing_or_malformed_key_is_400(api: Api, key: str | None, code: str) -> None:
     keyed = [
         operation
         for operation in api.operations
@@ -531,10 +522,7 @@ def test_a_key_that_is_none_is_400(api: Api, key: str | None, code: str) -> None
     assert found == []
 
 
-# --- answers ---------------------------------------------------------------------------------------------------
-
-
-def test_real_answers_look_as_the_document_says_and_hold_nothing_else(system: System, api: Api) -> None:
+def test_real_answers_match_the_document_exactly(system: System, api: Api) -> None:
     flow = system.flow()
     flow.stock("contract", 100)
     key = str(uuid.uuid4())
@@ -606,18 +594,18 @@ def test_real_answers_look_as_the_document_says_and_hold_nothing_else(system: Sy
     for method, path, user, body in requests_of:
         answer = flow.send(method, path, body, user, Idempotency_Key=str(uuid.uuid4()))
         operation = operation_of(api, method, path.partition("?")[0])
-        response = operation.told["responses"].get(str(answer.status_code))
+        response = operation.documented["responses"].get(str(answer.status_code))
         assert answer.status_code < 300, f"{method} {path}: {answer.text}"
         assert response is not None, f"{operation}: {answer.status_code} is not in the document"
         conform(api, answer.json(), response["content"]["application/json"]["schema"])
         answered.add(str(operation))
     assert flow.at_rest(kept)["status"] == "REFUND_FAILED"
-    # What is no JSON has tests of its own.
+    # Answers that are not JSON have tests of their own.
     others = {"GET /docs", "GET /api/orders/{order_id}/events", "GET /api/stocks/release-events/export"}
     assert answered | others == {str(operation) for operation in api.operations}
 
 
-def test_a_real_stream_tells_the_steps_of_the_timeline_in_the_form_of_the_standard(system: System, api: Api) -> None:
+def test_a_real_stream_sends_the_timeline_as_server_sent_events(system: System, api: Api) -> None:
     flow = system.flow()
     flow.stock("contract", 100)
     order_id = flow.at_rest(flow.order("contract")["order_id"])["order_id"]
@@ -626,21 +614,21 @@ def test_a_real_stream_tells_the_steps_of_the_timeline_in_the_form_of_the_standa
     headers = {"Authorization": f"Bearer {flow.token('customer')}"}
     with requests.get(url, headers=headers, stream=True, timeout=15) as answer:
         assert (answer.status_code, answer.headers["Content-Type"]) == (200, EVENT_STREAM)
-        assert operation_of(api, "GET", f"/api/orders/{order_id}/events").told["responses"]["200"][
+        assert operation_of(api, "GET", f"/api/orders/{order_id}/events").documented["responses"]["200"][
             "content"
         ].keys() == {EVENT_STREAM}
         lines = answer.iter_lines(chunk_size=1, decode_unicode=True)
         assert [next(lines), next(lines)] == ["retry: 1000", ""]
         for step in steps:
-            told = [next(lines) for _ in range(4)]
-            assert told == [f"id: {step['id']}", f"event: {step['event']}", told[2], ""]
-            assert json.loads(told[2].removeprefix("data: ")) == step
+            event = [next(lines) for _ in range(4)]
+            assert event == [f"id: {step['id']}", f"event: {step['event']}", event[2], ""]
+            assert json.loads(event[2].removeprefix("data: ")) == step
             conform(api, step, {"$ref": "#/components/schemas/Step"})
 
 
-def test_a_real_export_is_the_file_that_the_document_says(api: Api) -> None:
+def test_a_real_export_matches_the_document(api: Api) -> None:
     operation = operation_of(api, "GET", "/api/stocks/release-events/export")
-    good = operation.told["responses"]["200"]
+    good = operation.documented["responses"]["200"]
     for version in api.versions(api.allowed(operation)):
         answer = api.send(replace(version, query={"sku": "contract"}))
         assert answer.status_code == 200, answer.text
@@ -651,14 +639,14 @@ def test_a_real_export_is_the_file_that_the_document_says(api: Api) -> None:
 
 
 @pytest.mark.parametrize("last", ["", "x", "-1", "1.5", "9" * 19])
-def test_a_last_event_id_that_is_none_is_400(api: Api, last: str) -> None:
+def test_a_malformed_last_event_id_is_400(api: Api, last: str) -> None:
     (operation,) = [operation for operation in api.operations if operation.path.endswith("/events")]
     bad = api.allowed(operation).with_headers(Last_Event_ID=last)
     assert list(problems(api, operation, bad, 400, "bad_request", last)) == []
 
 
 def operation_of(api: Api, method: str, path: str) -> Operation:
-    """The operation that a path means: the one with the fewest templates."""
+    """The operation of a path: the one with the fewest templates."""
     fitting = [
         operation
         for operation in api.operations
@@ -675,14 +663,12 @@ def conform(api: Api, value: Any, schema: dict[str, Any]) -> None:
     jsonschema.Draft202012Validator(whole, format_checker=checker).validate(value)
 
 
-# --- what no table thought of ----------------------------------------------------------------------------------
-
 SCHEMATHESIS = Path(sys.executable).with_name("st")
 
 
 @pytest.mark.timeout(900)
 def test_schemathesis_finds_nothing(api: Api, long: bool, tmp_path: Path) -> None:
-    """Requests made from the document, good and bad ones, with the token of somebody who may do everything."""
+    """Send valid and invalid requests made from the document, with a token that has every role."""
     hooks = {"PYTHONPATH": str(ROOT), "SCHEMATHESIS_HOOKS": "tests.e2e.fuzz"}
     run = subprocess.run(
         [
@@ -705,6 +691,6 @@ def test_schemathesis_finds_nothing(api: Api, long: bool, tmp_path: Path) -> Non
     )
     assert run.returncode == 0, run.stdout[-20_000:] + run.stderr
     (selected,) = re.findall(r"Operations: +(\d+) selected", run.stdout)
-    # Every one that answers with JSON or takes any, in two of the phases; some have no example, and few have links.
+    # Every operation with a JSON answer or body, in two of the phases. Some have no example, and few have links.
     assert int(selected) >= len(api.operations) - 1, run.stdout
     assert run.stdout.count(f"✅ {selected} passed") == 2, run.stdout

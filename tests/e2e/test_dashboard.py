@@ -1,4 +1,4 @@
-"""The dashboard in a real browser: what an auditor does, with a pointer, with the keyboard alone, on a phone.
+"""The dashboard in a real browser: the work of an auditor with a pointer, with the keyboard alone, and on a phone.
 
 Screenshots of the last run are in artifacts/.
 """
@@ -24,7 +24,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 from ops.local.install import HOW_TO_GET_CHROMIUM, find_chromium, must_have_browser
 from tests.e2e.system import ROOT, System
 
-# The last two of the first line keep it from calling anybody; the others from needing a GPU or a sandbox of root's.
+# The last two flags of the first line stop background requests; the others avoid a GPU and a sandbox that needs root.
 FLAGS = [
     *("--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update"),
@@ -34,11 +34,11 @@ PATIENCE_MS = 10_000
 PHONE, LAPTOP, WIDE = (360, 740), (1280, 900), (1600, 1000)
 DECLINED, CANCELLED = 60, 15
 PAGE = 50
-# A browser says so of a document whose status is an error, and of nothing else here.
+# Browsers log this for a document with an error status, and here for nothing else.
 EXPECTED = re.compile(r"Failed to load resource: the server responded with a status of 4\d\d")
 
 
-# What has the focus, and how thick the outline around it is.
+# The focused element, and the width of its outline.
 FOCUSED = """() => {
     const focused = document.activeElement, style = getComputedStyle(focused);
     const outline = style.outlineStyle === "none" ? 0 : parseFloat(style.outlineWidth);
@@ -48,7 +48,7 @@ FOCUSED = """() => {
 
 @dataclass(frozen=True)
 class Shop:
-    """A customer of whom two orders were released: one declined, one cancelled, each with a release for each line."""
+    """A customer with two released orders, one declined and one cancelled, each with a release for each line."""
 
     system: System
     url: str
@@ -57,7 +57,7 @@ class Shop:
     cancelled: str
 
     def api(self, query: str = "") -> list[dict[str, Any]]:
-        """The customer's releases by the API."""
+        """The customer's releases as the API lists them."""
         path = f"/api/stocks/release-events?limit=200&user_id={self.customer}{query}"
         return list(self.system.flow().get(path, "auditor")["items"])
 
@@ -84,7 +84,7 @@ def shop(system: System) -> Shop:
     declined = order(DECLINED, "mock_declined")
     released(declined, DECLINED)
     cancelled = order(CANCELLED, "mock_ok")
-    flow.until(lambda: flow.get(f"/api/orders/{cancelled}", customer), lambda told: told["status"] == "PAID")
+    flow.until(lambda: flow.get(f"/api/orders/{cancelled}", customer), lambda order: order["status"] == "PAID")
     flow.cancel(cancelled, customer)
     released(cancelled, CANCELLED)
     return Shop(system, system.url("gateway"), customer, declined, cancelled)
@@ -103,7 +103,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def open_page(browser: Browser, shop: Shop) -> Iterator[Callable[..., Page]]:
-    """Opens pages; at the end none of them has asked anybody else for anything, or complained."""
+    """Open pages; at the end none of them has loaded anything from elsewhere or logged an error."""
     wrong: list[str] = []
     contexts: list[BrowserContext] = []
 
@@ -129,7 +129,7 @@ def open_page(browser: Browser, shop: Shop) -> Iterator[Callable[..., Page]]:
 
 @pytest.fixture(scope="module")
 def session(browser: Browser, shop: Shop) -> Any:
-    """An auditor's, for pages that need not sign in themselves: each costs 0.1 s of argon2."""
+    """A session of an auditor, shared by the tests that do not sign in: each sign-in costs 0.1 s of argon2."""
     context = browser.new_context()
     page = context.new_page()
     page.goto(f"{shop.url}/dashboard")
@@ -158,10 +158,7 @@ def keys_of(releases: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
     return [(row["order_id"], row["sku"], str(row["quantity"])) for row in releases]
 
 
-# --- signing in and out ------------------------------------------------------------------------------------------
-
-
-def test_an_auditor_signs_in_and_arrives_where_he_wanted_to_be(open_page: Callable[..., Page], shop: Shop) -> None:
+def test_an_auditor_signs_in_and_arrives_at_the_requested_page(open_page: Callable[..., Page], shop: Shop) -> None:
     page = open_page()
     wanted = f"{shop.url}/dashboard?user_id={shop.customer}&reason=payment_failed&from="
     assert page.goto(wanted).status == 401
@@ -182,7 +179,7 @@ def test_an_auditor_signs_in_and_arrives_where_he_wanted_to_be(open_page: Callab
     assert 3500 < cookie["expires"] - time.time() <= 3600
 
 
-def test_whoever_is_no_auditor_gets_in_by_no_password(open_page: Callable[..., Page], shop: Shop) -> None:
+def test_users_without_the_role_cannot_sign_in(open_page: Callable[..., Page], shop: Shop) -> None:
     page = open_page()
     page.goto(f"{shop.url}/dashboard")
     sign_in(page, "customer")
@@ -191,7 +188,7 @@ def test_whoever_is_no_auditor_gets_in_by_no_password(open_page: Callable[..., P
     assert page.goto(f"{shop.url}/dashboard").status == 401
 
 
-def test_who_signs_out_is_out_and_nobody_else_can_sign_him_out(open_page: Callable[..., Page], shop: Shop) -> None:
+def test_signing_out_works_and_another_site_cannot_cause_it(open_page: Callable[..., Page], shop: Shop) -> None:
     page = open_page()
     page.goto(f"{shop.url}/dashboard/sign-in")
     sign_in(page)
@@ -209,9 +206,6 @@ def test_who_signs_out_is_out_and_nobody_else_can_sign_him_out(open_page: Callab
     assert page.url == f"{shop.url}/dashboard/sign-in"
     assert page.context.cookies() == []
     assert page.goto(f"{shop.url}/dashboard").status == 401
-
-
-# --- looking -----------------------------------------------------------------------------------------------------
 
 
 def test_a_filter_narrows_rows_totals_and_chart(open_page: Callable[..., Page], shop: Shop, session: Any) -> None:
@@ -238,10 +232,10 @@ def test_a_filter_narrows_rows_totals_and_chart(open_page: Callable[..., Page], 
     expect(page.get_by_label("Reason", exact=True)).to_have_value("order_cancelled")
     page.goto(f"{shop.url}/dashboard?sku=nobody-has-this")
     expect(page.locator("table.cards")).to_have_count(0)
-    expect(page.get_by_text("No release passes these filters.").first).to_be_visible()
+    expect(page.get_by_text("No release matches these filters.").first).to_be_visible()
 
 
-def test_pages_lead_to_every_release_once_and_back(open_page: Callable[..., Page], shop: Shop, session: Any) -> None:
+def test_pages_show_every_release_once(open_page: Callable[..., Page], shop: Shop, session: Any) -> None:
     page = open_page(storage_state=session)
     page.goto(f"{shop.url}/dashboard?user_id={shop.customer}&from=")
     first = rows(page)
@@ -268,11 +262,11 @@ def test_a_row_opens_the_release_with_the_timeline_of_its_order(
     expect(page.get_by_role("heading", level=1)).to_have_text("3 × dash-59 released")
     facts = page.locator(".facts").inner_text()
     assert all(release[name] in facts for name in ("order_id", "reservation_id", "trace_id", "reason", "requested_by"))
-    told = page.locator(".timeline strong").all_inner_texts()
+    shown = page.locator(".timeline strong").all_inner_texts()
     steps = shop.system.flow().get(f"/api/orders/{shop.declined}/timeline", "auditor")["steps"]
-    assert told == [step["event"] for step in steps]
-    assert {"payment.failed", "inventory.released"} <= set(told)
-    page.get_by_role("link", name="all its releases").click()
+    assert shown == [step["event"] for step in steps]
+    assert {"payment.failed", "inventory.released"} <= set(shown)
+    page.get_by_role("link", name="all releases of this order").click()
     page.wait_for_url("**order_id=**")
     assert len(rows(page)) == PAGE
     assert page.goto(f"{shop.url}/dashboard/releases/{10**18}").status == 404
@@ -286,8 +280,8 @@ def test_the_csv_is_the_file_of_the_api(open_page: Callable[..., Page], shop: Sh
     assert re.fullmatch(r"release-events.*\.csv", download.value.suggested_filename)
     file = download.value.path().read_bytes()
     path = f"/api/stocks/release-events/export?user_id={shop.customer}&reason=payment_failed"
-    told = shop.system.flow().send("GET", path, user="auditor").content
-    (whole, last), (apis, _) = ((*content[:-2].rpartition(b"\r\n")[::2],) for content in (file, told))
+    api_file = shop.system.flow().send("GET", path, user="auditor").content
+    (whole, last), (apis, _) = ((*content[:-2].rpartition(b"\r\n")[::2],) for content in (file, api_file))
     assert whole == apis
     assert whole.count(b"\r\n") == DECLINED
     manifest = json.loads(next(csv.reader(io.StringIO(last.decode())))[1])
@@ -297,17 +291,12 @@ def test_the_csv_is_the_file_of_the_api(open_page: Callable[..., Page], shop: Sh
     expect(page.get_by_role("region", name="Last exports").get_by_role("cell", name="auditor").first).to_be_visible()
 
 
-# --- with the keyboard, by ear, on any screen ----------------------------------------------------------------------
-
-
-def test_everything_can_be_done_with_the_keyboard_alone(
-    open_page: Callable[..., Page], shop: Shop, session: Any
-) -> None:
+def test_everything_works_with_the_keyboard_alone(open_page: Callable[..., Page], shop: Shop, session: Any) -> None:
     page = open_page(storage_state=session)
     page.goto(f"{shop.url}/dashboard")
 
     def tab_to(what: str) -> list[str]:
-        """Go on by Tab until that has the focus; what had it on the way."""
+        """Press Tab until this element has the focus. Returns the elements focused on the way."""
         passed: list[str] = []
         for _ in range(200):
             page.keyboard.press("Tab")
@@ -352,10 +341,10 @@ PLACES = {
     ("look", "size", "scheme"),
     [("light", LAPTOP, "light"), ("dark", WIDE, "dark"), ("phone", PHONE, "light")],
 )
-def test_every_page_fits_and_can_be_read_by_all(
+def test_every_page_fits_and_is_accessible(
     open_page: Callable[..., Page], shop: Shop, session: Any, look: str, size: tuple[int, int], scheme: str
 ) -> None:
-    """axe looks for missing names and labels, wrong roles and poor contrast, among others."""
+    """axe checks for missing names and labels, wrong roles and poor contrast, among others."""
     signed_in = open_page(size, storage_state=session, color_scheme=scheme)
     stranger = open_page(size, color_scheme=scheme)
     event_id = str(shop.api("&sku=dash-0")[0]["id"])
@@ -372,10 +361,10 @@ def test_every_page_fits_and_can_be_read_by_all(
     assert found == []
 
 
-def test_the_address_of_the_page_keeps_what_the_form_says(
+def test_the_address_of_the_page_has_the_filters_of_the_form(
     open_page: Callable[..., Page], shop: Shop, session: Any
 ) -> None:
-    """Times of the API's work in the address, and the form sends them again unchanged."""
+    """The address takes times as the API does, and the form sends them again unchanged."""
     page = open_page(storage_state=session)
     page.goto(
         f"{shop.url}/dashboard?from=2026-01-14T12:00:00.5%2B02:00&to=2030-01-01T00:00:00Z&user_id={shop.customer}"

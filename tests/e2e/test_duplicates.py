@@ -8,12 +8,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from payment_service.domain import payment_id_of
 from shared.events import CATALOGUE
-from shared.ids import payment_id_of
 from tests.e2e.broker import Tap, channel, depths, publish_by_hand, repeat
 from tests.e2e.held import held
 from tests.e2e.system import System, eventually
-from tests.ledger import TELLERS
+from topology.services import PUBLISHERS
 from topology.table import QUEUES
 
 COPIES = 3
@@ -61,7 +61,8 @@ def echo(system: System) -> Iterator[Echo]:
 def told_of(system: System, order_id: str) -> Counter[str]:
     """What the services told of an order, by type."""
     statement = "SELECT event_type FROM outbox WHERE aggregate_id = :id"
-    return Counter(row["event_type"] for name in TELLERS for row in system.databases.rows(name, statement, id=order_id))
+    rows = [row for name in PUBLISHERS for row in system.databases.rows(name, statement, id=order_id)]
+    return Counter(row["event_type"] for row in rows)
 
 
 def effects_of(system: System, order_ids: list[str]) -> dict[str, list]:

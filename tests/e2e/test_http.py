@@ -1,4 +1,4 @@
-"""What every client may rely on, whatever it asks."""
+"""What every client can rely on for all requests."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ import requests
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.system import ROOT, System
+from topology.services import PUBLISHERS, START_ORDER
 
 ORDER = {"currency": "EUR", "items": [{"sku": "http", "quantity": 1, "unit_price": 1}]}
 NOWHERE = "00000000-0000-4000-8000-000000000000"
 
-# Method, path, body, who asks, status, code.
+# Method, path, body, user, status, code.
 REFUSED = [
     ("GET", "/api/orders", None, None, 401, "unauthenticated"),
     ("POST", "/api/orders", ORDER, None, 401, "unauthenticated"),
@@ -58,7 +59,7 @@ def assert_refused(answer: requests.Response, status: int, code: str) -> None:
 
 @pytest.mark.parametrize("prefix", ["/api/", "/api/v1/"])
 @pytest.mark.parametrize(("method", "path", "body", "user", "status", "code"), REFUSED)
-def test_every_error_has_the_one_shape(
+def test_every_error_has_the_same_shape(
     system: System, prefix: str, method: str, path: str, body: dict | None, user: str | None, status: int, code: str
 ) -> None:
     path = path.replace("/api/", prefix, 1)
@@ -87,7 +88,7 @@ def test_a_forged_token_is_refused(system: System) -> None:
         ({"Content-Type": "application/json"}, iter([b"{}"]), 411, "length_required"),
     ],
 )
-def test_a_body_that_cannot_be_read_is_refused(
+def test_an_unreadable_body_is_refused(
     system: System, headers: dict[str, str], body: object, status: int, code: str
 ) -> None:
     flow = system.flow()
@@ -105,12 +106,12 @@ def test_both_prefixes_lead_to_the_same_order(system: System) -> None:
     assert (first.status_code, again.status_code, again.content) == (201, 201, first.content)
     assert again.headers["Idempotent-Replayed"] == "true"
     order_id = first.json()["order_id"]
-    flow.timeline(order_id, last="inventory.committed")  # from now on it does not change any more
+    flow.timeline(order_id, last="inventory.committed")  # the order does not change after this
     order = flow.get(f"/api/orders/{order_id}")
     assert flow.get(f"/api/v1/orders/{order_id}") == order
 
 
-def test_stock_is_set_against_the_version_that_was_read(system: System) -> None:
+def test_setting_stock_checks_the_version_that_was_read(system: System) -> None:
     flow = system.flow()
     sku = f"versioned-{uuid.uuid4().hex[:8]}"
     made = flow.stock(sku, 5)
@@ -121,7 +122,7 @@ def test_stock_is_set_against_the_version_that_was_read(system: System) -> None:
     assert (fits.status_code, fits.json()["on_hand"]) == (200, 6)
 
 
-def test_whoever_meets_a_lock_for_too_long_is_asked_to_try_again(system: System) -> None:
+def test_a_request_that_waits_too_long_for_a_lock_is_told_to_retry(system: System) -> None:
     flow = system.flow()
     flow.stock("locked", 5)
     with system.databases.doctored() as holder:
@@ -132,7 +133,7 @@ def test_whoever_meets_a_lock_for_too_long_is_asked_to_try_again(system: System)
     assert flow.stock("locked", 6)["on_hand"] == 6
 
 
-def test_a_reservation_by_hand_holds_stock_until_it_is_released_or_committed(system: System) -> None:
+def test_a_manual_reservation_holds_stock_until_released_or_committed(system: System) -> None:
     flow = system.flow()
     sku = f"by-hand-{uuid.uuid4().hex[:8]}"
     flow.stock(sku, 10)
@@ -156,7 +157,7 @@ def test_a_reservation_by_hand_holds_stock_until_it_is_released_or_committed(sys
     assert (release["quantity"], release["reason"], release["requested_by"]) == (4, "manual", "admin")
 
 
-def test_pages_of_orders_lead_to_each_order_once(system: System) -> None:
+def test_pages_of_orders_have_each_order_once(system: System) -> None:
     flow = system.flow()
     user = system.become(f"pager-{uuid.uuid4().hex[:8]}", "customer")
     made = set()
@@ -172,7 +173,7 @@ def test_pages_of_orders_lead_to_each_order_once(system: System) -> None:
     assert seen == sorted(seen, reverse=True)  # newest first
 
 
-@pytest.mark.parametrize("service", ["gateway", "auth", "order", "inventory", "payment"])
+@pytest.mark.parametrize("service", START_ORDER)
 def test_every_replica_of_a_service_answers_its_probes(system: System, service: str) -> None:
     for replica in range(system.replicas):
         url = system.url(service, replica)
@@ -184,7 +185,7 @@ def test_every_replica_of_a_service_answers_its_probes(system: System, service: 
         assert {family.name for family in text_string_to_metric_families(metrics.text)} >= {"ecom_http_requests"}
 
 
-def test_metrics_count_what_was_done(system: System) -> None:
+def test_metrics_count_the_work(system: System) -> None:
     flow = system.flow()
     flow.stock("http", 10)
 
@@ -199,7 +200,7 @@ def test_metrics_count_what_was_done(system: System) -> None:
     before = posted(), reserved()
     flow.at_rest(flow.order("http")["order_id"])
     assert (posted(), reserved()) == (before[0] + 1, before[1] + 1)
-    for service in ("order", "inventory", "payment"):
+    for service in PUBLISHERS:
         assert sum(measured(system, service, "ecom_outbox_leader", {})) == 1, service
         assert sum(measured(system, service, "ecom_outbox_held", {})) == 0, service
 

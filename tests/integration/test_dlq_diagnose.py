@@ -7,8 +7,8 @@ from uuid import UUID, uuid4
 import pytest
 
 from ops.dlq.desk import Actor, Desk
-from ops.dlq.diagnose import PROPHETS, diagnose
-from ops.domain import Filter, Prediction
+from ops.dlq.diagnose import PREDICTORS, diagnose
+from ops.domain import Filter
 from order_service import models as order_models
 from shared.config import Settings
 from shared.edge.publisher import Outgoing
@@ -30,6 +30,7 @@ from shared.events import (
     Reserved,
 )
 from shared.failures import Delivery
+from shared.predictions import Prediction
 from tests.databases import Databases
 from tests.integration.support import CUSTOMER, Bench, order_created, reserved_event, told
 from topology.table import BY_NAME, dead_letter_queue
@@ -408,8 +409,8 @@ def desk(settings: Settings, database: Databases) -> Iterator[Desk]:
     one.close()
 
 
-def test_every_queue_has_a_prophet():
-    assert PROPHETS.keys() == BY_NAME.keys()
+def test_every_queue_has_a_predictor():
+    assert PREDICTORS.keys() == BY_NAME.keys()
 
 
 @pytest.mark.parametrize("queue", BY_NAME)

@@ -5,6 +5,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from payment_service.domain import payment_id_of
 from shared.envelope import Envelope
 from shared.events import (
     CommitRequested,
@@ -16,7 +17,6 @@ from shared.events import (
     ReservationFailed,
     Reserved,
 )
-from shared.ids import payment_id_of
 from tests.databases import Databases
 from tests.integration.support import Bench, Mail, Wire, order_created, told
 from topology.table import BY_NAME, QUEUES

@@ -5,11 +5,11 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from payment_service.domain import payment_id_of
 from payment_service.provider import Answer, Charge
 from shared.envelope import Envelope
 from shared.errors import ProviderTimeout
 from shared.events import OrderCancelled, RefundRequested
-from shared.ids import payment_id_of
 from tests.databases import Databases
 from tests.integration.support import Bench, Mail, reserved_event, told
 

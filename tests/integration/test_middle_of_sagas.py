@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from order_service.domain import Status
+from payment_service.domain import payment_id_of
 from shared.config import Settings
 from shared.envelope import Envelope
 from shared.errors import Conflict
@@ -24,7 +25,6 @@ from shared.events import (
     ReservationFailed,
     Reserved,
 )
-from shared.ids import payment_id_of
 from tests.databases import Databases, Row
 from tests.integration.support import Bench, Mail, headers_of, order_created, reserved_event, told
 

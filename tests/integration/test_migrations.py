@@ -1,6 +1,6 @@
-"""Each service's migrations, and who may do what in its database."""
+"""Each service's migrations, and the rights of each role in its database."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 
 import pytest
 from alembic import command
@@ -11,17 +11,17 @@ from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.pool import NullPool
 
 import payment_service.models  # noqa: F401
-from ops.cli.migrate import APPEND_ONLY, NEVER_DELETED, ROOT, SERVICES, migrate
+from ops.cli.migrate import ROOT, migrate, tables_named
 from shared.config import Settings
 from tests.databases import Databases
+from topology.services import DATABASES
+from topology.table import CONSUMERS
 
-# What makes every service's database: adding a service adds it here.
-DATABASES = list(SERVICES)
 DENIED = r"permission denied|must be"
 
 
 def login(settings: Settings, service: str, user: str | None = None, password: str = "") -> Connection:
-    """A connection as a service's app role, or as somebody else."""
+    """A connection as a service's app role, or as another role."""
     url = make_url(settings.database_url(service))
     if user:
         url = url.set(username=user, password=password)
@@ -123,7 +123,7 @@ def test_migrating_again_changes_nothing(settings: Settings) -> None:
         "INSERT INTO alembic_version VALUES ('mine')",
     ],
 )
-def test_a_service_itself_may_change_rows_and_nothing_else(settings: Settings, service: str, statement: str) -> None:
+def test_the_app_role_may_change_rows_and_nothing_else(settings: Settings, service: str, statement: str) -> None:
     table, column = {
         "order": ("orders", "user_id"),
         "inventory": ("stock_items", "sku"),
@@ -135,8 +135,8 @@ def test_a_service_itself_may_change_rows_and_nothing_else(settings: Settings, s
         connection.execute(text(statement.format(table=table, column=column, service=service)))
 
 
-@pytest.mark.parametrize("service", ["order", "inventory", "payment"])
-def test_a_service_may_add_change_read_and_delete_its_rows(
+@pytest.mark.parametrize("service", CONSUMERS)
+def test_the_app_role_may_add_change_read_and_delete_rows(
     settings: Settings, database: Databases, service: str
 ) -> None:
     with login(settings, service) as connection:
@@ -154,7 +154,9 @@ def test_a_service_may_add_change_read_and_delete_its_rows(
         "TRUNCATE inventory_release_events",
     ],
 )
-def test_the_release_audit_can_only_be_added_to(settings: Settings, database: Databases, statement: str) -> None:
+def test_the_app_role_may_only_add_to_the_release_audit(
+    settings: Settings, database: Databases, statement: str
+) -> None:
     with login(settings, "inventory") as connection:
         connection.execute(
             text(
@@ -168,12 +170,12 @@ def test_the_release_audit_can_only_be_added_to(settings: Settings, database: Da
         assert connection.scalar(text("SELECT quantity FROM inventory_release_events")) == 1
 
 
-def of_all(tables: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
-    return [(service, table) for service, names in tables.items() for table in names]
+def of_all(constant: str) -> list[tuple[str, str]]:
+    return [(service, table) for service in DATABASES for table in tables_named(service, constant)]
 
 
-def test_what_is_evidence_can_be_added_to_at_most() -> None:
-    assert {*of_all(APPEND_ONLY)} == {
+def test_the_append_only_tables_are_those_with_evidence() -> None:
+    assert {*of_all("APPEND_ONLY")} == {
         ("inventory", "inventory_release_events"),
         ("inventory", "release_seals"),
         ("ops", "audit_heads"),
@@ -181,9 +183,9 @@ def test_what_is_evidence_can_be_added_to_at_most() -> None:
     }
 
 
-@pytest.mark.parametrize(("service", "table"), of_all(APPEND_ONLY))
+@pytest.mark.parametrize(("service", "table"), of_all("APPEND_ONLY"))
 @pytest.mark.parametrize("statement", ["UPDATE {0} SET {1} = {1}", "DELETE FROM {0}", "TRUNCATE {0}"])
-def test_a_service_cannot_change_what_it_may_only_add_to(
+def test_the_app_role_may_only_add_to_an_append_only_table(
     settings: Settings, service: str, table: str, statement: str
 ) -> None:
     with login(settings, service) as connection:
@@ -193,8 +195,8 @@ def test_a_service_cannot_change_what_it_may_only_add_to(
         assert connection.scalar(text(f"SELECT has_table_privilege('{table}', 'INSERT')"))
 
 
-@pytest.mark.parametrize(("service", "table"), of_all(NEVER_DELETED))
-def test_a_service_may_change_its_records_and_delete_none(settings: Settings, service: str, table: str) -> None:
+@pytest.mark.parametrize(("service", "table"), of_all("NEVER_DELETED"))
+def test_the_app_role_may_change_rows_that_are_never_deleted(settings: Settings, service: str, table: str) -> None:
     with login(settings, service) as connection:
         assert connection.scalar(text(f"SELECT has_table_privilege('{table}', 'UPDATE')"))
         with pytest.raises(ProgrammingError, match=DENIED):

@@ -7,13 +7,12 @@ from uuid import UUID, uuid4
 import eventlet
 import pytest
 
-from payment_service.domain import Answer
+from payment_service.domain import Answer, payment_id_of
 from payment_service.provider import Charge, Provider
 from payment_service.service import UNKNOWN_AFTER_S
 from shared.envelope import Envelope
 from shared.errors import ProviderAway, ProviderTimeout
 from shared.events import OrderCancelled, RefundRequested
-from shared.ids import payment_id_of
 from tests.databases import Databases
 from tests.integration.support import Bench, Mail, deliveries, reserved_event, throughout, told, until
 

@@ -1,4 +1,4 @@
-"""The broker is made to look like the table, and told where it does not."""
+"""`apply` declares the table on the broker, and `check` reports where broker and table differ."""
 
 import json
 import os
@@ -33,17 +33,17 @@ def amqp_uri():
 
 @pytest.fixture
 def channel(amqp_uri):
-    """A channel to spoil the topology with; what a test did to it is undone afterwards."""
+    """A channel to change the topology with. The fixture undoes the changes after the test."""
     declare.apply(amqp_uri)
     connection = pika.BlockingConnection(declare._parameters(amqp_uri))
     yield connection.channel()
-    with connection.channel() as broom:
+    with connection.channel() as cleaner:
         for drift in declare.check(amqp_uri):
             if drift.kind == "queue":
-                broom.queue_delete(drift.name)
+                cleaner.queue_delete(drift.name)
             elif drift.kind == "exchange":
-                broom.exchange_delete(drift.name)
-        broom.queue_unbind(QUEUE, table.EVENTS_EXCHANGE, "payment.#")
+                cleaner.exchange_delete(drift.name)
+        cleaner.queue_unbind(QUEUE, table.EVENTS_EXCHANGE, "payment.#")
     connection.close()
     declare.apply(amqp_uri)
 
@@ -64,7 +64,7 @@ def exists(amqp_uri, queue):
 
 
 def routes(channel, exchange, routing_key):
-    """Whether a message finds a queue. It stays there: only for a DLQ, which nobody consumes."""
+    """Whether a message reaches a queue. For a DLQ only: no consumer may take the message before it is purged."""
     channel.confirm_delivery()
     try:
         channel.basic_publish(exchange, routing_key, b"{}", mandatory=True)
@@ -74,7 +74,7 @@ def routes(channel, exchange, routing_key):
     return True
 
 
-def test_an_empty_broker_lacks_everything_and_check_adds_nothing_to_it(amqp_uri, channel):
+def test_check_reports_everything_missing_on_an_empty_broker_and_declares_nothing(amqp_uri, channel):
     for name in table.queue_arguments():
         channel.queue_delete(name)
     for name in table.exchanges():
@@ -84,13 +84,13 @@ def test_an_empty_broker_lacks_everything_and_check_adds_nothing_to_it(amqp_uri,
     assert lines(declare.check(amqp_uri)) == missing
 
 
-def test_what_was_applied_is_clean_and_may_be_applied_again(amqp_uri, channel):
+def test_apply_leaves_no_drift_and_may_be_repeated(amqp_uri, channel):
     assert declare.check(amqp_uri) == []
     declare.apply(amqp_uri)
     assert declare.check(amqp_uri) == []
 
 
-def test_two_who_apply_at_once_do_not_hinder_each_other(amqp_uri, channel):
+def test_apply_may_run_several_times_at_once(amqp_uri, channel):
     for name in table.queue_arguments():
         channel.queue_delete(name)
     faults = []
@@ -110,7 +110,7 @@ def test_two_who_apply_at_once_do_not_hinder_each_other(amqp_uri, channel):
     assert declare.check(amqp_uri) == []
 
 
-def test_a_missing_queue_is_reported_and_made(amqp_uri, channel):
+def test_a_missing_queue_is_reported_by_check_and_declared_by_apply(amqp_uri, channel):
     channel.queue_delete(RETRY)
     assert lines(declare.check(amqp_uri)) == [f"queue {RETRY}: is missing"]
     assert not exists(amqp_uri, RETRY)
@@ -118,7 +118,7 @@ def test_a_missing_queue_is_reported_and_made(amqp_uri, channel):
     assert declare.check(amqp_uri) == []
 
 
-def test_a_queue_with_another_wait_is_reported_with_both_values_and_left_alone(amqp_uri, channel):
+def test_a_queue_with_another_ttl_is_reported_with_both_values_and_not_changed(amqp_uri, channel):
     channel.queue_delete(RETRY)
     channel.queue_declare(RETRY, durable=True, arguments={**table.queue_arguments()[RETRY], "x-message-ttl": 5000})
     drift = [f"queue {RETRY}: x-message-ttl is 5000, the table says 1000"]
@@ -130,7 +130,7 @@ def test_a_queue_with_another_wait_is_reported_with_both_values_and_left_alone(a
     assert lines(declare.check(amqp_uri)) == drift
 
 
-def test_every_difference_of_a_queue_is_reported_not_only_the_first(amqp_uri, channel):
+def test_every_difference_of_a_queue_is_reported(amqp_uri, channel):
     channel.queue_delete(DLQ)
     channel.queue_declare(
         DLQ, durable=False, arguments={"x-queue-type": "classic", "x-message-ttl": 60_000, "x-max-length": 7}
@@ -143,7 +143,7 @@ def test_every_difference_of_a_queue_is_reported_not_only_the_first(amqp_uri, ch
     ]
 
 
-def test_one_drift_does_not_keep_the_rest_from_being_declared(amqp_uri, channel):
+def test_apply_declares_the_rest_despite_drift(amqp_uri, channel):
     channel.queue_delete(DLQ)
     channel.queue_declare(DLQ, durable=False)
     channel.queue_delete(RETRY)
@@ -152,7 +152,7 @@ def test_one_drift_does_not_keep_the_rest_from_being_declared(amqp_uri, channel)
     assert exists(amqp_uri, RETRY)
 
 
-def test_an_exchange_of_another_type_is_reported_and_left_alone(amqp_uri, channel):
+def test_an_exchange_of_another_type_is_reported_and_not_changed(amqp_uri, channel):
     exchange = table.failed_exchange("order")
     channel.exchange_delete(exchange)
     channel.exchange_declare(exchange, "fanout", durable=True, arguments={"alternate-exchange": "amq.fanout"})
@@ -193,7 +193,7 @@ def test_a_queue_with_several_bindings_gets_once_what_any_of_them_matches(channe
     assert bodies == [b"order.created", b"inventory.reserved", None]
 
 
-def test_a_lost_binding_is_made_again(amqp_uri, channel):
+def test_apply_restores_a_lost_binding(amqp_uri, channel):
     exchange = table.failed_exchange("order")
     assert routes(channel, exchange, DLQ)
     channel.queue_unbind(DLQ, exchange, DLQ)
@@ -203,7 +203,7 @@ def test_a_lost_binding_is_made_again(amqp_uri, channel):
 
 
 class Management(BaseHTTPRequestHandler):
-    """Answers as RabbitMQ's management API does to the one question it is asked."""
+    """Answers the request for bindings as RabbitMQ's management API does."""
 
     rows: ClassVar[list[dict]] = []
     asked: ClassVar[list[tuple[str, str]]] = []
@@ -222,7 +222,7 @@ class Management(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def management_url():
-    """A management API that knows every binding of the table, and a default binding of the broker's own."""
+    """A management API with every binding of the table and one default binding of the broker."""
     Management.rows = [
         {"source": exchange, "destination": queue, "routing_key": key, "destination_type": "queue", "arguments": {}}
         for exchange, queue, key in [*table.bindings(), ("", QUEUE, QUEUE)]
@@ -236,7 +236,7 @@ def management_url():
     server.server_close()
 
 
-def test_with_a_management_api_bindings_are_compared_too(amqp_uri, channel, management_url):
+def test_check_compares_bindings_when_it_has_a_management_url(amqp_uri, channel, management_url):
     assert declare.check(amqp_uri, management_url) == []
     lost = next(row for row in Management.rows if row["source"] == table.EVENTS_EXCHANGE)
     Management.rows.remove(lost)
@@ -251,19 +251,19 @@ def test_with_a_management_api_bindings_are_compared_too(amqp_uri, channel, mana
     assert authorization == "Basic YXVkaXRvcjpwQHNz"  # auditor:p@ss
 
 
-def test_a_management_api_that_refuses_is_said_in_one_line(amqp_uri, channel, management_url):
+def test_a_refusal_of_the_management_api_is_one_line(amqp_uri, channel, management_url):
     Management.rows = []
     with pytest.raises(CannotWork, match=r"management API at .* 404") as refused:
         declare.check(amqp_uri, management_url)
     assert "\n" not in str(refused.value)
 
 
-def test_namekos_own_declare_of_the_events_exchange_gets_along_with_ours(amqp_uri, channel):
+def test_nameko_and_apply_declare_the_events_exchange_alike(amqp_uri, channel):
     assert get_event_exchange("ecom", {}).name == table.EVENTS_EXCHANGE
     with Connection(amqp_uri) as connection:
         get_event_exchange("ecom", {})(connection.channel()).declare()
     assert declare.check(amqp_uri) == []
-    # And the other way round: a shell that was there first.
+    # The other way round: a Nameko shell declared it first.
     channel.exchange_delete(table.EVENTS_EXCHANGE)
     with Connection(amqp_uri) as connection:
         get_event_exchange("ecom", {})(connection.channel()).declare()
@@ -278,7 +278,7 @@ def test_namekos_own_declare_of_the_events_exchange_gets_along_with_ours(amqp_ur
         ("amqp://guest:hidden@nowhere.invalid//", "nowhere.invalid:5672"),
     ],
 )
-def test_a_broker_that_is_away_is_said_in_one_line_without_the_password(uri, said):
+def test_the_error_of_a_broker_that_is_away_is_one_line_without_the_password(uri, said):
     for ask in (declare.apply, declare.check):
         with pytest.raises(CannotWork) as refused:
             ask(uri)
@@ -287,7 +287,7 @@ def test_a_broker_that_is_away_is_said_in_one_line_without_the_password(uri, sai
         assert "\n" not in str(refused.value)
 
 
-def test_a_wrong_password_and_an_unknown_vhost_are_told_apart(amqp_uri):
+def test_a_wrong_password_and_an_unknown_vhost_have_different_errors(amqp_uri):
     base, _, _ = amqp_uri.rpartition("/")
     base = base.rstrip("/")
     with pytest.raises(CannotWork, match=r"vhost nowhere.*not found"):
@@ -298,19 +298,19 @@ def test_a_wrong_password_and_an_unknown_vhost_are_told_apart(amqp_uri):
 
 
 @pytest.mark.parametrize("uri", ["amqp://guest@127.0.0.1:many//", "http://guest@127.0.0.1//", "127.0.0.1:5672"])
-def test_an_address_that_is_none_is_a_fault_of_the_configuration(uri):
+def test_an_invalid_amqp_uri_is_a_configuration_fault(uri):
     for ask in (declare.apply, declare.check):
         with pytest.raises(ConfigurationFault, match="AMQP_URI"):
             ask(uri)
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:many", "ftp://127.0.0.1", "127.0.0.1:15672"])
-def test_a_management_address_that_is_none_is_a_fault_of_the_configuration(amqp_uri, channel, url):
+def test_an_invalid_management_url_is_a_configuration_fault(amqp_uri, channel, url):
     with pytest.raises(ConfigurationFault, match="management URL"):
         declare.check(amqp_uri, url)
 
 
-def test_a_user_who_may_not_look_or_declare_is_refused_and_no_queue_is_called_missing(amqp_uri, servers_of_this_run):
+def test_a_user_without_permissions_is_refused_and_no_queue_is_reported_missing(amqp_uri, servers_of_this_run):
     declare.apply(amqp_uri)
     broker = servers_of_this_run.broker
     _, _, rest = amqp_uri.partition("@")
@@ -331,7 +331,7 @@ def ecom(*arguments):
     return ended.value.code or 0
 
 
-def test_the_command_line_applies_checks_and_finds(amqp_uri, channel, monkeypatch, capsys):
+def test_the_command_line_applies_and_checks(amqp_uri, channel, monkeypatch, capsys):
     monkeypatch.setenv("AMQP_URI", amqp_uri)
     assert ecom("topology", "apply") == 0
     assert capsys.readouterr().out == "applied: 5 exchanges, 40 queues, 48 bindings\n"
@@ -350,7 +350,7 @@ def test_the_command_line_applies_checks_and_finds(amqp_uri, channel, monkeypatc
     assert f"queue {RETRY}: durable is false, the table says true" in capsys.readouterr().out
 
 
-def test_the_command_line_ends_with_3_when_the_broker_is_away(monkeypatch, capsys):
+def test_the_exit_code_is_3_when_the_broker_is_away(monkeypatch, capsys):
     monkeypatch.setenv("AMQP_URI", "amqp://guest:guest@127.0.0.1:1//")
     for command in ("apply", "check"):
         assert ecom("topology", command, "--json") == 3

@@ -14,10 +14,10 @@ import requests
 from ops.cli.flow import Flow
 from ops.local.processes import Process, wait_until
 from ops.local.servers import Server, Servers
-from ops.local.supervisor import SERVICES
 from tests.e2e.broker import channel
 from tests.e2e.system import System, eventually, set_up
-from topology.table import queue_arguments
+from topology.services import DATABASES, START_ORDER
+from topology.table import CONSUMERS, queue_arguments
 
 READY_WITHIN_S = 10.0
 # Waiting is watched for so long. Retries come after 0.1 s, doubled to 3 s: in this time each loop makes about five.
@@ -27,9 +27,6 @@ LINES_AT_MOST = 12
 
 BROKER, DATABASE = "the broker is away", "the database does not answer"
 NO_QUEUES, NO_TABLES = "`ecom topology apply`", "`ecom migrate`"
-# The gateway has no database, and no queue of the topology.
-CONSUMERS = ("order", "inventory", "payment")
-DATABASE_USERS = (*CONSUMERS, "auth", "ops")
 
 
 @dataclass
@@ -47,7 +44,7 @@ class Started:
 
     def check_logs(self, reasons: Mapping[str, set[str]]) -> None:
         """Every service said what it waits for, on one line each, in few lines, and as no fault of its own."""
-        for service in SERVICES:
+        for service in START_ORDER:
             lines = self.lines(service)
             warnings = [line["event"] for line in lines if line["level"] == "warning"]
             shown = "\n".join(str(line) for line in lines)
@@ -58,7 +55,7 @@ class Started:
 
     def check_reasons(self, reasons: Mapping[str, set[str]]) -> None:
         """Every service lives, is ready if and only if it lacks nothing, and names what it lacks and nothing else."""
-        for service in SERVICES:
+        for service in START_ORDER:
             url = self.system.url(service)
             assert requests.get(f"{url}/healthz", timeout=5).status_code == 200
             answer = requests.get(f"{url}/readyz", timeout=5)
@@ -132,9 +129,9 @@ def test_services_started_without_a_server_wait_for_it_say_so_and_then_work(
     server = machines.broker if name == "broker" else machines.postgres
     assert server is not None
     started = start_without([server])
-    reasons = {service: {BROKER} for service in SERVICES}
+    reasons = {service: {BROKER} for service in START_ORDER}
     if name == "database":
-        reasons = {service: {DATABASE} for service in DATABASE_USERS}
+        reasons = {service: {DATABASE} for service in DATABASES}
     watch(started, reasons)
     started.check_logs(reasons)
     server.start()
@@ -144,20 +141,20 @@ def test_services_started_without_a_server_wait_for_it_say_so_and_then_work(
 def test_services_started_before_everything_work_once_servers_tables_and_queues_are_there(
     system: System, machines: Servers, start_without: Callable[[Sequence[Server]], Started]
 ) -> None:
-    for service in DATABASE_USERS:
+    for service in DATABASES:
         system.databases.run(service, "DROP SCHEMA public CASCADE")
         system.databases.run(service, "CREATE SCHEMA public AUTHORIZATION pg_database_owner")
     with channel(system.amqp_uri) as opened:
         for queue in queue_arguments():
             opened.queue_delete(queue)
     started = start_without(machines.each())
-    nothing = {service: {BROKER, DATABASE} if service in DATABASE_USERS else {BROKER} for service in SERVICES}
+    nothing = {service: {BROKER, DATABASE} if service in DATABASES else {BROKER} for service in START_ORDER}
     watch(started, nothing)
     started.check_logs(nothing)
 
     for server in machines.each():
         server.start()
-    empty = {service: {NO_TABLES, NO_QUEUES} if service in CONSUMERS else {NO_TABLES} for service in DATABASE_USERS}
+    empty = {service: {NO_TABLES, NO_QUEUES} if service in CONSUMERS else {NO_TABLES} for service in DATABASES}
     eventually(lambda: lacking(started, empty), lambda wrong: not wrong, READY_WITHIN_S)
 
     set_up()

@@ -27,7 +27,7 @@ from order_service import models as order_models
 from order_service.domain import CANCEL, DEADLINE, REFUND_RETRY, Order, Status, Step
 from order_service.service import OrderService
 from payment_service import models as payment_models
-from payment_service.domain import Answer, Payment, Refund, RefundStatus
+from payment_service.domain import Answer, Payment, Refund, RefundStatus, payment_id_of
 from payment_service.domain import Status as PaymentStatus
 from payment_service.provider import Charge, Provider
 from payment_service.service import PaymentService
@@ -37,7 +37,7 @@ from shared.envelope import Envelope, envelope
 from shared.errors import CannotWork, Conflict, ProviderAway, ProviderTimeout
 from shared.events import CATALOGUE, Identity, OrderCreated, PricedItem
 from shared.idempotency import KeyedAnswer, KeyedRequest
-from shared.ids import payment_id_of, uuid7
+from shared.ids import uuid7
 from topology.table import BY_NAME, QUEUES, hears
 
 ANN = Identity("ann", ("customer",))

@@ -1,4 +1,4 @@
-"""Services on a port of their own, with no broker and no database."""
+"""Run a service on its own port, without broker and database."""
 
 import http.client
 import json
@@ -18,7 +18,7 @@ KEYS = (("k1", SECRET),)
 
 
 class Fake(DependencyProvider):
-    """Injects whatever object stands in."""
+    """Injects a fake in place of another service."""
 
     def __init__(self, stand_in):
         self.stand_in = stand_in
@@ -29,7 +29,7 @@ class Fake(DependencyProvider):
 
 @contextmanager
 def serving(service, max_workers=4, settings=None):
-    """The WebServer of a service that runs; it is stopped at the end."""
+    """Run a service and yield its WebServer; stop the service at the end."""
     config = {
         "WEB_SERVER_ADDRESS": "127.0.0.1:0",
         "max_workers": max_workers,
@@ -44,7 +44,7 @@ def serving(service, max_workers=4, settings=None):
 
 
 def ask(server, method, path, body=None, headers=None):
-    """One request: (status, headers, body), the body decoded where it is JSON."""
+    """Send one request. Returns (status, headers, body); a JSON body is decoded."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
     try:
         connection.request(method, path, body, headers or {})
@@ -57,12 +57,12 @@ def ask(server, method, path, body=None, headers=None):
 
 
 def dial(server):
-    """A bare socket to the server."""
+    """A raw socket connected to the server."""
     return socket.create_connection(("127.0.0.1", server.port), timeout=10)
 
 
 def hear(sock):
-    """All that comes until the other side ends, or resets."""
+    """Everything received until the other side closes or resets the connection."""
     heard = b""
     try:
         while chunk := sock.recv(65536):
@@ -73,14 +73,14 @@ def hear(sock):
 
 
 def say(server, text):
-    """What the server answers to raw bytes until it ends the connection."""
+    """Send raw text; return what the server answers until it closes the connection."""
     with dial(server) as sock:
         sock.sendall(text.encode())
         return hear(sock)
 
 
 class Changes:
-    """Stands in for the service that says what has changed: states by id, and the calls that asked for them."""
+    """A fake of a service that reports changes: states by id, and the calls that asked for them."""
 
     def __init__(self, key, states):
         self.key = key
@@ -94,7 +94,7 @@ class Changes:
         return dict(self.states[id_])
 
     def change(self, id_, **what):
-        """A new version of one."""
+        """Make a new version of one state."""
         self.states[id_] = {**self.states[id_], **what, "version": self.states[id_]["version"] + 1}
 
     def call(self, routing_key, args, kwargs, context, timeout_s):
@@ -114,7 +114,7 @@ ORDERS = Changes("order_id", {})
 
 
 class Unconnected(Watch):
-    """The gateway's watch with no broker: it asks ORDERS, and hears the hints that a test gives it."""
+    """The gateway's watch without a broker: it asks ORDERS and gets its hints from the test."""
 
     replies = ORDERS
 

@@ -6,8 +6,9 @@ from xml.etree import ElementTree
 import pytest
 
 from ops.docs import architecture
-from shared.config import DATABASES, SERVICES
 from shared.events import CATALOGUE
+from topology.services import DATABASES
+from topology.services import NAMES as SERVICES
 from topology.table import EVENTS_EXCHANGE, QUEUES, Queue
 
 SHAPES = "{http://www.w3.org/2000/svg}"

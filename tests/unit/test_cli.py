@@ -95,7 +95,7 @@ HELD = {
 @pytest.fixture
 def outboxes(monkeypatch):
     """What each service's database says, or the error it raises."""
-    said = {service: {"unpublished": 0, "oldest_age_s": 0.0, "held": []} for service in cli.TELLERS}
+    said = {service: {"unpublished": 0, "oldest_age_s": 0.0, "held": []} for service in cli.PUBLISHERS}
 
     def outbox_of(service, url, limit):
         if isinstance(said[service], Exception):
@@ -103,7 +103,7 @@ def outboxes(monkeypatch):
         return said[service]
 
     monkeypatch.setattr(cli, "_outbox_of", outbox_of)
-    for service in cli.TELLERS:
+    for service in cli.PUBLISHERS:
         monkeypatch.setenv(f"{service.upper()}_DATABASE_URL", "postgresql://nowhere/x")
     return said
 

@@ -1,6 +1,6 @@
-"""docker-compose.yml, the image and its secrets fit the code: no Docker is needed to see that they do not.
+"""docker-compose.yml, the image and its secrets fit the code. These tests need no Docker.
 
-`faults` looks at one compose file and says what is wrong with it; every one of its sentences is provoked below.
+`faults` lists the faults of a compose file. A test below provokes each of its messages.
 """
 
 import copy
@@ -20,9 +20,7 @@ from setuptools import find_packages
 from sqlalchemy import make_url
 
 from ops.cli import main as cli
-from ops.cli import migrate
 from shared import config
-from shared.edge import runner
 from topology.table import QUEUES
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -30,12 +28,9 @@ DEPLOY = ROOT / "deploy"
 
 SERVERS = {"rabbitmq": "rabbitmq:4.2-management", "postgres": "postgres:17"}
 ONCE = {"migrate": ("migrate",), "topology": ("topology", "apply")}
-BY_HAND = {"audit": ("audit", "verify")}  # started by people and not by `up`
+BY_HAND = {"audit": ("audit", "verify")}  # a person starts it; `up` does not
 SECRETS_FOLDER = "deploy/secrets/"
-FINISH_S = 30  # what a service may take to stop, see ops.local.supervisor and shared.edge
-
-
-# --- the compose file ------------------------------------------------------------------------------------------
+FINISH_S = 30  # a service needs at most so long to stop, see ops.local.supervisor and shared.edge
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +52,10 @@ def make_secrets(folder):
 
 
 def faults(compose, secrets):
-    """Everything that is wrong with a compose file, in sentences."""
+    """Every fault of a compose file, one sentence each."""
     services = compose["services"]
     ours = {name: service for name, service in services.items() if name not in SERVERS}
-    expected = {*SERVERS, *ONCE, *BY_HAND, *runner.MODULES}
+    expected = {*SERVERS, *ONCE, *BY_HAND, *config.SERVICES}
     if set(services) != expected:
         return [f"services: {sorted(set(services) ^ expected)} are missing or unknown"]
     found = []
@@ -68,7 +63,7 @@ def faults(compose, secrets):
         if services[name]["image"] != image:
             found.append(f"{name}: the image is {services[name]['image']}")
         if not services[name].get("volumes"):
-            found.append(f"{name}: its data dies with its container")
+            found.append(f"{name}: its data is deleted with its container")
     for name in ours:
         found += _command_faults(name, ours[name])
         found += _container_faults(name, ours[name])
@@ -80,7 +75,7 @@ def faults(compose, secrets):
         found += _secret_faults(name, compose, secrets)
         found += _port_faults(name, service)
     used = {_source(secret) for service in services.values() for secret in service.get("secrets", ())}
-    found += [f"secrets: nobody uses {name}" for name in sorted(set(compose["secrets"]) - used)]
+    found += [f"secrets: no service uses {name}" for name in sorted(set(compose["secrets"]) - used)]
     made = {path.name for path in secrets.iterdir()}
     declared = {Path(secret["file"]).name for secret in compose["secrets"].values()}
     found += [f"secrets: {name} is not both made and declared" for name in sorted(made ^ declared)]
@@ -94,7 +89,7 @@ def _command_faults(name, service):
         yield f"{name}: the command is {service['command']}"
     command = cli.ecom
     if bool(service.get("profiles")) != (name in BY_HAND):
-        yield f"{name}: is started when it should not be, or is not"
+        yield f"{name}: must be started by `up`, or must not"
     while words and (command := getattr(command, "commands", {}).get(words[0])):
         words.pop(0)
         if not hasattr(command, "commands"):
@@ -107,17 +102,17 @@ def _container_faults(name, service):
     if (service["build"], service["image"]) != ({"context": ".", "dockerfile": "deploy/Dockerfile"}, "ecom:local"):
         yield f"{name}: is of another image"
     if service.get("pull_policy") != "build":
-        yield f"{name}: its image could come from a registry"
+        yield f"{name}: its image could be pulled from a registry"
     if not service.get("init") or not service.get("read_only") or service.get("cap_drop") != ["ALL"]:
-        yield f"{name}: runs with more than it needs"
+        yield f"{name}: runs with more rights than it needs"
 
 
 def _settings_faults(name, compose, secrets):
-    """Whether the code, reading the environment that compose would give, has all that this container needs."""
+    """Compare the settings that the container would read from its environment with those that it needs."""
     service = compose["services"][name]
-    heard = set(Listening.asked())
+    read = set(Listening.asked())
     for variable in service["environment"]:
-        if variable.removesuffix("_FILE") not in heard:
+        if variable.removesuffix("_FILE") not in read:
             yield f"{name}: no setting is read from {variable}"
     for env in ("development", "production"):
         try:
@@ -128,13 +123,13 @@ def _settings_faults(name, compose, secrets):
         if settings.env != env:
             yield f"{name}: ECOM_ENV does not choose {env}"
         if settings.host != "0.0.0.0":
-            yield f"{name}: nobody outside the container reaches {settings.host}"
+            yield f"{name}: listens on {settings.host}, which other containers cannot reach"
         if set(settings.database_urls) != databases_of(name):
             yield f"{name}: has the databases {sorted(settings.database_urls)}"
         if bool(settings.database_admin_url) != (name == "migrate"):
-            yield f"{name}: has the administrator's rights, or lacks them"
+            yield f"{name}: must have the administrator's rights, or must not"
         if env == "production" and bool(settings.audit_keys) != (name in ("inventory", "audit")):
-            yield f"{name}: has the key of the release audit, or lacks it"
+            yield f"{name}: must have the key of the release audit, or must not"
         broker = make_url(settings.amqp_uri)
         if (broker.host, broker.port) != ("rabbitmq", 5672) or "guest" in (broker.username, broker.database):
             yield f"{name}: the broker is {config.masked(settings)['amqp_uri']}"
@@ -144,17 +139,17 @@ def _settings_faults(name, compose, secrets):
 
 
 def databases_of(name):
-    """Whose databases a container may open."""
+    """The services whose databases a container may open."""
     if name == "migrate":
-        return set(migrate.SERVICES)
+        return set(config.DATABASES)
     if name == "audit":
         return {"inventory", "ops"}
-    # Operators look at what died in every service that hears events.
-    return {"ops", *(queue.service for queue in QUEUES)} if name == "ops" else {name} & set(migrate.SERVICES)
+    # Operators look at the dead messages of every service that consumes.
+    return {"ops", *(queue.service for queue in QUEUES)} if name == "ops" else {name} & set(config.DATABASES)
 
 
 class Listening(dict):
-    """An empty environment that remembers what it was asked for."""
+    """An empty environment that remembers the names of the variables that were read."""
 
     def __init__(self):
         super().__init__()
@@ -172,10 +167,10 @@ class Listening(dict):
 
 
 def environment(compose, name, secrets, env="development"):
-    """What a container finds in its environment, with the secrets where this test has put them."""
+    """The environment of a container, with the secrets in the folder of this test."""
     given = {}
     for variable, value in compose["services"][name]["environment"].items():
-        if value is None:  # passed on from where compose runs, and not set there
+        if value is None:  # compose passes it on from its own environment, where it is not set
             continue
         text = re.sub(r"\$\{ECOM_ENV:-development\}", env, str(value))
         given[variable] = re.sub("^/run/secrets", str(secrets), text)
@@ -187,9 +182,9 @@ def _life_faults(name, service):
     if service.get("restart") != ("no" if ends else "always"):
         yield f"{name}: restart is {service.get('restart')}"
     if not ends and not seconds(service.get("stop_grace_period", "10s")) > FINISH_S:
-        yield f"{name}: is killed before it has finished"
+        yield f"{name}: is killed before it can finish"
     if not service.get("logging", {}).get("options", {}).keys() >= {"max-size", "max-file"}:
-        yield f"{name}: its log grows for ever"
+        yield f"{name}: its log grows without limit"
 
 
 def _health_faults(name, service):
@@ -199,16 +194,16 @@ def _health_faults(name, service):
     if check is None:
         yield f"{name}: has no health check"
         return
-    if name in runner.MODULES:
+    if name in config.SERVICES:
         port = config.read({}).port(name)
         if check["test"] != ["CMD", "python", "deploy/ready.py", str(port)]:
-            yield f"{name}: asks {check['test']}, and it listens on {port}"
+            yield f"{name}: its health check is {check['test']}, and it listens on {port}"
     elif check["test"][:2] not in (["CMD", "rabbitmq-diagnostics"], ["CMD", "pg_isready"]):
-        yield f"{name}: asks {check['test']}"
+        yield f"{name}: its health check is {check['test']}"
     elif check["test"][1] == "pg_isready" and "127.0.0.1" not in check["test"]:
-        yield f"{name}: looks healthy while it is still being set up"
+        yield f"{name}: is healthy while it is still being set up"
     if seconds(check["interval"]) * check["retries"] < 10 or seconds(check.get("start_period", "0s")) < 30:
-        yield f"{name}: a slow start looks like a death"
+        yield f"{name}: is unhealthy while it starts slowly"
 
 
 def _dependency_faults(name, services):
@@ -221,7 +216,7 @@ def _dependency_faults(name, services):
 
 
 def needs(name):
-    """What must be there before a container starts."""
+    """The containers for which a container must wait."""
     if name in SERVERS:
         return set()
     if name in ONCE:
@@ -229,7 +224,7 @@ def needs(name):
     if name in BY_HAND:
         return {"postgres", "migrate"}
     if name == "gateway":
-        return {"rabbitmq", *runner.MODULES} - {"gateway"}
+        return {"rabbitmq", *config.SERVICES} - {"gateway"}
     return {*SERVERS, *ONCE}
 
 
@@ -245,7 +240,7 @@ def _secret_faults(name, compose, secrets):
     for path in sorted(read - mounted.keys()):
         yield f"{name}: {path} is not mounted"
     for path in sorted(path for path in mounted.keys() - read if path.startswith("/run/secrets/")):
-        yield f"{name}: is given {path} and does not read it"
+        yield f"{name}: mounts {path} and does not read it"
     for variable, value in service.get("environment", {}).items():
         looks_secret = re.search(r"(?i)password|secret|key|://.*:.*@", f"{variable}={value}")
         if looks_secret and value not in read:
@@ -277,7 +272,7 @@ def test_the_compose_file_fits_the_code(compose, secrets):
 
 
 def broken(service, *path, to=None):
-    """A change of one value in one service; without `to` the value is taken away."""
+    """A change of one value of one service. Without `to` the value is removed."""
 
     def change(compose):
         at = compose["services"][service]
@@ -295,28 +290,28 @@ MUTATIONS = {
     "services: ['order'] are": lambda compose: compose["services"].pop("order"),
     "services: ['nginx'] are": lambda compose: compose["services"].update(nginx={}),
     "rabbitmq: the image is rabbitmq:latest": broken("rabbitmq", "image", to="rabbitmq:latest"),
-    "postgres: its data dies with its container": broken("postgres", "volumes"),
+    "postgres: its data is deleted with its container": broken("postgres", "volumes"),
     "order: the command is": broken("order", "command", to=["ecom", "run", "payment"]),
     "order: there is no ['ecom', 'run', 'ordering']": broken("order", "command", to=["ecom", "run", "ordering"]),
     "topology: there is no ['ecom', 'topology', 'declare']": broken(
         "topology", "command", to=["ecom", "topology", "declare"]
     ),
     "auth: is of another image": broken("auth", "image", to="auth"),
-    "auth: its image could come from a registry": broken("auth", "pull_policy"),
-    "auth: runs with more than it needs": broken("auth", "cap_drop"),
+    "auth: its image could be pulled from a registry": broken("auth", "pull_policy"),
+    "auth: runs with more rights than it needs": broken("auth", "cap_drop"),
     "order: no setting is read from ORDER_DEADLINE": broken("order", "environment", "ORDER_DEADLINE", to="900"),
     "order: no setting is read from DATABASE_URL_FILE": broken("order", "environment", "DATABASE_URL_FILE", to="x"),
     "payment: in production AUTH_KEYS is not set": broken("payment", "environment", "AUTH_KEYS_FILE"),
     "payment: ECOM_ENV does not choose production": broken("payment", "environment", "ECOM_ENV"),
-    "payment: nobody outside the container reaches 127.0.0.1": broken("payment", "environment", "HOST"),
+    "payment: listens on 127.0.0.1": broken("payment", "environment", "HOST"),
     "inventory: has the databases []": broken("inventory", "environment", "INVENTORY_DATABASE_URL_FILE"),
     "gateway: has the databases ['order']": broken(
         "gateway", "environment", "ORDER_DATABASE_URL_FILE", to="/run/secrets/order_database_url"
     ),
-    "migrate: has the administrator's rights, or lacks them": broken(
+    "migrate: must have the administrator's rights, or must not": broken(
         "migrate", "environment", "DATABASE_ADMIN_URL_FILE"
     ),
-    "auth: has the administrator's rights, or lacks them": broken(
+    "auth: must have the administrator's rights, or must not": broken(
         "auth", "environment", "DATABASE_ADMIN_URL_FILE", to="/run/secrets/database_admin_url"
     ),
     "order: the broker is amqp://guest:***@127.0.0.1": broken("order", "environment", "AMQP_URI_FILE"),
@@ -332,13 +327,15 @@ MUTATIONS = {
     ),
     "order: restart is on-failure": broken("order", "restart", to="on-failure"),
     "migrate: restart is always": broken("migrate", "restart", to="always"),
-    "order: is killed before it has finished": broken("order", "stop_grace_period"),
-    "order: its log grows for ever": broken("order", "logging"),
+    "order: is killed before it can finish": broken("order", "stop_grace_period"),
+    "order: its log grows without limit": broken("order", "logging"),
     "payment: has no health check": broken("payment", "healthcheck"),
-    "payment: asks": broken("payment", "healthcheck", "test", to=["CMD", "python", "deploy/ready.py", "8001"]),
-    "rabbitmq: asks": broken("rabbitmq", "healthcheck", "test", to=["CMD", "true"]),
-    "postgres: looks healthy while": broken("postgres", "healthcheck", "test", to=["CMD", "pg_isready"]),
-    "order: a slow start looks like a death": broken("order", "healthcheck", "start_period"),
+    "payment: its health check is": broken(
+        "payment", "healthcheck", "test", to=["CMD", "python", "deploy/ready.py", "8001"]
+    ),
+    "rabbitmq: its health check is": broken("rabbitmq", "healthcheck", "test", to=["CMD", "true"]),
+    "postgres: is healthy while": broken("postgres", "healthcheck", "test", to=["CMD", "pg_isready"]),
+    "order: is unhealthy while it starts slowly": broken("order", "healthcheck", "start_period"),
     "order: does not wait for migrate": broken("order", "depends_on", "migrate"),
     "gateway: does not wait for auth": broken("gateway", "depends_on", "auth"),
     "topology: does not wait for rabbitmq": broken("topology", "depends_on"),
@@ -348,36 +345,35 @@ MUTATIONS = {
     "order: the secret passwords is not declared": broken("order", "secrets", to=["passwords"]),
     "auth: the secret auth_keys is in a folder": lambda compose: compose["secrets"].update(auth_keys={"file": "keys"}),
     "auth: /run/secrets/auth_keys is not mounted": broken("auth", "secrets", to=["amqp_uri", "auth_database_url"]),
-    "auth: is given /run/secrets/reader_password and does not": lambda compose: compose["services"]["auth"][
+    "auth: mounts /run/secrets/reader_password and does not": lambda compose: compose["services"]["auth"][
         "secrets"
     ].append("reader_password"),
     "postgres: POSTGRES_PASSWORD holds a secret itself": broken("postgres", "environment", "POSTGRES_PASSWORD", to="x"),
     "order: publishes": broken("order", "ports", to=["8001:8001"]),
     "gateway: publishes ['8000:8000']": broken("gateway", "ports", to=["8000:8000"]),
-    "inventory: has the key of the release audit, or lacks it": broken("inventory", "environment", "AUDIT_KEY_FILE"),
-    "ops: has the key of the release audit, or lacks it": broken(
+    "inventory: must have the key of the release audit, or must not": broken(
+        "inventory", "environment", "AUDIT_KEY_FILE"
+    ),
+    "ops: must have the key of the release audit, or must not": broken(
         "ops", "environment", "AUDIT_KEY_FILE", to="/run/secrets/audit_key"
     ),
-    "audit: is started when it should not be": broken("audit", "profiles"),
-    "order: is started when it should not be, or is not": broken("order", "profiles", to=["by-hand"]),
+    "audit: must be started by `up`": broken("audit", "profiles"),
+    "order: must be started by `up`, or must not": broken("order", "profiles", to=["by-hand"]),
     "audit: the command is": broken("audit", "command", to=["ecom", "audit", "history"]),
     "audit: does not wait for migrate": broken("audit", "depends_on", "migrate"),
-    "secrets: nobody uses other_key": lambda compose: compose["secrets"].update(other_key={"file": "x"}),
+    "secrets: no service uses other_key": lambda compose: compose["secrets"].update(other_key={"file": "x"}),
     "secrets: reader_password is not both made and declared": lambda compose: compose["secrets"].pop("reader_password"),
 }
 
 
-@pytest.mark.parametrize(("said", "mutation"), MUTATIONS.items(), ids=MUTATIONS)
-def test_what_does_not_fit_is_said(compose, secrets, said, mutation):
+@pytest.mark.parametrize(("message", "mutation"), MUTATIONS.items(), ids=MUTATIONS)
+def test_each_fault_is_reported(compose, secrets, message, mutation):
     changed = copy.deepcopy(compose)
     mutation(changed)
-    assert [fault for fault in faults(changed, secrets) if fault.startswith(said)]
+    assert [fault for fault in faults(changed, secrets) if fault.startswith(message)]
 
 
-# --- secrets ---------------------------------------------------------------------------------------------------
-
-
-def test_the_passwords_of_server_and_client_are_the_same(secrets):
+def test_server_and_client_have_the_same_password(secrets):
     text = {path.name: path.read_text().strip() for path in secrets.iterdir()}
     broker = make_url(text["amqp_uri"])
     assert text["rabbitmq.conf"].splitlines() == [
@@ -393,25 +389,25 @@ def test_no_secret_is_made_twice(secrets, tmp_path):
     make_secrets(tmp_path)
     texts += [path.read_text() for path in tmp_path.iterdir()]
     found = re.findall(r"[0-9a-f]{64}", "\n".join(texts))
-    # Two of each folder's are in two files each: broker and superuser.
+    # In each folder two secrets are in two files each: those of the broker and of the superuser.
     assert len(found) == len(texts)
     assert len(set(found)) == len(texts) - 4
 
 
-def test_secrets_are_read_by_containers_and_by_nobody_else_here(secrets):
-    """Bind mounts keep the mode, and a container's user is none of this machine."""
+def test_containers_may_read_secrets_and_other_users_may_not(secrets):
+    """A bind mount keeps the mode of a file, and a container's user is not a user of this machine."""
     assert secrets.stat().st_mode & 0o777 == 0o700
     assert {path.stat().st_mode & 0o777 for path in secrets.iterdir()} == {0o644}
 
 
-def test_secrets_that_are_there_stay(secrets):
+def test_existing_secrets_are_kept(secrets):
     before = {path: path.read_text() for path in secrets.iterdir()}
     again = make_secrets(secrets)
     assert (again.returncode, again.stdout) == (0, f"{secrets}: everything is there\n")
     assert {path: path.read_text() for path in secrets.iterdir()} == before
 
 
-def test_a_new_password_is_not_made_for_half_of_those_who_know_it(tmp_path):
+def test_half_of_a_group_of_secrets_is_refused(tmp_path):
     make_secrets(tmp_path)
     (tmp_path / "amqp_uri").unlink()
     (tmp_path / "auth_keys").unlink()
@@ -425,14 +421,12 @@ def test_git_ignores_secrets():
     assert (ROOT / SECRETS_FOLDER / ".gitignore").read_text().split() == ["*", "!.gitignore"]
 
 
-# --- the image -------------------------------------------------------------------------------------------------
-
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
 DOCKERIGNORE = (ROOT / ".dockerignore").read_text(encoding="utf-8")
 
 
 def is_sent(path, dockerignore=DOCKERIGNORE):
-    """Whether a file is in the build's context: the last pattern that fits it, or a folder it is in, decides."""
+    """Whether a file is in the build context. The last pattern that matches it or one of its folders decides."""
     sent = True
     parents = [path, *(str(parent) for parent in Path(path).parents)]
     for line in dockerignore.splitlines():
@@ -445,7 +439,7 @@ def is_sent(path, dockerignore=DOCKERIGNORE):
 
 
 def project_files():
-    """Every file of every package of setup.cfg, and what installs them."""
+    """Every file of every package in setup.cfg, and the files that pip needs."""
     setup = ConfigParser()
     setup.read(ROOT / "setup.cfg")
     include = setup["options.packages.find"]["include"].split()
@@ -465,7 +459,7 @@ def test_the_image_holds_every_package_with_its_migrations():
         assert is_sent(script) or script == "deploy/make_secrets.py"
 
 
-FORGOTTEN = [
+NOT_IN_THE_IMAGE = [
     ".venv/bin/python",
     ".run/main/state.json",
     ".git/config",
@@ -474,33 +468,33 @@ FORGOTTEN = [
     "shared/__pycache__/config.cpython-313.pyc",
     "shared/edge/__pycache__/tx.cpython-313.pyc",
     "tests/conftest.py",
-    "a-file-that-nobody-thought-of",
+    "a-file-with-any-other-name",
 ]
 
 
-@pytest.mark.parametrize("path", FORGOTTEN)
+@pytest.mark.parametrize("path", NOT_IN_THE_IMAGE)
 def test_the_image_holds_nothing_else(path):
     assert not is_sent(path)
 
 
-def test_a_package_that_is_not_let_in_is_noticed():
+def test_a_package_missing_from_dockerignore_is_noticed():
     without = DOCKERIGNORE.replace("!auth_service\n", "")
     assert [name for name in project_files() if not is_sent(name, without)]
     assert is_sent(".venv/bin/python", DOCKERIGNORE.replace("\n*\n", "\n"))
 
 
-def test_the_image_is_not_run_by_root_and_installs_nothing_unchecked():
+def test_the_image_runs_without_root_and_installs_with_hashes():
     last = DOCKERFILE.rpartition("\nFROM ")[2]
     assert re.search(r"^USER 10001:10001$", last, re.M)
     installs = re.findall(r"pip install (.*(?:\\\n.*)*)", DOCKERFILE)
     assert len(installs) == 3
     assert all("--require-hashes" in words or "--no-index" in words for words in installs)
-    # Both stages are of one Python, which setup.cfg knows.
+    # Both stages have the same Python, which setup.cfg lists.
     (version,) = set(re.findall(r"^FROM python:(3\.\d+)-slim", DOCKERFILE, re.M))
     assert f"Python :: {version}\n" in (ROOT / "setup.cfg").read_text(encoding="utf-8")
 
 
-def test_the_image_has_the_packages_of_the_services_and_not_those_of_the_tests():
+def test_the_image_has_the_packages_of_the_services_and_not_of_the_tests():
     command = [sys.executable, DEPLOY / "requirements.py", ROOT / "setup.cfg", ROOT / "requirements.lock"]
     said = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
     names = set(re.findall(r"^([\w.-]+)==", said, re.M))
@@ -512,12 +506,9 @@ def test_the_image_has_the_packages_of_the_services_and_not_those_of_the_tests()
     assert re.findall(r"^([\w.-]+)==", one, re.M) == ["setuptools"]
 
 
-# --- the health check ------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def probe():
-    """An HTTP server whose /readyz answers `status`."""
+    """An HTTP server whose /readyz answers with `status`."""
     answers = SimpleNamespace(status=200)
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -540,7 +531,7 @@ def probe():
 
 
 def ready(port):
-    # A proxy that is nowhere: it must not be asked.
+    # This proxy does not exist, so a request through it would fail.
     env = {**os.environ, "http_proxy": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9"}
     command = [sys.executable, DEPLOY / "ready.py", str(port)]
     return subprocess.run(command, capture_output=True, text=True, env=env, timeout=30, check=False)

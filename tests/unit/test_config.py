@@ -1,4 +1,4 @@
-"""Settings: typed, read from variables or files, refused when unusable, printed without secrets."""
+"""Settings are typed, read from variables or files, refused when unusable, and printed without secrets."""
 
 import json
 
@@ -10,7 +10,7 @@ from shared.errors import ConfigurationFault
 SECRET = "s3cret-" * 5
 
 
-def test_nothing_set_is_a_development_environment():
+def test_without_variables_the_environment_is_development():
     settings = config.read({})
     assert settings.env == "development"
     assert not settings.production
@@ -20,14 +20,14 @@ def test_nothing_set_is_a_development_environment():
     assert (settings.rate_user_per_min, settings.rate_address_per_min) == (0, 0)
 
 
-def test_production_limits_rates_and_does_not_mock():
+def test_production_limits_rates_and_issues_no_mock_tokens():
     settings = config.read({"ECOM_ENV": "production", "AUTH_KEYS": f"k1:{SECRET}"})
     assert settings.production
     assert settings.auth_mock is False
     assert (settings.rate_user_per_min, settings.rate_address_per_min) == (100, 1000)
 
 
-def test_the_environment_of_the_process_is_read_unless_another_is_given(monkeypatch):
+def test_the_process_environment_is_the_default(monkeypatch):
     monkeypatch.setenv("HOST", "192.0.2.1")
     assert config.read().host == "192.0.2.1"
     assert config.read({}).host == "127.0.0.1"
@@ -35,7 +35,7 @@ def test_the_environment_of_the_process_is_read_unless_another_is_given(monkeypa
 
 def test_every_replica_has_a_port_of_its_own():
     settings = config.read({"ORDER_PORT": "9100"})
-    assert [settings.port("order", replica) for replica in range(3)] == [9100, 9110, 9120]
+    assert [settings.port("order", replica) for replica in range(3)] == [9100, 9200, 9300]
     ports = [settings.port(service, replica) for service in config.SERVICES for replica in range(10)]
     assert len(set(ports)) == len(ports)
     assert config.read({}).port("gateway") == 8000
@@ -47,7 +47,7 @@ def test_a_database_url_always_means_psycopg2(given):
     assert settings.database_url("order") == "postgresql+psycopg2://u:p@h/db"
 
 
-def test_the_url_of_a_database_that_is_not_set_is_asked_for_by_its_variable():
+def test_an_error_names_the_variable_of_a_missing_database_url():
     with pytest.raises(ConfigurationFault, match=r"^PAYMENT_DATABASE_URL is not set$"):
         config.read({}).database_url("payment")
 
@@ -64,19 +64,19 @@ def test_a_flag_is_read_in_the_usual_words(text, value):
     assert config.read({"AUTH_MOCK": text}).auth_mock is value
 
 
-def test_a_setting_can_be_read_from_a_file_without_its_last_newline(tmp_path):
+def test_a_setting_from_a_file_loses_its_last_newline(tmp_path):
     path = tmp_path / "uri"
     path.write_text("amqp://user:pass@broker/vhost\n")
     assert config.read({"AMQP_URI_FILE": str(path)}).amqp_uri == "amqp://user:pass@broker/vhost"
 
 
-def test_a_number_can_be_read_from_a_file_too(tmp_path):
+def test_a_number_can_be_read_from_a_file(tmp_path):
     path = tmp_path / "seconds"
     path.write_text("2.5\n")
     assert config.read({"PROVIDER_TIMEOUT_S_FILE": str(path)}).provider_timeout_s == 2.5
 
 
-def test_origins_are_listed_and_none_by_default():
+def test_cors_origins_are_a_list_that_is_empty_by_default():
     assert config.read({}).cors_origins == ()
     given = "https://shop.example, http://localhost:3000,http://[::1]:3000,"
     assert config.read({"CORS_ORIGINS": given}).cors_origins == (
@@ -89,24 +89,37 @@ def test_origins_are_listed_and_none_by_default():
 @pytest.mark.parametrize(
     "origin", ["*", "null", "shop.example", "https://shop.example/", "https://Shop.example", "https://a b", "ftp://a"]
 )
-def test_an_origin_is_written_as_browsers_send_it(origin):
+def test_an_origin_that_no_browser_sends_is_refused(origin):
     with pytest.raises(ConfigurationFault, match="CORS_ORIGINS"):
         config.read({"CORS_ORIGINS": f"https://shop.example,{origin}"})
 
 
+def test_trusted_proxies_are_addresses_or_networks_and_none_by_default():
+    assert config.read({}).trusted_proxies == ()
+    given = "10.0.0.1, 10.1.0.0/16,2001:db8::/32,"
+    assert config.read({"TRUSTED_PROXIES": given}).trusted_proxies == ("10.0.0.1/32", "10.1.0.0/16", "2001:db8::/32")
+    assert config.masked(config.read({"TRUSTED_PROXIES": "::1"}))["trusted_proxies"] == ("::1/128",)
+
+
+@pytest.mark.parametrize("proxy", ["proxy.example", "10.0.0.1/16", "10.0.0", "*", "10.0.0.1:80", "10.0.0.0/33"])
+def test_a_trusted_proxy_that_is_no_address_and_no_network_is_refused(proxy):
+    with pytest.raises(ConfigurationFault, match="TRUSTED_PROXIES"):
+        config.read({"TRUSTED_PROXIES": f"10.0.0.1,{proxy}"})
+
+
 FAULTS = {
-    "an environment that is not known": ({"ECOM_ENV": "staging"}, "ECOM_ENV"),
-    "a number that is none": ({"PROVIDER_TIMEOUT_S": "five"}, "PROVIDER_TIMEOUT_S"),
+    "an unknown environment": ({"ECOM_ENV": "staging"}, "ECOM_ENV"),
+    "text in place of a number": ({"PROVIDER_TIMEOUT_S": "five"}, "PROVIDER_TIMEOUT_S"),
     "not a number": ({"PROVIDER_TIMEOUT_S": "nan"}, "PROVIDER_TIMEOUT_S"),
-    "a time of nothing": ({"PROVIDER_TIMEOUT_S": "0"}, "PROVIDER_TIMEOUT_S"),
+    "a timeout of 0": ({"PROVIDER_TIMEOUT_S": "0"}, "PROVIDER_TIMEOUT_S"),
     "a deadline under a second": ({"ORDER_DEADLINE_S": "0.5"}, "ORDER_DEADLINE_S"),
     "a heartbeat under a second": ({"AMQP_HEARTBEAT_S": "0"}, "AMQP_HEARTBEAT_S"),
-    "a port that is none": ({"GATEWAY_PORT": "http"}, "GATEWAY_PORT"),
+    "text in place of a port": ({"GATEWAY_PORT": "http"}, "GATEWAY_PORT"),
     "a port of 0": ({"GATEWAY_PORT": "0"}, "GATEWAY_PORT"),
-    "half a request": ({"RATE_USER_PER_MIN": "0.5"}, "RATE_USER_PER_MIN"),
-    "fewer requests than none": ({"RATE_ADDRESS_PER_MIN": "-1"}, "RATE_ADDRESS_PER_MIN"),
-    "a flag that is neither": ({"AUTH_MOCK": "maybe"}, "AUTH_MOCK"),
-    "a file that is not there": ({"AMQP_URI_FILE": "/nowhere/uri"}, "AMQP_URI_FILE"),
+    "a fraction of a request": ({"RATE_USER_PER_MIN": "0.5"}, "RATE_USER_PER_MIN"),
+    "a negative number of requests": ({"RATE_ADDRESS_PER_MIN": "-1"}, "RATE_ADDRESS_PER_MIN"),
+    "a flag that is neither on nor off": ({"AUTH_MOCK": "maybe"}, "AUTH_MOCK"),
+    "a missing file": ({"AMQP_URI_FILE": "/nowhere/uri"}, "AMQP_URI_FILE"),
     "a value and a file": ({"AMQP_URI": "amqp://", "AMQP_URI_FILE": "/nowhere/uri"}, "not both"),
     "keys without a kid": ({"AUTH_KEYS": SECRET}, "kid:secret"),
     "keys with an empty kid": ({"AUTH_KEYS": f":{SECRET}"}, "kid:secret"),
@@ -118,8 +131,8 @@ FAULTS = {
         {"ECOM_ENV": "production", "AUTH_KEYS": config.DEVELOPMENT_KEY},
         "development key",
     ),
-    "a short key of the audit": ({"AUDIT_KEY": f"{SECRET},{'x' * 31}"}, "AUDIT_KEY is under 32 bytes"),
-    "production with the development key of the audit": (
+    "a short audit key": ({"AUDIT_KEY": f"{SECRET},{'x' * 31}"}, "AUDIT_KEY is under 32 bytes"),
+    "production with the development audit key": (
         {
             "ECOM_ENV": "production",
             "AUTH_KEYS": f"k1:{SECRET}",
@@ -135,24 +148,32 @@ FAULTS = {
 
 
 @pytest.mark.parametrize(("environ", "named"), FAULTS.values(), ids=FAULTS)
-def test_a_setting_that_is_unusable_is_refused_by_name(environ, named):
+def test_an_unusable_setting_is_refused_by_its_name(environ, named):
     with pytest.raises(ConfigurationFault, match=named):
         config.read(environ)
 
 
-def test_the_first_key_of_the_audit_seals_and_all_verify():
+def test_the_first_audit_key_seals_and_all_audit_keys_verify():
     settings = config.read({"AUDIT_KEY": f" {SECRET}2 ,{SECRET},"})
     assert (settings.audit_key, settings.audit_keys) == (f"{SECRET}2", (f"{SECRET}2", SECRET))
 
 
-def test_who_neither_seals_nor_verifies_needs_no_key_of_the_audit():
+def test_settings_can_be_read_without_an_audit_key():
     settings = config.read({"ECOM_ENV": "production", "AUTH_KEYS": f"k1:{SECRET}"})
     with pytest.raises(ConfigurationFault, match=r"^AUDIT_KEY is not set$"):
         settings.audit_key  # noqa: B018
     assert config.read({}).audit_key == config.DEVELOPMENT_AUDIT_KEY
 
 
-def test_a_refusal_does_not_print_the_secret():
+@pytest.mark.parametrize("name", ["AUDIT_KEY", "READER_PASSWORD"])
+def test_a_required_setting_that_is_missing_is_named(name):
+    production = {"ECOM_ENV": "production", "AUTH_KEYS": f"k1:{SECRET}"}
+    config.read({**production, name: SECRET}).require(name)
+    with pytest.raises(ConfigurationFault, match=f"^{name} is not set$"):
+        config.read(production).require(name)
+
+
+def test_an_error_does_not_show_the_secret():
     with pytest.raises(ConfigurationFault) as refused:
         config.read({"AUTH_KEYS": "k1:too-short-secret"})
     assert "too-short-secret" not in str(refused.value)
@@ -181,7 +202,7 @@ def test_no_secret_is_printed():
     assert "hidden" not in printed
 
 
-def test_what_is_no_secret_is_printed_as_it_is():
+def test_other_settings_are_printed_as_they_are():
     printed = config.masked(config.read({"AMQP_URI": "amqp://user:pass@broker:5672/v", "AUTH_KEYS": f"k1:{SECRET}"}))
     assert printed["amqp_uri"] == "amqp://user:***@broker:5672/v"
     assert printed["auth_keys"] == ["k1:***"]
@@ -195,6 +216,6 @@ def test_every_setting_is_printed():
     assert set(config.masked(settings)) == set(vars(settings))
 
 
-def test_a_broker_that_wants_tls_is_refused_and_not_spoken_to_in_the_clear():
+def test_amqps_is_refused_and_not_treated_as_amqp():
     with pytest.raises(ConfigurationFault, match="amqp://"):
         config.read({"AMQP_URI": "amqps://me:hidden@broker.example//"})

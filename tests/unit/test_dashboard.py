@@ -1,4 +1,4 @@
-"""The dashboard at the gateway's door: sessions and forms, pages with hostile data, errors that are pages."""
+"""The dashboard with fake services: sessions and forms, pages with hostile data, error pages."""
 
 import re
 from base64 import b64encode
@@ -9,9 +9,9 @@ from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
 import pytest
 
-from gateway import sessions
-from gateway.chart import LEAST_SLOTS, MAX_LABELS, OTHER, PLOT_PX, SERIES, chart
-from gateway.dashboard import as_typed, findings
+from gateway.site import sessions
+from gateway.site.chart import MAX_LABELS, MIN_SLOTS, OTHER, PLOT_PX, SERIES, chart
+from gateway.site.dashboard import as_typed, findings
 from shared import auth, errors
 from shared.config import Settings
 from shared.times import timestamp
@@ -61,7 +61,7 @@ def operation(**changes):
 
 
 class Elements(HTMLParser):
-    """The elements and the words of a page, in which every element that has an end is ended."""
+    """The elements and the text of a page. Every element that needs an end tag must have one."""
 
     def __init__(self, text):
         super().__init__()
@@ -85,7 +85,7 @@ class Elements(HTMLParser):
 
 
 class Behind(Service):
-    """The services behind the dashboard; each answer can be replaced, also by an error."""
+    """Fakes of the services behind the dashboard. Each answer can be replaced, also by an error."""
 
     def __init__(self):
         super().__init__()
@@ -157,7 +157,7 @@ def sign_in(gateway, roles=("auditor",), headers=None, **fields):
 
 
 def field_of(text, name):
-    """The value of a form's field."""
+    """The value of a form field."""
     (found,) = [attributes for tag, attributes in Elements(text).found if attributes.get("name") == name]
     return found["value"]
 
@@ -167,8 +167,6 @@ def sign_out_token(headers):
     return sessions.sign_out_token(KEYS[0][1], claims.token_id)
 
 
-# --- who gets in -------------------------------------------------------------------------------------------------
-
 CLOSED = sorted(route for route in PAGES if EXPECTED_ROLES[route])
 
 
@@ -176,13 +174,13 @@ CLOSED = sorted(route for route in PAGES if EXPECTED_ROLES[route])
 @pytest.mark.parametrize(
     "headers", [{}, {"Cookie": "ecom_session="}, {"Cookie": "ecom_session=a.b.c"}, session(audience=auth.AUDIENCE)]
 )
-def test_without_a_session_every_page_is_the_sign_in_form(gateway, route, headers):
+def test_without_a_session_every_page_shows_the_sign_in_form(gateway, route, headers):
     method, label = route
     path = label.replace("{event_id}", "7")
     for shown in (headers, headers | bearer("auditor")):
-        status, told, text = ask(gateway, method, path, b"", shown)
-        assert (status, told["Content-Type"]) == (401, "text/html; charset=utf-8")
-        assert told["WWW-Authenticate"].startswith("Cookie ")
+        status, response_headers, text = ask(gateway, method, path, b"", shown)
+        assert (status, response_headers["Content-Type"]) == (401, "text/html; charset=utf-8")
+        assert response_headers["WWW-Authenticate"].startswith("Cookie ")
         assert 'action="/dashboard/sign-in"' in text
     assert BEHIND.asked == []
 
@@ -191,22 +189,22 @@ def test_without_a_session_every_page_is_the_sign_in_form(gateway, route, header
 @pytest.mark.parametrize("role", sorted(set(auth.ROLES) - {"auditor", "admin"}))
 def test_a_session_without_the_role_sees_nothing(gateway, route, role):
     method, label = route
-    status, told, text = ask(gateway, method, label.replace("{event_id}", "7"), b"", session(role))
-    assert (status, told["Content-Type"]) == (403, "text/html; charset=utf-8")
+    status, response_headers, text = ask(gateway, method, label.replace("{event_id}", "7"), b"", session(role))
+    assert (status, response_headers["Content-Type"]) == (403, "text/html; charset=utf-8")
     assert "This user may not do that." in text
     assert BEHIND.asked == []
 
 
-def test_the_cookie_opens_nothing_of_the_api(gateway):
+def test_the_cookie_does_not_open_the_api(gateway):
     assert ask(gateway, "GET", "/api/stocks/release-events", headers=session())[0] == 401
     token = session()["Cookie"].partition("=")[2]
     assert ask(gateway, "GET", "/api/stocks/release-events", headers={"Authorization": f"Bearer {token}"})[0] == 401
 
 
-def test_who_signs_in_has_an_hour_in_a_cookie_that_no_script_and_no_other_site_gets(gateway):
-    status, told, text = sign_in(gateway)
-    assert (status, told["Location"], text) == (303, "/dashboard", "")
-    value, *attributes = told["Set-Cookie"].split("; ")
+def test_signing_in_sets_a_one_hour_cookie_hidden_from_scripts_and_other_sites(gateway):
+    status, response_headers, text = sign_in(gateway)
+    assert (status, response_headers["Location"], text) == (303, "/dashboard", "")
+    value, *attributes = response_headers["Set-Cookie"].split("; ")
     attributes = [attribute for attribute in attributes if not attribute.startswith("Expires=")]
     assert sorted(attributes) == ["HttpOnly", "Max-Age=3600", "Path=/dashboard", "SameSite=Lax"]
     assert BEHIND.asked[0][:2] == ("issue_session", ("ann", "secret"))
@@ -214,32 +212,34 @@ def test_who_signs_in_has_an_hour_in_a_cookie_that_no_script_and_no_other_site_g
     assert get(gateway, headers={"Cookie": value})[0] == 200
 
 
-def test_in_production_the_cookie_travels_encrypted_alone():
+def test_in_production_the_cookie_is_sent_over_tls_only():
     with serving(Paged, settings=Settings(env="production", auth_keys=KEYS)) as production:
         BEHIND.reset()
         assert "Secure" in sign_in(production)[1]["Set-Cookie"].split("; ")
 
 
 @pytest.mark.parametrize("roles", [("customer",), ("operator", "service"), ()])
-def test_a_right_password_without_the_role_is_403_and_no_cookie(gateway, roles):
-    status, told, text = sign_in(gateway, roles)
-    assert (status, told["Set-Cookie"]) == (403, None)
+def test_a_user_without_the_role_gets_403_and_no_cookie(gateway, roles):
+    status, response_headers, text = sign_in(gateway, roles)
+    assert (status, response_headers["Set-Cookie"]) == (403, None)
     assert "for auditors and administrators" in text
 
 
-def test_a_wrong_password_shows_the_form_again_with_what_was_typed_but_the_password(gateway):
+def test_after_a_wrong_password_the_form_keeps_everything_but_the_password(gateway):
     BEHIND.answers["issue_session"] = errors.Unauthenticated("The name or the password is wrong.")
-    status, told, text = sign_in(gateway, username=HOSTILE, password="open sesame", next="/dashboard?sku=lamp")
-    assert (status, told["Set-Cookie"]) == (401, None)
+    status, response_headers, text = sign_in(
+        gateway, username=HOSTILE, password="open sesame", next="/dashboard?sku=lamp"
+    )
+    assert (status, response_headers["Set-Cookie"]) == (401, None)
     assert "The name or the password is wrong." in text
     assert (field_of(text, "username"), field_of(text, "next")) == (HOSTILE, "/dashboard?sku=lamp")
     assert "open sesame" not in text
 
 
 @pytest.mark.parametrize("fields", [{"username": ""}, {"password": ""}, {"password": "x" * 1025}, {"colour": "red"}])
-def test_a_form_that_breaks_a_rule_is_shown_again(gateway, fields):
-    status, told, text = sign_in(gateway, **fields)
-    assert (status, told["Set-Cookie"]) == (422, None)
+def test_an_invalid_form_is_shown_again(gateway, fields):
+    status, response_headers, text = sign_in(gateway, **fields)
+    assert (status, response_headers["Set-Cookie"]) == (422, None)
     assert 'action="/dashboard/sign-in"' in text
     assert BEHIND.asked == []
 
@@ -256,14 +256,14 @@ def test_a_form_that_breaks_a_rule_is_shown_again(gateway, fields):
         (b"username=" + b"a" * 70_000, FORM["Content-Type"], 413),
     ],
 )
-def test_what_is_no_form_is_refused_by_a_page(gateway, body, kind, status):
-    answered, told, text = ask(gateway, "POST", "/dashboard/sign-in", body, {"Content-Type": kind})
-    assert (answered, told["Content-Type"]) == (status, "text/html; charset=utf-8")
+def test_a_body_that_is_not_a_form_is_refused_with_a_page(gateway, body, kind, status):
+    answered, response_headers, text = ask(gateway, "POST", "/dashboard/sign-in", body, {"Content-Type": kind})
+    assert (answered, response_headers["Content-Type"]) == (status, "text/html; charset=utf-8")
     assert f"Error {status}." in text
     assert BEHIND.asked == []
 
 
-def test_the_rates_of_addresses_and_users_hold_for_forms_and_pages():
+def test_rate_limits_apply_to_forms_and_pages():
     with serving(Paged, settings=Settings(auth_keys=KEYS, rate_address_per_min=3)) as limited:
         BEHIND.reset()
         BEHIND.answers["issue_session"] = errors.Unauthenticated()
@@ -271,26 +271,23 @@ def test_the_rates_of_addresses_and_users_hold_for_forms_and_pages():
     with serving(Paged, settings=Settings(auth_keys=KEYS, rate_user_per_min=2)) as limited:
         BEHIND.reset()
         assert [get(limited)[0] for _ in range(3)] == [200, 200, 429]
-        _, told, text = get(limited)
-        assert int(told["Retry-After"]) > 0
+        _, response_headers, text = get(limited)
+        assert int(response_headers["Retry-After"]) > 0
         assert "Too many requests" in text
-
-
-# --- where to ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "path",
     ["/dashboard", "/dashboard?sku=lamp&from=&user_id=a%26b", "/dashboard/releases/7", "/dashboard?sku=%22%3E%27"],
 )
-def test_signing_in_leads_to_the_page_that_was_asked_for_with_its_filters(gateway, path):
+def test_signing_in_leads_to_the_requested_page_with_its_filters(gateway, path):
     _, _, text = get(gateway, path, headers={})
     leads_to = field_of(text, "next")
     assert leads_to == path
     assert sign_in(gateway, next=leads_to)[1]["Location"] == path
 
 
-def test_who_asked_for_a_file_or_for_what_a_form_does_arrives_at_a_page(gateway):
+def test_signing_in_after_requesting_a_file_or_a_form_action_leads_to_a_page(gateway):
     assert field_of(get(gateway, "/dashboard/export?sku=lamp", headers={})[2], "next") == "/dashboard?sku=lamp"
     assert field_of(post(gateway, "/dashboard/sign-out", {})[2], "next") == "/dashboard"
 
@@ -324,10 +321,10 @@ def test_who_asked_for_a_file_or_for_what_a_form_does_arrives_at_a_page(gateway)
         ),
     ],
 )
-def test_signing_in_leads_nowhere_else(gateway, address):
-    status, told, _ = sign_in(gateway, next=address)
-    assert (status, told["Location"]) == (303, "/dashboard")
-    assert told["Set-Cookie"].startswith("ecom_session=")
+def test_signing_in_never_leads_to_another_site(gateway, address):
+    status, response_headers, _ = sign_in(gateway, next=address)
+    assert (status, response_headers["Location"]) == (303, "/dashboard")
+    assert response_headers["Set-Cookie"].startswith("ecom_session=")
 
 
 @pytest.mark.parametrize(
@@ -347,26 +344,26 @@ def test_signing_in_leads_nowhere_else(gateway, address):
         ({"Sec-Fetch-Site": "cross-site", "Origin": "http://{host}"}, False),
     ],
 )
-def test_a_form_of_another_site_neither_signs_in_nor_out(gateway, headers, own):
+def test_a_form_of_another_site_is_refused(gateway, headers, own):
     sent = {name: value.replace("{host}", f"127.0.0.1:{gateway.port}") for name, value in headers.items()}
-    status, told, _ = sign_in(gateway, headers=sent)
-    assert (status, told["Set-Cookie"] is not None) == ((303, True) if own else (403, False))
+    status, response_headers, _ = sign_in(gateway, headers=sent)
+    assert (status, response_headers["Set-Cookie"] is not None) == ((303, True) if own else (403, False))
     visit = session()
     answer = post(gateway, "/dashboard/sign-out", {"token": sign_out_token(visit)}, visit | sent)
     assert answer[0] == (303 if own else 403)
 
 
-def test_signing_out_needs_the_token_of_this_very_session(gateway):
+def test_signing_out_needs_the_token_of_the_same_session(gateway):
     visit, other = session(), session()
     for token in ("", "0" * 64, sign_out_token(other), "\u2603"):
-        status, told, _ = post(gateway, "/dashboard/sign-out", {"token": token}, visit)
-        assert (status, told["Set-Cookie"]) == (403, None)
+        status, response_headers, _ = post(gateway, "/dashboard/sign-out", {"token": token}, visit)
+        assert (status, response_headers["Set-Cookie"]) == (403, None)
     assert post(gateway, "/dashboard/sign-out", {}, visit)[0] == 403
     token = field_of(get(gateway, headers=visit)[2], "token")
     assert token == sign_out_token(visit)
-    status, told, _ = post(gateway, "/dashboard/sign-out", {"token": token}, visit)
-    assert (status, told["Location"]) == (303, "/dashboard/sign-in")
-    name, *attributes = told["Set-Cookie"].split("; ")
+    status, response_headers, _ = post(gateway, "/dashboard/sign-out", {"token": token}, visit)
+    assert (status, response_headers["Location"]) == (303, "/dashboard/sign-in")
+    name, *attributes = response_headers["Set-Cookie"].split("; ")
     assert (name, "Max-Age=0" in attributes, "Path=/dashboard" in attributes) == ("ecom_session=", True, True)
 
 
@@ -375,9 +372,6 @@ def test_a_form_made_before_the_keys_were_rotated_still_signs_out():
     rotated = (("k2", "another-secret-of-more-than-thirty-two-bytes"), *KEYS)
     assert sessions.may_sign_out(token, "a-session", rotated)
     assert not sessions.may_sign_out(token, "a-session", rotated[:1])
-
-
-# --- what a page is ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -391,12 +385,12 @@ def test_a_form_made_before_the_keys_were_rotated_still_signs_out():
         ("/dashboard?sku=-", session()),
     ],
 )
-def test_a_page_is_not_kept_runs_nothing_and_needs_nothing_from_elsewhere(gateway, path, headers):
-    _, told, text = get(gateway, path, headers)
-    assert told["Cache-Control"] == "no-store"
-    assert (told["X-Content-Type-Options"], told["X-Frame-Options"]) == ("nosniff", "DENY")
-    assert told["Referrer-Policy"] == "same-origin"
-    policy = dict(part.split(" ", 1) for part in told["Content-Security-Policy"].split("; "))
+def test_pages_are_not_cached_run_no_script_and_load_nothing_from_elsewhere(gateway, path, headers):
+    _, response_headers, text = get(gateway, path, headers)
+    assert response_headers["Cache-Control"] == "no-store"
+    assert (response_headers["X-Content-Type-Options"], response_headers["X-Frame-Options"]) == ("nosniff", "DENY")
+    assert response_headers["Referrer-Policy"] == "same-origin"
+    policy = dict(part.split(" ", 1) for part in response_headers["Content-Security-Policy"].split("; "))
     (style,) = re.findall("<style>(.*?)</style>", text, re.DOTALL)
     assert policy == {
         "default-src": "'none'",
@@ -420,17 +414,21 @@ def test_a_page_is_not_kept_runs_nothing_and_needs_nothing_from_elsewhere(gatewa
         ("/dashboard/", 404),
     ],
 )
-def test_a_path_below_that_is_not_there_is_a_page_that_says_so(gateway, path, status):
-    answered, told, text = get(gateway, path)
-    assert (answered, told["Content-Type"]) == (status, "text/html; charset=utf-8")
-    trace = told["X-Correlation-ID"]
+def test_an_unknown_path_of_the_dashboard_is_a_404_page(gateway, path, status):
+    answered, response_headers, text = get(gateway, path)
+    assert (answered, response_headers["Content-Type"]) == (status, "text/html; charset=utf-8")
+    trace = response_headers["X-Correlation-ID"]
     assert trace in text
     assert ask(gateway, "GET", "/dashboards")[1]["Content-Type"] == "application/json"
 
 
-def test_a_method_that_a_page_does_not_take_is_a_page_too(gateway):
-    status, told, _ = ask(gateway, "DELETE", "/dashboard")
-    assert (status, told["Content-Type"], told["Allow"]) == (405, "text/html; charset=utf-8", "GET, HEAD")
+def test_an_unsupported_method_is_a_405_page(gateway):
+    status, response_headers, _ = ask(gateway, "DELETE", "/dashboard")
+    assert (status, response_headers["Content-Type"], response_headers["Allow"]) == (
+        405,
+        "text/html; charset=utf-8",
+        "GET, HEAD",
+    )
 
 
 @pytest.mark.parametrize(
@@ -450,17 +448,17 @@ def test_a_method_that_a_page_does_not_take_is_a_page_too(gateway):
         ("/dashboard/export", "open_release_export"),
     ],
 )
-def test_an_error_is_a_page_with_its_trace_and_tells_no_secret(gateway, error, status, path, method):
+def test_an_error_page_shows_its_trace_and_no_secret(gateway, error, status, path, method):
     BEHIND.answers[method] = error
-    answered, told, text = get(gateway, path)
-    assert (answered, told["Content-Type"]) == (status, "text/html; charset=utf-8")
-    assert told["X-Correlation-ID"] in text
+    answered, response_headers, text = get(gateway, path)
+    assert (answered, response_headers["Content-Type"]) == (status, "text/html; charset=utf-8")
+    assert response_headers["X-Correlation-ID"] in text
     assert "secret" not in text
     assert "the-db-host" not in text
-    assert (told["Retry-After"] is not None) == (status == 503)
+    assert (response_headers["Retry-After"] is not None) == (status == 503)
 
 
-def test_what_users_write_is_shown_as_they_wrote_it_and_does_nothing(gateway):
+def test_user_input_is_shown_escaped(gateway):
     hostile = release(sku=HOSTILE, reason=HOSTILE, requested_by=HOSTILE, roles=[HOSTILE], trace_id=HOSTILE)
     BEHIND.answers["release_events"] = {"items": [hostile], "next_cursor": '"><script>', "total": None}
     BEHIND.answers["release_totals"] = [{"day": "2026-01-14", "reason": HOSTILE, "releases": 1, "quantity": 2}]
@@ -509,9 +507,6 @@ def test_what_users_write_is_shown_as_they_wrote_it_and_does_nothing(gateway):
         assert HOSTILE in "".join(page.words), "as it was written, {{7*7}} too"
 
 
-# --- filters -----------------------------------------------------------------------------------------------------
-
-
 def asked_with(gateway, query):
     """The filters that reach the inventory."""
     BEHIND.asked.clear()
@@ -520,7 +515,7 @@ def asked_with(gateway, query):
     return next(asked[1] for asked in BEHIND.asked if asked[0] == "release_events")
 
 
-def test_who_has_chosen_nothing_sees_the_last_thirty_days(gateway):
+def test_without_filters_the_page_shows_the_last_thirty_days(gateway):
     start = (datetime.now(UTC) - timedelta(days=29)).date()
     (filters, limit, cursor) = asked_with(gateway, "")
     assert (filters, limit, cursor) == ({"from": f"{start}T00:00:00.000Z"}, 50, None)
@@ -528,7 +523,7 @@ def test_who_has_chosen_nothing_sees_the_last_thirty_days(gateway):
     assert asked_with(gateway, "?limit=7")[:2] == ({"from": f"{start}T00:00:00.000Z"}, 7)
 
 
-def test_who_has_emptied_a_field_sees_all(gateway):
+def test_an_emptied_field_shows_all_releases(gateway):
     assert asked_with(gateway, "?from=&to=&order_id=&sku=&reason=&user_id=&trace_id=")[0] == {}
     assert asked_with(gateway, "?sku=lamp")[0] == {"sku": "lamp"}
 
@@ -558,13 +553,13 @@ def test_who_has_emptied_a_field_sees_all(gateway):
         ),
     ],
 )
-def test_filters_are_those_of_the_api_with_dates_as_people_type_them(gateway, query, filters, shown):
+def test_filters_are_those_of_the_api_and_take_dates(gateway, query, filters, shown):
     assert asked_with(gateway, f"?{urlencode(query)}")[0] == filters
     assert as_typed(filters) == shown
     assert asked_with(gateway, f"?{urlencode(shown)}")[0] == filters, "read again they are the same"
 
 
-def test_the_ends_of_time_are_filters_too(gateway):
+def test_the_earliest_and_latest_dates_are_valid_filters(gateway):
     for query in ("from=0001-01-01&to=0001-01-01", "to=0001-01-01T00:00:00Z", "from=9999-12-31T23:59:59.999"):
         assert get(gateway, f"/dashboard?{query}")[0] == 200
 
@@ -585,9 +580,9 @@ def test_the_ends_of_time_are_filters_too(gateway):
         ({"user_id": "a\0b"}, "user_id"),
     ],
 )
-def test_a_wrong_filter_is_told_at_its_field_and_what_was_typed_stays(gateway, query, wrong):
-    status, told, text = get(gateway, f"/dashboard?{urlencode(query | {'limit': '5'})}")
-    assert (status, told["Content-Type"]) == (400, "text/html; charset=utf-8")
+def test_a_wrong_filter_is_shown_at_its_field_with_the_typed_text(gateway, query, wrong):
+    status, response_headers, text = get(gateway, f"/dashboard?{urlencode(query | {'limit': '5'})}")
+    assert (status, response_headers["Content-Type"]) == (400, "text/html; charset=utf-8")
     fields = {attributes.get("name"): attributes for tag, attributes in Elements(text).found if tag == "input"}
     assert {name for name, attributes in fields.items() if "aria-invalid" in attributes} == {wrong}
     assert f'id="{fields[wrong]["aria-describedby"]}" class="wrong"' in text
@@ -597,7 +592,7 @@ def test_a_wrong_filter_is_told_at_its_field_and_what_was_typed_stays(gateway, q
 
 
 @pytest.mark.parametrize("query", ["limit=0", "cursor=", "sku=a&sku=b", "limit=x"])
-def test_what_no_field_can_show_is_told_above_the_form(gateway, query):
+def test_an_error_without_a_field_is_shown_above_the_form(gateway, query):
     status, _, text = get(gateway, f"/dashboard?{query}")
     if query == "cursor=":
         assert status == 200, "an empty field was not given"
@@ -606,7 +601,7 @@ def test_what_no_field_can_show_is_told_above_the_form(gateway, query):
         assert "A query parameter is not valid." in text or "Given more than once." in text
 
 
-def test_a_cursor_of_other_filters_is_told_above_the_form(gateway):
+def test_a_cursor_of_other_filters_is_reported_above_the_form(gateway):
     BEHIND.answers["release_events"] = errors.InvalidCursor()
     status, _, text = get(gateway, "/dashboard?cursor=abc&sku=lamp")
     assert status == 400
@@ -614,14 +609,14 @@ def test_a_cursor_of_other_filters_is_told_above_the_form(gateway):
     assert field_of(text, "sku") == "lamp"
 
 
-def test_an_unknown_parameter_is_told(gateway):
+def test_an_unknown_parameter_is_an_error_page(gateway):
     status, _, text = get(gateway, "/dashboard?colour=red")
     assert status == 400
     assert "colour" in text
 
 
 def links(text):
-    """Where the links of a page lead, by their words."""
+    """The addresses of the links of a page, by their text."""
     return {
         words: href.replace("&amp;", "&")
         for href, words in re.findall(r'<a [^>]*?href="([^"]+)"[^>]*>([^<]+)</a>', text)
@@ -640,34 +635,34 @@ def test_links_keep_the_filters(gateway):
     assert 'aria-current="page"' in get(gateway)[2]
 
 
-def test_the_file_has_the_filters_of_the_page(gateway):
+def test_the_export_link_has_the_filters_of_the_page(gateway):
     BEHIND.answers["open_release_export"] = errors.ServiceUnavailable()
     get(gateway, "/dashboard/export?from=&sku=lamp&to=2026-01-14")
     (asked,) = BEHIND.asked
     assert asked[:2] == ("open_release_export", ({"sku": "lamp", "to": "2026-01-15T00:00:00.000Z"},))
     BEHIND.asked.clear()
-    status, told, text = get(gateway, "/dashboard/export?from=yesterday")
-    assert (status, told["Content-Type"]) == (400, "text/html; charset=utf-8")
+    status, response_headers, text = get(gateway, "/dashboard/export?from=yesterday")
+    assert (status, response_headers["Content-Type"]) == (400, "text/html; charset=utf-8")
     assert "Must be a date" in text
     assert BEHIND.asked == []
 
 
-# --- what is away, and what is wrong -----------------------------------------------------------------------------
-
-
-def test_the_page_works_without_the_operators_service_which_is_asked_once(gateway):
+def test_the_page_works_without_ops_service_and_asks_it_once(gateway):
     BEHIND.answers["audit_status"] = errors.ServiceUnavailable()
     BEHIND.answers["operations_of"] = {}
     status, _, text = get(gateway)
     assert status == 200
-    assert text.count("Cannot be asked now") == 2
+    assert text.count("service is unavailable") == 2
     assert ">unknown</span>" in text
     assert "operations_of" not in [asked[0] for asked in BEHIND.asked]
 
 
-def test_a_release_is_shown_without_what_is_away(gateway):
+def test_a_release_is_shown_without_unavailable_parts(gateway):
     BEHIND.answers["operations_of"] = errors.ServiceUnavailable()
-    for error, says in ((errors.ServiceUnavailable(), "does not answer now"), (errors.NotFound(), "reserved by hand")):
+    for error, says in (
+        (errors.ServiceUnavailable(), "the order service is unavailable"),
+        (errors.NotFound(), "reserved manually"),
+    ):
         BEHIND.answers["timeline"] = error
         status, _, text = get(gateway, "/dashboard/releases/7")
         assert status == 200
@@ -675,7 +670,7 @@ def test_a_release_is_shown_without_what_is_away(gateway):
         assert "Unknown: the operators' service" in text
 
 
-def test_a_release_names_the_operator_who_brought_its_message_back(gateway):
+def test_a_release_names_the_operator_who_replayed_its_message(gateway):
     later = operation(actor="too-late", at="2026-01-14T10:31:00.000Z")
     BEHIND.answers["operations_of"] = {ORDER_ID: [operation(), later]}
     for path in ("/dashboard", "/dashboard/releases/7"):
@@ -710,7 +705,7 @@ OLD = timestamp(NOW - timedelta(minutes=5))
         ({}, None, ["good", "good", "unknown", "unknown"]),
     ],
 )
-def test_what_is_wrong_with_the_seals_is_said(gateway, chain, witness, levels):
+def test_problems_of_the_seals_are_shown(gateway, chain, witness, levels):
     found = findings(CHAIN | chain, None if witness is None else WITNESS | witness, NOW)
     assert [finding.level for finding in found] == levels
     BEHIND.answers["release_chain"] = CHAIN | chain
@@ -720,18 +715,16 @@ def test_what_is_wrong_with_the_seals_is_said(gateway, chain, witness, levels):
     assert ("the audit cannot be trusted" in text) == ("alarm" in levels)
 
 
-def test_the_ledger_is_read_before_the_chain_or_it_could_be_ahead(gateway):
+def test_the_ledger_is_read_before_the_chain(gateway):
     get(gateway)
     asked = [asked[0] for asked in BEHIND.asked]
     assert asked.index("audit_status") < asked.index("release_chain")
 
 
-# --- the chart ---------------------------------------------------------------------------------------------------
-
 TODAY = date(2026, 1, 31)
 
 
-def told(*days, reason="deadline", quantity=1):
+def totals_of(*days, reason="deadline", quantity=1):
     return [{"day": day.isoformat(), "reason": reason, "releases": 1, "quantity": quantity} for day in days]
 
 
@@ -739,14 +732,14 @@ def test_without_a_release_there_is_no_chart():
     assert chart([], TODAY, TODAY) is None
 
 
-def test_one_day_is_one_bar_and_no_wall():
-    drawn = chart(told(TODAY), TODAY, TODAY)
+def test_one_day_is_one_narrow_bar():
+    drawn = chart(totals_of(TODAY), TODAY, TODAY)
     assert (drawn.unit, len(drawn.bars), len(drawn.labels)) == ("day", 1, 1)
-    assert drawn.bars[0].width < 100 / LEAST_SLOTS
+    assert drawn.bars[0].width < 100 / MIN_SLOTS
 
 
-def test_days_without_a_release_have_their_place():
-    drawn = chart(told(TODAY - timedelta(days=3)), TODAY - timedelta(days=29), TODAY)
+def test_days_without_a_release_keep_their_place():
+    drawn = chart(totals_of(TODAY - timedelta(days=3)), TODAY - timedelta(days=29), TODAY)
     assert len(drawn.bars) == 30
     assert [bar.label for bar in drawn.bars if bar.segments] == ["28 Jan"]
     assert [row[0] for row in drawn.rows] == ["2026-01-28"]
@@ -756,9 +749,9 @@ def test_days_without_a_release_have_their_place():
     ("days", "unit", "most"),
     [(1, "day", 1), (92, "day", 92), (93, "week", 15), (728, "week", 105), (1096, "month", 37), (9000, "year", 26)],
 )
-def test_a_long_time_has_longer_bars_and_none_is_lost(days, unit, most):
+def test_a_long_range_has_longer_bars_and_loses_no_unit(days, unit, most):
     first = TODAY - timedelta(days=days - 1)
-    drawn = chart(told(*(first + timedelta(days=number) for number in range(days))), None, TODAY)
+    drawn = chart(totals_of(*(first + timedelta(days=number) for number in range(days))), None, TODAY)
     assert drawn.unit == unit
     assert len(drawn.bars) <= most
     assert sum(row[2] for row in drawn.rows) == days
@@ -767,12 +760,12 @@ def test_a_long_time_has_longer_bars_and_none_is_lost(days, unit, most):
 
 
 def test_a_range_far_beyond_the_releases_is_cut_to_them():
-    drawn = chart(told(TODAY - timedelta(days=1), TODAY), date.min, date.max)
+    drawn = chart(totals_of(TODAY - timedelta(days=1), TODAY), date.min, date.max)
     assert (drawn.unit, len(drawn.bars)) == ("day", 2)
 
 
-def test_bars_stand_on_the_ground_and_reach_no_higher_than_the_highest_number():
-    totals = told(TODAY, quantity=117) + told(TODAY, reason="expired", quantity=3)
+def test_bars_begin_at_zero_and_stay_below_the_highest_number():
+    totals = totals_of(TODAY, quantity=117) + totals_of(TODAY, reason="expired", quantity=3)
     ((segments),) = [bar.segments for bar in chart(totals, TODAY, TODAY).bars]
     assert segments[0].y + segments[0].height == pytest.approx(PLOT_PX, abs=0.02)
     assert segments[0].y == pytest.approx(segments[1].y + segments[1].height, abs=0.02)
@@ -784,12 +777,12 @@ def test_bars_stand_on_the_ground_and_reach_no_higher_than_the_highest_number():
     [(1, "2"), (2, "2"), (3, "4"), (117, "120"), (120, "120"), (121, "160"), (10**9 + 1, "1,200,000,000")],
 )
 def test_the_numbers_beside_the_chart_are_round(units, top):
-    drawn = chart(told(TODAY, quantity=units), TODAY, TODAY)
+    drawn = chart(totals_of(TODAY, quantity=units), TODAY, TODAY)
     assert [tick.text for tick in drawn.numbers][::2] == ["0", top]
 
 
 def test_more_reasons_than_colours_share_the_last_one():
-    totals = [row for number in range(9) for row in told(TODAY, reason=f"r{number}", quantity=10 - number)]
+    totals = [row for number in range(9) for row in totals_of(TODAY, reason=f"r{number}", quantity=10 - number)]
     drawn = chart(totals, TODAY, TODAY)
     assert drawn.series == ("r0", "r1", "r2", "r3", OTHER)
     assert len(drawn.series) == SERIES

@@ -1,4 +1,4 @@
-"""Pages of other origins: those named in the settings may call and read, with tokens and never with cookies."""
+"""CORS: pages of the origins in the settings may call the API and read answers, with tokens, never with cookies."""
 
 import pytest
 
@@ -33,7 +33,7 @@ def names_of_cors(headers):
 
 
 @pytest.mark.parametrize("path", ["/api/orders", "/api/v1/orders"])
-def test_a_browser_that_asks_first_is_told_what_it_may_send(gateway, path):
+def test_a_preflight_answer_lists_what_the_browser_may_send(gateway, path):
     status, headers, body = ask(gateway, "OPTIONS", path, headers=ASKS)
     assert (status, body) == (204, "")
     assert headers["Access-Control-Allow-Origin"] == SHOP
@@ -51,7 +51,7 @@ def test_a_browser_that_asks_first_is_told_what_it_may_send(gateway, path):
 
 
 @pytest.mark.parametrize("path", ["/api/stocks", "/api/nothing", "/api/auth/token", "/docs"])
-def test_every_answer_may_be_read_by_a_page_that_is_named(gateway, path):
+def test_a_page_of_an_allowed_origin_may_read_every_answer(gateway, path):
     _, headers, _ = ask(gateway, "GET", path, headers={"Origin": SHOP, **bearer("customer")})
     assert headers["Access-Control-Allow-Origin"] == SHOP
     assert listed(headers["Access-Control-Expose-Headers"]) == {
@@ -68,7 +68,7 @@ def test_every_answer_may_be_read_by_a_page_that_is_named(gateway, path):
     "origin",
     ["https://evil.example", "https://shop.example.evil.example", "http://shop.example", "null", "*", f"{SHOP}:443"],
 )
-def test_a_page_that_is_not_named_may_read_nothing(gateway, origin):
+def test_a_page_of_another_origin_may_read_nothing(gateway, origin):
     answers = [
         ask(gateway, "GET", "/api/stocks", headers={"Origin": origin, **bearer("customer")}),
         ask(gateway, "OPTIONS", "/api/stocks", headers={**ASKS, "Origin": origin}),
@@ -79,7 +79,7 @@ def test_a_page_that_is_not_named_may_read_nothing(gateway, origin):
         assert headers["Vary"] == "Origin"
 
 
-def test_an_answer_without_an_origin_varies_too_so_that_no_cache_gives_it_to_a_page(gateway):
+def test_an_answer_to_a_request_without_origin_varies_too(gateway):
     _, headers, _ = ask(gateway, "GET", "/api/stocks", headers=bearer("customer"))
     assert headers["Vary"] == "Origin"
     assert names_of_cors(headers) == set()
@@ -92,7 +92,7 @@ def test_no_answer_allows_credentials_or_everyone(gateway):
         assert headers["Access-Control-Allow-Origin"] != "*"
 
 
-def test_options_without_that_question_are_a_method_like_others(gateway):
+def test_options_without_a_preflight_header_is_an_ordinary_method(gateway):
     status, headers, _ = ask(gateway, "OPTIONS", "/api/orders", headers={"Origin": SHOP})
     assert status == 405
     assert headers["Allow"]
@@ -100,7 +100,7 @@ def test_options_without_that_question_are_a_method_like_others(gateway):
     assert ask(gateway, "DELETE", "/api/orders", headers=ASKS)[0] == 405
 
 
-def test_nobody_is_named_by_default(closed):
+def test_no_origin_is_allowed_by_default(closed):
     for method, status in (("GET", 200), ("OPTIONS", 405)):
         answered, headers, _ = ask(closed, method, "/api/stocks", headers={**ASKS, **bearer("customer")})
         assert answered == status

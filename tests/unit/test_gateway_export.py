@@ -1,4 +1,4 @@
-"""The release audit at the door: its pages, one release, and the CSV, with nothing behind it."""
+"""The release audit with fake services: its pages, one release, and the CSV."""
 
 import csv
 import hashlib
@@ -55,8 +55,8 @@ def operation(at="2026-01-14T10:00:00.000Z", **what):
     }
 
 
-class Books:
-    """Stands in for the services behind the gateway. Of `faults` each call of that name takes one: None is none."""
+class Services:
+    """A fake of the services. Each call takes one of the `faults` of its name; None means success."""
 
     def __init__(self):
         self.reset()
@@ -67,7 +67,7 @@ class Books:
         self.asked = []
         self.faults = {}
         self.page = 2
-        self.away = set()  # calls that find nobody, but for the first page of an export
+        self.away = set()  # calls that fail, except for the first page of an export
 
     def under(self, context):
         self.context = dict(context)
@@ -128,26 +128,26 @@ class Books:
         return {**MANIFEST, "rows": rows, "sha256": sha256}
 
 
-BOOKS = Books()
+SERVICES = Services()
 
 
 class Gateway(GatewayService):
     name = "gateway"
-    orders = inventory = ops = ops_soon = Fake(BOOKS)
+    orders = inventory = ops = ops_soon = Fake(SERVICES)
 
 
 @pytest.fixture(autouse=True)
-def books(monkeypatch):
-    BOOKS.reset()
-    monkeypatch.setattr(Export, "replies", BOOKS)
+def services(monkeypatch):
+    SERVICES.reset()
+    monkeypatch.setattr(Export, "replies", SERVICES)
     monkeypatch.setattr(export, "PAUSE_S", 0.01)
     monkeypatch.setattr(export, "LONGEST_PAUSE_S", 0.05)
     with eventlet.Timeout(20):
-        yield BOOKS
+        yield SERVICES
 
 
 @pytest.fixture
-def gateway(books):
+def gateway(services):
     with serving(Gateway, max_workers=1) as server:
         yield server
 
@@ -168,32 +168,29 @@ def read(text):
     return header, lines, json.loads(last[1])
 
 
-# --- pages -------------------------------------------------------------------------------------------------------
-
-
-def test_a_page_has_what_operators_did_until_then_and_asks_for_all_orders_at_once(gateway, books):
+def test_a_page_has_earlier_operations_and_asks_for_all_its_orders_at_once(gateway, services):
     before, after = operation(), operation("2026-01-14T10:30:00.124Z")
-    books.releases = [release(3), release(2, order_id=EXPORT_ID), release(1)]
-    books.operations = {ORDER_ID: [before, after]}
+    services.releases = [release(3), release(2, order_id=EXPORT_ID), release(1)]
+    services.operations = {ORDER_ID: [before, after]}
     body = get(gateway, PATH)[2]
     assert [item["operations"] for item in body["items"]] == [[before], [], [before]]
     assert body["total"] is None
-    assert books.asked_for("operations_of") == [[[ORDER_ID, EXPORT_ID]]]
+    assert services.asked_for("operations_of") == [[[ORDER_ID, EXPORT_ID]]]
 
 
 @pytest.mark.parametrize("fault", [ServiceUnavailable, CannotWork])
-def test_while_nobody_knows_of_operators_the_releases_are_told_all_the_same(gateway, books, fault):
-    books.releases = many(2)
-    books.faults = {"operations_of": [fault()]}
+def test_releases_are_listed_while_ops_service_is_unavailable(gateway, services, fault):
+    services.releases = many(2)
+    services.faults = {"operations_of": [fault()]}
     status, _, body = get(gateway, PATH)
     assert (status, [item["operations"] for item in body["items"]]) == (200, [None, None])
 
 
-def test_offset_and_total_reach_the_inventory_and_are_no_filters(gateway, books):
-    books.releases = many(5)
+def test_offset_and_total_are_passed_on_and_are_not_filters(gateway, services):
+    services.releases = many(5)
     body = get(gateway, f"{PATH}?offset=2&limit=2&include_total=true&sku=A-1")[2]
     assert ([item["id"] for item in body["items"]], body["total"]) == ([3, 2], 5)
-    assert books.asked_for("release_events") == [[{"sku": "A-1"}, 2, None, 2, True]]
+    assert services.asked_for("release_events") == [[{"sku": "A-1"}, 2, None, 2, True]]
     assert get(gateway, f"{PATH}?include_total=false")[2]["total"] is None
 
 
@@ -204,16 +201,16 @@ def test_offset_and_total_reach_the_inventory_and_are_no_filters(gateway, books)
         *("include_total=", "include_total=1", "include_total=yes", "include_total=True"),
     ],
 )
-def test_a_bad_offset_or_total_is_400_and_named(gateway, books, query):
+def test_a_bad_offset_or_total_is_400_and_named(gateway, services, query):
     answer = get(gateway, f"{PATH}?{query}")
     assert code(answer) == (400, "bad_request")
     assert list(answer[2]["error"]["details"]) == [query.partition("=")[0]]
-    assert books.asked == []
+    assert services.asked == []
 
 
 @pytest.mark.parametrize("path", [PATH, PATH.replace("/api/", "/api/v1/")])
-def test_a_page_links_to_the_next_by_the_same_path_and_parameters_until_the_last(gateway, books, path):
-    books.releases = many(5)
+def test_each_page_links_to_the_next_with_the_same_path_and_parameters(gateway, services, path):
+    services.releases = many(5)
     seen, asked = [], f"{path}?limit=2&reason=a%3E%26b%22&include_total=true"
     while asked:
         status, headers, body = get(gateway, asked)
@@ -224,21 +221,18 @@ def test_a_page_links_to_the_next_by_the_same_path_and_parameters_until_the_last
         assert (asked == "") == (body["next_cursor"] is None)
         assert not asked or (asked.startswith(f"{path}?") and relation == '; rel="next"')
     assert seen == [5, 4, 3, 2, 1]
-    assert [filters for filters, *_ in books.asked_for("release_events")] == [{"reason": 'a>&b"'}] * 3
+    assert [filters for filters, *_ in services.asked_for("release_events")] == [{"reason": 'a>&b"'}] * 3
 
 
-def test_the_page_after_an_offset_begins_at_its_cursor_alone(gateway, books):
-    books.releases = many(5)
+def test_the_link_after_an_offset_has_only_the_cursor(gateway, services):
+    services.releases = many(5)
     link = get(gateway, f"{PATH}?limit=2&offset=1")[1]["Link"]
     assert link == f'<{PATH}?limit=2&cursor=3>; rel="next"'
 
 
-# --- one release -------------------------------------------------------------------------------------------------
-
-
-def test_a_release_has_its_seal_its_operations_and_the_timeline_of_its_order(gateway, books):
-    books.releases = [release(7)]
-    books.operations = {ORDER_ID: [operation()]}
+def test_a_release_has_its_seal_its_operations_and_the_timeline_of_its_order(gateway, services):
+    services.releases = [release(7)]
+    services.operations = {ORDER_ID: [operation()]}
     status, _, body = get(gateway, f"{PATH}/7", role="admin")
     assert status == 200
     assert body == {
@@ -249,38 +243,35 @@ def test_a_release_has_its_seal_its_operations_and_the_timeline_of_its_order(gat
     }
 
 
-def test_a_release_by_hand_has_no_timeline(gateway, books):
-    books.releases = [release(7)]
-    books.faults = {"timeline": [NotFound()]}
+def test_a_manual_release_has_no_timeline(gateway, services):
+    services.releases = [release(7)]
+    services.faults = {"timeline": [NotFound()]}
     assert get(gateway, f"{PATH}/7")[2]["timeline"] is None
 
 
-def test_a_release_whose_timeline_nobody_can_tell_now_is_503(gateway, books):
-    books.releases = [release(7)]
-    books.faults = {"timeline": [ServiceUnavailable()]}
+def test_a_release_is_503_while_order_service_is_unavailable(gateway, services):
+    services.releases = [release(7)]
+    services.faults = {"timeline": [ServiceUnavailable()]}
     assert code(get(gateway, f"{PATH}/7")) == (503, "unavailable")
 
 
-def test_while_nobody_knows_of_operators_one_release_is_told_all_the_same(gateway, books):
-    books.releases = [release(7)]
-    books.faults = {"operations_of": [ServiceUnavailable()], "dead_of_order": [CannotWork()]}
+def test_a_release_is_shown_while_ops_service_is_unavailable(gateway, services):
+    services.releases = [release(7)]
+    services.faults = {"operations_of": [ServiceUnavailable()], "dead_of_order": [CannotWork()]}
     body = get(gateway, f"{PATH}/7")[2]
     assert (body["operations"], body["timeline"]["dead_messages"]) == (None, None)
 
 
 @pytest.mark.parametrize("event_id", ["8", "0", "-1", "x", "7.0", "7x", str(2**63), "9" * 40, ORDER_ID, "Export"])
-def test_a_release_that_there_is_not_is_404(gateway, books, event_id):
-    books.releases = [release(7)]
+def test_an_unknown_release_is_404(gateway, services, event_id):
+    services.releases = [release(7)]
     assert code(get(gateway, f"{PATH}/{event_id}")) == (404, "not_found")
-    assert all(asked < 2**63 for (asked,) in books.asked_for("release_event"))
+    assert all(asked < 2**63 for (asked,) in services.asked_for("release_event"))
 
 
-# --- the file ----------------------------------------------------------------------------------------------------
-
-
-def test_a_file_is_a_header_a_line_for_each_release_and_the_manifest(gateway, books):
-    books.releases = many(5)
-    books.operations = {ORDER_ID: [operation(), operation(kind="requeue", why="")]}
+def test_a_file_has_a_header_a_line_for_each_release_and_the_manifest(gateway, services):
+    services.releases = many(5)
+    services.operations = {ORDER_ID: [operation(), operation(kind="requeue", why="")]}
     status, headers, text = get(gateway, f"{EXPORT}?from=2026-01-14T12:00:00%2B02:00&to=2026-02-01T00:00:00Z")
     assert (status, headers["Content-Type"], headers["Transfer-Encoding"]) == (
         200,
@@ -303,19 +294,19 @@ def test_a_file_is_a_header_a_line_for_each_release_and_the_manifest(gateway, bo
     assert text.count("\r\n") == text.count("\n") == 7
     before_the_last = text.encode()[: text.index("manifest,")]
     assert manifest == {**MANIFEST, "rows": 5, "sha256": hashlib.sha256(before_the_last).hexdigest()}
-    assert books.asked_for("open_release_export") == [
+    assert services.asked_for("open_release_export") == [
         [{"from": "2026-01-14T10:00:00.000Z", "to": "2026-02-01T00:00:00.000Z"}]
     ]
 
 
-def test_a_file_without_releases_is_a_header_and_the_manifest(gateway):
+def test_a_file_without_releases_has_a_header_and_the_manifest(gateway):
     header, lines, manifest = read(get(gateway, EXPORT)[2])
     assert (tuple(header), lines, manifest["rows"]) == (exports.COLUMNS, [], 0)
 
 
-def test_who_exports_is_told_to_the_inventory(gateway, books):
+def test_the_inventory_gets_the_identity_of_the_exporting_user(gateway, services):
     ask(gateway, "GET", EXPORT, headers=bearer("auditor", sub="carol"))
-    assert (books.context["user_id"], books.context["roles"]) == ("carol", ["auditor"])
+    assert (services.context["user_id"], services.context["roles"]) == ("carol", ["auditor"])
 
 
 FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "=cmd|' /C calc'!A0", "\0x"]
@@ -323,9 +314,9 @@ ODD = ["", "a,b", 'say "so"', '"', "'", "'=1", "two\nlines", "two\r\nlines", "a\
 
 
 @pytest.mark.parametrize("value", [*FORMULAS, *ODD])
-def test_every_cell_is_read_back_as_it_was_and_none_as_a_formula(gateway, books, value):
-    books.releases = [release(1, sku=value, reason=value, requested_by=value, roles=[value], trace_id=value)]
-    books.operations = {ORDER_ID: [operation(kind=value)]}
+def test_every_cell_is_read_back_unchanged_and_no_cell_is_a_formula(gateway, services, value):
+    services.releases = [release(1, sku=value, reason=value, requested_by=value, roles=[value], trace_id=value)]
+    services.operations = {ORDER_ID: [operation(kind=value)]}
     _, (line,), _ = read(get(gateway, EXPORT)[2])
     wanted = f"'{value}" if value in FORMULAS else value
     assert [line[place] for place in (3, 5, 6, 7, 8)] == [wanted] * 5
@@ -342,17 +333,14 @@ def test_every_cell_is_read_back_as_it_was_and_none_as_a_formula(gateway, books,
         ({"to": "2026-01-14T10:00:00.000Z"}, "release-events_begin_20260114T100000Z.csv"),
     ],
 )
-def test_the_range_is_in_the_name_of_the_file(filters, name):
+def test_the_file_name_has_the_time_range(filters, name):
     assert filename(filters) == name
 
 
-def test_what_was_done_at_the_moment_of_the_release_led_to_it():
+def test_an_operation_at_the_time_of_the_release_is_linked_to_it():
     at = "2026-01-14T10:30:00.123Z"
     (found,) = linked([release(1)], {ORDER_ID: [operation(at)]})
     assert found["operations"] == [operation(at)]
-
-
-# --- refusals ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -366,53 +354,50 @@ def test_what_was_done_at_the_moment_of_the_release_led_to_it():
         ("from=2026-01-15T00:00:00Z&to=2026-01-14T00:00:00Z", "bad_request"),
     ],
 )
-def test_a_bad_filter_is_an_error_like_any_other(gateway, books, query, says):
+def test_a_bad_filter_is_an_error_like_any_other(gateway, services, query, says):
     assert code(get(gateway, f"{EXPORT}?{query}")) == (400, says)
-    assert books.asked == []
+    assert services.asked == []
 
 
 @pytest.mark.parametrize("call", ["open_release_export", "release_export_page", "operations_of"])
 @pytest.mark.parametrize("fault", [ServiceUnavailable, CannotWork])
-def test_what_is_away_at_the_first_byte_is_503_at_once(gateway, books, call, fault):
-    books.releases = many(1)
-    books.faults = {call: [fault()]}
+def test_an_unavailable_service_before_the_first_byte_is_503_at_once(gateway, services, call, fault):
+    services.releases = many(1)
+    services.faults = {call: [fault()]}
     assert code(get(gateway, EXPORT)) == (503, "unavailable")
 
 
 @pytest.mark.parametrize("role", ["customer", "operator", "service", "nobody"])
-def test_who_may_not_read_the_audit_exports_nothing(gateway, books, role):
+def test_other_roles_cannot_export(gateway, services, role):
     for path in (EXPORT, PATH, f"{PATH}/7"):
         assert code(get(gateway, path, role)) == (403, "forbidden")
         assert code(ask(gateway, "GET", path)) == (401, "unauthenticated")
-    assert books.asked == []
+    assert services.asked == []
 
 
-def test_the_head_of_an_export_opens_none(gateway, books):
+def test_a_head_request_opens_no_export(gateway, services):
     status, headers, text = ask(gateway, "HEAD", f"{EXPORT}?to=2026-01-14T10:00:00Z", headers=bearer("auditor"))
     assert (status, headers["Content-Type"], text) == (200, "text/csv; charset=utf-8", "")
     assert headers["Content-Disposition"] == 'attachment; filename="release-events_begin_20260114T100000Z.csv"'
     assert ask(gateway, "HEAD", EXPORT)[0] == 401
     assert ask(gateway, "HEAD", f"{EXPORT}?sku=-", headers=bearer("auditor"))[0] == 400
-    assert books.asked == []
+    assert services.asked == []
 
 
-# --- on the way --------------------------------------------------------------------------------------------------
-
-
-def test_who_is_away_for_a_moment_breaks_no_export_and_no_row_is_lost_or_told_twice(gateway, books):
-    books.releases = many(9)
+def test_a_short_outage_neither_breaks_an_export_nor_loses_or_repeats_a_row(gateway, services):
+    services.releases = many(9)
     texts = [get(gateway, EXPORT)[2]]
     for call in ("release_export_page", "operations_of", "close_release_export"):
         for fault in (ServiceUnavailable, CannotWork):
-            books.faults = {call: [None, fault(), fault(), fault()][call == "close_release_export" :]}
+            services.faults = {call: [None, fault(), fault(), fault()][call == "close_release_export" :]}
             texts.append(get(gateway, EXPORT)[2])
-            assert not any(books.faults.values())
+            assert not any(services.faults.values())
     assert set(texts) == {texts[0]}
     assert read(texts[0])[2]["rows"] == 9
 
 
 def broken(gateway, path=EXPORT):
-    """What came of a file before its connection was broken off."""
+    """The part of a file that came before its connection was broken off."""
     connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=10)
     try:
         connection.request("GET", path, headers=bearer("auditor"))
@@ -426,13 +411,11 @@ def broken(gateway, path=EXPORT):
 
 
 @pytest.mark.parametrize("call", ["release_export_page", "operations_of", "close_release_export"])
-def test_who_stays_away_breaks_the_export_off_in_the_middle_and_it_is_in_the_log(
-    gateway, books, call, monkeypatch, caplog
-):
-    monkeypatch.setattr(export, "PATIENCE_S", 0.1)
-    books.releases = many(5)
+def test_a_long_outage_breaks_the_export_off_and_is_logged(gateway, services, call, monkeypatch, caplog):
+    monkeypatch.setattr(export, "RETRY_TIMEOUT_S", 0.1)
+    services.releases = many(5)
     first = [] if call == "close_release_export" else [None]
-    books.faults = {call: [*first, *(ServiceUnavailable("inventory is away") for _ in range(1000))]}
+    services.faults = {call: [*first, *(ServiceUnavailable("inventory is away") for _ in range(1000))]}
     text = broken(gateway)
     assert text.startswith("id,order_id,")
     assert "manifest" not in text
@@ -442,81 +425,81 @@ def test_who_stays_away_breaks_the_export_off_in_the_middle_and_it_is_in_the_log
     assert "inventory is away" in line.getMessage()
 
 
-def test_a_fault_of_ours_breaks_the_export_off_at_once_and_is_logged_as_one(gateway, books, caplog):
-    books.releases = many(5)
-    books.faults = {"release_export_page": [None, RuntimeError("a fault")]}
+def test_an_unexpected_error_breaks_the_export_off_at_once_and_is_logged(gateway, services, caplog):
+    services.releases = many(5)
+    services.faults = {"release_export_page": [None, RuntimeError("a fault")]}
     assert "manifest" not in broken(gateway)
     (line,) = [record for record in caplog.records if record.name == "gateway.export"]
     assert (line.levelno, line.exc_info[0]) == (logging.ERROR, RuntimeError)
 
 
-def test_a_page_is_read_when_the_one_before_was_taken(books):
-    books.releases = many(1000)
-    running = Running(EXPORT_ID, lambda method, *args: books.call(method, args, {}, {}, 1), lambda: None, "t")
+def test_the_next_page_is_read_after_the_client_took_the_previous_one(services):
+    services.releases = many(1000)
+    running = Running(EXPORT_ID, lambda method, *args: services.call(method, args, {}, {}, 1), lambda: None, "t")
     running.read()
     pieces = running.file()
     for taken in range(1, 5):
         next(pieces)
-        assert len(books.asked_for("release_export_page")) == taken
+        assert len(services.asked_for("release_export_page")) == taken
     pieces.close()
 
 
-def test_a_client_that_has_gone_is_read_for_no_more(gateway, books):
-    books.releases = many(100_000)
+def test_an_export_stops_reading_when_its_client_has_gone(gateway, services):
+    services.releases = many(100_000)
     with dial(gateway) as client:
         token = bearer("auditor")["Authorization"]
         client.sendall(f"GET {EXPORT} HTTP/1.1\r\nHost: x\r\nAuthorization: {token}\r\n\r\n".encode())
         assert client.recv(10)
     while gateway._connections:
         eventlet.sleep(0.01)
-    assert 0 < len(books.asked_for("release_export_page")) < 50_000
-    assert books.asked_for("close_release_export") == []
+    assert 0 < len(services.asked_for("release_export_page")) < 50_000
+    assert services.asked_for("close_release_export") == []
 
 
-def begun(gateway, books, count, read=get, path=EXPORT):
-    """Exports that have begun, and cannot go on."""
-    books.releases = many(10)
-    books.away = {"release_export_page"}
+def begun(gateway, services, count, read=get, path=EXPORT):
+    """Exports that have begun and wait for an unavailable service."""
+    services.releases = many(10)
+    services.away = {"release_export_page"}
     running = [eventlet.spawn(read, gateway, path) for _ in range(count)]
-    while len(books.asked_for("release_export_page")) < 2 * count:
+    while len(services.asked_for("release_export_page")) < 2 * count:
         eventlet.sleep(0.01)
     return running
 
 
-def test_who_goes_while_an_export_cannot_go_on_is_let_go_of(gateway, books):
-    books.releases = many(10)
-    books.away = {"release_export_page"}
+def test_an_export_that_waits_for_a_service_ends_when_its_client_goes(gateway, services):
+    services.releases = many(10)
+    services.away = {"release_export_page"}
     with dial(gateway) as client:
         token = bearer("auditor")["Authorization"]
         client.sendall(f"GET {EXPORT} HTTP/1.1\r\nHost: x\r\nAuthorization: {token}\r\n\r\n".encode())
-        while len(books.asked_for("release_export_page")) < 3:
+        while len(services.asked_for("release_export_page")) < 3:
             eventlet.sleep(0.01)
     began = time.monotonic()
     while gateway._connections:
         eventlet.sleep(0.01)
-    assert time.monotonic() - began < 5  # of PATIENCE_S
+    assert time.monotonic() - began < 5  # of RETRY_TIMEOUT_S
 
 
-def test_exports_hold_no_worker(gateway, books):
-    running = begun(gateway, books, 5)  # of 1 worker
+def test_exports_hold_no_worker(gateway, services):
+    running = begun(gateway, services, 5)  # of 1 worker
     assert get(gateway, f"{PATH}?limit=1")[0] == 200
     assert not any(thread.dead for thread in running)
-    books.away = set()
+    services.away = set()
     assert {read(thread.wait()[2])[2]["rows"] for thread in running} == {10}
 
 
-def test_a_stop_lets_an_export_end_that_is_nearly_through(books):
+def test_a_stop_lets_a_nearly_finished_export_finish(services):
     with serving(Gateway) as server:
-        (running,) = begun(server, books, 1)
-        eventlet.spawn_after(0.2, books.away.clear)
+        (running,) = begun(server, services, 1)
+        eventlet.spawn_after(0.2, services.away.clear)
         server.container.stop()
         assert read(running.wait()[2])[2]["rows"] == 10
 
 
-def test_a_stop_breaks_off_an_export_that_takes_longer(books, monkeypatch, caplog):
+def test_a_stop_breaks_a_longer_export_off(services, monkeypatch, caplog):
     monkeypatch.setattr(export, "STOP_S", 0.2)
     with serving(Gateway) as server:
-        (running,) = begun(server, books, 1, read=broken)
+        (running,) = begun(server, services, 1, read=broken)
         began = time.monotonic()
         server.container.stop()
         assert time.monotonic() - began < 5
@@ -524,11 +507,11 @@ def test_a_stop_breaks_off_an_export_that_takes_longer(books, monkeypatch, caplo
     assert any("the service stops" in record.getMessage() for record in caplog.records)
 
 
-def test_a_client_of_http_1_0_sees_the_missing_manifest(gateway, books, monkeypatch):
-    monkeypatch.setattr(export, "PATIENCE_S", 0.05)
-    books.releases = many(5)
+def test_an_http_1_0_client_can_tell_a_broken_file_by_its_missing_manifest(gateway, services, monkeypatch):
+    monkeypatch.setattr(export, "RETRY_TIMEOUT_S", 0.05)
+    services.releases = many(5)
     for faults in ([], [None, *(ServiceUnavailable() for _ in range(1000))]):
-        books.faults = {"release_export_page": faults}
+        services.faults = {"release_export_page": faults}
         with dial(gateway) as client:
             token = bearer("auditor")["Authorization"]
             client.sendall(f"GET {EXPORT} HTTP/1.0\r\nAuthorization: {token}\r\n\r\n".encode())

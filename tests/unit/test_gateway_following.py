@@ -1,4 +1,4 @@
-"""Clients that wait for an order, or hear of its steps: at the door, with no order service."""
+"""Clients that wait for an order or stream its steps, with a fake order service."""
 
 import gc
 import socket
@@ -43,7 +43,7 @@ class Shop(Gateway):
 
 @pytest.fixture(autouse=True)
 def an_order(monkeypatch):
-    """One order that is PENDING, and only hints make the gateway ask."""
+    """One PENDING order. Only hints make the gateway ask about it."""
     monkeypatch.setattr(watch, "LOOK_EVERY_S", 60.0)
     ORDERS.states = {ORDER_ID: {"order_id": ORDER_ID, "version": 1, "status": "PENDING"}}
     ORDERS.steps = [{"id": 10, "event": "order.created", "to": "PENDING"}]
@@ -56,7 +56,7 @@ def an_order(monkeypatch):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Without any hint the gateway asks often; requested before `shop`."""
+    """The gateway asks often, also without hints. Requested before `shop`."""
     monkeypatch.setattr(watch, "LOOK_EVERY_S", 0.05)
 
 
@@ -75,7 +75,7 @@ def waiters(server):
 
 
 def settle(server, count):
-    """Return when so many wait."""
+    """Return when this many clients wait."""
     while waiters(server) != count:
         eventlet.sleep(0.01)
     eventlet.sleep(0.05)
@@ -95,16 +95,13 @@ def get(server, path=PATH, **headers):
     return eventlet.spawn(ask, server, "GET", path, None, {**bearer("customer"), **headers})
 
 
-# --- waiting -----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("query", ["", "?timeout=25", "?wait=PENDING", "?wait=PAID,PENDING&timeout=25"])
-def test_an_order_that_is_there_already_is_answered_at_once(shop, query):
+def test_an_order_already_in_a_wanted_state_is_answered_at_once(shop, query):
     assert get(shop, PATH + query).wait()[2] == ORDERS.read(ORDER_ID)
     assert waiters(shop) == 0
 
 
-def test_an_order_is_answered_as_soon_as_it_is_in_one_of_the_states(shop):
+def test_an_order_is_answered_as_soon_as_it_reaches_a_wanted_state(shop):
     waiting = get(shop, f"{PATH}?wait=PAID,CANCELLED&timeout=20")
     settle(shop, 1)
     happens(shop, "inventory.reserved", "RESERVED")
@@ -116,7 +113,7 @@ def test_an_order_is_answered_as_soon_as_it_is_in_one_of_the_states(shop):
     assert headers["Content-Type"] == "application/json"
 
 
-def test_when_the_time_is_over_the_order_is_answered_as_it_is(shop):
+def test_after_the_timeout_the_order_is_answered_as_it_is(shop):
     began = time.monotonic()
     waiting = get(shop, f"{PATH}?wait=PAID&timeout=1")
     settle(shop, 1)
@@ -126,7 +123,7 @@ def test_when_the_time_is_over_the_order_is_answered_as_it_is(shop):
     assert waiters(shop) == 0
 
 
-def test_while_the_order_service_is_away_who_waits_gets_what_was_known(quick, shop):
+def test_a_waiting_client_gets_the_last_known_order_while_order_service_is_unavailable(quick, shop):
     waiting = get(shop, f"{PATH}?wait=PAID&timeout=1")
     settle(shop, 1)
     ORDERS.error = ServiceUnavailable()
@@ -134,7 +131,7 @@ def test_while_the_order_service_is_away_who_waits_gets_what_was_known(quick, sh
     assert (status, body["status"]) == (200, "PENDING")
 
 
-def test_an_order_that_is_not_there_or_somebody_elses_is_404_and_not_waited_for(shop):
+def test_an_unknown_order_is_404_without_waiting(shop):
     ORDERS.states = {}
     for path in (f"{PATH}?wait=PAID", EVENTS):
         assert code(get(shop, path).wait()) == (404, "not_found")
@@ -145,11 +142,11 @@ def test_an_order_that_is_not_there_or_somebody_elses_is_404_and_not_waited_for(
     "query",
     ["wait=", "wait=SENT", "wait=PAID,", "wait=paid", "wait=PAID&wait=PAID", "timeout=0", "timeout=26", "timeout=1.5"],
 )
-def test_what_cannot_be_waited_for_is_400(shop, query):
+def test_a_bad_wait_or_timeout_is_400(shop, query):
     assert code(get(shop, f"{PATH}?{query}").wait()) == (400, "bad_request")
 
 
-def test_clients_that_wait_hold_no_worker(shop):
+def test_waiting_clients_hold_no_worker(shop):
     waiting = [get(shop, f"{PATH}?wait=PAID") for _ in range(50)]
     streams = [Listener(shop) for _ in range(10)]
     settle(shop, 60)  # of 2 workers
@@ -160,9 +157,9 @@ def test_clients_that_wait_hold_no_worker(shop):
         stream.close()
 
 
-def test_a_client_that_hangs_up_waits_no_more(quick, shop):
+def test_a_client_that_hangs_up_stops_waiting(quick, shop):
     clients = [dial(shop) for _ in range(3)]
-    clients[2].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # it resets
+    clients[2].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # closing sends a reset
     for client, path in zip(clients, (f"{PATH}?wait=PAID&timeout=25", EVENTS, EVENTS), strict=True):
         client.sendall(request(path))
     stays = get(shop, f"{PATH}?wait=PAID&timeout=25")
@@ -175,13 +172,13 @@ def test_a_client_that_hangs_up_waits_no_more(quick, shop):
 
 
 def test_a_client_that_hangs_up_leaves_no_file_open(quick, shop):
-    gc.disable()  # it would close what was forgotten, some day
+    gc.disable()  # a collection would close leaked files
     try:
         assert get(shop).wait()[0] == 200
         eventlet.sleep(0.05)
         files = psutil.Process().num_fds()
         for path in (f"{PATH}?wait=PAID&timeout=25", EVENTS):
-            for how in (b"\0" * 8, b"\1\0\0\0\0\0\0\0"):  # it ends, or resets
+            for how in (b"\0" * 8, b"\1\0\0\0\0\0\0\0"):  # closing ends the connection, or resets it
                 client = dial(shop)
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, how)
                 client.sendall(request(path))
@@ -194,7 +191,7 @@ def test_a_client_that_hangs_up_leaves_no_file_open(quick, shop):
         gc.enable()
 
 
-def test_a_client_that_sends_its_next_request_meanwhile_has_not_gone(quick, shop):
+def test_a_client_that_pipelines_its_next_request_has_not_gone(quick, shop):
     with dial(shop) as client:
         client.sendall(request(f"{PATH}?wait=PAID&timeout=25"))
         settle(shop, 1)
@@ -205,7 +202,7 @@ def test_a_client_that_sends_its_next_request_meanwhile_has_not_gone(quick, shop
         assert hear(client).count('"status":"PAID"') == 2
 
 
-def test_a_stop_answers_all_who_wait_and_ends_the_streams():
+def test_a_stop_answers_all_waiting_clients_and_ends_the_streams():
     with serving(Shop) as server:
         waiting = [get(server, f"{PATH}?wait=PAID&timeout=25") for _ in range(200)]
         streams = [Listener(server) for _ in range(20)]
@@ -217,9 +214,6 @@ def test_a_stop_answers_all_who_wait_and_ends_the_streams():
         assert all(stream.rest().endswith("0\r\n\r\n") for stream in streams), "no stream was cut off"
 
 
-# --- hearing -----------------------------------------------------------------------------------------------------
-
-
 def request(path, more="", headers=None):
     named = {**bearer("customer"), "Host": "shop", **(headers or {})}
     lines = [f"GET {path} HTTP/1.1", *(f"{name}: {value}" for name, value in named.items())]
@@ -227,7 +221,7 @@ def request(path, more="", headers=None):
 
 
 class Listener:
-    """A client of an order's events."""
+    """A client of the event stream of an order."""
 
     def __init__(self, server, **headers):
         self.sock = dial(server)
@@ -235,7 +229,7 @@ class Listener:
         self.sock.sendall(request(EVENTS, headers={name.replace("_", "-"): value for name, value in headers.items()}))
 
     def until(self, words):
-        """All that was heard so far, once these words are in it."""
+        """Everything received so far, as soon as it contains these words."""
         while words not in self.heard:
             chunk = self.sock.recv(65536)
             assert chunk, f"it ended before {words!r}: {self.heard}"
@@ -243,7 +237,7 @@ class Listener:
         return self.heard
 
     def rest(self):
-        """All that was heard, once it has ended."""
+        """Everything received until the end."""
         self.sock.settimeout(5)
         while not self.heard.endswith("0\r\n\r\n") and (chunk := self.sock.recv(65536)):
             self.heard += chunk.decode()
@@ -262,7 +256,7 @@ def listening(server, **headers):
         listener.close()
 
 
-def test_the_steps_so_far_come_at_once_and_each_new_one_as_it_happens(shop):
+def test_the_stream_begins_with_past_steps_and_sends_new_ones_as_they_happen(shop):
     with listening(shop) as client:
         head = client.until("retry: 1000\n\n").partition("\r\n\r\n")[0].lower()
         assert head.startswith("http/1.1 200 ")
@@ -286,7 +280,7 @@ def test_the_steps_so_far_come_at_once_and_each_new_one_as_it_happens(shop):
         assert ORDERS.steps_asked == [0, 10, 11]
 
 
-def test_a_client_that_comes_again_hears_what_it_has_not_heard(shop):
+def test_a_client_that_reconnects_gets_only_the_steps_it_missed(shop):
     happens(shop, "inventory.reserved", "RESERVED")
     with listening(shop, Last_Event_ID="10") as client:
         client.until("id: 11\n")
@@ -297,24 +291,24 @@ def test_a_client_that_comes_again_hears_what_it_has_not_heard(shop):
 
 
 @pytest.mark.parametrize("last", ["", "x", "-1", "1.0", "1e3", "9" * 19, "0x10", "٣"])
-def test_a_last_event_id_of_nonsense_is_400(shop, last):
+def test_a_malformed_last_event_id_is_400(shop, last):
     answer = get(shop, EVENTS, **{"Last-Event-ID": last.encode()}).wait()
     assert code(answer) == (400, "bad_request")
     assert waiters(shop) == 0
 
 
-def test_while_nothing_happens_the_connection_is_kept_and_nobody_is_asked(quick, shop, monkeypatch):
-    monkeypatch.setattr(following, "STILL_HERE_S", 0.05)
+def test_an_idle_stream_sends_keep_alives_and_asks_no_service(quick, shop, monkeypatch):
+    monkeypatch.setattr(following, "KEEP_ALIVE_S", 0.05)
     with listening(shop) as client:
         client.until(": still here\n\n")
         client.heard = ""
         client.until(": still here\n\n")
         assert ORDERS.steps_asked == [0]
-        assert "id: " not in client.heard, "no step is told twice"
+        assert "id: " not in client.heard, "no step is sent twice"
 
 
-def test_steps_that_cannot_be_read_now_come_later(shop, monkeypatch):
-    monkeypatch.setattr(following, "AGAIN_S", 0.05)
+def test_steps_that_could_not_be_read_are_sent_later(shop, monkeypatch):
+    monkeypatch.setattr(following, "RETRY_S", 0.05)
     with listening(shop) as client:
         settle(shop, 1)
         happens(shop, "inventory.reserved", "RESERVED", hint=False)
@@ -336,14 +330,14 @@ def test_a_stream_lasts_no_longer_than_its_token(shop):
     assert code(get(shop, EVENTS, Authorization=f"Bearer {token}").wait()) == (401, "unauthenticated")
 
 
-def test_a_stream_ends_in_its_time_and_the_client_comes_again(shop, monkeypatch):
-    monkeypatch.setattr(following, "LONGEST_S", 0.1)
+def test_a_stream_ends_after_its_longest_time_and_the_client_can_reconnect(shop, monkeypatch):
+    monkeypatch.setattr(following, "MAX_STREAM_S", 0.1)
     with listening(shop) as client:
         assert client.rest().endswith("0\r\n\r\n")
     assert waiters(shop) == 0
 
 
-def test_the_head_of_a_stream_has_no_body_and_nobody_waits(shop):
+def test_a_head_request_of_a_stream_has_no_body_and_does_not_wait(shop):
     status, headers, body = ask(shop, "HEAD", EVENTS, headers=bearer("customer"))
     assert (status, headers["Content-Type"], body) == (200, "text/event-stream", "")
     assert waiters(shop) == 0

@@ -1,16 +1,19 @@
-"""The gateway's door: who may ask, what is read, and how every answer looks."""
+"""The HTTP API with fake services: roles, reading of requests, and the shape of every answer."""
 
 import json
 import re
 import uuid
 
 import pytest
+from nameko.containers import ServiceContainer
 from nameko.exceptions import RemoteError
 
-from gateway.http import STATUS, Api
+from gateway.api.errors import STATUS
+from gateway.api.http import Api
 from gateway.service import GatewayService
 from shared import auth, errors
 from shared.config import Settings
+from shared.edge.rpc_proxy import RpcProxy
 from tests.unit.serving import KEYS, Fake, ask, say, serving
 
 ORDER_ID = "01a1fcf8-0515-7912-9139-7154577473a5"
@@ -20,7 +23,7 @@ JSON = {"Content-Type": "application/json"}
 
 
 class Service:
-    """Stands in for a service behind RPC: answers what it was told to, and remembers how it was asked."""
+    """A fake of a service behind RPC. It gives the answer that a test sets and records its calls."""
 
     def __init__(self):
         self.asked = []
@@ -86,11 +89,18 @@ def code(answer):
     return status, body["error"]["code"]
 
 
-# --- who asks --------------------------------------------------------------------------------------------------
-
 ROUTES = [
     item for name in dir(GatewayService) for item in getattr(getattr(GatewayService, name), "nameko_entrypoints", ())
 ]
+
+
+def test_a_service_that_several_subjects_call_is_one_dependency():
+    container = ServiceContainer(GatewayService, {"settings": Settings(auth_keys=KEYS)})
+    names = sorted(item.attr_name for item in container.dependencies if isinstance(item, RpcProxy))
+    assert names == ["auth", "inventory", "ops", "ops_soon", "orders", "payments"]
+    assert len({id(item.replies) for item in container.dependencies if isinstance(item, RpcProxy)}) == 1
+
+
 EXPECTED_ROLES = {
     ("POST", "/api/auth/token"): None,
     ("POST", "/api/auth/introspect"): {"service", "admin"},
@@ -125,16 +135,16 @@ EXPECTED_ROLES = {
     ("GET", "/dashboard/releases/{event_id}"): {"auditor", "admin"},
     ("GET", "/dashboard/export"): {"auditor", "admin"},
 }
-# Who asks for these shows a cookie, and reads pages: see test_dashboard.py.
+# Clients of these routes send a cookie and get pages: see test_dashboard.py.
 PAGES = {route for route in EXPECTED_ROLES if route[1].startswith("/dashboard")}
 
 
-def test_every_route_is_in_the_table_of_who_may_ask():
+def test_every_route_is_in_the_table_of_roles():
     assert {(item.method, item.label): item.roles for item in ROUTES} == EXPECTED_ROLES
 
 
 @pytest.mark.parametrize("route", [route for route in EXPECTED_ROLES if EXPECTED_ROLES[route] and route not in PAGES])
-def test_a_stranger_is_401_and_the_wrong_role_403_before_anything_else_is_looked_at(gateway, route):
+def test_the_token_and_the_role_are_checked_before_anything_else(gateway, route):
     method, label = route
     path = (
         re.sub(r"\{\w+_id\}", ORDER_ID, label.replace("{event_id}", "7"))
@@ -150,11 +160,11 @@ def test_a_stranger_is_401_and_the_wrong_role_403_before_anything_else_is_looked
 
 
 @pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", "Basic YTpi", "Bearer a.b.c", "bearer  x y", "Token x"])
-def test_what_is_no_valid_bearer_token_is_401(gateway, header):
+def test_an_invalid_bearer_token_is_401(gateway, header):
     assert code(ask(gateway, "GET", "/api/stocks", headers={"Authorization": header})) == (401, "unauthenticated")
 
 
-def test_a_good_token_under_another_scheme_is_401_and_the_scheme_may_be_in_any_case(gateway):
+def test_only_the_bearer_scheme_is_accepted_in_any_case(gateway):
     token = bearer("customer")["Authorization"].split()[1]
     for scheme, status in (("Basic", 401), ("Token", 401), ("BEARER", 200), ("bearer", 200)):
         assert ask(gateway, "GET", "/api/stocks", headers={"Authorization": f"{scheme} {token}"})[0] == status
@@ -172,10 +182,7 @@ def test_the_identity_and_the_trace_travel_with_the_call(gateway):
     }
 
 
-# --- what every answer has -------------------------------------------------------------------------------------
-
-
-def test_every_answer_says_its_trace_and_is_never_stored_or_guessed(gateway):
+def test_every_answer_has_its_trace_and_forbids_caching_and_sniffing(gateway):
     for path in ("/api/stocks", "/api/nothing", "/api/auth/token"):
         _, headers, _ = ask(gateway, "GET", path, headers=bearer("customer"))
         assert headers["Content-Type"] == "application/json"
@@ -202,7 +209,7 @@ def test_every_answer_says_its_trace_and_is_never_stored_or_guessed(gateway):
         ({"traceparent": "00-nonsense"}, None, None),
     ],
 )
-def test_a_trace_is_taken_from_the_client_or_made(gateway, sent, trace_id, correlation_id):
+def test_a_trace_id_comes_from_the_client_or_is_new(gateway, sent, trace_id, correlation_id):
     _, headers, body = ask(gateway, "GET", "/api/nothing", headers=sent)
     answered = headers["traceparent"].split("-")[1]
     assert uuid.UUID(body["error"]["traceId"]).hex == answered
@@ -221,12 +228,12 @@ def test_errors_have_one_shape(gateway):
 @pytest.mark.parametrize("kind", STATUS)
 def test_an_error_of_a_service_has_the_status_of_the_table(gateway, kind):
     BEHIND.answer = kind()
-    told = "unavailable" if STATUS[kind] == 503 else kind.code
-    assert code(ask(gateway, "GET", "/api/stocks", headers=bearer("customer"))) == (STATUS[kind], told)
+    expected = "unavailable" if STATUS[kind] == 503 else kind.code
+    assert code(ask(gateway, "GET", "/api/stocks", headers=bearer("customer"))) == (STATUS[kind], expected)
 
 
 @pytest.mark.parametrize("kind", [errors.CannotWork, errors.PublishFailed, errors.ServiceUnavailable])
-def test_what_is_away_is_logged_and_not_told(gateway, kind, caplog):
+def test_an_unavailable_service_is_logged_and_not_named_to_the_client(gateway, kind, caplog):
     BEHIND.answer = kind("the database the-db-host is away", {"host": "the-db-host"})
     answer = ask(gateway, "GET", "/api/stocks", headers=bearer("customer"))
     assert code(answer) == (503, "unavailable")
@@ -234,9 +241,9 @@ def test_what_is_away_is_logged_and_not_told(gateway, kind, caplog):
     assert "the-db-host" in caplog.text
 
 
-def test_the_table_holds_every_error_a_client_can_be_told():
-    told = {errors.ServiceUnavailable, errors.RateLimited, errors.IdempotencyKeyReused, errors.VersionMoved}
-    assert all(any(kind in STATUS for kind in error.__mro__) for error in told)
+def test_the_table_has_every_error_that_a_client_can_get():
+    reported = {errors.ServiceUnavailable, errors.RateLimited, errors.IdempotencyKeyReused, errors.VersionMoved}
+    assert all(any(kind in STATUS for kind in error.__mro__) for error in reported)
     assert {STATUS[kind] for kind in STATUS} == {400, 401, 403, 404, 405, 408, 409, 411, 413, 415, 422, 429, 503}
 
 
@@ -249,7 +256,7 @@ def test_the_table_holds_every_error_a_client_can_be_told():
         errors.ConfigurationFault("secret"),
     ],
 )
-def test_what_was_not_meant_for_a_client_is_500_and_tells_nothing(gateway, error, caplog):
+def test_an_unexpected_error_is_500_and_reveals_nothing(gateway, error, caplog):
     BEHIND.answer = error
     answer = ask(gateway, "GET", "/api/stocks", headers=bearer("customer"))
     assert code(answer) == (500, "internal")
@@ -258,19 +265,19 @@ def test_what_was_not_meant_for_a_client_is_500_and_tells_nothing(gateway, error
 
 
 @pytest.mark.parametrize("error", [errors.ServiceUnavailable, errors.RateLimited, errors.IdempotencyInProgress])
-def test_who_should_come_again_is_told_when(gateway, error):
+def test_retry_after_is_sent_with_errors_that_can_be_retried(gateway, error):
     BEHIND.answer = error()
     _, headers, _ = ask(gateway, "GET", "/api/stocks", headers=bearer("customer"))
     assert int(headers["Retry-After"]) > 0
 
 
-def test_a_method_that_is_not_there_is_405_and_says_which_are(gateway):
+def test_an_unsupported_method_is_405_with_the_supported_ones(gateway):
     answer = ask(gateway, "DELETE", "/api/orders")
     assert code(answer) == (405, "method_not_allowed")
     assert {"GET", "POST"} <= set(answer[1]["Allow"].split(", "))
 
 
-def test_what_the_server_refuses_looks_like_every_error(gateway):
+def test_refusals_of_the_web_server_look_like_every_error(gateway):
     big = ask(gateway, "POST", "/api/orders", b" " * 70_000, JSON)
     assert code(big) == (413, "payload_too_large")
     chunked = ask(gateway, "POST", "/api/orders", iter([b"{}"]), JSON)
@@ -281,7 +288,7 @@ def test_what_the_server_refuses_looks_like_every_error(gateway):
     assert json.loads(body)["error"]["code"] == "bad_request"
 
 
-def test_a_client_turned_away_is_told_when_to_come_again(gateway, monkeypatch):
+def test_a_client_turned_away_gets_retry_after(gateway, monkeypatch):
     monkeypatch.setattr(gateway, "_max_connections", 0)
     answer = ask(gateway, "GET", "/api/stocks")
     assert code(answer) == (503, "unavailable")
@@ -316,13 +323,10 @@ def test_every_answer_has_the_headers_that_protect_browsers(gateway, path):
         assert headers.get_all(name) == [value] or (path, name) == ("/docs", "Content-Security-Policy")
 
 
-def test_what_could_not_be_read_is_answered_with_the_same_headers(gateway):
+def test_an_unreadable_request_gets_the_same_headers(gateway):
     for text in ("GET / HTTP/1.1\r\nContent-Length: +1\r\n\r\n", "nonsense\r\n\r\n"):
         head = say(gateway, text).partition("\r\n\r\n")[0]
         assert all(f"{name}: {value}" in head for name, value in PROTECTION.items())
-
-
-# --- bodies ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -343,12 +347,12 @@ def test_what_could_not_be_read_is_answered_with_the_same_headers(gateway):
         b"{'currency': 'EUR'}",
     ],
 )
-def test_what_is_not_strict_json_is_400(gateway, body):
+def test_lenient_json_is_400(gateway, body):
     assert code(post_order(gateway, body)) == (400, "bad_json")
 
 
 @pytest.mark.parametrize("body", [b"[]", b'"text"', b"7", b"null", b"true"])
-def test_json_that_is_no_object_is_422(gateway, body):
+def test_json_that_is_not_an_object_is_422(gateway, body):
     assert code(post_order(gateway, body)) == (422, "validation_failed")
 
 
@@ -356,30 +360,27 @@ def test_json_that_is_no_object_is_422(gateway, body):
     "kind",
     ["", "text/plain", "application/x-www-form-urlencoded", "application/json; charset=latin-1", "application/jsonx"],
 )
-def test_a_body_that_is_not_json_by_its_name_is_415(gateway, kind):
+def test_a_body_with_another_content_type_is_415(gateway, kind):
     assert code(post_order(gateway, **{"Content-Type": kind})) == (415, "unsupported_media_type")
 
 
 @pytest.mark.parametrize(
     "kind", ["application/json", 'Application/JSON; charset="UTF-8"', "application/json;charset=utf-8"]
 )
-def test_json_by_any_of_its_names_is_taken(gateway, kind):
+def test_every_spelling_of_the_json_content_type_is_accepted(gateway, kind):
     assert post_order(gateway, **{"Content-Type": kind})[0] == 201
-
-
-# --- the idempotency key ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("header", "key"), [("k-1", "k-1"), ('"k-1"', "k-1"), ("a" * 128, "a" * 128), ("A_z.9:-", "A_z.9:-")]
 )
-def test_a_key_is_taken_with_or_without_quotes(gateway, header, key):
+def test_a_key_is_accepted_with_or_without_quotes(gateway, header, key):
     assert post_order(gateway, key=header)[0] == 201
     assert BEHIND.asked[0][:2] == ("create_order", ({**ORDER, "payment_method": "mock_ok"}, key))
 
 
 @pytest.mark.parametrize("header", ["", '""', "a b", 'k-1"', '"k-1', "a" * 129, "\xe9", "a,b", "a/b"])
-def test_a_key_of_another_shape_is_400(gateway, header):
+def test_a_malformed_key_is_400(gateway, header):
     assert code(post_order(gateway, key=header)) == (400, "idempotency_key_invalid")
     assert BEHIND.asked == []
 
@@ -388,12 +389,12 @@ def test_a_missing_key_is_400(gateway):
     assert code(post_order(gateway, key=None)) == (400, "idempotency_key_required")
 
 
-def test_body_and_schema_are_looked_at_before_the_key(gateway):
+def test_the_body_is_checked_before_the_key(gateway):
     assert code(post_order(gateway, b"{", key=None)) == (400, "bad_json")
     assert code(post_order(gateway, {}, key=None)) == (422, "validation_failed")
 
 
-def test_an_order_is_answered_as_it_was_stored(gateway):
+def test_a_posted_order_is_answered_as_stored(gateway):
     BEHIND.answer = {
         "status": 201,
         "body": {"order_id": ORDER_ID},
@@ -412,15 +413,12 @@ class ProductionGateway(Gateway):
     name = "gateway"
 
 
-def test_production_wants_a_payment_method(gateway):
+def test_production_requires_a_payment_method(gateway):
     with serving(ProductionGateway, settings=Settings(env="production", auth_keys=KEYS)) as production:
         answer = post_order(production)
         assert code(answer) == (422, "validation_failed")
         assert list(answer[2]["error"]["details"]) == ["payment_method"]
         assert post_order(production, {**ORDER, "payment_method": "card"})[0] == 201
-
-
-# --- query parameters and paths --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -451,7 +449,7 @@ def test_a_parameter_with_a_bad_value_is_400_and_named(gateway, query):
     assert set(answer[2]["error"]["details"]) <= {pair.split("=")[0] for pair in query.split("&")}
 
 
-def test_filters_reach_the_inventory_in_one_spelling(gateway):
+def test_filters_of_releases_are_normalised(gateway):
     query = (
         f"limit=7&cursor=abc&order_id={ORDER_ID.upper()}&sku=A-1&reason=expired&user_id=alice&trace_id={ORDER_ID}"
         "&from=2026-01-14T12:00:00%2B02:00&to=2026-01-15T00:00:00Z"
@@ -471,7 +469,7 @@ def test_filters_reach_the_inventory_in_one_spelling(gateway):
     }
 
 
-def test_a_list_has_fifty_a_page_unless_asked(gateway):
+def test_a_page_has_fifty_items_by_default(gateway):
     ask(gateway, "GET", "/api/stocks", headers=bearer("customer"))
     assert BEHIND.asked[0][:3] == ("list_stocks", (), {"limit": 50, "cursor": None})
 
@@ -479,16 +477,16 @@ def test_a_list_has_fifty_a_page_unless_asked(gateway):
 @pytest.mark.parametrize(
     "path", ["/api/orders/7", "/api/orders/7/timeline", "/api/payments/x", "/api/payments?order_id=7"]
 )
-def test_an_id_that_is_no_uuid_is_404(gateway, path):
+def test_an_id_that_is_not_a_uuid_is_404(gateway, path):
     assert code(ask(gateway, "GET", path, headers=bearer("customer"))) == (404, "not_found")
 
 
-def test_an_id_is_the_same_in_capitals(gateway):
+def test_an_id_in_capitals_is_the_same_id(gateway):
     ask(gateway, "GET", f"/api/orders/{ORDER_ID.upper()}", headers=bearer("customer"))
     assert BEHIND.asked[0][1] == (ORDER_ID,)
 
 
-def test_a_sku_that_cannot_be_is_404_to_read_and_422_to_write(gateway):
+def test_an_impossible_sku_is_404_to_read_and_422_to_write(gateway):
     for sku in ("-A", "a%00", "a%20b", "a" * 65, "%E2%98%83"):
         assert ask(gateway, "GET", f"/api/stocks/{sku}", headers=bearer("admin"))[0] == 404
         body = json.dumps({"on_hand": 1}).encode()
@@ -499,7 +497,7 @@ def test_a_sku_that_cannot_be_is_404_to_read_and_422_to_write(gateway):
 @pytest.mark.parametrize(
     ("path", "allowed"), [("/api/stocks/release-events", {"GET", "HEAD"}), ("/api/v1/stocks/reserve", {"POST"})]
 )
-def test_words_of_the_api_are_no_skus(gateway, path, allowed):
+def test_path_words_of_the_api_are_not_skus(gateway, path, allowed):
     for method in {"GET", "PUT", "POST", "DELETE"} - allowed:
         answer = ask(gateway, method, path, b'{"on_hand": 1}', {**JSON, **bearer("admin")})
         assert code(answer) == (405, "method_not_allowed")
@@ -507,7 +505,7 @@ def test_words_of_the_api_are_no_skus(gateway, path, allowed):
     assert BEHIND.asked == []
 
 
-def test_a_word_of_the_api_within_a_path_may_be_a_sku(gateway):
+def test_a_path_word_of_the_api_elsewhere_may_be_a_sku(gateway):
     assert ask(gateway, "GET", "/api/stocks/reservations", headers=bearer("customer"))[0] == 200
     assert BEHIND.asked[0][:2] == ("get_stock", ("reservations",))
 
@@ -528,9 +526,6 @@ def test_a_reservation_is_released_and_committed_without_a_body(gateway):
     ]
 
 
-# --- dead messages ---------------------------------------------------------------------------------------------
-
-
 def replay(gateway, body, queue=QUEUE):
     BEHIND.answer = {"replay_id": ORDER_ID}
     return ask(
@@ -538,7 +533,7 @@ def replay(gateway, body, queue=QUEUE):
     )
 
 
-def test_a_replay_is_asked_for_in_one_spelling_and_answered_with_its_place(gateway):
+def test_a_replay_request_is_normalised_and_answered_with_its_location(gateway):
     body = {
         "ids": [ORDER_ID.upper()],
         "trace_id": ORDER_ID,
@@ -546,8 +541,8 @@ def test_a_replay_is_asked_for_in_one_spelling_and_answered_with_its_place(gatew
         "max": 3,
         "all": False,
     }
-    status, headers, told = replay(gateway, body)
-    assert (status, told) == (202, {"replay_id": ORDER_ID})
+    status, headers, answer = replay(gateway, body)
+    assert (status, answer) == (202, {"replay_id": ORDER_ID})
     assert headers["Location"] == f"/api/ops/replays/{ORDER_ID}"
     (method, asked, _, context) = BEHIND.asked[0]
     assert (method, context["user_id"]) == ("start_replay", "alice")
@@ -564,20 +559,20 @@ def test_a_replay_is_asked_for_in_one_spelling_and_answered_with_its_place(gatew
     )
 
 
-def test_a_replay_that_does_not_say_which_is_422_and_the_service_is_not_asked(gateway):
+def test_a_replay_without_a_choice_of_messages_is_422(gateway):
     for body in ({}, {"reasons": ["crash"]}, {"all": False}, {"max": 1, "all": True}):
         assert code(replay(gateway, body)) == (422, "validation_failed")
     assert BEHIND.asked == []
 
 
 @pytest.mark.parametrize("queue", ["Q", "%00", "a%20b", "%E2%98%83", "q" * 101, ".."])
-def test_a_queue_that_cannot_be_is_404(gateway, queue):
+def test_an_impossible_queue_name_is_404(gateway, queue):
     assert code(replay(gateway, {"all": True}, queue)) == (404, "not_found")
     assert code(ask(gateway, "GET", f"/api/ops/dlq/{queue}", headers=bearer("admin"))) == (404, "not_found")
     assert BEHIND.asked == []
 
 
-def test_filters_of_dead_messages_reach_the_service_in_one_spelling(gateway):
+def test_filters_of_dead_messages_are_normalised(gateway):
     query = f"reason=crash&type=order.paid&order_id={ORDER_ID.upper()}&trace_id={ORDER_ID}&limit=7&cursor=abc"
     assert ask(gateway, "GET", f"/api/ops/dlq/{QUEUE}.dlq?{query}", headers=bearer("operator"))[0] == 200
     assert BEHIND.asked[0][:2] == (
@@ -600,9 +595,9 @@ def test_an_order_is_cancelled_once_for_each_key(gateway):
     for replayed, header in ((False, None), (True, "true")):
         BEHIND.answer = {"status": 202, "body": {"order_id": ORDER_ID}, "location": "/there", "replayed": replayed}
         headers = {**bearer("customer"), "Idempotency-Key": "k-1"}
-        status, told, body = ask(gateway, "POST", f"/api/orders/{ORDER_ID}/cancel", headers=headers)
-        assert (status, body, told["Location"]) == (202, {"order_id": ORDER_ID}, "/there")
-        assert told["Idempotent-Replayed"] == header
+        status, response_headers, body = ask(gateway, "POST", f"/api/orders/{ORDER_ID}/cancel", headers=headers)
+        assert (status, body, response_headers["Location"]) == (202, {"order_id": ORDER_ID}, "/there")
+        assert response_headers["Idempotent-Replayed"] == header
     assert {asked[:2] for asked in BEHIND.asked} == {("cancel_order", (ORDER_ID, "k-1"))}
     answer = ask(gateway, "POST", f"/api/orders/{ORDER_ID}/cancel", headers=bearer("customer"))
     assert code(answer) == (400, "idempotency_key_required")
@@ -614,9 +609,6 @@ def test_a_refund_is_retried_by_an_operator_without_a_key(gateway):
     assert BEHIND.asked[0][:2] == ("retry_refund", (ORDER_ID,))
 
 
-# --- tokens ----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("body", "asked"),
     [
@@ -624,7 +616,7 @@ def test_a_refund_is_retried_by_an_operator_without_a_key(gateway):
         ({"user_id": "a", "roles": ["admin"]}, "issue_mock_token"),
     ],
 )
-def test_a_token_is_asked_for_without_one(gateway, body, asked):
+def test_signing_in_needs_no_token(gateway, body, asked):
     assert ask(gateway, "POST", "/api/auth/token", json.dumps(body).encode(), JSON)[0] == 200
     assert BEHIND.asked[0][0] == asked
     assert BEHIND.asked[0][2] == body
@@ -650,11 +642,11 @@ def test_wrong_credentials_are_401_with_a_challenge(gateway):
         {"user_id": "a\0", "roles": ["admin"]},
     ],
 )
-def test_a_token_request_is_one_of_the_two_shapes(gateway, body):
+def test_a_token_request_has_one_of_two_shapes(gateway, body):
     answer = ask(gateway, "POST", "/api/auth/token", json.dumps(body).encode(), JSON)
     assert code(answer) == (422, "validation_failed")
 
 
-def test_a_route_says_everything_about_itself():
+def test_a_route_declares_everything_about_itself():
     assert ROUTES
     assert all(isinstance(item, Api) and item.summary for item in ROUTES)

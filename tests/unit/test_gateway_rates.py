@@ -1,4 +1,4 @@
-"""Rate limits: who asks too often is told when to come again, and only he."""
+"""Rate limits by user and by address."""
 
 import time
 
@@ -6,8 +6,8 @@ import eventlet
 import pytest
 from limits.storage import MemoryStorage
 
-from gateway import rates
-from gateway.rates import Rate, Rates, network_of
+from gateway.api import rates
+from gateway.api.rates import Rate, Rates, network_of
 from shared.config import Settings
 from shared.errors import RateLimited
 from shared.events import Identity
@@ -32,7 +32,7 @@ def stocks(gateway, sub="alice", role="customer"):
 
 
 @limits(rate_user_per_min=3)
-def test_a_user_who_asks_too_often_is_429_and_told_when_to_come_again(gateway):
+def test_a_user_with_too_many_requests_gets_429_with_retry_after(gateway):
     assert [stocks(gateway)[0] for _ in range(3)] == [200] * 3
     answer = stocks(gateway)
     assert code(answer) == (429, "rate_limited")
@@ -42,7 +42,7 @@ def test_a_user_who_asks_too_often_is_429_and_told_when_to_come_again(gateway):
 
 
 @limits(rate_user_per_min=3)
-def test_a_user_has_one_limit_for_all_routes_and_another_user_his_own(gateway):
+def test_each_user_has_one_limit_for_all_routes(gateway):
     for path in ("/api/stocks", "/api/v1/stocks", "/api/stocks/release-events"):  # the last is 403
         ask(gateway, "GET", path, headers=bearer("customer"))
     assert stocks(gateway)[0] == 429
@@ -50,7 +50,7 @@ def test_a_user_has_one_limit_for_all_routes_and_another_user_his_own(gateway):
 
 
 @limits(rate_user_per_min=1)
-def test_who_only_claims_to_be_a_user_takes_nothing_of_his_limit(gateway):
+def test_requests_with_a_forged_token_do_not_count_against_the_user(gateway):
     token = bearer("customer")["Authorization"]
     for _ in range(3):
         assert ask(gateway, "GET", "/api/stocks", headers={"Authorization": token + "x"})[0] == 401
@@ -58,7 +58,7 @@ def test_who_only_claims_to_be_a_user_takes_nothing_of_his_limit(gateway):
 
 
 @limits(rate_user_per_min=1)
-def test_probes_documents_and_signing_in_have_no_limit_of_a_user(gateway):
+def test_probes_documents_and_signing_in_have_no_user_limit(gateway):
     stocks(gateway)
     for path in ("/healthz", "/readyz", "/metrics", "/docs", "/api/openapi.json"):
         assert [ask(gateway, "GET", path, headers=bearer("customer"))[0] for _ in range(3)] == [200] * 3
@@ -66,7 +66,7 @@ def test_probes_documents_and_signing_in_have_no_limit_of_a_user(gateway):
 
 
 @limits(rate_address_per_min=3)
-def test_an_address_is_limited_before_its_token_is_looked_at(gateway):
+def test_the_address_limit_is_checked_before_the_token(gateway):
     assert [ask(gateway, "GET", "/api/stocks")[0] for _ in range(5)] == [401] * 3 + [429] * 2
     assert code(stocks(gateway)) == (429, "rate_limited")
     assert code(ask(gateway, "POST", "/api/auth/token", b"{}")) == (429, "rate_limited")
@@ -74,7 +74,7 @@ def test_an_address_is_limited_before_its_token_is_looked_at(gateway):
 
 
 @limits(rate_address_per_min=2)
-def test_an_address_is_the_peers_and_not_what_a_header_says(gateway):
+def test_forwarding_headers_are_ignored_without_trusted_proxies(gateway):
     answers = [
         ask(gateway, "GET", "/api/stocks", headers={"X-Forwarded-For": f"192.0.2.{n}", "Forwarded": f"for=192.0.2.{n}"})
         for n in range(3)
@@ -83,12 +83,9 @@ def test_an_address_is_the_peers_and_not_what_a_header_says(gateway):
 
 
 @limits(rate_user_per_min=0, rate_address_per_min=0)
-def test_zero_is_no_limit(gateway, monkeypatch):
+def test_zero_means_no_limit(gateway, monkeypatch):
     monkeypatch.setattr(MemoryStorage, "incr", lambda *_: pytest.fail("counted"))
     assert [stocks(gateway)[0] for _ in range(20)] == [200] * 20
-
-
-# --- a rate ----------------------------------------------------------------------------------------------------
 
 
 def refused(rate, name="alice"):
@@ -99,14 +96,14 @@ def refused(rate, name="alice"):
         return error.details["retry_after"]
 
 
-def test_who_comes_again_when_he_was_told_to_is_let_in():
+def test_a_client_that_waits_for_retry_after_is_let_in():
     rate = Rate("user", 5, window_s=2)
     for _ in range(3):
         eventlet.sleep(refused(rate))
         rate.check("alice")
 
 
-def test_nobody_gets_two_windows_in_one_by_waiting_for_its_end():
+def test_waiting_for_the_end_of_a_window_does_not_double_the_limit():
     rate = Rate("user", 20, window_s=2)
     eventlet.sleep(2 - time.time() % 2 - 0.1)  # the end of a fixed window
     admitted = 0
@@ -120,19 +117,19 @@ def test_nobody_gets_two_windows_in_one_by_waiting_for_its_end():
     assert 20 <= admitted <= 25
 
 
-def test_what_is_kept_is_bounded_and_users_do_not_lose_theirs_to_addresses(monkeypatch, caplog):
+def test_counters_are_bounded_and_addresses_do_not_reset_users(monkeypatch, caplog):
     monkeypatch.setattr(rates, "MAX_TRACKED", 50)
     both = Rates(Settings(rate_user_per_min=1, rate_address_per_min=1))
     both.check_user(Identity("alice", ("customer",)))
     for n in range(200):
         both.check_address(f"192.0.2.{n}")
         assert len(both._of_address._storage.storage) <= 51
-    assert "all begin again" in caplog.text
+    assert "all were reset" in caplog.text
     with pytest.raises(RateLimited):
         both.check_user(Identity("alice", ("customer",)))
 
 
-def test_counters_are_forgotten_when_their_windows_are_over():
+def test_counters_are_deleted_after_their_windows():
     rate = Rate("address", 5, window_s=1)
     for n in range(20):
         rate.check(f"192.0.2.{n}")
@@ -154,5 +151,5 @@ def test_counters_are_forgotten_when_their_windows_are_over():
         ("no:address", "no:address"),
     ],
 )
-def test_who_has_a_network_of_ipv6_is_one(address, network):
+def test_an_ipv6_network_counts_as_one_client(address, network):
     assert network_of(address) == network

@@ -6,11 +6,10 @@ from uuid import uuid4
 import pytest
 
 from payment_service import domain
-from payment_service.domain import Answer, Payment, Refund, RefundStatus, Status
+from payment_service.domain import Answer, Payment, Refund, RefundStatus, Status, payment_id_of
 from payment_service.provider import parse_mode
 from shared.errors import ConfigurationFault, UnexpectedEvent, UnknownOrder
 from shared.events import PaymentFailed, PaymentSucceeded, Refunded, RefundFailed
-from shared.ids import payment_id_of
 
 ORDER, R = uuid4(), uuid4()
 P = payment_id_of(ORDER)

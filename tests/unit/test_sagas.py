@@ -1,4 +1,4 @@
-"""docs/sagas.md is what the rules say, and the services' handlers play each saga as it is drawn."""
+"""docs/sagas.md agrees with the rules, and the services' handlers emit the same events as each saga in it."""
 
 from collections import Counter
 
@@ -6,7 +6,7 @@ import pytest
 
 from inventory_service.domain import State
 from ops.docs import diagrams
-from ops.docs.diagrams import Play, moves, sagas, sequence, states
+from ops.docs.diagrams import Simulation, moves, sagas, sequence, states
 from order_service import domain
 from order_service.domain import Status
 from payment_service.domain import Status as PaymentStatus
@@ -23,7 +23,7 @@ ENDS = {
 }
 
 
-def test_the_document_is_what_the_rules_say() -> None:
+def test_the_document_agrees_with_the_rules() -> None:
     assert diagrams.FILE.read_text(encoding="utf-8") == diagrams.document(), "run: python -m ops.docs.contracts"
 
 
@@ -39,23 +39,23 @@ def test_every_row_of_the_table_is_drawn_or_listed() -> None:
 
 def test_each_saga_is_drawn() -> None:
     assert sagas().keys() == ENDS.keys()
-    for play in sagas().values():
-        drawn = "\n".join(sequence(play))
-        assert all(type_ in drawn for type_ in play.told)
+    for simulation in sagas().values():
+        drawn = "\n".join(sequence(simulation))
+        assert all(type_ in drawn for type_ in simulation.emitted)
 
 
 @pytest.mark.parametrize("title", ENDS)
 def test_each_saga_ends_as_its_title_says(title: str) -> None:
-    play = sagas()[title]
+    simulation = sagas()[title]
 
-    assert play.reservation is not None
-    assert play.payment is not None
-    assert (play.order.status, play.reservation.state, play.payment.status) == ENDS[title]
-    assert play.answers == []
+    assert simulation.reservation is not None
+    assert simulation.payment is not None
+    assert (simulation.order.status, simulation.reservation.state, simulation.payment.status) == ENDS[title]
+    assert simulation.answers == []
 
 
 class Acted:
-    """The same saga, acted by the services' own handlers: each message in the order in which it was told."""
+    """The same saga, run by the services' own handlers. Messages arrive in the order in which they were emitted."""
 
     def __init__(self, on_hand: int) -> None:
         self.world = World({"lamp": on_hand})
@@ -81,15 +81,15 @@ def acted(title: str) -> World:
 
 
 @pytest.mark.parametrize("title", ENDS)
-def test_the_handlers_tell_what_is_drawn_in_the_same_order(title: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_handlers_emit_what_is_drawn_in_the_same_order(title: str, monkeypatch: pytest.MonkeyPatch) -> None:
     on_memory(monkeypatch)
-    play: Play = sagas()[title]
+    simulation: Simulation = sagas()[title]
 
     world = acted(title)
 
-    assert [event.type for event in world.told] == play.told
+    assert [event.type for event in world.told] == simulation.emitted
     (order,) = world.order.orders.values()
     (reservation,) = world.inventory.reservations.values()
     (payment,) = world.payment.payments.values()
     assert (order.status, reservation.state, payment.status) == ENDS[title]
-    assert Counter(play.told)["order.cancelled"] == (order.status == Status.CANCELLED)
+    assert Counter(simulation.emitted)["order.cancelled"] == (order.status == Status.CANCELLED)

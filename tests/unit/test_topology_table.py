@@ -1,4 +1,4 @@
-"""The topology as data: every name is derived, nothing is left without a retry or an end."""
+"""The topology as data: every name is derived, and every queue has its retry levels and its DLQ."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from topology.declare import Drift, _difference, binding_drift, things
 QUEUES = [queue.name for queue in table.QUEUES]
 
 
-def test_the_names_of_a_queue_are_derived_from_its_own():
+def test_names_are_derived_from_the_name_of_the_main_queue():
     assert table.retry_queues("q.a.b") == ("q.a.b.retry", "q.a.b.retry.2s", "q.a.b.retry.4s")
     assert table.dead_letter_queue("q.a.b") == "q.a.b.dlq"
     assert table.dead_letter_queue("q.a.b.dlq") == "q.a.b.dlq"
@@ -26,7 +26,7 @@ def test_no_queue_has_two_rows():
 
 
 @pytest.mark.parametrize("name", QUEUES)
-def test_every_queue_has_its_retry_levels_and_its_dlq_and_nothing_else_exists(name):
+def test_every_queue_has_its_retry_levels_and_its_dlq_only(name):
     derived = {name, *table.retry_queues(name), table.dead_letter_queue(name)}
     assert len(derived) == 2 + len(table.RETRY_WAITS_S)
     assert {queue for queue in table.queue_arguments() if queue == name or queue.startswith(f"{name}.")} == derived
@@ -34,7 +34,7 @@ def test_every_queue_has_its_retry_levels_and_its_dlq_and_nothing_else_exists(na
 
 
 @pytest.mark.parametrize("name", QUEUES)
-def test_a_retry_returns_to_its_own_queue_alone_after_its_wait(name):
+def test_a_retry_returns_to_its_own_queue_only(name):
     arguments = table.queue_arguments()
     for level, wait in zip(table.retry_queues(name), (1, 2, 4), strict=True):
         # The default exchange: through the topic exchange every other subscriber would get a copy.
@@ -45,7 +45,7 @@ def test_a_retry_returns_to_its_own_queue_alone_after_its_wait(name):
 
 
 @pytest.mark.parametrize("name", QUEUES)
-def test_a_message_that_kills_its_process_ends_in_the_dlq(name):
+def test_a_message_over_the_delivery_limit_goes_to_the_dlq(name):
     arguments = table.queue_arguments()[name]
     assert arguments["x-dead-letter-exchange"] == ""
     assert arguments["x-dead-letter-routing-key"] == table.dead_letter_queue(name)
@@ -53,14 +53,14 @@ def test_a_message_that_kills_its_process_ends_in_the_dlq(name):
 
 
 @pytest.mark.parametrize("name", QUEUES)
-def test_what_is_dead_stays_until_somebody_takes_it_away(name):
+def test_a_dlq_drops_no_message(name):
     assert table.queue_arguments()[table.dead_letter_queue(name)] == {
         "x-queue-type": "quorum",
         "x-delivery-limit": 2_147_483_647,
     }
 
 
-def test_whatever_dead_letters_does_so_at_least_once():
+def test_dead_lettering_is_at_least_once():
     for name, arguments in table.queue_arguments().items():
         assert arguments["x-queue-type"] == "quorum", name
         if "x-dead-letter-routing-key" in arguments:
@@ -76,7 +76,7 @@ def test_every_dead_letter_has_a_target():
     assert targets <= set(arguments)
 
 
-def test_every_queue_is_bound_to_what_its_row_says_and_by_name_to_its_services_failed_exchange():
+def test_every_queue_has_the_bindings_of_its_row_and_of_its_failed_exchange():
     bindings = table.bindings()
     assert len(set(bindings)) == len(bindings)
     for queue in table.QUEUES:
@@ -84,11 +84,11 @@ def test_every_queue_is_bound_to_what_its_row_says_and_by_name_to_its_services_f
         assert bound == queue.bindings
         for name in (queue.name, *table.retry_queues(queue.name), table.dead_letter_queue(queue.name)):
             assert (f"ecom.failed.{queue.service}", name, name) in bindings
-    # Hints are heard by queues that live no longer than who listens.
+    # Queues for hints are made by gateways while they run, so the table has no binding for them.
     assert {exchange for exchange, _, _ in bindings} == set(table.exchanges()) - {table.HINTS_EXCHANGE}
 
 
-def test_the_events_exchange_is_the_only_topic_exchange_and_hints_go_to_all():
+def test_the_events_exchange_is_the_only_topic_exchange_and_hints_fan_out():
     kinds = table.exchanges()
     assert kinds.pop(table.EVENTS_EXCHANGE) == "topic"
     assert kinds.pop(table.HINTS_EXCHANGE) == "fanout"
@@ -96,7 +96,7 @@ def test_the_events_exchange_is_the_only_topic_exchange_and_hints_go_to_all():
 
 
 @pytest.mark.parametrize(
-    ("binding", "routing_key", "heard"),
+    ("binding", "routing_key", "matches"),
     [
         ("order.created", "order.created", True),
         ("order.created", "order.cancelled", False),
@@ -109,20 +109,20 @@ def test_the_events_exchange_is_the_only_topic_exchange_and_hints_go_to_all():
         ("*.failed", "payment.failed", True),
     ],
 )
-def test_a_binding_hears_as_a_topic_exchange_does(binding, routing_key, heard):
-    assert table.hears(table.Queue("q.x.y", "x", (binding,)), routing_key) is heard
+def test_a_binding_matches_as_in_a_topic_exchange(binding, routing_key, matches):
+    assert table.hears(table.Queue("q.x.y", "x", (binding,)), routing_key) == matches
 
 
-def test_results_do_not_reach_those_who_take_commands():
-    def hearers(routing_key):
+def test_results_do_not_reach_the_queues_of_commands():
+    def queues_of(routing_key):
         return {queue.name for queue in table.QUEUES if table.hears(queue, routing_key)}
 
-    assert hearers("inventory.released") == {"q.order.inventory-result"}
-    assert hearers("inventory.reserved") == {"q.order.inventory-result", "q.payment.inventory-reserved"}
-    assert hearers("inventory.release.requested") == {"q.inventory.release-requested"}
+    assert queues_of("inventory.released") == {"q.order.inventory-result"}
+    assert queues_of("inventory.reserved") == {"q.order.inventory-result", "q.payment.inventory-reserved"}
+    assert queues_of("inventory.release.requested") == {"q.inventory.release-requested"}
 
 
-def test_targets_are_declared_before_what_dead_letters_to_them():
+def test_a_queue_is_declared_after_the_target_of_its_dead_letters():
     order = [thing.name for thing in things() if thing.kind == "queue"]
     assert sorted(order) == sorted(table.queue_arguments())
     for name, arguments in table.queue_arguments().items():
@@ -149,7 +149,7 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize(("text", "current"), REFUSALS)
-def test_a_refusal_is_read_as_the_argument_and_its_value_at_the_broker(text, current):
+def test_a_refusal_names_the_argument_and_its_value_at_the_broker(text, current):
     name = text.split("'")[1]
     assert _difference(f"PRECONDITION_FAILED - {text}") == (name, current)
 
@@ -162,16 +162,16 @@ def test_a_refusal_is_read_as_the_argument_and_its_value_at_the_broker(text, cur
         "PRECONDITION_FAILED - inequivalent arg 'x-dead-letter-routing-key' for queue 'q.x' in vhost '/': rece...",
     ],
 )
-def test_a_refusal_that_says_something_else_is_not_guessed_at(text):
+def test_a_refusal_without_a_difference_yields_none(text):
     assert _difference(text) is None
 
 
-def test_the_bindings_of_the_table_and_those_of_others_are_no_drift():
+def test_bindings_of_the_table_and_of_other_queues_are_no_drift():
     seen = {*table.bindings(), ("", "q.order.inventory-result", "q.order.inventory-result")}
     assert binding_drift({*seen, ("ecom.events", "somebody-elses", "#")}) == []
 
 
-def test_a_lost_binding_and_one_too_many_are_drift():
+def test_a_missing_binding_and_an_extra_one_are_drift():
     lost = ("ecom.events", "q.order.inventory-result", "inventory.*")
     seen = {*table.bindings(), ("ecom.events", "q.order.inventory-result", "inventory.#")} - {lost}
     assert binding_drift(seen) == [

@@ -15,6 +15,7 @@ import resource
 import signal
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 
 from eventlet import hubs
 from nameko.cli.run import run as run_stock
@@ -53,7 +54,7 @@ def become(side: str, kind: str, queue: str, log: str, environment: Mapping[str,
     settings = read()
     if side == "ours":
         postgres.STATEMENT_TIMEOUT_MS = 2000
-        runner.MAX_WORKERS = MAX_WORKERS
+        runner.BY_NAME["inventory"] = replace(runner.BY_NAME["inventory"], workers=MAX_WORKERS)
         runner.service_class = lambda name: service
         sys.exit(runner.run("inventory"))
     logging.basicConfig(level=logging.INFO)

@@ -1,4 +1,4 @@
-"""Pages for people: rendered here, with no script and nothing from elsewhere."""
+"""Pages for people, rendered on the server: no scripts, nothing from other servers."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from gateway.http import Answer, Api
-from gateway.reader import Reader
+from gateway.api.answering import Answer
+from gateway.api.http import Api
+from gateway.site.reader import Reader
 
 TEMPLATES = Path(__file__).with_name("templates")
 
@@ -26,7 +27,7 @@ _JINJA = Environment(
 
 
 class Look:
-    """The style of some pages. It stands in each of them and is allowed by its hash; nothing else is."""
+    """The style sheet of some pages, which contain it. The Content-Security-Policy allows only its hash."""
 
     def __init__(self, *sheets: str, forms: bool = False) -> None:
         self.style = "".join((TEMPLATES / sheet).read_text(encoding="utf-8") for sheet in sheets)
@@ -43,22 +44,22 @@ class Look:
 
 
 def at(moment: str, precise: bool = False) -> str:
-    """An RFC 3339 time in UTC where the reader knows that it is UTC: 2026-01-14 10:30:00."""
+    """An RFC 3339 time without its zone, where the page says that it is UTC: 2026-01-14 10:30:00."""
     text = moment.removesuffix("Z").replace("T", " ")
     return text if precise else text.partition(".")[0]
 
 
 def readable(moment: str, precise: bool = False) -> str:
-    """The same where he does not: 2026-01-14 10:30:00 UTC."""
+    """An RFC 3339 time with its zone: 2026-01-14 10:30:00 UTC."""
     return f"{at(moment, precise)} UTC"
 
 
-def deed(operation: Mapping[str, Any]) -> str:
-    """What an operator did to a message."""
+def action(operation: Mapping[str, Any]) -> str:
+    """The action of an operator on a message, as a verb."""
     return {"replay": "replayed", "import": "put back"}.get(operation["kind"], operation["kind"])
 
 
-_JINJA.filters |= {"at": at, "readable": readable, "deed": deed}
+_JINJA.filters |= {"at": at, "readable": readable, "action": action}
 
 DOCS = Look("base.css", "docs.css")
 
@@ -76,16 +77,14 @@ page = PageRoute.decorator
 
 
 def render(look: Look, template: str, **values: Any) -> Answer:
-    """A page."""
-    body = _JINJA.get_template(template).render(values, style=Markup(look.style))  # our own files
+    """Render a template as a page."""
+    # The style comes from our own files, so it needs no escaping.
+    body = _JINJA.get_template(template).render(values, style=Markup(look.style))
     return Answer(body, headers=(("Content-Security-Policy", look.policy),))
 
 
-# --- the API's documentation -----------------------------------------------------------------------------------
-
-
 def docs(document: Mapping[str, Any]) -> Answer:
-    """The page that says what the OpenAPI document says."""
+    """The OpenAPI document as a page."""
     reader = Reader(document)
     groups: dict[str, list[dict[str, Any]]] = {}
     for path, methods in document["paths"].items():

@@ -1,4 +1,4 @@
-"""Units released over time as stacked bars: plain values for a template to draw."""
+"""Released units over time as stacked bars: the values from which a template draws the chart."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any
 
-# More bars than this cannot be told apart: then one stands for a week, a month, a year.
+# More bars than these cannot be told apart: then a bar stands for a week, a month or a year.
 MAX_DAYS = 92
 MAX_WEEKS = 104
 MAX_MONTHS = 120
-# A bar alone would be a wall.
-LEAST_SLOTS = 14
-# So many colours can be told apart; the reasons with the fewest units share the last one.
+# With fewer slots, a single bar would fill the chart.
+MIN_SLOTS = 14
+# This many colours can be told apart. The reasons with the fewest units share the last colour.
 SERIES = 5
 OTHER = "other reasons"
 
@@ -24,7 +24,7 @@ MAX_LABELS = 4
 
 @dataclass(frozen=True)
 class Segment:
-    """The units of one reason in a bar: the number of its series, and where it stands, in pixels from the top."""
+    """The units of one reason in a bar: the number of its series, and its position in pixels from the top."""
 
     series: int
     y: float
@@ -33,18 +33,18 @@ class Segment:
 
 @dataclass(frozen=True)
 class Bar:
-    """One day or more: where it stands in percent of the width, and what it says."""
+    """One day or longer: its position in percent of the width, its label, and its tooltip."""
 
     x: float
     width: float
     segments: tuple[Segment, ...]
     label: str
-    says: str
+    tooltip: str
 
 
 @dataclass(frozen=True)
 class Tick:
-    """A number or a day on an axis, and where: in pixels from the top, or in percent of the width."""
+    """A number or a day on an axis. `at` is in pixels from the top for numbers, in percent of the width for days."""
 
     at: float
     text: str
@@ -52,7 +52,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class Chart:
-    """Bars with their axes; `rows` is the same as a table, without the days on which nothing was released."""
+    """Bars with their axes. `rows` has the same numbers as a table, without the days that have no releases."""
 
     unit: str
     series: tuple[str, ...]
@@ -63,7 +63,7 @@ class Chart:
 
 
 def series_of(totals: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
-    """The reasons by their units, the most first; those past the colours there are as one."""
+    """The reasons, the one with the most units first. Reasons beyond the number of colours are combined into one."""
     units: Counter[str] = Counter()
     for row in totals:
         units[row["reason"]] += row["quantity"]
@@ -72,9 +72,9 @@ def series_of(totals: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
 
 
 def chart(totals: Sequence[Mapping[str, Any]], first: date | None, last: date) -> Chart | None:
-    """The chart of what release_totals tells, from a day to a day, or None where nothing was released.
+    """The chart of the totals from `first` to `last`, or None when nothing was released.
 
-    Where that is longer than the bars for days, it begins and ends where something was released.
+    A range with too many days for daily bars is cut to the days from the first release to the last.
     """
     if not totals:
         return None
@@ -90,14 +90,14 @@ def chart(totals: Sequence[Mapping[str, Any]], first: date | None, last: date) -
         name = row["reason"] if row["reason"] in series else OTHER
         units[_start(day, unit)][name] += row["quantity"]
     top = _round_up(max(counted.total() for counted in units.values()))
-    slot = 100 / max(len(starts), LEAST_SLOTS)
+    slot = 100 / max(len(starts), MIN_SLOTS)
     bars = tuple(
         Bar(
             round(place * slot + slot * 0.1, 3),
             round(slot * 0.8, 3),
             tuple(_stacked(units[start], series, top)),
             _label(start, unit),
-            _says(start, unit, units[start], series),
+            _tooltip(start, unit, units[start], series),
         )
         for place, start in enumerate(starts)
     )
@@ -130,7 +130,7 @@ def _unit(begin: date, end: date) -> str:
 
 
 def _start(day: date, unit: str) -> date:
-    """The first day of the bar that a day belongs to."""
+    """The first day of the bar that contains a day."""
     match unit:
         case "week":
             return day - timedelta(days=day.weekday())
@@ -145,7 +145,7 @@ def _starts(begin: date, end: date, unit: str) -> Iterable[date]:
     start = _start(begin, unit)
     while start <= end:
         yield start
-        # Past the end of this bar, whatever its length, and back to the beginning of the next one.
+        # Go past the end of this bar, whatever its length, and back to the start of the next one.
         start = _start(start + timedelta(days={"day": 1, "week": 7, "month": 31, "year": 366}[unit]), unit)
 
 
@@ -159,7 +159,7 @@ def _stacked(counted: Counter[str], series: Sequence[str], top: int) -> Iterable
 
 
 def _round_up(number: int) -> int:
-    """The next number that is round, and whose half is too."""
+    """The next round number whose half is also round."""
     power = 1
     while True:
         for lead in (2, 4, 6, 8, 10, 12, 16):
@@ -185,6 +185,6 @@ def _spoken(start: date, unit: str) -> str:
     return start.isoformat()
 
 
-def _says(start: date, unit: str, counted: Counter[str], series: Sequence[str]) -> str:
+def _tooltip(start: date, unit: str, counted: Counter[str], series: Sequence[str]) -> str:
     parts = ", ".join(f"{name} {counted[name]:,}" for name in series if counted[name])
     return f"{_spoken(start, unit)}: {counted.total():,} units" + (f" ({parts})" if parts else "")

@@ -1,4 +1,4 @@
-"""How often one address and one user may ask. Each replica of the gateway counts what it answers itself."""
+"""Rate limits by address and by user. Each replica of the gateway counts only the requests it answers itself."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ log = logging.getLogger(__name__)
 
 WINDOW_S = 60
 
-# What is kept for each name is two counters. Past this many all are forgotten: whoever holds as many addresses gains
-# nothing by it, memory stays bounded, and so does the library's look at every counter, which it takes each 10 ms.
+# The library keeps two counters for each name and looks at all of them every 10 ms. Past this many, all are deleted:
+# memory and that scan stay bounded, and an attacker with this many addresses gains nothing by it.
 MAX_TRACKED = 10_000
 
-# One household or server has a whole /64 of IPv6.
+# One household or server usually has a whole /64 network of IPv6.
 IPV6_PREFIX = 64
 
 
 class Rate:
-    """At most `amount` requests in a window for each name, 0 for any number.
+    """At most `amount` requests of each name in a window; 0 means no limit.
 
-    The window slides: what was asked in the last fixed window counts by the share of it that is still inside.
+    The window slides: requests of the previous fixed window count by the share of it that is still inside.
     """
 
     def __init__(self, who: str, amount: int, window_s: int = WINDOW_S) -> None:
@@ -41,11 +41,11 @@ class Rate:
             self._window = SlidingWindowCounterRateLimiter(self._storage)
 
     def check(self, name: str) -> None:
-        """Count a request. Raises RateLimited, which says after how many seconds the next one is let in."""
+        """Count a request. Raises RateLimited, which says after how many seconds the next request is allowed."""
         if not self.amount:
             return
         if len(self._storage.storage) >= MAX_TRACKED:
-            log.warning("more than %d counters for the requests of each %s: all begin again", MAX_TRACKED, self.who)
+            log.warning("more than %d counters for the requests of each %s: all were reset", MAX_TRACKED, self.who)
             self._storage.reset()
         if self._window.hit(self._limit, name):
             return
@@ -72,7 +72,7 @@ class Rates:
 
 
 def network_of(address: str) -> str:
-    """What one client has of addresses: an IPv4 address, or an IPv6 /64."""
+    """The addresses that count as one client: one IPv4 address, or an IPv6 /64 network."""
     if ":" not in address:
         return address
     try:

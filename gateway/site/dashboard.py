@@ -1,4 +1,4 @@
-"""The release audit as pages: what they show, made from what the services answer. No service is asked here."""
+"""The pages of the release audit, made from the answers of the services. This module calls no service."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from urllib.parse import urlencode
 
 from werkzeug.wrappers import Request
 
-from gateway import schemas
-from gateway.chart import chart, series_of
+from gateway.api.answering import Answer
+from gateway.api.errors import STATUS
+from gateway.api.fields import PAGE, filters_in
+from gateway.api.reading import query_of
 from gateway.export import linked
-from gateway.http import STATUS, Answer, query_of
-from gateway.pages import readable
-from gateway.sessions import HOME, SessionPage, Visitor, show
+from gateway.site.chart import chart, series_of
+from gateway.site.filters import DATE, WITHOUT_ZONE, default_filters
+from gateway.site.pages import readable
+from gateway.site.sessions import HOME, SessionPage, Visitor, show
 from shared.edge.http import Environ
 from shared.errors import BadRequest, EcomError, UnknownParameter
 
-# Seals are a second apart, and the operators' ledger follows within a few: what takes as long as this is stuck.
+# Seals are made every second, and the operators' ledger follows within seconds. After this time something is stuck.
 STUCK = timedelta(minutes=1)
 EXPORTS_SHOWN = 5
 
@@ -30,16 +33,16 @@ GOOD, NOTE, WARNING, ALARM, UNKNOWN = "good", "note", "warning", "alarm", "unkno
 
 @dataclass(frozen=True)
 class Finding:
-    """What one look at the seals has found: how it stands, about what, and in words."""
+    """One finding about the chain of seals: its level, its subject, and the text to show."""
 
     level: str
     about: str
-    says: str
+    text: str
 
 
 @dataclass(frozen=True)
 class Field:
-    """One filter of the form: what was typed, and what is wrong with it."""
+    """One filter of the form: the typed value and its problem, if any."""
 
     name: str
     label: str
@@ -62,10 +65,10 @@ MOMENTS = {"from", "to"}
 
 
 class Filtered(SessionPage):
-    """A page with filters; what is wrong with one of them is said at its field."""
+    """A page with filters. The problem of a filter is shown at its field."""
 
     def read_query(self, request: Request) -> dict[str, Any]:
-        return super().read_query(request) | schemas.first_look(query_of(request).keys())
+        return super().read_query(request) | default_filters(query_of(request).keys())
 
     def error_page(self, environ: Environ, status: int, error: EcomError) -> Answer:
         if status != STATUS[BadRequest] or isinstance(error, UnknownParameter):
@@ -79,40 +82,44 @@ class Filtered(SessionPage):
 filtered_page = Filtered.decorator
 
 
-def overview(
-    visitor: Visitor,
-    query: Mapping[str, Any],
-    filters: Mapping[str, Any],
-    releases: Mapping[str, Any],
-    operations: Mapping[str, Any] | None,
-    totals: Sequence[Mapping[str, Any]],
-    chain: Mapping[str, Any],
-    witness: Mapping[str, Any] | None,
-    exports: Sequence[Mapping[str, Any]],
-) -> Answer:
-    """The first page. `operations` and `witness` are None while ops_service is away."""
+@dataclass(frozen=True)
+class Audit:
+    """What the services answered for one overview. `operations` and `witness` are None while ops_service is away."""
+
+    releases: Mapping[str, Any]
+    operations: Mapping[str, Any] | None
+    totals: Sequence[Mapping[str, Any]]
+    chain: Mapping[str, Any]
+    witness: Mapping[str, Any] | None
+    exports: Sequence[Mapping[str, Any]]
+
+
+def overview(visitor: Visitor, query: Mapping[str, Any], audit: Audit) -> Answer:
+    """The first page: the releases that pass the filters of the query, their totals and the state of the seals."""
     now = datetime.now(UTC)
+    filters = filters_in(query)
     typed = as_typed(filters)
-    # An end that was left open stays open: without any filter a page would begin with the last days.
+    # An empty `from` keeps an open range open: without any filter the page would show only the last days.
     address = {"from": "", **typed}
-    if query["limit"] != schemas.PAGE:
+    if query["limit"] != PAGE:
         address |= {"limit": query["limit"]}
     first = _day(filters["from"]) if "from" in filters else None
     last = _day(filters["to"], just_before=True) if "to" in filters else now.date()
+    next_cursor = audit.releases["next_cursor"]
     return show(
         "dashboard.html",
         visitor=visitor,
         fields=form(typed),
         message="",
-        findings=findings(chain, witness, now),
-        reasons=by_reason(totals),
-        chart=chart(totals, first, last),
-        releases=linked(releases["items"], operations),
+        findings=findings(audit.chain, audit.witness, now),
+        reasons=by_reason(audit.totals),
+        chart=chart(audit.totals, first, last),
+        releases=linked(audit.releases["items"], audit.operations),
         is_first=query["cursor"] is None,
         first_page=_address(address),
-        next_page=_address(address | {"cursor": releases["next_cursor"]}) if releases["next_cursor"] else None,
+        next_page=_address(address | {"cursor": next_cursor}) if next_cursor else None,
         export=f"{HOME}/export?{urlencode(typed)}",
-        exports=exports,
+        exports=audit.exports,
     )
 
 
@@ -123,7 +130,7 @@ def release_page(
     timeline: Mapping[str, Any] | None,
     timeline_missing: str,
 ) -> Answer:
-    """One release. `timeline` is None where there is none to show: why, says `timeline_missing`."""
+    """The page of one release. Without a timeline, `timeline_missing` says why there is none."""
     (release,) = linked([release], operations)
     return show(
         "release.html",
@@ -136,7 +143,7 @@ def release_page(
 
 
 def findings(chain: Mapping[str, Any], witness: Mapping[str, Any] | None, now: datetime) -> list[Finding]:
-    """How the chain of seals stands. `witness` is what the operators' ledger knows, read before the chain."""
+    """The state of the chain of seals. `witness` is what the operators' ledger knows; it was read before the chain."""
     return [_sealed(chain), _waiting(chain, now), _agreement(chain["newest"], witness, now), _verified(witness)]
 
 
@@ -145,7 +152,7 @@ def _sealed(chain: Mapping[str, Any]) -> Finding:
     if newest is None:
         return Finding(NOTE, "Newest seal", "Nothing is sealed yet.")
     made = f"No. {newest['seq']:,}, made {readable(newest['sealed_at'])}."
-    return Finding(GOOD, "Newest seal", f"{made} {_count(chain['rows'], 'release')} sealed in all.")
+    return Finding(GOOD, "Newest seal", f"{made} {_count(chain['rows'], 'release')} sealed in total.")
 
 
 def _waiting(chain: Mapping[str, Any], now: datetime) -> Finding:
@@ -155,50 +162,50 @@ def _waiting(chain: Mapping[str, Any], now: datetime) -> Finding:
     if not chain["waiting"]:
         return Finding(GOOD, about, "None.")
     since = chain["oldest_waiting_at"]
-    says = f"{_count(chain['waiting'], 'release')}, the oldest of {readable(since)}."
+    text = f"{_count(chain['waiting'], 'release')}, the oldest of {readable(since)}."
     if now - datetime.fromisoformat(since) > STUCK:
-        return Finding(WARNING, about, f"{says} Nobody seals, or a transaction is kept open.")
-    return Finding(NOTE, about, says)
+        return Finding(WARNING, about, f"{text} Sealing has stopped, or a transaction is held open.")
+    return Finding(NOTE, about, text)
 
 
 def _agreement(newest: Mapping[str, Any] | None, witness: Mapping[str, Any] | None, now: datetime) -> Finding:
     about = "Operators' ledger"
     if witness is None:
-        return Finding(UNKNOWN, about, "Cannot be asked now: the operators' service does not answer.")
+        return Finding(UNKNOWN, about, "Unknown: the operators' service is unavailable.")
     if witness["trouble"]:
         return Finding(ALARM, about, _sentence(witness["trouble"]))
     head = witness["head"]
     at = newest["seq"] if newest else 0
     if head is None:
-        return Finding(NOTE, about, "It has not written down any seal yet.")
+        return Finding(NOTE, about, "It has not recorded a seal yet.")
     knows = f"It knows seal {head['seq']:,}"
     if head["seq"] > at:
         here = f"the newest one here is {at:,}" if at else "there is none here"
-        return Finding(ALARM, about, f"{knows}, and {here}: seals were cut off, and their releases with them.")
+        return Finding(ALARM, about, f"{knows}, and {here}: seals were removed, and their releases with them.")
     if newest is not None and head["seq"] == at:
         if head["mac"] != newest["mac"]:
-            return Finding(ALARM, about, f"{knows} as another one than it is here: the chain was written anew.")
-        return Finding(GOOD, about, f"Agrees: {knows[3:]} as it is here.")
+            return Finding(ALARM, about, f"{knows} with other contents than here: the chain was rewritten.")
+        return Finding(GOOD, about, f"Agrees: {knows[3:]}, and it is the same here.")
     if newest is not None and now - datetime.fromisoformat(newest["sealed_at"]) > STUCK:
-        return Finding(WARNING, about, f"{knows}, and the newest one here is {at:,}: it does not follow.")
+        return Finding(WARNING, about, f"{knows}, and the newest one here is {at:,}: it has stopped following.")
     return Finding(GOOD, about, f"{knows} of {at:,}; it follows within seconds.")
 
 
 def _verified(witness: Mapping[str, Any] | None) -> Finding:
     about = "Last verification"
     if witness is None:
-        return Finding(UNKNOWN, about, "Cannot be asked now: the operators' service does not answer.")
+        return Finding(UNKNOWN, about, "Unknown: the operators' service is unavailable.")
     last = witness["verification"]
     if last is None:
-        return Finding(NOTE, about, "There has been none. An operator runs: ecom audit verify")
+        return Finding(NOTE, about, "There has been none. An operator can run: ecom audit verify")
     by = f"by {last['actor']}, {readable(last['finished_at'])}"
     if not last["intact"]:
-        return Finding(ALARM, about, f"The audit is not intact: {last['outcome']} Found {by}.")
+        return Finding(ALARM, about, f"The audit is not intact: {last['outcome']} Verified {by}.")
     return Finding(GOOD, about, f"Intact: {_count(last['rows'], 'release')} in {_count(last['seals'], 'seal')}, {by}.")
 
 
 def form(typed: Mapping[str, str], problems: Mapping[str, Sequence[str]] = MappingProxyType({})) -> list[Field]:
-    """The fields of the form. What is no date stays as it was typed, in a field that can hold it."""
+    """The fields of the form. Text that is not a date stays as typed, in a field that can hold it."""
     return [
         Field(
             name,
@@ -213,17 +220,17 @@ def form(typed: Mapping[str, str], problems: Mapping[str, Sequence[str]] = Mappi
 
 
 def _included(typed: str) -> str:
-    return "that day is included" if _kind(typed) == "date" else "that moment is not included"
+    return "that day is included" if _kind(typed) == "date" else "that time is not included"
 
 
 def _kind(typed: str) -> str:
-    if not typed or schemas.DATE.fullmatch(typed):
+    if not typed or DATE.fullmatch(typed):
         return "date"
-    return "datetime-local" if schemas.WITHOUT_ZONE.fullmatch(typed) else "text"
+    return "datetime-local" if WITHOUT_ZONE.fullmatch(typed) else "text"
 
 
 def by_reason(totals: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Releases and units of each reason, the most units first, and the number of its colour in the chart."""
+    """Releases, units and chart colour of each reason, the reason with the most units first."""
     totals = list(totals)
     releases: Counter[str] = Counter()
     units: Counter[str] = Counter()
@@ -243,7 +250,7 @@ def by_reason(totals: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def as_typed(filters: Mapping[str, Any]) -> dict[str, str]:
-    """Filters as the form shows them: whole days as dates, and read again they are the same."""
+    """Filters as the form shows them: whole days become dates. Reading the form gives the same filters again."""
     typed = {name: str(filters[name]) for name in FILTERS if name in filters}
     for name in MOMENTS & typed.keys():
         moment = datetime.fromisoformat(typed[name])

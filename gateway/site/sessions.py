@@ -1,7 +1,7 @@
-"""Sessions of people in a browser: a token in a cookie, forms in place of JSON, and errors that are pages.
+"""Sessions of people in a browser: a token in a cookie, forms in place of JSON, and errors as pages.
 
-The token is of an audience of its own, so that neither a stolen cookie opens the API nor an API token these pages. It
-lives an hour whatever happens: signing out makes the browser forget it.
+The token has an audience of its own: a stolen cookie does not open the API, and an API token does not open these pages.
+A session lasts one hour. Signing out deletes the cookie; the token itself stays valid until the hour is over.
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ import marshmallow
 from werkzeug.http import dump_cookie, parse_cookie
 from werkzeug.wrappers import Request, Response
 
+from gateway.api.answering import Answer, respond
+from gateway.api.errors import report_error
+from gateway.api.http import Api
+from gateway.api.reading import by_field, load_query, query_of, trace_of
 from gateway.export import Export
-from gateway.http import Answer, Api, by_field, load_query, query_of, respond, tell, trace_of
-from gateway.pages import Look, PageRoute, render
+from gateway.site.pages import Look, PageRoute, render
 from shared import auth, errors
 from shared.edge.http import BODY, Environ
 from shared.events import Identity
@@ -27,36 +30,36 @@ from shared.tracing import as_uuid
 
 HOME = "/dashboard"
 COOKIE = "ecom_session"
-# RFC 9110 wants a challenge with every 401. No browser knows this one, so none asks for a password by itself.
+# RFC 9110 requires a challenge with every 401. Browsers do not know this one, so they show no password dialog.
 CHALLENGE = f'Cookie realm="ecom", form-action="{HOME}/sign-in", cookie-name="{COOKIE}"'
 
 FORM = "application/x-www-form-urlencoded"
 MAX_FIELDS = 20
 
-# Signing in leads to these pages and nowhere else; a file is not where one arrives, so its page stands in.
+# Signing in redirects only to these pages. In place of the export, which is a file, it redirects to its page.
 _OWN = re.compile(r"(/dashboard(?:/releases/[0-9]{1,19})?)(?:/export)?(\?[!-\[\]-~]*)?")
 
-# The sign-in form was read, and what it says is wrong: it is shown again.
-_AGAIN = {401, 422}
+# For these statuses the sign-in form is shown again.
+_SHOW_AGAIN = {401, 422}
 
 LOOK = Look("base.css", "dashboard.css", forms=True)
 
 
 @dataclass(frozen=True)
 class Visitor:
-    """Who looks at a page, and what his form must send to sign out."""
+    """The user who looks at a page, and the token of their sign-out form."""
 
     name: str
     sign_out_token: str
 
     @classmethod
     def of(cls, identity: Identity, token_id: str, keys: auth.Keys) -> Visitor:
-        """The visitor of that session."""
+        """The visitor of a session."""
         return cls(identity.user_id, sign_out_token(keys[0][1], token_id))
 
 
 class Session(Api):
-    """A route for who has signed in by the form. Mixed into a kind of route, it says who asks and how errors look."""
+    """A route for signed-in users. Mixed into a kind of route, it reads the cookie and shows errors as pages."""
 
     in_document = False
     below = HOME
@@ -65,7 +68,7 @@ class Session(Api):
         return auth.verify(parse_cookie(environ).get(COOKIE, ""), self._keys, audience=auth.DASHBOARD)
 
     def read_query(self, request: Request) -> dict[str, Any]:
-        """A field of a form that was left empty was not given."""
+        """An empty form field counts as not given."""
         given = {name: values for name, values in query_of(request).items() if any(values)}
         return load_query(given, self._query)
 
@@ -80,19 +83,19 @@ class Session(Api):
     def respond_with_error(
         self, environ: Environ, error: Exception, headers: Iterable[tuple[str, str]] = ()
     ) -> Response:
-        status, told, own = tell(environ, error)
+        status, reported, own = report_error(environ, error)
         own = [(name, CHALLENGE if name == "WWW-Authenticate" else value) for name, value in own]
-        page = self.error_page(environ, status, told)
+        page = self.error_page(environ, status, reported)
         return respond(environ, status, page.body, [*page.headers, *own, *headers], PageRoute.content_type)
 
     def error_page(self, environ: Environ, status: int, error: errors.EcomError) -> Answer:
-        """What a person is shown of an error."""
+        """The page for an error."""
         if status == 401:
-            return sign_in_form(asked_for(environ))
+            return sign_in_form(requested_page(environ))
         return self.show(environ, "error.html", status=status, error=error)
 
     def show(self, environ: Environ, template: str, **values: Any) -> Answer:
-        """A page that tells of an error, and under which trace."""
+        """A page that shows an error and its trace."""
         trace_id = as_uuid(trace_of(environ).trace_id)
         return show(template, visitor=self._visitor(environ), trace_id=trace_id, **values)
 
@@ -105,22 +108,22 @@ class Session(Api):
 
 
 class SessionPage(Session, PageRoute):
-    """A page for who has signed in."""
+    """A page for signed-in users."""
 
 
 class SessionExport(Session, Export):
-    """A file for who has signed in."""
+    """A file for signed-in users."""
 
 
 class SignIn(SessionPage):
-    """Takes the form with name and password; what is wrong with them is said above the same form."""
+    """Reads the sign-in form. A problem is shown above the same form."""
 
     def error_page(self, environ: Environ, status: int, error: errors.EcomError) -> Answer:
-        if status not in _AGAIN:
+        if status not in _SHOW_AGAIN:
             return super().error_page(environ, status, error)
         form = dict(_pairs(environ))
-        says = "Both a name and a password are needed." if status == 422 else error.message
-        return sign_in_form(own_path(form.get("next", "")), says, form.get("username", ""))
+        problem = "Both a name and a password are needed." if status == 422 else error.message
+        return sign_in_form(own_path(form.get("next", "")), problem, form.get("username", ""))
 
 
 session_page = SessionPage.decorator
@@ -131,39 +134,39 @@ session_export = SessionExport.decorator
 def show(template: str, **values: Any) -> Answer:
     """A page of the dashboard."""
     page = render(LOOK, template, **values)
-    # With no referrer at all a browser would not say either from which origin a form comes: it would send "null".
+    # With no-referrer, which all other answers have, browsers would send the Origin of a form as "null".
     return Answer(page.body, headers=(*page.headers, ("Referrer-Policy", "same-origin")))
 
 
 def sign_in_form(leads_to: str = HOME, problem: str = "", username: str = "") -> Answer:
-    """The form with name and password, and the address that was asked for first."""
+    """The form with name and password. `leads_to` is the page that was requested first."""
     return show("sign-in.html", visitor=None, leads_to=leads_to, problem=problem, username=username)
 
 
 def redirect(path: str, *cookies: str) -> Answer:
-    """Go there by GET."""
+    """Redirect the browser to a path; it sends a GET."""
     return Answer("", 303, (("Location", path), *(("Set-Cookie", cookie) for cookie in cookies)))
 
 
-# --- where to go, and where from ---------------------------------------------------------------------------------
-
-
 def own_path(address: str) -> str:
-    """The address if it is one of these pages, else the first page: nobody is sent elsewhere."""
+    """The address if it is one of these pages, else the first page. This prevents redirects to other sites."""
     match = _OWN.fullmatch(address)
     return match[1] + (match[2] or "") if match else HOME
 
 
-def asked_for(environ: Environ) -> str:
+def requested_page(environ: Environ) -> str:
     """The page that a request asked for, with its filters."""
     query = environ.get("QUERY_STRING", "")
     return own_path(environ.get("PATH_INFO", "") + (f"?{query}" if query else ""))
 
 
 def check_origin(environ: Environ) -> None:
-    """Raises Forbidden for a form that another site has sent. What says nothing is no browser of these days."""
+    """Raise Forbidden for a form that another site has sent.
+
+    A request with neither Sec-Fetch-Site nor Origin is allowed: current browsers always send one.
+    """
     site, origin = environ.get("HTTP_SEC_FETCH_SITE"), environ.get("HTTP_ORIGIN")
-    if site is not None:  # set by the browser alone, and true also where a proxy gives us another name
+    if site is not None:  # set by the browser, and right even if a proxy changes the Host
         own = site in ("same-origin", "none")
     else:
         own = origin is None or urlsplit(origin).netloc == environ.get("HTTP_HOST")
@@ -171,11 +174,8 @@ def check_origin(environ: Environ) -> None:
         raise errors.Forbidden("This form was sent by another site.")
 
 
-# --- the cookie and the forms ------------------------------------------------------------------------------------
-
-
 def cookie(token: str, secure: bool) -> str:
-    """The session as a Set-Cookie header; an empty token makes the browser forget it."""
+    """The session as a Set-Cookie header. An empty token deletes the cookie."""
     return dump_cookie(
         COOKIE,
         token,
@@ -188,14 +188,14 @@ def cookie(token: str, secure: bool) -> str:
 
 
 def sign_out_token(key: str, token_id: str) -> str:
-    """What a form must send to end that session: nobody who has only made the browser send it can know it."""
+    """The secret that a form must send to end a session. A page of another site cannot know it."""
     return hmac.new(key.encode(), f"ecom-dashboard sign-out {token_id}".encode(), "sha256").hexdigest()
 
 
 def may_sign_out(token: str, token_id: str, keys: auth.Keys) -> bool:
-    """Whether the form was made for this session, with whichever key was the first then."""
-    fitting = [hmac.compare_digest(token.encode(), sign_out_token(key, token_id).encode()) for _, key in keys]
-    return any(fitting)
+    """Whether the form was made for this session, with any of the current keys."""
+    matches = [hmac.compare_digest(token.encode(), sign_out_token(key, token_id).encode()) for _, key in keys]
+    return any(matches)
 
 
 def read_form(environ: Environ) -> Mapping[str, str]:

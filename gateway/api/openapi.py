@@ -1,4 +1,4 @@
-"""The OpenAPI document, made from the declarations that the routes themselves work by."""
+"""The OpenAPI document, made from the declarations by which the routes work."""
 
 from __future__ import annotations
 
@@ -7,83 +7,91 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from functools import cache
+from importlib import metadata
 from typing import Any
 
 import marshmallow
 from apispec import APISpec
 from apispec.ext.marshmallow import MarshmallowPlugin
 
-from gateway import answers, http, schemas
-from gateway.http import Api
+from gateway.api.errors import RETRY_AFTER_S, STATUS, Error
+from gateway.api.fields import IDEMPOTENCY_KEY, MAX_ROW_ID, Id, WholeNumber
+from gateway.api.http import Api
 from shared import errors
 from shared.edge.connection import MAX_BODY_BYTES
 from shared.errors import EcomError
 
-VERSION = "1"
 DESCRIPTION = """\
 Orders, stock and payments. `/api/v1/...` is the same as `/api/...`.
 
 Sign in at `/api/auth/token` and send `Authorization: Bearer <access_token>` with every call. Money is an integer of
 minor units: 1999 is 19.99 EUR. Times are RFC 3339 in UTC.
 
-Every error has one shape, `{"error": {"code", "message", "details", "traceId"}}`. Clients decide by `code`; people who
-ask about an error tell its `traceId`. Every answer names its trace in `X-Correlation-ID` and `traceparent`, and
-takes the client's own from the same headers.
+Every error has the shape `{"error": {"code", "message", "details", "traceId"}}`. Clients decide by `code`; people quote
+`traceId` when they ask about an error. Every answer has its trace in `X-Correlation-ID` and `traceparent`; a client can
+send its own in the same headers.
 
-A path that is not here is 404, a method that a path does not take is 405 with `Allow`. Request bodies are JSON with a
+An unknown path is 404. A method that a path does not support is 405 with `Allow`. Request bodies are JSON with a
 Content-Length of at most {limit} kB. Answers may gain fields.
 """.replace("{limit}", str(MAX_BODY_BYTES // 1024))
 
-KEY_SHAPE = rf'^(?:{schemas.IDEMPOTENCY_KEY.pattern}|"{schemas.IDEMPOTENCY_KEY.pattern}")$'
+KEY_SHAPE = rf'^(?:{IDEMPOTENCY_KEY.pattern}|"{IDEMPOTENCY_KEY.pattern}")$'
 
-# What a value in a path may be, by the converter of the rule, or by the name of a piece of plain text.
-IN_PATHS: dict[str, marshmallow.fields.Field] = {
-    "uuid": schemas.Id(),
-    "int": schemas.Whole(1, schemas.MAX_ROW_ID, 7),
-    "sku": schemas.sku_field(),
-    "queue": schemas.queue_field(),
-}
+# The field of each path converter. For pieces of plain text, a route passes its own fields as `in_path`.
+IN_PATHS: dict[str, marshmallow.fields.Field] = {"uuid": Id(), "int": WholeNumber(1, MAX_ROW_ID, 7)}
 
 HEADERS = {
-    "X-Correlation-ID": ("What the client calls this request, or else the trace id.", {"type": "string"}),
-    "traceparent": ("The trace, by W3C Trace Context.", {"type": "string"}),
-    "Retry-After": ("After how many seconds to come again.", {"type": "integer", "minimum": 1}),
+    "X-Correlation-ID": ("The correlation id that the client sent, else the trace id.", {"type": "string"}),
+    "traceparent": ("The trace, in the form of W3C Trace Context.", {"type": "string"}),
+    "Retry-After": ("After how many seconds to retry.", {"type": "integer", "minimum": 1}),
     "WWW-Authenticate": ("How to sign in.", {"type": "string"}),
-    "Location": ("Where what was asked for is.", {"type": "string", "format": "uri-reference"}),
-    "Link": ('`<...>; rel="next"`: the next page, where there is one.', {"type": "string"}),
-    "Content-Disposition": ("That this is a file, and its name.", {"type": "string"}),
-    "Idempotent-Replayed": ("That this answer was made for an earlier request.", {"const": "true"}),
+    "Location": ("The address of what was created.", {"type": "string", "format": "uri-reference"}),
+    "Link": ('`<...>; rel="next"`: the next page, unless this is the last one.', {"type": "string"}),
+    "Idempotent-Replayed": (
+        "The answer was made for an earlier request with this key.",
+        {"const": "true"},
+    ),
 }
 ALWAYS = ("X-Correlation-ID", "traceparent")
 
 
 @cache
 def document(service: type) -> dict[str, Any]:
-    """The document of a service's routes."""
+    """The document of the routes of a service."""
     plugin = MarshmallowPlugin()
     spec = APISpec(
-        "ecom", VERSION, "3.1.0", info={"description": DESCRIPTION}, plugins=[plugin], servers=[{"url": "/"}]
+        "ecom", version(), "3.1.0", info={"description": DESCRIPTION}, plugins=[plugin], servers=[{"url": "/"}]
     )
     spec.components.security_scheme("bearer", {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"})
-    for name, (description, schema) in HEADERS.items():
+    documented = [(name, method, route) for name, method, route in routes(service) if route.in_document]
+    headers = dict(HEADERS)
+    for _, _, route in documented:
+        headers |= route.answer_headers
+    for name, (description, schema) in headers.items():
         spec.components.header(name, {"description": description, "schema": schema})
-    for name, method, route in routes(service):
-        if not route.in_document:
-            continue
-        for shape in (route.body, *route.answers.values(), answers.Error):
+    for name, method, route in documented:
+        for shape in (route.body, *route.answers.values(), Error):
             if shape is not None and shape.__name__ not in spec.components.schemas:
                 about = {"description": _doc(shape), **getattr(shape, "openapi", {})}
                 spec.components.schema(shape.__name__, about, schema=shape)
         operation = _operation(name, method, route, plugin)
         spec.path(route.label, operations={route.method.lower(): operation})
     made = spec.to_dict()
-    _describe_nested(made["components"]["schemas"])
-    return json.loads(json.dumps(made))  # plain, and shared with no schema
+    assert plugin.converter is not None
+    for (shape, *_), name in plugin.converter.refs.items():
+        # apispec finds the schemas inside other schemas itself and does not read their docstrings.
+        made["components"]["schemas"][name].setdefault("description", _doc(shape))
+    return json.loads(json.dumps(made))  # plain values that no schema shares
+
+
+def version() -> str:
+    """The project's version."""
+    return metadata.version("ecom")
 
 
 def routes(service: type) -> Iterator[tuple[str, Any, Api]]:
-    """Each route of a service under the name of its method, in the order of the class."""
-    names = dict.fromkeys(name for kind in reversed(service.__mro__) for name in vars(kind))
+    """Every route of a service with its method and the method's name, in the order of the class head."""
+    names = dict.fromkeys(name for kind in service.__mro__ for name in vars(kind))
     for name in names:
         method = getattr(service, name)
         for entrypoint in getattr(method, "nameko_entrypoints", ()):
@@ -92,26 +100,26 @@ def routes(service: type) -> Iterator[tuple[str, Any, Api]]:
 
 
 def failures(route: Api) -> dict[int, list[type[EcomError]]]:
-    """Every error that a route can give, by status."""
-    told: list[type[EcomError]] = [errors.UnknownParameter, *route.fails]
+    """Every error that a route can answer, by status."""
+    kinds: list[type[EcomError]] = [errors.UnknownParameter, *route.fails]
     if route.query is not None or route.reads_headers:
-        told.append(errors.BadRequest)
+        kinds.append(errors.BadRequest)
     if route.paged:
-        told.append(errors.InvalidCursor)
+        kinds.append(errors.InvalidCursor)
     if route.roles is not None:
-        told += [errors.Unauthenticated, errors.Forbidden]
+        kinds += [errors.Unauthenticated, errors.Forbidden]
     if _in_path(route):
-        told.append(errors.NotFound)
+        kinds.append(errors.NotFound)
     if route.body is not None:
-        told += [errors.BadJson, errors.RequestTimeout, errors.LengthRequired, errors.PayloadTooLarge]
-        told += [errors.UnsupportedMediaType, errors.ValidationFailed]
+        kinds += [errors.BadJson, errors.RequestTimeout, errors.LengthRequired, errors.PayloadTooLarge]
+        kinds += [errors.UnsupportedMediaType, errors.ValidationFailed]
     if route.idempotent:
-        told += [errors.IdempotencyKeyRequired, errors.IdempotencyKeyInvalid]
-        told += [errors.IdempotencyInProgress, errors.IdempotencyKeyReused]
-    told += [errors.RateLimited, errors.ServiceUnavailable]
+        kinds += [errors.IdempotencyKeyRequired, errors.IdempotencyKeyInvalid]
+        kinds += [errors.IdempotencyInProgress, errors.IdempotencyKeyReused]
+    kinds += [errors.RateLimited, errors.ServiceUnavailable]
     by_status: dict[int, list[type[EcomError]]] = {}
-    for error in told:
-        status = next(http.STATUS[kind] for kind in error.__mro__ if kind in http.STATUS)
+    for error in kinds:
+        status = next(STATUS[kind] for kind in error.__mro__ if kind in STATUS)
         by_status.setdefault(status, []).append(error)
     return dict(sorted(by_status.items()))
 
@@ -130,7 +138,7 @@ def _operation(name: str, method: Any, route: Api, plugin: MarshmallowPlugin) ->
                 "in": "header",
                 "name": "Idempotency-Key",
                 "required": True,
-                "description": "the client's own name for this request: a repeat has the same effect and answer",
+                "description": "chosen by the client: a repeated key has no further effect and gets the same answer",
                 "schema": {"type": "string", "pattern": KEY_SHAPE, "examples": ["first-order"]},
             }
         )
@@ -174,14 +182,14 @@ def _failure(kinds: Iterable[type[EcomError]]) -> dict[str, Any]:
     return {
         "description": "\n".join(f"- `{kind.code}`: {_doc(kind)}" for kind in kinds),
         "headers": _headers((*ALWAYS, *sorted(own))),
-        "content": {"application/json": {"schema": answers.Error.__name__}},
+        "content": {"application/json": {"schema": Error.__name__}},
     }
 
 
 def _own_headers(kind: type[EcomError]) -> Iterator[str]:
     if issubclass(kind, errors.Unauthenticated):
         yield "WWW-Authenticate"
-    if any(known in http.RETRY_AFTER_S for known in kind.__mro__):
+    if any(known in RETRY_AFTER_S for known in kind.__mro__):
         yield "Retry-After"
 
 
@@ -191,7 +199,7 @@ def _headers(names: Iterable[str]) -> dict[str, Any]:
 
 def _in_path(route: Api) -> list[tuple[str, marshmallow.fields.Field]]:
     pieces = re.findall(r"<(?:(\w+):)?(\w+)>", route.url)
-    return [(name, IN_PATHS[converter or name]) for converter, name in pieces]
+    return [(name, IN_PATHS[converter] if converter else route.in_path[name]) for converter, name in pieces]
 
 
 def _tag(route: Api) -> str:
@@ -201,10 +209,3 @@ def _tag(route: Api) -> str:
 
 def _doc(thing: Any) -> str:
     return (inspect.getdoc(thing) or "").splitlines()[0]
-
-
-def _describe_nested(components: dict[str, Any]) -> None:
-    """Schemas inside others are found by apispec, which does not read docstrings."""
-    for name, schema in components.items():
-        shape = getattr(answers, name, None) or getattr(schemas, name)
-        schema.setdefault("description", _doc(shape))

@@ -1,4 +1,4 @@
-"""Reads an OpenAPI document for people: examples put together, shapes said in a few words."""
+"""Describes an OpenAPI document for people: puts examples together and says types in a few words."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NULL = {"type": "null"}
 
 @dataclass(frozen=True)
 class Item:
-    """A parameter or a field: where it stands, its name, whether it must be there, and what it may be."""
+    """A parameter or a field: its name, whether it is required, its type in words, and where it is sent."""
 
     name: str
     required: bool
@@ -22,13 +22,13 @@ class Item:
 
 
 class Reader:
-    """Reads a document for people."""
+    """Describes one document."""
 
     def __init__(self, document: Mapping[str, Any]) -> None:
         self.schemas = document["components"]["schemas"]
 
     def operation(self, method: str, path: str, operation: Mapping[str, Any]) -> dict[str, Any]:
-        """What the page shows of one operation."""
+        """What the page shows about one operation."""
         content = operation.get("requestBody", {}).get("content", {})
         body = content["application/json"]["schema"] if content else None
         return {
@@ -50,7 +50,7 @@ class Reader:
         }
 
     def answer(self, status: str, answer: Mapping[str, Any]) -> dict[str, Any]:
-        """What the page shows of one answer: an example and its fields, or the codes of an error."""
+        """What the page shows about one answer: an example and its fields, or the codes of an error."""
         (content,) = answer["content"].values()
         good = int(status) < 400
         example = self.example(content["schema"]) if good and "$ref" in content["schema"] else None
@@ -63,7 +63,7 @@ class Reader:
         }
 
     def curl(self, method: str, path: str, operation: Mapping[str, Any], body: Mapping[str, Any] | None) -> str:
-        """The call as a command."""
+        """The call as a curl command."""
         for item in operation["parameters"]:
             if item["in"] == "path":
                 path = path.replace(f"{{{item['name']}}}", str(item["schema"]["examples"][0]))
@@ -85,7 +85,7 @@ class Reader:
         return " \\\n  ".join(words)
 
     def example(self, schema: Mapping[str, Any]) -> Any:
-        """A value of a schema, put together from the examples of its fields."""
+        """An example of a schema, put together from the examples of its fields."""
         schema = schema if "examples" in schema else self.resolved(schema)
         if "examples" in schema:
             return schema["examples"][0]
@@ -96,12 +96,12 @@ class Reader:
         return {}
 
     def fields(self, schema: Mapping[str, Any], prefix: str = "") -> Iterator[Item]:
-        """Every field, those of inner objects under a dotted name."""
+        """Every field. Fields of inner objects have dotted names."""
         schema = self.resolved(schema)
         for name, inner in schema.get("properties", {}).items():
             whole = self.resolved(inner)
             required = name in schema.get("required", ())
-            # A list of objects is said by its own words, an object by its fields.
+            # A list of objects has a description of its own; an object is described by its fields.
             description = inner.get("description") or ("" if "properties" in whole else whole.get("description", ""))
             yield Item(prefix + name, required, self.shape(inner), description)
             if "items" in whole:
@@ -110,13 +110,13 @@ class Reader:
                 yield from self.fields(inner, f"{prefix}{name}.")
 
     def resolved(self, schema: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The schema itself, where there is a reference to it; what it is when it is not null."""
+        """The schema behind a reference; for a nullable schema, the schema of its other values."""
         if NULL in schema.get("anyOf", ()):
             return self.resolved(schema["anyOf"][0])
         return self.schemas[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
 
     def shape(self, schema: Mapping[str, Any]) -> str:
-        """What a value may be, in a few words."""
+        """The type of a value, in a few words."""
         may_be_null = NULL in schema.get("anyOf", ())
         schema = self.resolved(schema)
         types = schema.get("type", "anything")

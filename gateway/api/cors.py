@@ -1,4 +1,4 @@
-"""Which pages of other origins may call us from a browser, and what they may read of our answers."""
+"""CORS: pages of which origins may call the API from a browser, and which headers they may send and read."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from shared.edge.http import Environ
 
 MAY_SEND = "Authorization, Content-Type, Idempotency-Key, Last-Event-ID, X-Correlation-ID, traceparent"
 MAY_READ = "Location, Idempotent-Replayed, X-Correlation-ID, traceparent, Retry-After"
-PREFLIGHT_KEPT_S = 600
+PREFLIGHT_MAX_AGE_S = 600
 
 
 class Cors:
-    """The rules for some origins. Tokens travel in a header and never in a cookie, so none may send credentials."""
+    """The rules for the allowed origins. API tokens never travel in a cookie: no origin may send one."""
 
     def __init__(self, origins: Iterable[str]) -> None:
         self.origins = frozenset(origins)
 
     def preflight(self, environ: Environ, methods: Iterable[str]) -> Response | None:
-        """The answer to a browser that asks what it may send here, or None when this is no such question."""
-        asks = environ["REQUEST_METHOD"] == "OPTIONS" and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ
-        if not asks or self._origin(environ) is None:
+        """The answer to a CORS preflight of an allowed origin, or None for any other request."""
+        is_preflight = environ["REQUEST_METHOD"] == "OPTIONS" and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ
+        if not is_preflight or self._origin(environ) is None:
             return None
         headers = {
             "Access-Control-Allow-Methods": ", ".join(sorted(methods)),
             "Access-Control-Allow-Headers": MAY_SEND,
-            "Access-Control-Max-Age": str(PREFLIGHT_KEPT_S),
+            "Access-Control-Max-Age": str(PREFLIGHT_MAX_AGE_S),
         }
         return Response(status=204, headers=headers)
 
     def finish(self, response: Response, environ: Environ) -> None:
-        """Let the page that asked read the answer, and keep shared caches from showing it to another one."""
+        """Let an allowed page read the answer. `Vary` stops shared caches from giving it to another origin."""
         if not self.origins:
             return
         response.headers.add("Vary", "Origin")

@@ -1,0 +1,198 @@
+"""Routes under /api. The decorator of a route declares its roles, what it reads and what it answers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import marshmallow
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+from werkzeug.routing import Rule
+from werkzeug.wrappers import Request, Response
+
+from gateway.api.addresses import Proxies
+from gateway.api.answering import Answer, as_json, next_page, respond, respond_with_error
+from gateway.api.cors import Cors
+from gateway.api.errors import INTERNAL, REFUSALS
+from gateway.api.rates import Rates
+from gateway.api.reading import idempotency_key, load_query, query_of, read_body, trace_of
+from shared import auth, errors
+from shared.auth import ADMIN, AUDITOR, CUSTOMER, OPERATOR
+from shared.config import Settings
+from shared.edge.connection import HAS_GONE
+from shared.edge.http import Environ, Route, Shared
+from shared.errors import EcomError
+from shared.events import Identity
+
+log = logging.getLogger(__name__)
+
+# The roles of a route. None allows requests without a token; SIGNED_IN allows every valid token.
+SIGNED_IN = frozenset(auth.ROLES)
+# The services check who owns an order or a payment; the gateway passes on the identity of the caller.
+READERS = (CUSTOMER, OPERATOR, AUDITOR, ADMIN)
+OPERATORS = (OPERATOR, ADMIN)
+AUDITORS = (AUDITOR, ADMIN)
+
+PREFIXES = ("/api/", "/api/v1/")
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request that has been read, checked and allowed."""
+
+    trace_id: str
+    identity: Identity | None
+    body: dict[str, Any] = field(default_factory=dict)
+    query: dict[str, Any] = field(default_factory=dict)
+    key: str = ""
+    expires_at: int = 0  # when the token expires, in seconds since 1970
+    token_id: str = ""  # the token's own id
+    has_gone: Callable[[], bool] = lambda: False  # whether the client has closed its connection
+
+
+class Api(Route):
+    """A route under /api. Its decorator declares everything about it, also for the OpenAPI document.
+
+    `answer` is the schema of what the method returns with `status`; `also` maps further statuses to their schemas.
+    A `located` answer has a Location header with the address of what was created. `fails` lists the errors particular
+    to this route; errors of roles, bodies and keys need no mention. `in_path` has a field for each piece of plain text
+    in the path. A route whose query has a cursor links to the next page in a Link header.
+    """
+
+    rates = Shared(Rates)
+    content_type = "application/json"
+    in_document = True  # whether the OpenAPI document shows the route
+    # Request headers that only this kind of route reads, by name: description and JSON schema.
+    reads_headers: ClassVar[dict[str, tuple[str, dict[str, Any]]]] = {}
+    # Headers of successful answers of this kind of route, beside those of every answer; same form.
+    answer_headers: ClassVar[dict[str, tuple[str, dict[str, Any]]]] = {}
+
+    def __init__(
+        self,
+        method: str,
+        path: str,
+        *,
+        roles: Iterable[str] | None,
+        summary: str,
+        answer: type[marshmallow.Schema] | None,
+        status: int = 200,
+        also: Mapping[int, type[marshmallow.Schema]] | None = None,
+        body: type[marshmallow.Schema] | None = None,
+        query: type[marshmallow.Schema] | None = None,
+        idempotent: bool = False,
+        located: bool = False,
+        fails: Iterable[type[EcomError]] = (),
+        in_path: Mapping[str, marshmallow.fields.Field] | None = None,
+    ) -> None:
+        super().__init__(method, path)
+        self.roles = None if roles is None else frozenset(roles)
+        self.summary = summary
+        self.status = status
+        self.answers = {status: answer, **(also or {})}
+        self.body = body
+        self.query = query
+        self.idempotent = idempotent
+        self.located = located
+        self.paged = query is not None and "cursor" in query().fields
+        self.fails = tuple(fails)
+        self.in_path = in_path or {}
+
+    def setup(self) -> None:
+        super().setup()
+        settings: Settings = self.container.config["settings"]
+        self._keys = settings.auth_keys
+        self._cors = Cors(settings.cors_origins)
+        self._proxies = Proxies(settings.trusted_proxies)
+        self._body = self.body() if self.body else None
+        self._query = self.query() if self.query else None
+
+    def url_rules(self) -> Iterable[Rule]:
+        """`/api/v1/...` leads to the same handler as `/api/...`."""
+        for path in dict.fromkeys(self.url.replace(PREFIXES[0], prefix, 1) for prefix in PREFIXES):
+            yield Rule(path, methods=[self.method])
+
+    def prepare(self, request: Request) -> tuple[tuple[Call], dict[str, Any]]:
+        """Check the caller first and the request second, so that a stranger learns nothing about schemas or keys."""
+        environ = request.environ
+        trace_id = trace_of(environ).trace_id
+        self.rates.made.check_address(self._proxies.client_address(environ))
+        claims = self._claims(environ)
+        identity = claims.identity if claims else None
+        query = self.read_query(request)
+        body = self.read_body(environ, self._body) if self._body else {}
+        key = idempotency_key(environ) if self.idempotent else ""
+        context: dict[str, Any] = {"trace_id": trace_id}
+        if identity is not None:
+            context |= {"user_id": identity.user_id, "roles": list(identity.roles)}
+        expires_at, token_id = (claims.expires_at, claims.token_id) if claims else (0, "")
+        return (Call(trace_id, identity, body, query, key, expires_at, token_id, environ[HAS_GONE]),), context
+
+    def _claims(self, environ: Environ) -> auth.Claims | None:
+        if self.roles is None:
+            return None
+        claims = self.verify(environ)
+        self.rates.made.check_user(claims.identity)
+        if self.roles.isdisjoint(claims.identity.roles):
+            raise errors.Forbidden
+        return claims
+
+    def verify(self, environ: Environ) -> auth.Claims:
+        """The claims of the caller's token. Raises Unauthenticated."""
+        scheme, _, token = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+        if scheme.lower() != "bearer":
+            raise errors.Unauthenticated
+        return auth.verify(token.strip(), self._keys)
+
+    def read_query(self, request: Request) -> dict[str, Any]:
+        """The query parameters as loaded by the route's schema. Raises BadRequest."""
+        return load_query(query_of(request), self._query)
+
+    def read_body(self, environ: Environ, schema: marshmallow.Schema) -> dict[str, Any]:
+        """The body as loaded by the route's schema. Raises BadRequest, UnsupportedMediaType, ValidationFailed."""
+        return read_body(environ, schema)
+
+    def answer(self, request: Request, result: Any) -> Response:
+        result = result if isinstance(result, Answer) else Answer(result)
+        headers = result.headers
+        cursor = result.body.get("next_cursor") if self.paged and isinstance(result.body, Mapping) else None
+        if cursor:
+            headers = (*headers, ("Link", next_page(request, cursor)))
+        return respond(
+            request.environ, result.status or self.status, self.encode(result.body), headers, self.content_type
+        )
+
+    def encode(self, body: Any) -> str:
+        """The result of the method as text of the route's content type."""
+        return as_json(body)
+
+    def refuse(self, request: Request, error: Exception) -> Response:
+        if isinstance(error, errors.CannotWork | errors.ServiceUnavailable):
+            # Only operators need to know which service is unavailable, so it is logged and not answered.
+            log.warning("%s is unavailable, under trace %s: %s", self.label, trace_of(request.environ).trace_id, error)
+            error = errors.ServiceUnavailable()
+        return self.respond_with_error(request.environ, error)
+
+    def refusal(self, error: HTTPException, environ: Environ) -> Response:
+        if isinstance(error, MethodNotAllowed):
+            preflight = self._cors.preflight(environ, error.valid_methods or ())
+            if preflight is not None:
+                return preflight
+        kind = REFUSALS.get(error.code or INTERNAL, errors.BadRequest)
+        message = error.description if kind in (errors.BadRequest, errors.ServiceUnavailable) else None
+        allowed = [(name, value) for name, value in error.get_headers(environ) if name == "Allow"]
+        return self.respond_with_error(environ, kind(message or ""), allowed)
+
+    def respond_with_error(
+        self, environ: Environ, error: Exception, headers: Iterable[tuple[str, str]] = ()
+    ) -> Response:
+        """An error as clients of this kind of route see it."""
+        return respond_with_error(environ, error, headers)
+
+    def finish(self, response: Response, environ: Environ) -> None:
+        super().finish(response, environ)
+        self._cors.finish(response, environ)
+
+
+api = Api.decorator

@@ -1,0 +1,264 @@
+"""Operations: dead messages and their replay."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar
+from uuid import UUID
+
+from marshmallow import ValidationError, fields, validate, validates_schema
+
+from gateway.api.answering import Answer
+from gateway.api.fields import (
+    EXAMPLE_ID,
+    EXAMPLE_TIME,
+    OTHER_ID,
+    TRACE_ID,
+    AnswerSchema,
+    Flag,
+    Id,
+    PageQuery,
+    RequestSchema,
+    Text,
+    Timestamp,
+    TraceId,
+    WholeNumber,
+    cursor_field,
+    datetime_field,
+    field_metadata,
+    filters_in,
+    integer_field,
+    list_field,
+    text_field,
+    uuid_field,
+)
+from gateway.api.http import OPERATORS, Call, api
+from shared.edge.rpc_proxy import RpcProxy
+from shared.errors import Conflict, NotFound
+
+QUEUE = re.compile(r"[a-z][a-z0-9.-]{0,99}")
+RATE = re.compile(r"max|(?!0+(?:\.0+)?/)[0-9]{1,6}(?:\.[0-9]{1,3})?/(?:s|m|min|h)")
+RAMP = re.compile(r"[1-9][0-9]{0,5}(?:,[1-9][0-9]{0,5}){0,19}")
+MAX_QUEUE = 100
+MAX_MESSAGES = 10**9
+MAX_IDS = 1000
+MAX_WORDS = 50
+# A moderate default: a first replay should not overload the services. A caller can ask for more.
+DEFAULT_RATE = "100/s"
+
+
+def queue_field() -> Text:
+    """The name of a queue."""
+    return Text("q.inventory.commit-requested", "a main queue or its .dlq", at_most=MAX_QUEUE, pattern=QUEUE)
+
+
+def queue_in(name: str) -> str:
+    """The queue of a path. Raises NotFound for an impossible name; ops_service knows which queues exist."""
+    if not QUEUE.fullmatch(name):
+        raise NotFound
+    return name
+
+
+class ReplayRequest(RequestSchema):
+    """Which dead messages to replay, and how fast: `ids`, `max` or `all`, and filters that must all match."""
+
+    openapi: ClassVar[dict[str, Any]] = {
+        "anyOf": [
+            {"required": ["ids"]},
+            {"required": ["max"]},
+            {"required": ["all"], "properties": {"all": {"const": True}}},
+        ],
+        "not": {"required": ["max", "all"], "properties": {"all": {"const": True}}},
+        "examples": [
+            {
+                "reasons": ["unknown_order"],
+                "all": True,
+                "rate": "10/s",
+                "ramp": "1,2,5,20",
+                "stop_on_redeath": True,
+                "why": "the orders are there now",
+            },
+            {
+                "ids": [EXAMPLE_ID],
+                "error": "no reservation",
+                "types": ["inventory.commit.requested"],
+                "order_id": EXAMPLE_ID,
+                "trace_id": EXAMPLE_ID,
+                "since": EXAMPLE_TIME,
+                "until": "2026-01-15T00:00:00Z",
+                "max": 100,
+                "force": False,
+            },
+        ],
+    }
+
+    ids = fields.List(Id(), validate=validate.Length(1, MAX_IDS), metadata={"description": "replay these messages"})
+    reasons = fields.List(
+        Text("unknown_order"),
+        validate=validate.Length(1, MAX_WORDS),
+        metadata={"description": "only messages that died for one of these reasons"},
+    )
+    error = Text("no reservation", "only messages whose error class or error text contains this")
+    types = fields.List(
+        Text("inventory.commit.requested"),
+        validate=validate.Length(1, MAX_WORDS),
+        metadata={"description": "only messages of these event types"},
+    )
+    order_id = Id("only messages of this order")
+    trace_id = TraceId()
+    since = Timestamp("first failed at this time or later; with a zone")
+    until = Timestamp("first failed before this time; with a zone")
+    max = WholeNumber(1, MAX_MESSAGES, 100, "replay at most this many, oldest first")
+    all = Flag("replay all messages that match")
+    rate = Text(DEFAULT_RATE, "10/s, 30/m, 100/h, or max for no limit", pattern=RATE, load_default=DEFAULT_RATE)
+    ramp = Text("1,2,5,20", "replay in waves of these sizes, one after the other", pattern=RAMP)
+    stop_on_redeath = Flag("stop when a replayed message dies again")
+    force = Flag("also replay messages that are too old or were replayed too often", example=False)
+    why = Text("the orders are there now", "the reason, recorded in the ledger")
+
+    @validates_schema
+    def chooses_messages(self, data: Mapping[str, Any], **kwargs: Any) -> None:
+        if "max" in data and data.get("all"):
+            raise ValidationError("Must hold max or all, not both.")
+        if not ("ids" in data or "max" in data or data.get("all")):
+            raise ValidationError("Must say which: ids, max, or all with true.")
+        if "since" in data and "until" in data and data["since"] > data["until"]:
+            raise ValidationError("Must not be before since.", "until")
+
+
+class DeadLetterQuery(PageQuery):
+    """Filters of dead messages."""
+
+    reason = Text("unknown_order", "why the message died")
+    event_type = Text("inventory.commit.requested", "the event type", data_key="type")
+    order_id = Id()
+    trace_id = TraceId()
+
+
+class ReasonCount(AnswerSchema):
+    """How many messages died for one reason."""
+
+    reason = text_field("unknown_order")
+    count = integer_field(3)
+
+
+class DeadLetterQueue(AnswerSchema):
+    """One dead-letter queue: as counted by the broker, and as recorded by the services."""
+
+    queue = text_field("q.inventory.commit-requested")
+    dlq = text_field("q.inventory.commit-requested.dlq")
+    service = text_field("inventory", "the service that consumes the queue")
+    messages = integer_field(3, "counted by the broker, without unacknowledged ones")
+    recorded = integer_field(3, "recorded in the services' databases")
+    oldest = datetime_field("when the oldest first failed", allow_none=True)
+    newest = datetime_field("when the newest died", allow_none=True)
+    reasons = list_field(ReasonCount)
+    busy = text_field(None, "the operator who works on it now", allow_none=True)
+
+
+class QueueList(AnswerSchema):
+    """Every DLQ."""
+
+    items = list_field(DeadLetterQueue)
+
+
+class DeadLetter(AnswerSchema):
+    """One dead message as recorded by its service."""
+
+    message_id = uuid_field()
+    queue = text_field("q.inventory.commit-requested")
+    event_type = text_field("inventory.commit.requested", allow_none=True)
+    order_id = uuid_field(example=OTHER_ID, allow_none=True)
+    trace_id = text_field(TRACE_ID, allow_none=True)
+    reason = text_field("unknown_order", "why the message died")
+    error_class = text_field("UnknownOrder")
+    error_message = text_field("order 01a1fcf8-0a3c-7d01-8f2e-3b1c9d5e7f60 has no reservation to commit")
+    attempts = integer_field(1, "how often it was attempted")
+    replays = integer_field(0, "how often it was replayed")
+    first_failed_at = datetime_field()
+    died_at = datetime_field()
+
+
+class DeadLetterPage(AnswerSchema):
+    """Dead messages; the last one to die comes first."""
+
+    items = list_field(DeadLetter)
+    next_cursor = cursor_field()
+
+
+class Replay(AnswerSchema):
+    """A replay as recorded in the ledger."""
+
+    replay_id = uuid_field()
+    queue = text_field("q.inventory.commit-requested.dlq")
+    status = text_field("done", "started, then one of done, stopped, failed, interrupted (its process died)")
+    outcome = text_field("3 applied", "in words; empty while it runs")
+    counts = fields.Dict(
+        required=True,
+        metadata=field_metadata(
+            {"chosen": 3, "applied": 3},
+            "chosen messages and how many had each outcome; the reasons of the dead and refused",
+        ),
+    )
+    actor = text_field("operator", "the operator who started it")
+    why = text_field("the orders are there now", "the reason given")
+    filter = fields.Dict(
+        required=True, metadata=field_metadata({"reasons": ["unknown_order"]}, "the filters of the request")
+    )
+    options = fields.Dict(
+        required=True,
+        metadata=field_metadata({"rate": 10.0, "ramp": [1, 2, 5, 20]}, "the pace and the other options of the request"),
+    )
+    started_at = datetime_field()
+    finished_at = datetime_field("null while it runs", allow_none=True)
+
+
+class Operations:
+    """Routes under /api/ops."""
+
+    ops = RpcProxy("ops_service")
+
+    @api("GET", "/api/ops/queues", roles=OPERATORS, answer=QueueList, summary="Count dead messages")
+    def queues(self, call: Call) -> dict[str, Any]:
+        """Every DLQ, also the empty ones."""
+        return {"items": self.ops.queues()}
+
+    @api(
+        "GET",
+        "/api/ops/dlq/<queue>",
+        in_path={"queue": queue_field()},
+        roles=OPERATORS,
+        query=DeadLetterQuery,
+        answer=DeadLetterPage,
+        summary="List dead messages",
+    )
+    def dead_letters(self, call: Call, queue: str) -> dict[str, Any]:
+        """A page of the messages in a DLQ that match every filter."""
+        filters = filters_in(call.query)
+        return self.ops.dead_letters(queue_in(queue), filters, call.query["limit"], call.query["cursor"])
+
+    @api(
+        "POST",
+        "/api/ops/dlq/<queue>/replays",
+        in_path={"queue": queue_field()},
+        roles=OPERATORS,
+        body=ReplayRequest,
+        answer=Replay,
+        status=202,
+        located=True,
+        fails=(Conflict,),
+        summary="Replay dead messages",
+    )
+    def start_replay(self, call: Call, queue: str) -> Answer:
+        """Send dead messages back to the queue they died in, oldest first. Location has the progress of the replay.
+
+        While another operator works on the DLQ the answer is 409 and names that operator.
+        """
+        replay = self.ops.start_replay(queue_in(queue), call.body)
+        return Answer(replay, headers=(("Location", f"/api/ops/replays/{replay['replay_id']}"),))
+
+    @api("GET", "/api/ops/replays/<uuid:replay_id>", roles=OPERATORS, answer=Replay, summary="Follow a replay")
+    def get_replay(self, call: Call, replay_id: UUID) -> dict[str, Any]:
+        """The current state of a replay."""
+        return self.ops.get_replay(str(replay_id))

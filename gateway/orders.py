@@ -1,0 +1,339 @@
+"""Orders: place, read, follow and cancel them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from uuid import UUID
+
+from marshmallow import ValidationError, fields, validate
+
+from gateway.api.answering import Answer
+from gateway.api.fields import (
+    EXAMPLE_TIME,
+    IDEMPOTENCY_KEY,
+    OTHER_ID,
+    TRACE_ID,
+    AnswerSchema,
+    PageQuery,
+    RequestSchema,
+    Text,
+    Timestamp,
+    WholeNumber,
+    WholeNumberInQuery,
+    cursor_field,
+    datetime_field,
+    field_metadata,
+    filters_in,
+    integer_field,
+    list_field,
+    text_field,
+    uuid_field,
+)
+from gateway.api.http import READERS, Call, api
+from gateway.combined import Combined
+from gateway.following import stream, waiting
+from gateway.stock import MAX_ITEMS, MAX_QUANTITY, sku_field
+from shared.auth import ADMIN, CUSTOMER, MAX_NAME_LENGTH, OPERATOR
+from shared.errors import Conflict, ValidationFailed
+from shared.order_states import Status
+
+MAX_UNIT_PRICE = 10**9
+WAIT_S, MAX_WAIT_S = 20, 25
+STATES = tuple(status.value for status in Status)
+DEVELOPMENT_PAYMENT_METHOD = "mock_ok"
+
+# The ISO 4217 codes of money in use: without metals, bond units, the test code and "no currency".
+CURRENCIES = frozenset(
+    re.findall(
+        r"\w+",
+        """
+        AED AFN ALL AMD AOA ARS AUD AWG AZN BAM BBD BDT BHD BIF BMD BND BOB BOV BRL BSD BTN BWP BYN BZD CAD CDF CHE CHF
+        CHW CLF CLP CNY COP COU CRC CUP CVE CZK DJF DKK DOP DZD EGP ERN ETB EUR FJD FKP GBP GEL GHS GIP GMD GNF GTQ GYD
+        HKD HNL HTG HUF IDR ILS INR IQD IRR ISK JMD JOD JPY KES KGS KHR KMF KPW KRW KWD KYD KZT LAK LBP LKR LRD LSL LYD
+        MAD MDL MGA MKD MMK MNT MOP MRU MUR MVR MWK MXN MXV MYR MZN NAD NGN NIO NOK NPR NZD OMR PAB PEN PGK PHP PKR PLN
+        PYG QAR RON RSD RUB RWF SAR SBD SCR SDG SEK SGD SHP SLE SOS SRD SSP STN SVC SYP SZL THB TJS TMT TND TOP TRY TTD
+        TWD TZS UAH UGX USD USN UYI UYU UYW UZS VED VES VND VUV WST XAF XCD XCG XOF XPF YER ZAR ZMW ZWG
+        """,
+    )
+)
+
+
+class OrderItem(RequestSchema):
+    """One line of an order; unit_price in minor units."""
+
+    sku = sku_field(required=True)
+    quantity = WholeNumber(1, MAX_QUANTITY, 2, required=True)
+    unit_price = WholeNumber(0, MAX_UNIT_PRICE, 1999, "in minor units: 1999 is 19.99 EUR", required=True)
+
+
+class OrderRequest(RequestSchema):
+    """An order. The limits of its lines keep the total under 2^53, which every JSON reader holds exactly."""
+
+    currency = Text(
+        "EUR",
+        "an ISO 4217 code",
+        validate=validate.OneOf(sorted(CURRENCIES), error="Must be an ISO 4217 code."),
+        required=True,
+    )
+    payment_method = Text(DEVELOPMENT_PAYMENT_METHOD, "may be omitted in development only")
+    items = fields.List(fields.Nested(OrderItem), validate=validate.Length(1, MAX_ITEMS), required=True)
+
+
+def with_payment_method(order: dict[str, Any], production: bool) -> dict[str, Any]:
+    """The order with a payment method. Raises ValidationFailed when it is missing in production."""
+    if "payment_method" in order:
+        return order
+    if production:
+        raise ValidationFailed(details={"payment_method": ["Missing data for required field."]})
+    return {**order, "payment_method": DEVELOPMENT_PAYMENT_METHOD}
+
+
+class OrderQuery(PageQuery):
+    """Orders by state, user and time (`from` is included, `to` is not), or the one made under a key."""
+
+    status = Text("PAID", "a state of an order", pattern=re.compile(r"[A-Z_]{1,32}"))
+    user = Text("alice", "the owner of the orders; customers see only their own", at_most=MAX_NAME_LENGTH)
+    from_ = Timestamp("made at this time or later; with a zone", data_key="from", attribute="from")
+    to = Timestamp("made before this time; with a zone")
+    idempotency_key = Text(
+        "first-order",
+        "the caller's order made under this key, for clients that lost the answer; with `user`, that user's",
+        pattern=IDEMPOTENCY_KEY,
+    )
+
+
+class StatesInQuery(fields.String):
+    """States of an order, separated by commas."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        shape = f"^(?:{'|'.join(STATES)})(?:,(?:{'|'.join(STATES)}))*$"
+        super().__init__(
+            metadata=field_metadata("PAID,CANCELLED", "answer as soon as the order is in one of these", pattern=shape),
+            **kwargs,
+        )
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
+        states = value.split(",")
+        if not set(states) <= set(STATES):
+            raise ValidationError(f"Must be some of: {', '.join(STATES)}.")
+        return states
+
+
+class WaitQuery(RequestSchema):
+    """The states to wait for, and how long."""
+
+    wait = StatesInQuery(load_default=None)
+    timeout = WholeNumberInQuery(1, MAX_WAIT_S, 20, "the longest wait, in seconds", load_default=WAIT_S)
+
+
+class Line(AnswerSchema):
+    """One line of an order."""
+
+    sku = text_field("lamp")
+    quantity = integer_field(2)
+    unit_price = integer_field(1999, "in minor units")
+
+
+class PostedOrder(AnswerSchema):
+    """An order right after it was made."""
+
+    order_id = uuid_field()
+    status = text_field("PENDING")
+    items = list_field(Line)
+    total = integer_field(3998, "in minor units")
+    currency = text_field("EUR", "ISO 4217")
+
+
+class Order(PostedOrder):
+    """An order as it is now."""
+
+    status = text_field("PAID", "PENDING and RESERVED are in progress; PAID, CANCELLED and REFUND_FAILED are final")
+    payment_method = text_field("mock_ok")
+    reason = text_field(None, "why the order was cancelled", allow_none=True)
+    payment_id = uuid_field(example=OTHER_ID, allow_none=True)
+    created_at = datetime_field()
+    updated_at = datetime_field()
+    version = integer_field(3, "the number of changes")
+
+
+class OrderPage(AnswerSchema):
+    """Orders, newest first."""
+
+    items = list_field(Order)
+    next_cursor = cursor_field()
+
+
+class Step(AnswerSchema):
+    """One step of an order: the event, its source, and the states before and after."""
+
+    id = integer_field(17, "increases from step to step")
+    at = datetime_field()
+    event = text_field("order.created")
+    from_ = text_field(None, "null at the first step", data_key="from", allow_none=True)
+    to = text_field("PENDING")
+    source = text_field("order_service", "the service that published the event")
+    by = text_field("customer", "the user who caused it")
+    details = fields.Dict(required=True, metadata=field_metadata({"total": 3998, "currency": "EUR"}))
+
+
+class Awaited(AnswerSchema):
+    """What an order waits for; null for an order in a final state."""
+
+    from_ = text_field("payment_service", "the service that answers", data_key="from")
+    events = fields.List(fields.String(metadata=field_metadata("payment.succeeded")), required=True)
+    since = datetime_field()
+    for_s = integer_field(2, "how long it has waited, in seconds")
+
+
+class DeadStep(AnswerSchema):
+    """A dead message of an order: every attempt to handle it failed, and an operator has to look at it."""
+
+    message_id = uuid_field(example=OTHER_ID)
+    queue = text_field("q.payment.inventory-reserved")
+    event_type = text_field("inventory.reserved", allow_none=True)
+    reason = text_field("exhausted", "why the message died")
+    died_at = datetime_field()
+
+
+class Timeline(AnswerSchema):
+    """Every step of an order so far, what it waits for, and its dead messages."""
+
+    order_id = uuid_field()
+    status = text_field("PENDING")
+    reason = text_field(None, "why the order was cancelled", allow_none=True)
+    trace_id = text_field(TRACE_ID, "one trace for the whole life of the order")
+    steps = list_field(Step)
+    awaits = fields.Nested(
+        Awaited,
+        required=True,
+        allow_none=True,
+        metadata=field_metadata(
+            {"from": "payment_service", "events": ["payment.succeeded"], "since": EXAMPLE_TIME, "for_s": 2},
+            "null in a final state",
+        ),
+    )
+    dead_messages = fields.List(
+        fields.Nested(DeadStep),
+        required=True,
+        allow_none=True,
+        metadata={"description": "null while ops_service is unavailable"},
+    )
+
+
+class Orders(Combined):
+    """Routes under /api/orders."""
+
+    @api(
+        "POST",
+        "/api/orders",
+        roles=(CUSTOMER,),
+        body=OrderRequest,
+        idempotent=True,
+        located=True,
+        answer=PostedOrder,
+        status=201,
+        also={200: Order},
+        summary="Post an order",
+    )
+    def create_order(self, call: Call) -> Answer:
+        """The order as it was made, now or when this key was first used.
+
+        A repeated key gets the status, the body and the Location of the first answer, marked
+        `Idempotent-Replayed: true`. After 24 hours it may get 200 with the order as it is now. The same key with
+        another body is 422.
+        """
+        order = with_payment_method(call.body, self.settings.production)
+        return _keyed(self.orders.create_order(order, call.key))
+
+    @api(
+        "GET",
+        "/api/orders",
+        roles=READERS,
+        query=OrderQuery,
+        answer=OrderPage,
+        summary="List orders",
+    )
+    def list_orders(self, call: Call) -> dict[str, Any]:
+        """A page of orders. Customers see their own, the other roles see all."""
+        return self.orders.list_orders(call.query["limit"], call.query["cursor"], filters_in(call.query))
+
+    @waiting(
+        "GET",
+        "/api/orders/<uuid:order_id>",
+        roles=READERS,
+        query=WaitQuery,
+        answer=Order,
+        summary="Read an order",
+    )
+    def get_order(self, call: Call, order_id: UUID) -> dict[str, Any]:
+        """One order. A customer gets 404 for the order of somebody else.
+
+        With `wait` the answer comes as soon as the order is in one of these states. When the timeout ends first, or the
+        gateway stops, the answer is the order as it is: check its status.
+        """
+        return self.orders.get_order(str(order_id))
+
+    @stream(
+        "GET",
+        "/api/orders/<uuid:order_id>/events",
+        roles=READERS,
+        answer=None,
+        summary="Stream the steps of an order",
+    )
+    def order_events(self, call: Call, order_id: UUID) -> dict[str, Any]:
+        """Server-Sent Events: the steps of the timeline so far, then each new step.
+
+        The stream ends after 10 minutes. Reconnect with the `Last-Event-ID` of the last event received to miss none.
+        """
+        return self.orders.steps(str(order_id), call.query["after"])
+
+    @api(
+        "GET",
+        "/api/orders/<uuid:order_id>/timeline",
+        roles=READERS,
+        answer=Timeline,
+        summary="Follow an order",
+    )
+    def timeline(self, call: Call, order_id: UUID) -> dict[str, Any]:
+        """Every step so far, what the order waits for, and its dead messages.
+
+        A customer gets 404 for the order of somebody else. `dead_messages` is null while ops_service is unavailable.
+        """
+        return self._timeline(str(order_id))
+
+    @api(
+        "POST",
+        "/api/orders/<uuid:order_id>/cancel",
+        roles=(CUSTOMER, ADMIN),
+        idempotent=True,
+        answer=Order,
+        status=202,
+        summary="Cancel an order",
+    )
+    def cancel_order(self, call: Call, order_id: UUID) -> Answer:
+        """The order after the request: CANCELLED, or REFUND_PENDING until the refund is done.
+
+        An order that is already cancelled stays cancelled. A customer gets 404 for the order of somebody else. A
+        repeated key gets the answer of its first use, marked `Idempotent-Replayed: true`.
+        """
+        return _keyed(self.orders.cancel_order(str(order_id), call.key))
+
+    @api(
+        "POST",
+        "/api/orders/<uuid:order_id>/refund/retry",
+        roles=(OPERATOR, ADMIN),
+        answer=Order,
+        status=202,
+        fails=(Conflict,),
+        summary="Retry a refund",
+    )
+    def retry_refund(self, call: Call, order_id: UUID) -> Answer:
+        """Request again a refund that failed or was not answered. 409 if the order has no such refund."""
+        return _keyed(self.orders.retry_refund(str(order_id)))
+
+
+def _keyed(made: dict[str, Any]) -> Answer:
+    """The answer to a command, now or when its key was first used."""
+    replayed = [("Idempotent-Replayed", "true")] if made["replayed"] else []
+    return Answer(made["body"], made["status"], (("Location", made["location"]), *replayed))

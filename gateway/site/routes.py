@@ -1,0 +1,127 @@
+"""The site for people: the dashboard of the release audit, and the documentation of the API."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from marshmallow import fields
+
+from gateway.api import openapi
+from gateway.api.answering import Answer
+from gateway.api.fields import MAX_ROW_ID, RequestSchema, Text, filters_in
+from gateway.api.http import AUDITORS, Call, api
+from gateway.combined import Combined
+from gateway.export import orders_in
+from gateway.site import sessions
+from gateway.site.dashboard import EXPORTS_SHOWN, Audit, filtered_page, overview, release_page
+from gateway.site.filters import DashboardFilters, DashboardQuery
+from gateway.site.pages import docs, page
+from gateway.site.sessions import Visitor, session_export, session_page, sign_in_page
+from gateway.tokens import MAX_PASSWORD
+from shared import auth
+from shared.auth import MAX_NAME_LENGTH
+from shared.edge.rpc_proxy import RpcProxy
+from shared.errors import CannotWork, Forbidden, NotFound, ServiceUnavailable
+
+
+class SignInForm(RequestSchema):
+    """The sign-in form. `next` is the page that was requested first."""
+
+    username = Text("auditor", at_most=MAX_NAME_LENGTH, required=True)
+    password = Text("demo-auditor", at_most=MAX_PASSWORD, required=True, load_only=True)
+    next = fields.String(load_default="")
+
+
+class SignOutForm(RequestSchema):
+    """The sign-out form. Its token proves that the form was made for this session."""
+
+    token = fields.String(load_default="")
+
+
+class Site(Combined):
+    """Routes under /dashboard, /docs, and the OpenAPI document."""
+
+    auth = RpcProxy("auth_service")
+    inventory = RpcProxy("inventory_service")
+
+    @session_page("GET", "/dashboard/sign-in", roles=None, answer=None, summary="The sign-in form")
+    def sign_in_form(self, call: Call) -> Answer:
+        """The form with name and password."""
+        return sessions.sign_in_form()
+
+    @sign_in_page("POST", "/dashboard/sign-in", roles=None, body=SignInForm, answer=None, summary="Sign in")
+    def sign_in(self, call: Call) -> Answer:
+        """Start a session of one hour and redirect to the page that was requested first."""
+        session = self.auth.issue_session(call.body["username"], call.body["password"])
+        claims = auth.verify(session["access_token"], self.settings.auth_keys, audience=auth.DASHBOARD)
+        if set(AUDITORS).isdisjoint(claims.identity.roles):
+            raise Forbidden("The dashboard is for auditors and administrators.")
+        cookie = sessions.cookie(session["access_token"], secure=self.settings.production)
+        return sessions.redirect(sessions.own_path(call.body["next"]), cookie)
+
+    @session_page("POST", "/dashboard/sign-out", roles=AUDITORS, body=SignOutForm, answer=None, summary="Sign out")
+    def sign_out(self, call: Call) -> Answer:
+        """End the session if the form was made for it."""
+        if not sessions.may_sign_out(call.body["token"], call.token_id, self.settings.auth_keys):
+            raise Forbidden("This form was not made for your session.")
+        return sessions.redirect("/dashboard/sign-in", sessions.cookie("", secure=self.settings.production))
+
+    @filtered_page("GET", "/dashboard", roles=AUDITORS, query=DashboardQuery, answer=None, summary="The release audit")
+    def dashboard(self, call: Call) -> Answer:
+        """Releases that match every filter, their totals, and the state of the chain of seals."""
+        filters = filters_in(call.query)
+        releases = self.inventory.release_events(filters, call.query["limit"], call.query["cursor"])
+        # Read before the chain, so that the ledger cannot be ahead of the chain.
+        witness = self._ask_ops("audit_status")
+        # If ops_service did not answer, do not wait for it a second time.
+        operations = witness and self._ask_ops("operations_of", orders_in(releases["items"]))
+        audit = Audit(
+            releases=releases,
+            operations=operations,
+            totals=self.inventory.release_totals(filters),
+            chain=self.inventory.release_chain(),
+            witness=witness,
+            exports=self.inventory.release_exports(EXPORTS_SHOWN)["items"],
+        )
+        return overview(self._visitor(call), call.query, audit)
+
+    @session_page("GET", "/dashboard/releases/<int:event_id>", roles=AUDITORS, answer=None, summary="One release")
+    def dashboard_release(self, call: Call, event_id: int) -> Answer:
+        """One release, the operations before it, and the timeline of its order."""
+        if event_id > MAX_ROW_ID:
+            raise NotFound
+        release = self.inventory.release_event(event_id)
+        timeline, missing = None, ""
+        try:
+            timeline = self.orders.timeline(release["order_id"])
+        except NotFound:
+            missing = "This order is not in the system: the stock was reserved manually."
+        except (CannotWork, ServiceUnavailable):
+            missing = "Unknown: the order service is unavailable."
+        operations = self._ask_ops("operations_of", [release["order_id"]])
+        return release_page(self._visitor(call), release, operations, timeline, missing)
+
+    @session_export(
+        "GET", "/dashboard/export", roles=AUDITORS, query=DashboardFilters, answer=None, summary="The releases as CSV"
+    )
+    def dashboard_export(self, call: Call) -> dict[str, Any]:
+        """The same file as the export of the API."""
+        return self.inventory.open_release_export(filters_in(call.query))
+
+    @api("GET", "/api/openapi.json", roles=None, answer=None, summary="Read this document")
+    def openapi_document(self, call: Call) -> dict[str, Any]:
+        """The OpenAPI document of the API."""
+        return self._document()
+
+    @page("GET", "/docs", roles=None, answer=None, summary="Read about the API")
+    def docs_page(self, call: Call) -> Answer:
+        """The same document as a page for people. It loads nothing from other servers."""
+        return docs(self._document())
+
+    def _document(self) -> dict[str, Any]:
+        service: type = type(self)
+        return openapi.document(service)
+
+    def _visitor(self, call: Call) -> Visitor:
+        assert call.identity is not None
+        return Visitor.of(call.identity, call.token_id, self.settings.auth_keys)

@@ -1,0 +1,104 @@
+"""Tokens: issue and introspect them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from marshmallow import ValidationError, fields, validate, validates_schema
+
+from gateway.api.fields import OTHER_ID, AnswerSchema, RequestSchema, Text, field_metadata, integer_field, text_field
+from gateway.api.http import Call, api
+from shared.auth import ADMIN, MAX_NAME_LENGTH, ROLES, SERVICE
+from shared.edge.rpc_proxy import RpcProxy
+from shared.errors import Forbidden, Unauthenticated
+
+MAX_PASSWORD = 1024
+MAX_TOKEN = 8192
+
+
+class TokenRequest(RequestSchema):
+    """A name and its password or, in mock mode, any user and roles."""
+
+    openapi: ClassVar[dict[str, Any]] = {
+        "anyOf": [{"required": ["username", "password"]}, {"required": ["user_id", "roles"]}],
+        "maxProperties": 2,
+        "examples": [{"username": "customer", "password": "demo-customer"}],
+    }
+
+    username = Text("customer", at_most=MAX_NAME_LENGTH)
+    password = Text("demo-customer", at_most=MAX_PASSWORD, load_only=True)
+    user_id = Text("alice", "mock mode: the user of the token", at_most=MAX_NAME_LENGTH)
+    roles = fields.List(
+        Text("customer", validate=validate.OneOf(ROLES)),
+        validate=validate.Length(1, len(ROLES)),
+        metadata={"description": "mock mode: the roles of the token"},
+    )
+
+    @validates_schema
+    def one_of_two(self, data: Mapping[str, Any], **kwargs: Any) -> None:
+        if set(data) not in ({"username", "password"}, {"user_id", "roles"}):
+            raise ValidationError("Must hold username and password, or user_id and roles.")
+
+
+class IntrospectionRequest(RequestSchema):
+    """A token to introspect."""
+
+    token = Text("eyJhbGciOiJIUzI1NiJ9.e30.c2lnbmF0dXJl", at_most=MAX_TOKEN, required=True)
+
+
+class Token(AnswerSchema):
+    """A bearer token."""
+
+    access_token = text_field("eyJhbGciOiJIUzI1NiJ9.e30.c2lnbmF0dXJl")
+    token_type = text_field("Bearer", validate=validate.Equal("Bearer"))
+    expires_in = integer_field(900, "in seconds")
+
+
+class Introspection(AnswerSchema):
+    """The answer of RFC 7662. A token that is not valid has `active: false` and nothing else."""
+
+    active = fields.Boolean(required=True, metadata=field_metadata(True))
+    token_type = fields.String(metadata=field_metadata("Bearer"))
+    sub = fields.String(metadata=field_metadata("alice", "the user's name"))
+    username = fields.String(metadata=field_metadata("alice"))
+    roles = fields.List(fields.String(metadata=field_metadata("customer")))
+    scope = fields.String(metadata=field_metadata("customer", "the roles, separated by spaces"))
+    iss = fields.String(metadata=field_metadata("ecom"))
+    aud = fields.String(metadata=field_metadata("ecom-api"))
+    iat = fields.Integer(metadata=field_metadata(1768386600))
+    exp = fields.Integer(metadata=field_metadata(1768387500))
+    jti = fields.String(metadata=field_metadata(OTHER_ID))
+
+
+class Tokens:
+    """Routes under /api/auth."""
+
+    auth = RpcProxy("auth_service")
+
+    @api(
+        "POST",
+        "/api/auth/token",
+        roles=None,
+        body=TokenRequest,
+        answer=Token,
+        fails=(Unauthenticated, Forbidden),
+        summary="Sign in",
+    )
+    def token(self, call: Call) -> dict[str, Any]:
+        """A bearer token for a name and its password or, in mock mode, for the given user and roles."""
+        if "username" in call.body:
+            return self.auth.issue_token(**call.body)
+        return self.auth.issue_mock_token(**call.body)
+
+    @api(
+        "POST",
+        "/api/auth/introspect",
+        roles=(SERVICE, ADMIN),
+        body=IntrospectionRequest,
+        answer=Introspection,
+        summary="Introspect a token",
+    )
+    def introspect(self, call: Call) -> dict[str, Any]:
+        """The answer of RFC 7662. For a token that is not valid it is `{"active": false}`."""
+        return self.auth.introspect(call.body["token"])

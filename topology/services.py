@@ -1,0 +1,68 @@
+"""The services: one row for each. Every list of services in Python is derived from this table.
+
+Standard library only, and nothing newer than Python 3.8: deploy/make_secrets.py runs on whatever Python a machine has.
+tests/unit/test_services_table.py compares the lists that Python cannot derive (setup.cfg, Makefile, .dockerignore,
+docker-compose.yml) with this table and names each missing line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# RPC calls, batches and timers of one process share these workers. Each worker may hold a database connection.
+MAX_WORKERS = 20
+
+
+@dataclass(frozen=True)
+class Service:
+    """One service. Its Nameko class is in `<package>/service.py`.
+
+    A service with a database also has domain.py, models.py and migrations/ in its package.
+    """
+
+    name: str
+    package: str
+    start_order: int  # services that answer RPC start before the gateway, which calls them
+    has_database: bool = True
+    publishes: tuple[str, ...] = ()  # the first words of the event types it publishes, from an outbox and a relay
+    workers: int = MAX_WORKERS
+    needs: tuple[str, ...] = ()  # secret settings without which the service refuses to start
+
+
+# The order of the rows is the order of the ports: 8000 for the first row, 8001 for the second. Add new rows at the end.
+SERVICES = (
+    # A worker of the gateway is a greenlet that waits for an RPC and holds no database connection.
+    Service("gateway", "gateway", start_order=6, has_database=False, workers=200),
+    Service(
+        "order",
+        "order_service",
+        start_order=4,
+        publishes=("order", "inventory.release", "inventory.commit", "payment.refund"),
+    ),
+    # Inventory seals the release audit. Without a key rows would wait for a seal, and nobody would notice.
+    Service("inventory", "inventory_service", start_order=2, publishes=("inventory",), needs=("AUDIT_KEY",)),
+    Service("payment", "payment_service", start_order=3, publishes=("payment",)),
+    Service("auth", "auth_service", start_order=1),
+    Service("ops", "ops", start_order=5),
+)
+
+BY_NAME = {service.name: service for service in SERVICES}
+NAMES = tuple(service.name for service in SERVICES)
+START_ORDER = tuple(service.name for service in sorted(SERVICES, key=lambda service: service.start_order))
+DATABASES = tuple(service.name for service in SERVICES if service.has_database)
+PUBLISHERS = tuple(service.name for service in SERVICES if service.publishes)
+
+
+def publisher_of(event_type: str) -> str | None:
+    """The service that publishes an event type: the row with the longest matching first words. None if no row matches.
+
+    `inventory.release.requested` is a command of the order service, although its first word is `inventory`.
+    """
+    words = event_type.split(".")
+    matches = [
+        (len(first.split(".")), service.name)
+        for service in SERVICES
+        for first in service.publishes
+        if words[: len(first.split("."))] == first.split(".")
+    ]
+    return max(matches)[1] if matches else None
