@@ -17,6 +17,7 @@ import pytest
 
 from ops.local import install, processes, servers, stack, supervisor
 from ops.local.processes import Process, StackFault, spawn, wait_until
+from topology.services import DATABASES
 
 # What is started here is started by a supervisor that eventlet has never patched.
 pytestmark = pytest.mark.filterwarnings("ignore:Using fork:DeprecationWarning")
@@ -252,8 +253,9 @@ def test_some_databases_of_the_user_but_not_all_are_a_mistake(monkeypatch):
     with pytest.raises(StackFault, match=r"missing: .*PAYMENT_DATABASE_URL") as refused:
         stack.databases_given()
     assert refused.value.exit_code == 2
-    for name in ("INVENTORY", "PAYMENT", "AUTH", "OPS"):
-        monkeypatch.setenv(f"{name}_DATABASE_URL_FILE", "/run/secrets/url")
+    for name in DATABASES:
+        if name != "order":
+            monkeypatch.setenv(f"{name.upper()}_DATABASE_URL_FILE", "/run/secrets/url")
     assert stack.databases_given()
 
 
