@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
-from eventlet import tpool
-from eventlet.semaphore import Semaphore
+
+from shared.edge.green import Semaphore, run_in_thread
 
 # OWASP's second choice for argon2id: 19 MiB, two passes; about 30 ms of one core.
 _HASHER = PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
@@ -20,13 +20,13 @@ _NOBODYS = _HASHER.hash("nobody has this password")
 def hash_of(password: str) -> str:
     """A new salted hash."""
     with _AT_ONCE:
-        return str(tpool.execute(_HASHER.hash, password))
+        return str(run_in_thread(_HASHER.hash, password))
 
 
 def fits(password_hash: str | None, password: str) -> bool:
     """Whether the password made the hash; None costs the same work and never fits."""
     with _AT_ONCE:
-        fitted = bool(tpool.execute(_verify, password_hash or _NOBODYS, password))
+        fitted = bool(run_in_thread(_verify, password_hash or _NOBODYS, password))
     return fitted and password_hash is not None
 
 

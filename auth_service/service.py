@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from nameko.dependency_providers import Config
-
 from auth_service import domain, models, passwords
 from auth_service.domain import Account
 from shared import auth
-from shared.config import Settings
 from shared.edge.database import Database
 from shared.edge.http import Probes
 from shared.edge.once import once
 from shared.edge.rpc import rpc
+from shared.edge.settings import Setting
 from shared.errors import Unauthenticated
 from shared.events import Identity
 
@@ -23,13 +21,13 @@ class AuthService(Probes):
 
     name = "auth_service"
 
-    config = Config()
+    settings = Setting()
     db = Database()
 
     @once
     def add_development_users(self) -> None:
         """Add the users of the documentation, except in production."""
-        if self._settings.production:
+        if self.settings.production:
             return
         with self.db.read() as session:
             missing = domain.DEVELOPMENT_PASSWORDS.keys() - models.names(session)
@@ -53,13 +51,13 @@ class AuthService(Probes):
     @rpc
     def issue_mock_token(self, user_id: str, roles: list[str]) -> dict[str, Any]:
         """A token for whom it names, where AUTH_MOCK is on. Raises Forbidden."""
-        return self._token(domain.sign_in_as(user_id, tuple(roles), self._settings.auth_mock))
+        return self._token(domain.sign_in_as(user_id, tuple(roles), self.settings.auth_mock))
 
     @rpc
     def introspect(self, token: str) -> dict[str, Any]:
         """What a token says (RFC 7662); one that is not valid, for whatever reason, is not active."""
         try:
-            claims = auth.verify(token, self._settings.auth_keys)
+            claims = auth.verify(token, self.settings.auth_keys)
         except Unauthenticated:
             return {"active": False}
         return {
@@ -76,19 +74,14 @@ class AuthService(Probes):
             "jti": claims.token_id,
         }
 
-    @property
-    def _settings(self) -> Settings:
-        settings: Settings = self.config["settings"]
-        return settings
-
     def _sign_in(self, username: str, password: str) -> Identity:
         with self.db.read() as session:
             account = models.find(session, username)
         fits = passwords.fits(account.password_hash if account else None, password)
-        if self._settings.production and domain.is_published(username, password):
+        if self.settings.production and domain.is_published(username, password):
             fits = False  # a database that was a development's once
         return domain.sign_in(account, fits)
 
     def _token(self, identity: Identity, life_s: int = auth.LIFE_S, audience: str = auth.AUDIENCE) -> dict[str, Any]:
-        token = auth.issue(self._settings.auth_keys, identity.user_id, identity.roles, life_s, audience=audience)
+        token = auth.issue(self.settings.auth_keys, identity.user_id, identity.roles, life_s, audience=audience)
         return {"access_token": token, "token_type": "Bearer", "expires_in": life_s}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from gateway.export import linked, orders_in
@@ -17,15 +16,9 @@ SOON_S = 3.0
 class Combined:
     """Base of the subjects whose answers come from more than one service."""
 
-    config: Mapping[str, Any]
+    settings: Settings
     orders = RpcProxy("order_service")
     ops_soon = RpcProxy("ops_service", SOON_S)
-
-    @property
-    def settings(self) -> Settings:
-        """The settings of this process."""
-        settings: Settings = self.config["settings"]
-        return settings
 
     def _timeline(self, order_id: str) -> dict[str, Any]:
         return {**self.orders.timeline(order_id), "dead_messages": self._ask_ops("dead_of_order", order_id)}

@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
-import eventlet
 from werkzeug.wrappers import Request, Response
 
 from gateway.api.answering import respond
 from gateway.api.http import Api, Call
+from shared.edge import green
+from shared.edge.green import MINIMUM_WRITE_CHUNK_SIZE
 from shared.edge.rpc_proxy import CALL_TIMEOUT_S, Replies
 from shared.errors import CannotWork, ServiceUnavailable
 from shared.exports import header_line, manifest_line, release_lines
@@ -79,7 +80,7 @@ class Export(Api):
         running.read()  # an error of the first page still gets its status
         response = self._head(request)
         response.response = running.file()
-        request.environ["eventlet.minimum_write_chunk_size"] = 0  # from here on an error breaks the connection
+        request.environ[MINIMUM_WRITE_CHUNK_SIZE] = 0  # from here on an error breaks the connection
         return response
 
     def _head(self, request: Request) -> Response:
@@ -166,7 +167,7 @@ class Running:
             except (CannotWork, ServiceUnavailable) as error:
                 if time.monotonic() + pause > until:
                     raise BrokenOff(str(error)) from error
-            eventlet.sleep(pause)
+            green.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)
 
 

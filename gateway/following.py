@@ -12,6 +12,7 @@ from werkzeug.wrappers import Request, Response
 
 from gateway.api.answering import as_json, respond
 from gateway.api.http import Api, Call
+from shared.edge.green import MINIMUM_WRITE_CHUNK_SIZE
 from shared.edge.rpc_proxy import CALL_TIMEOUT_S
 from shared.edge.watch import Watch, wait_for
 from shared.errors import BadRequest, CannotWork, ServiceUnavailable
@@ -86,7 +87,7 @@ class Stream(Following):
         del response.headers["Content-Length"]
         order_id = str(request.path_values["order_id"])  # type: ignore[attr-defined]
         response.response = self._events(order_id, result, *request.environ[_PREPARED])
-        request.environ["eventlet.minimum_write_chunk_size"] = 0  # each event is sent at once
+        request.environ[MINIMUM_WRITE_CHUNK_SIZE] = 0  # each event is sent at once
         return response
 
     def _events(self, order_id: str, known: dict[str, Any], call: Call, context: dict[str, Any]) -> Iterator[bytes]:

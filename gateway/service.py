@@ -5,8 +5,6 @@ The gateway checks each request and its sender and calls the services by RPC. It
 
 from __future__ import annotations
 
-from nameko.dependency_providers import Config
-
 from gateway.operations import Operations
 from gateway.orders import Orders
 from gateway.payments import Payments
@@ -15,10 +13,11 @@ from gateway.site.routes import Site
 from gateway.stock import Stocks
 from gateway.tokens import Tokens
 from shared.edge.http import Probes
+from shared.edge.settings import Setting
 
 
 class GatewayService(Tokens, Orders, Stocks, Releases, Payments, Operations, Site, Probes):
     """Every route of the gateway, by subject."""
 
     name = "gateway"
-    config = Config()
+    settings = Setting()

@@ -8,17 +8,15 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-import eventlet
-from nameko.dependency_providers import Config
-
 from inventory_service import audit, domain, models
 from inventory_service.domain import COMMIT, RELEASE, Kind, Outcome, State
-from shared.config import Settings
+from shared.edge import green
 from shared.edge.consumer import handles
 from shared.edge.context import Context
 from shared.edge.database import Database
 from shared.edge.http import Probes
 from shared.edge.rpc import rpc
+from shared.edge.settings import Setting
 from shared.edge.timer import every
 from shared.edge.tx import Events, Tx
 from shared.errors import CannotWork, Conflict, DeadMessage
@@ -47,7 +45,7 @@ class InventoryService(Probes):
 
     name = "inventory_service"
 
-    config = Config()
+    settings = Setting()
     db = Database()
     relay = Relay()
     context = Context()
@@ -254,7 +252,7 @@ class InventoryService(Probes):
                 raise CannotWork("many releases are being sealed still")
             if not is_behind and (not is_open or waited > SEAL_WAIT_S):
                 break
-            eventlet.sleep(SEAL_AGAIN_S if is_open else 0)
+            green.sleep(SEAL_AGAIN_S if is_open else 0)
         with self.db.begin() as session:
             return audit.open_export(session, filters, self.context.identity)
 
@@ -296,12 +294,12 @@ class InventoryService(Probes):
         more = chain["waiting"] > 0
         while more:
             more = self._seal_once() == audit.ROWS_PER_SEAL
-            eventlet.sleep(0)  # calls are answered between two seals
+            green.sleep(0)  # calls are answered between two seals
 
     def _seal_once(self) -> int:
         with self.db.begin() as session:
             return audit.seal_once(session, self._audit_key())
 
     def _audit_key(self) -> str:
-        settings: Settings = self.config["settings"]
-        return settings.audit_key
+        key: str = self.settings.audit_key
+        return key

@@ -8,9 +8,6 @@ from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
-from eventlet.event import Event
-from nameko.dependency_providers import Config
-
 from ops import models
 from ops.audit import ledger
 from ops.audit.witness import Witness
@@ -20,13 +17,14 @@ from ops.dlq.census import Census
 from ops.dlq.desk import Actor, Desk, Watch
 from ops.dlq.wanted import filters_wanted, replay_wanted
 from ops.domain import Kind, dlq_of
-from shared.config import Settings
 from shared.edge.background import Background
 from shared.edge.context import Context
 from shared.edge.database import Database
+from shared.edge.green import Event
 from shared.edge.http import Probes
 from shared.edge.resources import ProcessResource
 from shared.edge.rpc import rpc
+from shared.edge.settings import Setting
 from shared.edge.timer import every
 from shared.errors import EcomError, NotFound, ValidationFailed
 from shared.times import timestamp
@@ -54,7 +52,7 @@ class OpsService(Probes):
 
     name = "ops_service"
 
-    config = Config()
+    settings = Setting()
     db = Database()
     context = Context()
     background = Background()
@@ -166,8 +164,7 @@ class OpsService(Probes):
 
     @contextmanager
     def _desk(self, actor: Actor, watch: Watch | None = None) -> Iterator[Desk]:
-        settings: Settings = self.config["settings"]
-        desk = Desk(settings, actor, watch or Watch())
+        desk = Desk(self.settings, actor, watch or Watch())
         try:
             yield desk
         finally:

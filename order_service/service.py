@@ -5,18 +5,17 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from nameko.dependency_providers import Config
 from sqlalchemy.orm import Session
 
 from order_service import domain, models, queries
 from shared import idempotency, outbox
-from shared.config import Settings
 from shared.edge.consumer import handles
 from shared.edge.context import Context
 from shared.edge.database import Database
 from shared.edge.hints import Hints
 from shared.edge.http import Probes
 from shared.edge.rpc import rpc
+from shared.edge.settings import Setting
 from shared.edge.timer import every
 from shared.edge.tx import Events, Tx
 from shared.envelope import envelope
@@ -41,7 +40,7 @@ class OrderService(Probes):
 
     name = "order_service"
 
-    config = Config()
+    settings = Setting()
     db = Database()
     relay = Relay()
     context = Context()
@@ -210,9 +209,8 @@ class OrderService(Probes):
     @every(DEADLINE_EVERY_S)
     def cancel_overdue(self) -> None:
         """Cancel what has not ended in time, whatever became of its messages."""
-        settings: Settings = self.config["settings"]
         with self.db.read() as session:
-            overdue = models.overdue(session, settings.order_deadline_s, DEADLINE_BATCH)
+            overdue = models.overdue(session, self.settings.order_deadline_s, DEADLINE_BATCH)
         if overdue:
             with self.db.begin() as session:
                 self._say(session, overdue, domain.DEADLINE, CLOCK)

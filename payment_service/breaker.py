@@ -11,10 +11,9 @@ from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
-from eventlet.semaphore import Semaphore
-
 from payment_service.domain import Answer
 from payment_service.provider import Charge, Provider
+from shared.edge.green import Semaphore
 from shared.errors import ProviderAway, ProviderTimeout
 from shared.metrics import CIRCUIT_OPEN
 

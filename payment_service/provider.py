@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Protocol
 from uuid import UUID
 
-import eventlet
 from sqlalchemy import Engine, text
 
 from payment_service.domain import Answer
+from shared.edge import green
 from shared.errors import ConfigurationFault, ProviderTimeout
 
 
@@ -144,7 +144,7 @@ class MockProvider(Provider):
         return self.mode == "fail" or (self.mode == "fail_above" and charge.amount > self.argument)
 
     def _answer_after(self, seconds: float) -> None:
-        eventlet.sleep(min(seconds, self.timeout_s))
+        green.sleep(min(seconds, self.timeout_s))
         if seconds >= self.timeout_s:
             raise ProviderTimeout()
 
@@ -153,7 +153,7 @@ class MockProvider(Provider):
             raise self._silence()
 
     def _silence(self) -> ProviderTimeout:
-        eventlet.sleep(self.timeout_s)
+        green.sleep(self.timeout_s)
         return ProviderTimeout()
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
-import eventlet
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
@@ -19,6 +17,7 @@ from shared.config import Settings
 from shared.edge.consumer import handles
 from shared.edge.context import Context
 from shared.edge.database import Database
+from shared.edge.green import run_side_by_side
 from shared.edge.http import Probes
 from shared.edge.resources import ExternalClient
 from shared.edge.rpc import rpc
@@ -79,7 +78,7 @@ class PaymentService(Probes):
             row = rows[event.payload.order_id]
             if domain.is_to_be_charged(models.payment(row)):
                 calls[event.message_id] = _charge_of(row, row.payment_id)
-        answers = side_by_side(self.provider.charge, calls)
+        answers = run_side_by_side(self.provider.charge, calls, SIDE_BY_SIDE)
         # A process that stood still before its call may have made it when nobody expected it any more, and its message
         # has been settled by another.
         if calls:
@@ -123,7 +122,7 @@ class PaymentService(Probes):
             unknown = refund.status == domain.RefundStatus.PENDING
             if unknown and domain.is_to_be_refunded(models.payment(row)):
                 calls[event.message_id] = _charge_of(row, refund.refund_id)
-        return side_by_side(self.provider.refund, calls)
+        return run_side_by_side(self.provider.refund, calls, SIDE_BY_SIDE)
 
     @handles("q.payment.order-cancelled")
     def void(self, events: Events, tx: Tx) -> None:
@@ -177,7 +176,7 @@ class PaymentService(Probes):
 
     def _find(self, rows: dict[UUID, Any]) -> tuple[list[tuple[Any, Answer | None]], list[Exception]]:
         """What the provider says of each row's key, and why it says nothing of the others."""
-        found = side_by_side(self.provider.find, {key: key for key in rows})
+        found = run_side_by_side(self.provider.find, {key: key for key in rows}, SIDE_BY_SIDE)
         answered = [(rows[key], answer) for key, answer in found.items() if not isinstance(answer, Exception)]
         return answered, [answer for answer in found.values() if isinstance(answer, Exception)]
 
@@ -203,17 +202,3 @@ class PaymentService(Probes):
 
 def _charge_of(row: models.PaymentRow, key: UUID) -> Charge:
     return Charge(key, row.order_id, row.amount, row.currency, row.method)
-
-
-def side_by_side(call: Callable[[Any], Any], asked: dict[UUID, Any]) -> dict[UUID, Any]:
-    """Call for each, at most SIDE_BY_SIDE at a time; each key's answer, or the exception it raised."""
-
-    def one(item: tuple[UUID, Any]) -> tuple[UUID, Any]:
-        key, argument = item
-        try:
-            return key, call(argument)
-        except Exception as error:
-            return key, error
-
-    pool = eventlet.GreenPool(SIDE_BY_SIDE)
-    return dict(pool.imap(one, asked.items()))

@@ -15,20 +15,20 @@ from collections.abc import Callable
 from typing import Any, cast
 from uuid import UUID
 
-import eventlet
-from eventlet.event import Event
-from nameko.extensions import DependencyProvider
 from sqlalchemy import Connection, Engine, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.exc import DBAPIError, InterfaceError
 from sqlalchemy.types import BigInteger
 
 from shared import inbox, outbox
-from shared.config import Settings
+from shared.edge import green
 from shared.edge.broker import backoff
 from shared.edge.database import Database, quietly
+from shared.edge.extensions import DependencyProvider
 from shared.edge.postgres import connect, wait_for_notice
 from shared.edge.publisher import Outgoing, Publisher
+from shared.edge.settings import settings_of
+from shared.edge.wake import Wake
 from shared.envelope import CONTRACT_VERSION
 from shared.errors import PublishFailed
 from shared.events import UNHEARD
@@ -120,11 +120,11 @@ class Relay(DependencyProvider):
     """Runs in every producing service. Also says who leads: purges and timers run on the leader alone."""
 
     def setup(self) -> None:
-        self.settings = cast(Settings, self.container.config["settings"])
+        self.settings = settings_of(self.container)
         self.leading = False
         self.gauges_due: dict[str, float] = defaultdict(float)
         self._stopping = False
-        self._wake = Event()
+        self._wake = Wake()
         self._not_ready_reason: str | None = "the relay has not started"
         self._waits, self._reminder = backoff(), Reminder()
         self._publisher = Publisher(self.settings.amqp_uri, self.settings.heartbeat_s)
@@ -154,19 +154,8 @@ class Relay(DependencyProvider):
         return self._not_ready_reason
 
     def wake(self) -> None:
-        """There is something to publish."""
-        if not self._wake.ready():
-            self._wake.send()
-
-    def _wait(self, seconds: float) -> bool:
-        with eventlet.Timeout(seconds, False):
-            self._wait_for_wake()
-            return True
-        return False
-
-    def _wait_for_wake(self) -> None:
-        self._wake.wait()
-        self._wake = Event()
+        """Say that there is something to publish."""
+        self._wake.send()
 
     def run(self) -> None:
         """Lead, or wait to lead, until stopped; over as many sessions and connections as it takes."""
@@ -178,7 +167,7 @@ class Relay(DependencyProvider):
                 self._not_ready_reason = f"the relay cannot work: {type(getattr(error, 'orig', error)).__name__}"
                 if self._reminder.due(self._not_ready_reason):
                     log.warning("%s: %s; trying again until it works", self._not_ready_reason, in_a_line(error))
-                eventlet.sleep(next(self._waits))
+                green.sleep(next(self._waits))
             finally:
                 self._lead(False)
 
@@ -198,12 +187,12 @@ class Relay(DependencyProvider):
                     self._housekeep(connection)  # under a load without a pause, too
                 self._recover()
                 self._housekeep(connection)
-                self._wait(POLL_S)
+                self._wake.wait(POLL_S)
             else:
                 self._recover()
-                if self._wait(STANDBY_S):
+                if self._wake.wait(STANDBY_S):
                     connection.execute(text(f"NOTIFY {CHANNEL}"))
-                    eventlet.sleep(NOTIFY_GAP_S)
+                    green.sleep(NOTIFY_GAP_S)
 
     def _lead(self, leading: bool) -> None:
         if leading != self.leading:
@@ -240,12 +229,12 @@ class Relay(DependencyProvider):
                 words = in_a_line(error)
                 if reminder.due(words):
                     log.info("the relay's listener has no connection: %s", words)
-                eventlet.sleep(next(waits))
+                green.sleep(next(waits))
 
     def stop(self) -> None:
         self._stopping = True
         self.wake()
-        with eventlet.Timeout(FINISH_S, False):
+        with green.Timeout(FINISH_S, False):
             self._thread.wait()
         for thread in (self._thread, self._ears):
             thread.kill()

@@ -23,8 +23,10 @@ PURE = "Rules, catalogue, errors, ids, order states and tables need only the sta
 DOMAIN = "The rules have no clock, no chance and no I/O"
 MODELS = "Models know tables and nothing of messages"
 PREDICT = "Predictors read tables and know nothing of messages on the wire"
-NAMEKO = "Only the edge, the relay and the services' entrypoints know Nameko"
-BROKER = "Only the edge, the relay, topology and ops speak to the broker"
+NAMEKO = "Only the edge imports Nameko"
+EVENTLET = "Only one module of the edge imports eventlet, beside the one that patches"
+AMQP = "Only the edge imports amqp"
+BROKER = "Only topology speaks to the broker by another library"
 
 # (contract, where an import is planted, what it imports)
 PLANTS = [
@@ -52,11 +54,19 @@ PLANTS = [
     (MODELS, "payment_service.models", "shared.edge.tx"),
     (PREDICT, "order_service.predict", "shared.edge.tx"),
     (PREDICT, "payment_service.predict", "nameko.rpc"),
-    (NAMEKO, "order_service.queries", "nameko.rpc"),
+    (NAMEKO, "order_service.service", "nameko.rpc"),
+    (NAMEKO, "shared.relay", "nameko.extensions"),
+    (NAMEKO, "ops.service", "nameko.dependency_providers"),
     (NAMEKO, "payment_service.provider", "nameko.extensions"),
     (NAMEKO, "shared.auth", "nameko_sqlalchemy"),
     (BROKER, "order_service.service", "kombu"),
-    (BROKER, "shared.metrics", "amqp"),
+    (AMQP, "shared.metrics", "amqp"),
+    (AMQP, "shared.relay", "amqp.exceptions"),
+    (AMQP, "ops.dlq.replay", "amqp"),
+    (EVENTLET, "payment_service.provider", "eventlet"),
+    (EVENTLET, "shared.edge.batch", "eventlet.event"),
+    (EVENTLET, "ops.dlq.replay", "eventlet"),
+    (BROKER, "ops.dlq.census", "pika"),
     (BROKER, "gateway.service", "pika"),
 ]
 

@@ -23,6 +23,7 @@ from shared.auth import ADMIN, AUDITOR, CUSTOMER, OPERATOR
 from shared.config import Settings
 from shared.edge.connection import HAS_GONE
 from shared.edge.http import Environ, Route, Shared
+from shared.edge.settings import settings_of
 from shared.errors import EcomError
 from shared.events import Identity
 
@@ -101,7 +102,7 @@ class Api(Route):
 
     def setup(self) -> None:
         super().setup()
-        settings: Settings = self.container.config["settings"]
+        settings: Settings = settings_of(self.container)
         self._keys = settings.auth_keys
         self._cors = Cors(settings.cors_origins)
         self._proxies = Proxies(settings.trusted_proxies)

@@ -1,4 +1,4 @@
-"""Makes a command's process cooperative, as shared.edge.green does a service's: import it before the engine.
+"""Makes a command's process cooperative, as shared.edge.patched does a service's: import it before the engine.
 
 Eventlet's own resolver is a fifth of a command's start, and a command may well wait while a name is looked up.
 """
@@ -6,4 +6,4 @@ Eventlet's own resolver is a fifth of a command's start, and a command may well 
 import os
 
 os.environ.setdefault("EVENTLET_NO_GREENDNS", "yes")
-from shared.edge import green  # noqa: F401
+from shared.edge import patched  # noqa: F401

@@ -53,8 +53,9 @@ def main() -> int:
     with warnings.catch_warnings():
         # Nameko's imports speak of pkg_resources and eventlet, which is nothing to whoever calls a service.
         warnings.simplefilter("ignore")
-        from amqp.exceptions import AMQPError
         from nameko.cli.shell import ShellRunner, make_nameko_helper
+
+        from shared.edge.broker import AMQPError
 
     try:
         settings = read()

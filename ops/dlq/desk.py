@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import eventlet
 from sqlalchemy import Connection
 
 from ops import models
@@ -23,6 +22,7 @@ from ops.dlq.mailbox import Mailbox
 from ops.dlq.selection import Selection
 from ops.domain import Fate, Filter, Kind, Letter, Status, Tally, dlq_of
 from shared.config import Settings
+from shared.edge import green
 from shared.edge.database import quietly
 from shared.edge.postgres import connect
 from shared.edge.publisher import Outgoing, Publisher
@@ -167,7 +167,7 @@ class Desk:
             except Conflict:
                 if time.monotonic() > until:
                     raise
-                eventlet.sleep(LOCK_AGAIN_S)
+                green.sleep(LOCK_AGAIN_S)
 
     @contextmanager
     def look_into(self, queue: str, chosen: Filter) -> Iterator[Selection]:

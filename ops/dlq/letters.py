@@ -13,10 +13,8 @@ from math import isfinite
 from typing import Any
 from uuid import UUID, uuid5
 
-import amqp
-from amqp.exceptions import AMQPError
-
 from ops.domain import CRASH, NEVER, UNKNOWN, Letter
+from shared.edge.broker import AMQPError, Message
 from shared.edge.publisher import Outgoing
 from shared.envelope import CONTRACT_VERSION, Envelope, decode
 from shared.errors import DeadMessage, InvalidSchema, ValidationFailed
@@ -53,7 +51,7 @@ class Content:
     body: bytes
 
 
-def content_of(dlq: str, message: amqp.Message) -> Content:
+def content_of(dlq: str, message: Message) -> Content:
     """What was delivered."""
     properties = {name: value for name, value in message.properties.items() if name != "application_headers"}
     body = message.body
@@ -175,7 +173,7 @@ def check(message: Outgoing) -> None:
     """Raise ValidationFailed for what no broker could be sent: a person may have written its line."""
     try:
         properties = {**message.properties, "type": message.type, "application_headers": dict(message.headers)}
-        amqp.Message(message.body, **properties)._serialize_properties()
+        Message(message.body, **properties)._serialize_properties()
     except (AMQPError, struct.error, ValueError, TypeError, AttributeError) as error:
         raise ValidationFailed(f"AMQP cannot carry its properties or headers: {error}") from error
 

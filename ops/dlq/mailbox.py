@@ -14,12 +14,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 
-import amqp
-import eventlet
-from amqp.exceptions import NotFound as NoSuchQueue
-
 from ops.dlq.letters import Content, content_of
-from shared.edge.broker import BROKER_ERRORS, BrokerConnection
+from shared.edge import green
+from shared.edge.broker import BROKER_ERRORS, BrokerConnection, Channel, Message, NoSuchQueue
 from shared.errors import CannotWork
 
 # A consumer that has so many is replaced by a new one, on a channel of its own, which gets the next: the broker looks
@@ -76,7 +73,7 @@ class Mailbox:
         self._consumers = 0
         with broker_faults():
             self._connection = BrokerConnection(uri, heartbeat_s)
-        self._channels: list[amqp.Channel] = [self._connection.channel]
+        self._channels: list[Channel] = [self._connection.channel]
 
     def __enter__(self) -> Mailbox:
         return self
@@ -102,7 +99,7 @@ class Mailbox:
             with self._connection.bounded():
                 channel.basic_recover(requeue=True)
         while self._count() < expected and time.monotonic() < until:
-            eventlet.sleep(PUT_BACK_AGAIN_S)
+            green.sleep(PUT_BACK_AGAIN_S)
 
     @property
     def tired(self) -> bool:
@@ -176,7 +173,7 @@ class Mailbox:
         self._consumers += 1
         self._room = PREFETCH
 
-    def _receive(self, place: int, message: amqp.Message) -> None:
+    def _receive(self, place: int, message: Message) -> None:
         self._room -= 1
         self._held += 1
         tag = message.delivery_info["delivery_tag"] * CHANNELS + place

@@ -8,14 +8,13 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-import eventlet
-
 from ops import domain
 from ops.dlq.books import REPLAYED
 from ops.dlq.desk import CHUNK, Desk, Run
 from ops.dlq.letters import outgoing
 from ops.dlq.selection import Held, Selection
 from ops.domain import Fate, Filter, Kind, Letter, Pace, Status, dlq_of
+from shared.edge import green
 from shared.inbox import KEEP_DAYS
 from topology.table import main_queue
 
@@ -144,7 +143,7 @@ class Replay:
     def _pause(self, until: float) -> None:
         """Keep the rate, and look meanwhile: at what became of those sent, and whether to stop."""
         while (left := until - time.monotonic()) > 0 and not self.run.must_stop():
-            eventlet.sleep(min(left, LOOK_EVERY_S))
+            green.sleep(min(left, LOOK_EVERY_S))
             if left > LOOK_EVERY_S:
                 self._look()
 
@@ -163,7 +162,7 @@ class Replay:
                     Status.STOPPED,
                     f"{len(self.out)} were sent and not consumed for {PATIENCE_S:.0f} s: is their service running?",
                 )
-            eventlet.sleep(LOOK_EVERY_S)
+            green.sleep(LOOK_EVERY_S)
 
     def _look(self) -> None:
         """What has become of those that were sent: taken effect, by the inbox; or dead again, by the DLQ."""

@@ -13,9 +13,8 @@ from dataclasses import replace
 from typing import Any, TypeVar
 from uuid import UUID
 
-import eventlet
-
 from shared import inbox, outbox
+from shared.edge import green
 from shared.edge.broker import backoff
 from shared.edge.database import Sessions, is_conflict, is_outage
 from shared.edge.publisher import Outgoing, Publisher
@@ -216,7 +215,7 @@ class Batch:
                 if is_conflict(error):
                     if self.stopping():  # somebody may hold that lock for ever
                         raise Stopping from error
-                    eventlet.sleep(random.uniform(0.001, 0.05))
+                    green.sleep(random.uniform(0.001, 0.05))
                 elif _is_ours(error):
                     self._pause(error, next(waits))
                 else:
@@ -227,7 +226,7 @@ class Batch:
             log.warning("%s is paused: %s", self.queue, in_a_line(error))
             PAUSES.labels(self.queue).inc()
         self.not_ready_reason = f"{self.queue} is paused: {type(error).__name__}"
-        eventlet.sleep(wait)
+        green.sleep(wait)
         if self.stopping():
             raise Stopping
 

@@ -17,11 +17,12 @@ from typing import Any, ClassVar
 from urllib.parse import unquote, urlsplit
 
 import amqp
-import eventlet
 from amqp import serialization
-from amqp.exceptions import AccessRefused, AMQPError, NotAllowed, NotFound, PreconditionFailed
-from eventlet.greenthread import GreenThread
+from amqp.exceptions import AccessRefused, NotAllowed, NotFound, PreconditionFailed
+from amqp.exceptions import AMQPError as AMQPError
 
+from shared.edge import green
+from shared.edge.green import GreenThread
 from shared.logs import Reminder, in_a_line
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,11 @@ MAX_BACKOFF_S = 3.0
 
 # How long a graceful stop waits for the broker to have taken in what was sent last.
 LEAVE_S = 1.0
+
+# For those outside the edge who read and write messages.
+Channel = amqp.Channel
+Message = amqp.Message
+NoSuchQueue = NotFound
 
 # amqp's own ConnectionError is not the builtin one: a broken pipe arrives as OSError.
 BROKER_ERRORS = (AMQPError, OSError)
@@ -92,7 +98,7 @@ class BrokerConnection:
         )
         self._pulse: GreenThread | None = None
         try:
-            with eventlet.Timeout(CONNECT_TIMEOUT_S * 2, TimeoutError("the broker did not finish the handshake")):
+            with green.Timeout(CONNECT_TIMEOUT_S * 2, TimeoutError("the broker did not finish the handshake")):
                 self.connection.connect()
                 self.channel = self.open()
         except BaseException:
@@ -100,7 +106,7 @@ class BrokerConnection:
             raise
         self._heard = time.monotonic()
         self._bytes_heard = self.connection.bytes_recv
-        self._pulse = eventlet.spawn(self._send_heartbeats)
+        self._pulse = green.spawn(self._send_heartbeats)
 
     def open(self) -> amqp.Channel:
         """A channel; the first is `channel`. Raises one of BROKER_ERRORS."""
@@ -126,7 +132,7 @@ class BrokerConnection:
         `until` is the moment, by the monotonic clock, after which there is no time to wait for it.
         """
         limit = max(0.0, min(2 * self.heartbeat_s, until - time.monotonic()))
-        with eventlet.Timeout(limit, BrokerSilent(f"the broker did not answer in {limit:.0f} s")):
+        with green.Timeout(limit, BrokerSilent(f"the broker did not answer in {limit:.0f} s")):
             yield
 
     def reset_silence(self) -> None:
@@ -142,7 +148,7 @@ class BrokerConnection:
 
     def _send_heartbeats(self) -> None:
         while True:
-            eventlet.sleep(self.heartbeat_s / 2)
+            green.sleep(self.heartbeat_s / 2)
             try:
                 self.connection.send_heartbeat()
             except BROKER_ERRORS:
@@ -200,7 +206,7 @@ def run_connected(
             if connection is not None:
                 connection.abort()
             if not stopping():
-                eventlet.sleep(next(waits))
+                green.sleep(next(waits))
         finally:
             if connection is not None:
                 connection.abort()

@@ -15,8 +15,6 @@ from contextlib import suppress
 from email.errors import MissingHeaderBodySeparatorDefect
 from typing import Any, cast
 
-import eventlet
-from eventlet import wsgi
 from nameko.web.server import HttpOnlyProtocol
 from werkzeug.exceptions import (
     BadRequest,
@@ -29,6 +27,9 @@ from werkzeug.exceptions import (
     default_exceptions,
 )
 from werkzeug.wrappers import Response
+
+from shared.edge import green
+from shared.edge.green import wsgi
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class Connection(HttpOnlyProtocol):
     refused: HTTPException | None = None
 
     def _read_request_line(self) -> bytes:
-        with eventlet.Timeout(IDLE_S, TimeoutError("idle")):
+        with green.Timeout(IDLE_S, TimeoutError("idle")):
             connection = cast(bytes, super()._read_request_line())
         if len(connection) >= wsgi.MAX_REQUEST_LINE:
             self._refuse(RequestURITooLarge())
@@ -70,7 +71,7 @@ class Connection(HttpOnlyProtocol):
 
     def parse_request(self) -> bool:
         try:
-            with eventlet.Timeout(HEAD_S, TimeoutError("the head did not arrive")):
+            with green.Timeout(HEAD_S, TimeoutError("the head did not arrive")):
                 if not super().parse_request():
                     return False
             self._check_framing()
@@ -118,7 +119,7 @@ class Connection(HttpOnlyProtocol):
         length = int(self.headers.get("Content-Length", 0))
         if length > MAX_BODY_BYTES:
             raise RequestEntityTooLarge
-        with eventlet.Timeout(BODY_S, RequestTimeout()):
+        with green.Timeout(BODY_S, RequestTimeout()):
             body = cast(bytes, self.environ["wsgi.input"].read(length))
         if len(body) < length:
             raise ConnectionResetError(errno.ECONNRESET, "the client left before its body was complete")
@@ -174,7 +175,7 @@ class Server(wsgi.Server):
 
 def linger(sock: socket.socket) -> None:
     """End our side and read on until the client ends its own, for a moment."""
-    with suppress(OSError), eventlet.Timeout(LINGER_S, False):
+    with suppress(OSError), green.Timeout(LINGER_S, False):
         sock.shutdown(socket.SHUT_WR)
         while sock.recv(MAX_BODY_BYTES):
             pass

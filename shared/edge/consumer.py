@@ -12,21 +12,20 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
 
 import amqp
-import eventlet
-from eventlet.event import Event
 from nameko.exceptions import ContainerBeingKilled
 from nameko.extensions import Entrypoint
 
-from shared.config import Settings
 from shared.edge.batch import Batch, Stopping
 from shared.edge.broker import BrokerConnection, run_connected
 from shared.edge.database import Database
 from shared.edge.publisher import Publisher
+from shared.edge.settings import settings_of
 from shared.edge.tx import Events, Tx
+from shared.edge.worker import Abandoned, run_in_worker
 from shared.failures import Delivery
 from shared.metrics import BATCH_SECONDS
 from topology.table import BY_NAME
@@ -60,8 +59,7 @@ class Handles(Entrypoint):
         super().__init__(expected_exceptions=(Exception,))
 
     def setup(self) -> None:
-        config = self.container.config
-        self.settings = cast(Settings, config["settings"])
+        self.settings = settings_of(self.container)
         database = next(item for item in self.container.dependencies if isinstance(item, Database))
         self._stopping = False
         self._stop_by = math.inf
@@ -97,8 +95,6 @@ class Handles(Entrypoint):
         """
         self._stopping = True
 
-    # --- a worker for each call of the service's method ---
-
     def _asker(self) -> Callable[[Events], dict[UUID, Any]] | None:
         if self.ask is None:
             return None
@@ -107,25 +103,11 @@ class Handles(Entrypoint):
         return lambda events: self._work(step, events)
 
     def _work(self, entrypoint: Handles, *args: Events | Tx) -> Any:
-        done = Event()
-
-        def handle_result(worker: Any, result: Any, exc_info: Any) -> tuple[Any, Any]:
-            done.send(result, exc_info)
-            return result, exc_info
-
+        """Run the service's method. Raises Stopping when there is no time left for it: nothing is acked then."""
         try:
-            worker = self.container.spawn_worker(entrypoint, args, {}, handle_result=handle_result)
-        except ContainerBeingKilled:
+            return run_in_worker(entrypoint, args, give_up_at=lambda: self._stop_by)
+        except (Abandoned, ContainerBeingKilled):
             raise Stopping from None
-        while True:
-            with eventlet.Timeout(1.0, False):
-                return done.wait()
-            if self._stopping and time.monotonic() > self._stop_by:
-                # What it waits for is outside. Nothing is acked, and whatever was asked for is written down.
-                self.container._worker_threads[worker].kill()
-                raise Stopping
-
-    # --- the loop ---
 
     def run(self) -> None:
         """Consume until stopped."""

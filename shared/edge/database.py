@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import eventlet
 import nameko_sqlalchemy
 import psycopg2
 from nameko.containers import WorkerContext
 from sqlalchemy.exc import DBAPIError, InterfaceError, TimeoutError
 from sqlalchemy.orm import Session, sessionmaker
 
+from shared.edge import green
 from shared.edge.postgres import connect
 from shared.errors import CannotWork
 from shared.tables import Base
@@ -154,9 +154,9 @@ class Database(nameko_sqlalchemy.Database):
     def not_ready_reason(self) -> str | None:
         """Why the service cannot use its database now, for /readyz."""
         try:
-            with eventlet.Timeout(PROBE_S), self.sessions.read() as session:
+            with green.Timeout(PROBE_S), self.sessions.read() as session:
                 session.connection().exec_driver_sql("SELECT FROM alembic_version")
-        except (Exception, eventlet.Timeout) as error:
+        except (Exception, green.Timeout) as error:
             if _sqlstate(error) == NOT_MIGRATED:
                 return "the database is not migrated; `ecom migrate` does it"
             return f"the database does not answer ({type(error).__name__})"

@@ -1,8 +1,61 @@
-"""Makes this process cooperative. Import it first: eventlet must patch before anything opens a socket."""
+"""Cooperative sleeping, timeouts and greenlets: the one module that imports eventlet, beside `shared.edge.patched`.
+
+Everything else takes these names from here, so that eventlet can be replaced in one place. Importing this module
+patches nothing: `shared.edge.patched` does, in the processes that serve.
+"""
+
+from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, ParamSpec, TypeVar
 
 warnings.filterwarnings("ignore", message=r"\s*Eventlet is deprecated")
-import eventlet  # noqa: E402
+from eventlet import GreenPool, Timeout, listen, sleep, spawn, spawn_n, tpool, wsgi  # noqa: E402
+from eventlet.event import Event  # noqa: E402
+from eventlet.greenio import shutdown_safe  # noqa: E402
+from eventlet.greenthread import GreenThread  # noqa: E402
+from eventlet.hubs import trampoline  # noqa: E402
+from eventlet.semaphore import Semaphore  # noqa: E402
 
-eventlet.monkey_patch()
+__all__ = [
+    "Event",
+    "GreenThread",
+    "Semaphore",
+    "Timeout",
+    "listen",
+    "run_in_thread",
+    "run_side_by_side",
+    "shutdown_safe",
+    "sleep",
+    "spawn",
+    "spawn_n",
+    "trampoline",
+    "wsgi",
+]
+
+# In a WSGI environ: 0 sends each piece of a body at once.
+MINIMUM_WRITE_CHUNK_SIZE = "eventlet.minimum_write_chunk_size"
+
+K = TypeVar("K", bound=Hashable)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def run_side_by_side(call: Callable[[Any], Any], arguments: Mapping[K, Any], at_most: int) -> dict[K, Any]:
+    """Call once for each argument, at most `at_most` at a time: by key the result, or the exception it raised."""
+
+    def one(item: tuple[K, Any]) -> tuple[K, Any]:
+        key, argument = item
+        try:
+            return key, call(argument)
+        except Exception as error:
+            return key, error
+
+    return dict(GreenPool(at_most).imap(one, arguments.items()))
+
+
+def run_in_thread(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Run a function that computes for long in a real thread, while other greenlets go on."""
+    result: R = tpool.execute(function, *args, **kwargs)
+    return result

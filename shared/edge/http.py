@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property, partial
 from typing import Any, cast
 
-from eventlet.event import Event
 from nameko.containers import WorkerContext
 from nameko.exceptions import ContainerBeingKilled
 from nameko.extensions import DependencyProvider, SharedExtension
@@ -20,6 +19,8 @@ from werkzeug.wrappers import Request, Response
 
 from shared.config import Settings
 from shared.edge.connection import BODY, Environ
+from shared.edge.green import Event
+from shared.edge.settings import settings_of
 from shared.edge.webserver import WebServer, plain_refusal, protect
 from shared.errors import EcomError, ServiceUnavailable
 
@@ -106,7 +107,7 @@ class Shared(SharedExtension):
         return type(self), self.make
 
     def setup(self) -> None:
-        self.made = self.make(self.container.config["settings"])
+        self.made = self.make(settings_of(self.container))
 
 
 class Probe:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import eventlet
-from eventlet.event import Event
 from nameko.extensions import Entrypoint
 
+from shared.edge import green
+from shared.edge.worker import run_in_worker
 from shared.errors import CannotWork
 from shared.logs import Reminder
 
@@ -37,20 +37,18 @@ class Once(Entrypoint):
     def run(self) -> None:
         """Run until it has succeeded."""
         while not self.run_once():
-            eventlet.sleep(AGAIN_S)
+            green.sleep(AGAIN_S)
 
     def run_once(self) -> bool:
-        """One run, in a worker of its own; Nameko logs what it raises, and we what it lacks."""
-        succeeded = Event()
-
-        def handle_result(worker: Any, result: Any, exc_info: Any) -> tuple[Any, Any]:
-            if exc_info and isinstance(exc_info[1], CannotWork) and self._reminder.due(str(exc_info[1])):
-                log.warning("%s waits: %s", self.method_name, exc_info[1])
-            succeeded.send(exc_info is None)
-            return result, exc_info
-
-        self.container.spawn_worker(self, (), {}, handle_result=handle_result)
-        self._done = bool(succeeded.wait())
+        """One run, in a worker of its own; whether it succeeded. Nameko logs what it raises."""
+        try:
+            run_in_worker(self)
+            self._done = True
+        except CannotWork as error:
+            if self._reminder.due(str(error)):
+                log.warning("%s waits: %s", self.method_name, error)
+        except Exception:
+            log.debug("%s failed; Nameko has logged why", self.method_name, exc_info=True)
         return self._done
 
     def stop(self) -> None:

@@ -7,9 +7,10 @@ from typing import Any
 
 import psycopg2
 import psycopg2.extensions
-from eventlet.hubs import trampoline
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.pool import NullPool
+
+from shared.edge.green import trampoline
 
 STATEMENT_TIMEOUT_MS = 5000
 LOCK_TIMEOUT_MS = 2000

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import amqp
-import eventlet
 
+from shared.edge import green
 from shared.edge.broker import BROKER_ERRORS, BrokerConnection
 from shared.errors import PublishFailed
 
@@ -60,9 +60,9 @@ class Publisher:
         if not messages:
             return []
         try:
-            with eventlet.Timeout(deadline_s):
+            with green.Timeout(deadline_s):
                 return self._publish(messages)
-        except (*BROKER_ERRORS, eventlet.Timeout) as error:
+        except (*BROKER_ERRORS, green.Timeout) as error:
             self.close()
             raise PublishFailed(f"no confirm from the broker: {type(error).__name__} {error}") from error
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 from nameko.containers import WorkerContext
 from nameko.extensions import DependencyProvider
@@ -11,6 +11,7 @@ from sqlalchemy import Engine
 
 from shared.config import Settings
 from shared.edge.postgres import connect
+from shared.edge.settings import settings_of
 
 POOL_SIZE = 20
 
@@ -22,7 +23,7 @@ class ExternalClient(DependencyProvider):
         self.make = make
 
     def setup(self) -> None:
-        settings = cast(Settings, self.container.config["settings"])
+        settings = settings_of(self.container)
         (url,) = self.container.config["DB_URIS"].values()
         engine = connect(url, f"{self.container.service_name} provider", pool_size=POOL_SIZE)
         self.engine = engine.execution_options(isolation_level="AUTOCOMMIT")
@@ -44,7 +45,7 @@ class ProcessResource(DependencyProvider):
         self.make = make
 
     def setup(self) -> None:
-        self.made = self.make(cast(Settings, self.container.config["settings"]))
+        self.made = self.make(settings_of(self.container))
 
     def get_dependency(self, worker_ctx: WorkerContext) -> Any:
         return self.made

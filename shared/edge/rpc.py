@@ -24,8 +24,8 @@ from nameko.exceptions import (
 from nameko.extensions import Entrypoint, ProviderCollector, SharedExtension
 
 from shared import errors
-from shared.config import Settings
 from shared.edge.broker import BROKER_ERRORS, BrokerConnection, run_connected
+from shared.edge.settings import settings_of
 from shared.errors import EcomError, ServiceUnavailable
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class ConnectedExtension(SharedExtension, ProviderCollector):
 
     def start(self) -> None:
         if self._thread is None:
-            settings = cast(Settings, self.container.config["settings"])
+            settings = settings_of(self.container)
             name = f"{type(self).__name__} of {self.container.service_name}"
             self._thread = self.container.spawn_managed_thread(
                 partial(

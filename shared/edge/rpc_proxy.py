@@ -10,13 +10,13 @@ from collections.abc import Callable
 from typing import Any
 
 import amqp
-import eventlet
-from eventlet.event import Event
 from nameko.containers import WorkerContext
 from nameko.exceptions import deserialize, serialize
 from nameko.extensions import DependencyProvider
 
+from shared.edge import green
 from shared.edge.broker import BROKER_ERRORS, BrokerConnection
+from shared.edge.green import Event
 from shared.edge.rpc import DEADLINE, HEADER_PREFIX, RPC_EXCHANGE, TRANSIENT, ConnectedExtension
 from shared.errors import ServiceUnavailable
 
@@ -93,10 +93,10 @@ class Replies(ConnectedExtension):
             application_headers={HEADER_PREFIX + key: value for key, value in context.items() if value is not None},
         )
         try:
-            with eventlet.Timeout(timeout_s):
+            with green.Timeout(timeout_s):
                 self._connection.channel.basic_publish(message, RPC_EXCHANGE, routing_key, mandatory=True)
                 body = waiting.wait()
-        except (*BROKER_ERRORS, eventlet.Timeout) as error:
+        except (*BROKER_ERRORS, green.Timeout) as error:
             raise ServiceUnavailable(f"{routing_key} did not answer") from error
         finally:
             self._waiting.pop(correlation_id, None)

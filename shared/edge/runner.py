@@ -6,7 +6,9 @@ Import this module before any module that opens sockets, because eventlet must p
 from __future__ import annotations
 
 # isort: off
-from shared.edge import green  # noqa: F401
+from shared.edge import green
+from shared.edge.green import Event
+from shared.edge import patched  # noqa: F401
 
 # isort: on
 import importlib
@@ -15,8 +17,6 @@ import resource
 import signal
 from typing import Any
 
-import eventlet
-from eventlet.event import Event
 from nameko.containers import ServiceContainer
 
 from shared import logs
@@ -83,9 +83,9 @@ def run(service: str, replica: int = 0) -> int:
         container.stop()
         log.info("stopped")
 
-    eventlet.spawn(stop_when_asked)
+    green.spawn(stop_when_asked)
     # Python runs a signal handler only when the hub wakes up, and an idle hub sleeps up to 60 s.
-    eventlet.spawn(_pulse)
+    green.spawn(_pulse)
     container.start()
     log.info("%s is up on %s", service, container.config["WEB_SERVER_ADDRESS"])
     container.wait()
@@ -102,4 +102,4 @@ def raise_file_limit() -> None:
 
 def _pulse() -> None:
     while True:
-        eventlet.sleep(0.25)
+        green.sleep(0.25)

@@ -6,14 +6,15 @@ In a service that tells no events, and so has no relay, every replica runs it.
 from __future__ import annotations
 
 import logging
+import math
 import time
-from typing import Any
 
-import eventlet
-from eventlet.event import Event
 from nameko.extensions import Entrypoint
 
+from shared.edge import green
 from shared.edge.consumer import FINISH_S
+from shared.edge.green import Event
+from shared.edge.worker import Abandoned, run_in_worker
 from shared.errors import CannotWork
 from shared.logs import Reminder
 from shared.relay import Relay
@@ -32,6 +33,7 @@ class Every(Entrypoint):
     def setup(self) -> None:
         self._relay = next((item for item in self.container.dependencies if isinstance(item, Relay)), None)
         self._stopping = Event()
+        self._stop_by = math.inf
         self._reminder = Reminder()
 
     def start(self) -> None:
@@ -42,30 +44,21 @@ class Every(Entrypoint):
         while not self._stopping.ready():
             if self._relay is None or self._relay.leading:
                 self.run_once()
-            with eventlet.Timeout(self.seconds, False):
+            with green.Timeout(self.seconds, False):
                 self._stopping.wait()
 
     def run_once(self) -> None:
-        """One run, in a worker of its own."""
-        done = Event()
-
-        def handle_result(worker: Any, result: Any, exc_info: Any) -> tuple[Any, Any]:
-            if not exc_info:
-                self._reminder.forget()
-            elif isinstance(exc_info[1], CannotWork) and self._reminder.due(str(exc_info[1])):
-                log.warning("%s did not run: %s", self.method_name, exc_info[1])
-            done.send()
-            return result, exc_info
-
-        worker = self.container.spawn_worker(self, (), {}, handle_result=handle_result)
-        while True:
-            with eventlet.Timeout(1.0, False):
-                done.wait()
-                return
-            if self._stopping.ready() and time.monotonic() > self._stop_by:
-                # What it waits for is outside: the next leader's run does what this one leaves.
-                self.container._worker_threads[worker].kill()
-                return
+        """One run, in a worker of its own; Nameko logs what it raises."""
+        try:
+            run_in_worker(self, give_up_at=lambda: self._stop_by)
+            self._reminder.forget()
+        except CannotWork as error:
+            if self._reminder.due(str(error)):
+                log.warning("%s did not run: %s", self.method_name, error)
+        except Abandoned:
+            log.warning("%s was abandoned because the service stops; the next leader runs it", self.method_name)
+        except Exception:
+            log.debug("%s failed; Nameko has logged why", self.method_name, exc_info=True)
 
     def stop(self) -> None:
         self._stop_by = time.monotonic() + FINISH_S

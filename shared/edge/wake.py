@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import eventlet
-from eventlet.event import Event
+from shared.edge import green
+from shared.edge.green import Event
 
 
 class Wake:
@@ -19,7 +19,7 @@ class Wake:
 
     def wait(self, seconds: float) -> bool:
         """Whether it was sent within the time."""
-        with eventlet.Timeout(seconds, False):
+        with green.Timeout(seconds, False):
             self._event.wait()
             self._event = Event()
             return True

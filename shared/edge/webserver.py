@@ -13,15 +13,14 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import eventlet
 import nameko.web.server
-from eventlet import wsgi
-from eventlet.greenio import shutdown_safe
 from werkzeug.exceptions import HTTPException, InternalServerError, MethodNotAllowed, ServiceUnavailable
 from werkzeug.routing import Map
 from werkzeug.wrappers import Request, Response
 
+from shared.edge import green
 from shared.edge.connection import REFUSED, SOCKET_S, Environ, Refuse, Server, linger
+from shared.edge.green import shutdown_safe, wsgi
 from shared.errors import ConfigurationFault
 from shared.metrics import REQUEST_SECONDS, REQUESTS
 
@@ -91,7 +90,7 @@ class WebServer(nameko.web.server.WebServer):
         host, port = self.bind_addr
         try:
             # With SO_REUSEPORT, eventlet's default, a second process would silently take half of the requests.
-            self._sock = eventlet.listen((host, port), backlog=BACKLOG, reuse_port=False)
+            self._sock = green.listen((host, port), backlog=BACKLOG, reuse_port=False)
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise ConfigurationFault(f"port {port} on {host} is taken by another process") from error
@@ -110,16 +109,16 @@ class WebServer(nameko.web.server.WebServer):
                 sock, address = self._sock.accept()
             except OSError as error:  # no file descriptors left, or a client that has gone already
                 log.warning("a connection could not be accepted: %s", error)
-                eventlet.sleep(ACCEPT_AGAIN_S)
+                green.sleep(ACCEPT_AGAIN_S)
                 continue
             sock.settimeout(SOCKET_S)
             # Not managed threads: their faults are the clients', and must not kill the container.
             if len(self._connections) < self._max_connections:
                 connection = self._connections[sock] = [address, sock, wsgi.STATE_IDLE]
-                eventlet.spawn_n(self._serve, connection)
+                green.spawn_n(self._serve, connection)
             else:
                 self._turning_away += 1
-                eventlet.spawn_n(self._turn_away, sock)
+                green.spawn_n(self._turn_away, sock)
 
     def _serve(self, connection: list[Any]) -> None:
         """Serve one connection until either side ends it."""
@@ -161,7 +160,7 @@ class WebServer(nameko.web.server.WebServer):
                     shutdown_safe(connection[1])
         deadline = time.monotonic() + DRAIN_S
         while self._connections and time.monotonic() < deadline:
-            eventlet.sleep(0.02)
+            green.sleep(0.02)
 
     def stop(self) -> None:
         self.drain()

@@ -8,7 +8,7 @@ Its effect on any other message is a reservation, which can be made once.
 from __future__ import annotations
 
 # isort: off
-from shared.edge import green  # noqa: F401
+from shared.edge import patched  # noqa: F401
 
 # isort: on
 import os

@@ -38,7 +38,7 @@ ONE = (
 def inventory(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> InventoryService:
     """The service's own methods, with no timer beside them."""
     made = bench("inventory")
-    made.service.config = {"settings": replace(made._container.config["settings"], audit_keys=(releases.KEY,))}
+    made.service.settings = replace(made._container.config["settings"], audit_keys=(releases.KEY,))
     monkeypatch.setattr(InventoryService, "reminder", Reminder())
     service: InventoryService = made.service
     return service

@@ -39,7 +39,7 @@ def service(container):
 
 def serve(container, **changes):
     service = AuthService()
-    service.config = {"settings": dataclasses.replace(container.config["settings"], **changes)}
+    service.settings = dataclasses.replace(container.config["settings"], **changes)
     service.db = sessions_of(container)
     return service
 

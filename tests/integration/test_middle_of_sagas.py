@@ -74,7 +74,7 @@ class Middle:
         return self
 
     def deadline(self) -> Middle:
-        self.service.config = {"settings": dataclasses.replace(self.settings, order_deadline_s=60)}
+        self.service.settings = dataclasses.replace(self.settings, order_deadline_s=60)
         self.service.cancel_overdue()
         return self
 

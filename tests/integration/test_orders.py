@@ -195,7 +195,7 @@ def test_events_name_the_owner_when_an_admin_cancels(order: Bench, database: Dat
 
 def test_events_name_the_owner_when_the_deadline_cancels(order: Bench, database: Databases) -> None:
     one_order(database, Status.RESERVED)
-    order.service.config = order._container.config
+    order.service.settings = order._container.config["settings"]
     order.service.cancel_overdue()
     assert owners(database) == {
         "order.cancelled": ("ann", "system:deadline"),
@@ -205,7 +205,7 @@ def test_events_name_the_owner_when_the_deadline_cancels(order: Bench, database:
 
 def test_a_deadline_that_waited_for_a_payment_leaves_the_order_alone(order: Bench, database: Databases) -> None:
     one_order(database, Status.RESERVED)
-    order.service.config = order._container.config
+    order.service.settings = order._container.config["settings"]
     with order.sessions.begin() as session:
         session.execute(text("SELECT 1 FROM orders FOR UPDATE"))
         session.execute(text("UPDATE orders SET status = 'PAID'"))

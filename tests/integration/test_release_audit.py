@@ -60,7 +60,7 @@ FILTERS: dict[str, Mapping[str, str]] = {
 @pytest.fixture
 def inventory(bench: Callable[..., Bench]) -> Bench:
     made = bench("inventory")
-    made.service.config = {"settings": replace(made._container.config["settings"], audit_keys=(releases.KEY,))}
+    made.service.settings = replace(made._container.config["settings"], audit_keys=(releases.KEY,))
     return made
 
 

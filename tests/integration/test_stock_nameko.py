@@ -22,6 +22,7 @@ from nameko.messaging import QueueConsumer
 from ops.local.servers import Broker, Servers, free_port
 from shared.config import Settings
 from shared.edge import broker as edge_broker
+from shared.edge import green
 from shared.errors import ConfigurationFault
 from tests.databases import Databases
 from tests.integration.stock import services
@@ -365,7 +366,7 @@ def test_our_reconnecting_waits_at_most_five_seconds_and_the_stock_consumers_hal
     ours: list[float] = []
     stock: list[float] = []
 
-    ask, sleep = eventlet.getcurrent(), eventlet.sleep
+    ask, sleep = eventlet.getcurrent(), green.sleep
 
     def wait(seconds: float) -> None:
         if eventlet.getcurrent() is ask:
@@ -373,7 +374,7 @@ def test_our_reconnecting_waits_at_most_five_seconds_and_the_stock_consumers_hal
         else:  # a line of the fixtures beats its heart: without its pauses it would never let go
             sleep(seconds)
 
-    monkeypatch.setattr(eventlet, "sleep", wait)
+    monkeypatch.setattr(green, "sleep", wait)
     edge_broker.run_connected(nobody, 1, lambda line: None, lambda: len(ours) == TRIES, lambda trouble: None, "test")
     monkeypatch.undo()
 

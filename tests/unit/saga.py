@@ -311,8 +311,8 @@ class PaymentModels:
         return [row for row in session.refunds.values() if row.status == "PENDING" and row.refund_id not in under_way]
 
 
-def one_by_one(call: Callable[[Any], Any], asked: dict[UUID, Any]) -> dict[UUID, Any]:
-    """`side_by_side`, one after the other."""
+def one_by_one(call: Callable[[Any], Any], asked: dict[UUID, Any], at_most: int) -> dict[UUID, Any]:
+    """`run_side_by_side`, one after the other."""
     answers: dict[UUID, Any] = {}
     for key, argument in asked.items():
         try:
@@ -334,7 +334,7 @@ def on_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "outbox", SimpleNamespace(emit=tell))
     monkeypatch.setattr(order_service.service, "queries", OrderQueries)
     monkeypatch.setattr(order_service.service, "idempotency", SimpleNamespace(claim_key=claim_key))
-    monkeypatch.setattr(payment_service.service, "side_by_side", one_by_one)
+    monkeypatch.setattr(payment_service.service, "run_side_by_side", one_by_one)
 
 
 # --- the provider ---------------------------------------------------------------------------------------------------
@@ -467,7 +467,7 @@ class World:
         for name, service in self.services.items():
             service.db = self.tables[name]
             service.context = SimpleNamespace(identity=ANN, trace_id=TRACE)
-        self.services["order"].config = {"settings": SimpleNamespace(order_deadline_s=900)}
+        self.services["order"].settings = SimpleNamespace(order_deadline_s=900)
         self.services["payment"].provider = self.bank
         self.handlers = handlers_of(self.services)
 

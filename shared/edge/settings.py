@@ -1,0 +1,22 @@
+"""The settings of the process as a dependency: `settings = Setting()`."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from nameko.containers import WorkerContext
+from nameko.extensions import DependencyProvider
+
+from shared.config import Settings
+
+
+def settings_of(container: Any) -> Settings:
+    """The settings with which a container was started."""
+    return cast(Settings, container.config["settings"])
+
+
+class Setting(DependencyProvider):
+    """Injects the Settings."""
+
+    def get_dependency(self, worker_ctx: WorkerContext) -> Settings:
+        return settings_of(self.container)
