@@ -30,6 +30,7 @@ from shared.events import (
     Reserved,
 )
 from shared.failures import Delivery
+from shared.idempotency import KeyedRequest
 from shared.predictions import Prediction
 from tests.databases import Databases
 from tests.integration.support import CUSTOMER, Bench, order_created, reserved_event, told
@@ -81,7 +82,8 @@ class World:
         """A new order, PENDING."""
         order = order_created()
         with self.bench.sessions.begin() as session:
-            order_models.add_order(session, order, CUSTOMER, "a" * 32, str(order.order_id), {})
+            request = KeyedRequest(CUSTOMER.user_id, "POST /api/orders", str(order.order_id), {})
+            order_models.add_order(session, order, request, "a" * 32)
         return order
 
     def snapshot(self) -> dict[str, Any]:

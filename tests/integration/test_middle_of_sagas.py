@@ -180,6 +180,7 @@ def test_a_late_payment_is_given_back_once_and_the_order_is_not_cancelled_twice(
     (asked,) = middle.emits()
     assert asked["payload"] == {
         "order_id": str(middle.order_id),
+        "customer_id": "customer",
         "payment_id": str(middle.payment_id),
         "refund_id": str(middle.row()["refund_id"]),
         "amount": 300,
