@@ -32,7 +32,7 @@ class Service:
 # The order of the rows is the order of the ports: 8000 for the first row, 8001 for the second. Add new rows at the end.
 SERVICES = (
     # A worker of the gateway is a greenlet that waits for an RPC and holds no database connection.
-    Service("gateway", "gateway", start_order=6, has_database=False, workers=200),
+    Service("gateway", "gateway", start_order=100, has_database=False, workers=200),
     Service(
         "order",
         "order_service",

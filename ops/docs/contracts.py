@@ -1,4 +1,6 @@
-"""Writes docs/contracts from the catalogue and the topology, and docs/sagas.md: `python -m ops.docs.contracts`.
+"""Writes docs/contracts from the catalogue and the topology, docs/sagas.md and the picture of the architecture:
+
+    python -m ops.docs.contracts
 
 It writes one JSON Schema for each event type, and an AsyncAPI 3 document that says which service publishes and which
 consumes each type. A test fails when the files differ from what this writes.
@@ -10,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ops.docs import diagrams
+from ops.docs import architecture, diagrams
 from shared.envelope import CONTRACT_VERSION, json_schema
 from shared.events import CATALOGUE, UNHEARD
 from topology.services import publisher_of
@@ -103,6 +105,7 @@ def main() -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text(document), encoding="utf-8")
     diagrams.FILE.write_text(diagrams.document(), encoding="utf-8")
+    architecture.main()
 
 
 if __name__ == "__main__":

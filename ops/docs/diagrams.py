@@ -140,7 +140,9 @@ class Simulation:
                 "inventory": self._inventory_consumes,
                 "payment": self._payment_consumes,
             }
-            consume[consumer](payload)
+            # A service outside the saga is drawn as a consumer. What it does then belongs to other diagrams.
+            if consumer in consume:
+                consume[consumer](payload)
 
     def _emit(self, publisher: str, *payloads: Payload) -> None:
         for payload in payloads:

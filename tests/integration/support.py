@@ -18,11 +18,8 @@ from eventlet.green import socket
 from nameko.containers import ServiceContainer
 from sqlalchemy import make_url
 
-from inventory_service.service import InventoryService
-from order_service.service import OrderService
 from payment_service.breaker import Breaker, Guarded
 from payment_service.provider import MockProvider, Provider
-from payment_service.service import PaymentService
 from shared.config import Settings
 from shared.edge.batch import Batch
 from shared.edge.broker import BrokerConnection
@@ -31,15 +28,15 @@ from shared.edge.context import RequestContext
 from shared.edge.database import POOL_SPARE, Database
 from shared.edge.postgres import connect
 from shared.edge.publisher import Outgoing, Publisher
-from shared.edge.runner import nameko_config
+from shared.edge.runner import nameko_config, service_class
 from shared.envelope import Envelope, envelope
 from shared.events import Identity, OrderCreated, Payload, PricedItem, Reserved
 from shared.failures import Delivery
 from shared.ids import new_trace_id
-from topology.table import BY_NAME, EVENTS_EXCHANGE, queue_arguments
+from topology.table import BY_NAME, CONSUMERS, EVENTS_EXCHANGE, queue_arguments
 
 CUSTOMER = Identity("customer", ("customer",))
-SERVICES: dict[str, Any] = {"order": OrderService, "inventory": InventoryService, "payment": PaymentService}
+SERVICES: dict[str, Any] = {service: service_class(service) for service in CONSUMERS}
 
 T = TypeVar("T")
 

@@ -425,7 +425,10 @@ def handlers_of(services: dict[str, Any]) -> dict[str, tuple[Any, Callable[..., 
     return found
 
 
-HEARERS = {type_: [queue.name for queue in QUEUES if hears(queue, type_)] for type_ in CATALOGUE}
+SAGA = ("order", "inventory", "payment")  # other services may consume these events too; they are not simulated
+HEARERS = {
+    type_: [queue.name for queue in QUEUES if queue.service in SAGA and hears(queue, type_)] for type_ in CATALOGUE
+}
 
 # The moves that an order may make, written down once more beside the table.
 MOVES = {

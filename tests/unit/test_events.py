@@ -52,6 +52,8 @@ def body(type_: str) -> dict[str, Any]:
     """A good message of a type."""
     schema = json_schema(type_)["properties"]["payload"]
     values = copy.deepcopy(VALUES)
+    # A new id needs no line in VALUES.
+    values |= {name: str(uuid4()) for name in schema["required"] if name.endswith("_id") and name not in values}
     if "items" in schema["required"]:
         values["items"] = [
             {name: VALUES["items"][0][name] for name in schema["properties"]["items"]["items"]["required"]}

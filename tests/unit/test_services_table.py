@@ -138,7 +138,8 @@ MISSING_IN = {
 
 @pytest.mark.parametrize("name", MISSING_IN)
 def test_a_file_has_the_lines_of_every_service(name):
-    assert MISSING_IN[name](TEXTS[name], SERVICES) == []
+    missing = MISSING_IN[name](TEXTS[name], SERVICES)
+    assert not missing, "\n".join(missing)
 
 
 # Each line is left out of a copy in turn, and the message must name it.
@@ -188,29 +189,24 @@ def test_a_line_that_is_left_out_is_named_with_its_file(name, where, line):
 
 
 def test_a_service_without_any_line_is_told_all_of_them():
-    new = Service("shipping", "shipping_service", start_order=7, publishes=("shipping",), needs=("CARRIER_KEY",))
+    new = Service("kiln", "kiln_service", start_order=0, publishes=("kiln",), needs=("CARRIER_KEY",))
     rows = (*SERVICES, new)
+    port = f'"{config.FIRST_PORT + len(SERVICES)}"'
     missing = [message for name, find in MISSING_IN.items() for message in find(TEXTS[name], rows)]
     assert len(missing) == len(set(missing)) == 9 + 1 + 1 + 13
-    assert all("shipping" in message or "carrier_key" in message or '"8006"' in message for message in missing)
+    assert all("kiln" in message or "carrier_key" in message or port in message for message in missing)
 
 
 # The table itself.
 
 
 def test_ports_stay_as_they_were():
-    assert config.read({}).ports == {
-        "gateway": 8000,
-        "order": 8001,
-        "inventory": 8002,
-        "payment": 8003,
-        "auth": 8004,
-        "ops": 8005,
-    }
+    known = {"gateway": 8000, "order": 8001, "inventory": 8002, "payment": 8003, "auth": 8004, "ops": 8005}
+    assert config.read({}).ports.items() >= known.items()
 
 
 def test_the_gateway_starts_last():
-    assert services.START_ORDER == ("auth", "inventory", "payment", "order", "ops", "gateway")
+    assert services.START_ORDER[-1] == GATEWAY
 
 
 def test_no_name_package_or_place_in_the_start_order_is_used_twice():

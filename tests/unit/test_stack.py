@@ -17,6 +17,7 @@ import pytest
 
 from ops.local import commands, install, postgres, processes, server, servers, stack, supervisor, testrun
 from ops.local.processes import Process, StackFault, spawn, wait_until
+from topology.services import DATABASES
 
 # What is started here is started by a supervisor that eventlet has never patched.
 pytestmark = pytest.mark.filterwarnings("ignore:Using fork:DeprecationWarning")
@@ -243,8 +244,9 @@ def test_setting_only_some_database_urls_is_misuse(monkeypatch):
     with pytest.raises(StackFault, match=r"missing: .*PAYMENT_DATABASE_URL") as refused:
         stack.databases_given()
     assert refused.value.exit_code == 2
-    for name in ("INVENTORY", "PAYMENT", "AUTH", "OPS"):
-        monkeypatch.setenv(f"{name}_DATABASE_URL_FILE", "/run/secrets/url")
+    for name in DATABASES:
+        if name != "order":
+            monkeypatch.setenv(f"{name.upper()}_DATABASE_URL_FILE", "/run/secrets/url")
     assert stack.databases_given()
 
 

@@ -1,0 +1,72 @@
+"""The pages written by hand agree with the tree: paths, links, routes and figures."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.unit.test_gateway_http import ROUTES
+from topology.services import SERVICES
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PAGES = sorted(
+    str(path.relative_to(ROOT))
+    for folder, pattern in ((".", "*.md"), ("docs", "**/*.md"), ("tests", "*.md"), ("deploy", "*.md"))
+    for path in (ROOT / folder).glob(pattern)
+)
+# Pages of the present tree; decisions and the changelog also speak of the past.
+OF_THE_PRESENT = [page for page in PAGES if "decisions/0" not in page and page != "CHANGELOG.md"]
+
+FOLDERS = "|".join([*(service.package for service in SERVICES), "topology", "shared", "tests", "docs", "deploy"])
+PATH = re.compile(rf"(?<![\w./$-])((?:{FOLDERS})/[\w./-]*\w/?)(?![\w*{{<])")
+
+
+def text_of(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def anchors_of(page: str) -> set[str]:
+    """The anchors that GitHub gives to a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", text_of(page), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", OF_THE_PRESENT)
+def test_every_path_on_a_page_exists(page: str) -> None:
+    assert [path for path in PATH.findall(text_of(page)) if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_of_a_page_leads_somewhere(page: str) -> None:
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", text_of(page)):
+        path, _, anchor = target.partition("#")
+        if path.startswith(("http:", "https:")):
+            continue
+        found = (ROOT / page).parent / path if path else ROOT / page
+        if not found.exists() or (anchor and anchor not in anchors_of(str(found.resolve().relative_to(ROOT)))):
+            broken.append(target)
+    assert broken == []
+
+
+def test_every_route_is_in_the_table_of_the_http_page() -> None:
+    calls = re.findall(r"`(GET|POST|PUT|DELETE|PATCH) (/[^`?]*)", text_of("docs/http.md"))
+    listed = {(method, re.sub(r"{\w+}", "{}", path)) for method, path in calls}
+
+    assert listed - {("GET", "/healthz")} == {(route.method, re.sub(r"{\w+}", "{}", route.label)) for route in ROUTES}
+
+
+def test_every_figure_of_a_stop_is_that_of_the_code() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| `([\w./-]+)` \| (\d+) \|$", text_of("CONTRIBUTING.md"), re.M)
+
+    assert len(rows) >= 7
+    for name, path, seconds in rows:
+        found = re.search(rf"^\s*{name}\s*[=:] (\d+)", text_of(path), re.M)
+        assert found, f"{path} has no {name}"
+        assert found[1] == seconds, f"{path}: {name}"
+
+
+def test_every_service_has_a_line_of_its_own_in_the_readme() -> None:
+    text = text_of("README.md")
+
+    assert [service.name for service in SERVICES if f"\n| {service.name} | " not in text] == []
