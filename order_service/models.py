@@ -15,13 +15,14 @@ from sqlalchemy.dialects.postgresql import insert as insert_if_absent
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from order_service.domain import Order, Status, Step, subject_of
+from shared.bulk import update_many
 from shared.changes import changed
 from shared.envelope import Envelope
 from shared.events import OrderCreated
 from shared.idempotency import KeyedRequest
 from shared.order_states import UNPAID
 from shared.schema import encode
-from shared.tables import MESSAGING_TABLES, NOW, Base, update_many
+from shared.tables import MESSAGING_TABLES, NOW, Base
 
 # As SQL, for the index that the deadline's query uses.
 _UNPAID = f"status IN ({', '.join(repr(status.value) for status in sorted(UNPAID))})"

@@ -14,7 +14,8 @@ from sqlalchemy import Table, bindparam, delete, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from shared.tables import ConsumedMessage, unnest
+from shared.bulk import unnest
+from shared.tables import ConsumedMessage
 
 # Longer than any DLQ is expected to wait for its operator: a replay of an older message is refused without --force.
 KEEP_DAYS = 90
