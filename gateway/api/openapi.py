@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from functools import cache
-from importlib import metadata
 from typing import Any
 
 import marshmallow
@@ -20,6 +19,7 @@ from gateway.api.http import Api
 from shared import errors
 from shared.edge.connection import MAX_BODY_BYTES
 from shared.errors import EcomError
+from shared.version import VERSION
 
 DESCRIPTION = """\
 Orders, stock and payments. `/api/v1/...` is the same as `/api/...`.
@@ -60,7 +60,7 @@ def document(service: type) -> dict[str, Any]:
     """The document of the routes of a service."""
     plugin = MarshmallowPlugin()
     spec = APISpec(
-        "ecom", version(), "3.1.0", info={"description": DESCRIPTION}, plugins=[plugin], servers=[{"url": "/"}]
+        "ecom", VERSION, "3.1.0", info={"description": DESCRIPTION}, plugins=[plugin], servers=[{"url": "/"}]
     )
     spec.components.security_scheme("bearer", {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"})
     documented = [(name, method, route) for name, method, route in routes(service) if route.in_document]
@@ -82,11 +82,6 @@ def document(service: type) -> dict[str, Any]:
         # apispec finds the schemas inside other schemas itself and does not read their docstrings.
         made["components"]["schemas"][name].setdefault("description", _doc(shape))
     return json.loads(json.dumps(made))  # plain values that no schema shares
-
-
-def version() -> str:
-    """The project's version."""
-    return metadata.version("ecom")
 
 
 def routes(service: type) -> Iterator[tuple[str, Any, Api]]:

@@ -15,6 +15,7 @@ from typing import Any
 from ops.docs import architecture, diagrams
 from shared.envelope import CONTRACT_VERSION, json_schema
 from shared.events import CATALOGUE, UNHEARD
+from shared.version import VERSION
 from topology.services import publisher_of
 from topology.table import EVENTS_EXCHANGE, QUEUES, Queue, hears
 
@@ -49,7 +50,7 @@ def asyncapi() -> dict[str, Any]:
         "asyncapi": "3.0.0",
         "info": {
             "title": "ecom events",
-            "version": CONTRACT_VERSION,
+            "version": VERSION,
             "description": "Order, inventory and payment settle each order among themselves by these events.",
         },
         "defaultContentType": "application/json",

@@ -13,7 +13,7 @@ from ops.dlq import files
 from ops.dlq.operator_session import Actor, OperatorSession, Watch
 from ops.dlq.replay import replay
 from ops.dlq.replay_request import ReplayRequest
-from ops.domain import Filter
+from ops.domain import Filter, Pace
 from shared import outbox
 from shared.config import Settings
 from shared.edge.postgres import connect
@@ -31,6 +31,7 @@ from topology.table import dead_letter_queue
 
 CREATED = "q.inventory.order-created"
 CANCELLED = "q.payment.order-cancelled"
+REPLAY_ALL = ReplayRequest(Filter(), None, Pace())
 
 
 def body_of_version_0_1(event: Envelope) -> str:
@@ -120,7 +121,10 @@ def test_a_message_in_a_dlq_is_replayed_and_handled(
 ) -> None:
     consumer = eventlet.spawn(consume, bench, mail)
 
-    assert replay(operator, CANCELLED, ReplayRequest()).tally.as_dict() == {"chosen": 1, "applied": 1}
+    assert replay(operator, CANCELLED, REPLAY_ALL).tally.as_dict() == {
+        "chosen": 1,
+        "applied": 1,
+    }
 
     consumer.wait()
     assert payments(database) == [dead.payload.order_id]
@@ -141,7 +145,10 @@ def test_a_message_in_an_export_file_is_imported_replayed_and_handled(
     (back,) = files.put_back(operator, file)
     assert back.tally.as_dict() == {"chosen": 1, "imported": 1}
     consumer = eventlet.spawn(consume, bench, mail)
-    assert replay(operator, CANCELLED, ReplayRequest()).tally.as_dict() == {"chosen": 1, "applied": 1}
+    assert replay(operator, CANCELLED, REPLAY_ALL).tally.as_dict() == {
+        "chosen": 1,
+        "applied": 1,
+    }
 
     consumer.wait()
     assert payments(database) == [dead.payload.order_id]
