@@ -1,4 +1,4 @@
-"""The tables every messaging service has, beside its own: inbox, outbox and the record of what died."""
+"""The tables every messaging service has, beside its own: inbox, outbox and the record of dead messages."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Base(DeclarativeBase):
 
 
 class ConsumedMessage(Base):
-    """The inbox: a row says that the effect of a message on a consumer is in this database."""
+    """The inbox: a row records that the effect of a message on a consumer is in this database."""
 
     __tablename__ = "consumed_messages"
 
@@ -52,7 +52,7 @@ class ConsumedMessage(Base):
 
 
 class OutboxRow(Base):
-    """An event said in the same transaction as the change it speaks of, until the relay has published it."""
+    """An event, saved in the same transaction as the change it reports, until the relay has published it."""
 
     __tablename__ = "outbox"
 

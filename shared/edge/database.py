@@ -22,12 +22,12 @@ log = logging.getLogger(__name__)
 # A probe's caller gives up after a few seconds.
 PROBE_S = 2.0
 
-# Beside one connection for each worker: what consumers hold for their batches.
+# Connections beside one for each worker: consumers hold them for their batches.
 POOL_SPARE = 5
 
 
 class Sessions:
-    """What a service method uses: `begin` is one transaction, in `autocommit` each statement is one."""
+    """Sessions for a service's methods: `begin` is one transaction, in `autocommit` each statement is one."""
 
     def __init__(self, sessions: sessionmaker[Session], singles: sessionmaker[Session]) -> None:
         self._sessions = sessions
@@ -54,7 +54,7 @@ class Sessions:
 
 
 class WorkerSessions(Sessions):
-    """The same for the methods of a service: what is no fault of the call is CannotWork, so a client tries again."""
+    """The same for calls: a fault of the database is raised as CannotWork, so that the client tries again."""
 
     @contextmanager
     def begin(self) -> Iterator[Session]:
@@ -96,7 +96,7 @@ def closing(session: Session) -> Iterator[Session]:
 
 
 def quietly(action: Any) -> None:
-    """Do what may fail because the connection is gone; the failure that matters is already on its way."""
+    """Run an action that may fail because the connection is gone; the error that matters was raised already."""
     try:
         action()
     except Exception:
