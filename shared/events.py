@@ -75,17 +75,14 @@ class OrderPayload(Payload):
 CustomerId = ShortText | None
 
 CATALOGUE: dict[str, type[Payload]] = {}
-UNHEARD: set[str] = set()
 _TYPE_OF: dict[type[Payload], str] = {}
 P = TypeVar("P", bound=type[Payload])
 
 
-def _event(type_: str, *, heard: bool = True) -> Callable[[P], P]:
+def _event(type_: str) -> Callable[[P], P]:
     def register(payload: P) -> P:
         CATALOGUE[type_] = payload
         _TYPE_OF[payload] = type_
-        if not heard:
-            UNHEARD.add(type_)
         return payload
 
     return register
@@ -112,7 +109,7 @@ class OrderCancelled(OrderPayload):
     customer_id: CustomerId = None
 
 
-@_event("order.paid", heard=False)
+@_event("order.paid")
 @dataclass(frozen=True)
 class OrderPaid(OrderPayload):
     """The order is paid. Nobody here listens yet."""

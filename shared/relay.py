@@ -31,10 +31,9 @@ from shared.edge.settings import settings_of
 from shared.edge.wake import Wake
 from shared.envelope import CONTRACT_VERSION
 from shared.errors import PublishFailed
-from shared.events import UNHEARD
 from shared.logs import Reminder, in_a_line
 from shared.metrics import OUTBOX_HELD, OUTBOX_LEADER, OUTBOX_OLDEST, OUTBOX_PENDING
-from topology.table import EVENTS_EXCHANGE
+from topology.table import EVENTS_EXCHANGE, UNHEARD
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """The services: one row for each. Every list of services in Python is derived from this table.
 
 Standard library only, and nothing newer than Python 3.8: deploy/make_secrets.py runs on whatever Python a machine has.
-tests/unit/test_services_table.py compares the lists that Python cannot derive (setup.cfg, Makefile, .dockerignore,
+tests/unit/test_services_table.py compares the lists that Python cannot derive (setup.cfg, .dockerignore,
 docker-compose.yml) with this table and names each missing line.
 """
 
@@ -22,6 +22,7 @@ class Service:
 
     name: str
     package: str
+    purpose: str  # one line for README.md, which `python -m ops.docs.contracts` writes
     start_order: int  # services that answer RPC start before the gateway, which calls them
     has_database: bool = True
     publishes: tuple[str, ...] = ()  # the first words of the event types it publishes, from an outbox and a relay
@@ -32,18 +33,44 @@ class Service:
 # The order of the rows is the order of the ports: 8000 for the first row, 8001 for the second. Add new rows at the end.
 SERVICES = (
     # A worker of the gateway is a greenlet that waits for an RPC and holds no database connection.
-    Service("gateway", "gateway", start_order=100, has_database=False, workers=200),
+    Service(
+        "gateway",
+        "gateway",
+        purpose="serves the HTTP API and the dashboard; checks tokens and requests and calls the others by RPC",
+        start_order=100,
+        has_database=False,
+        workers=200,
+    ),
     Service(
         "order",
         "order_service",
+        purpose="owns orders; decides from each event what an order becomes; cancels orders at their deadline",
         start_order=4,
         publishes=("order", "inventory.release", "inventory.commit", "payment.refund"),
     ),
     # Inventory seals the release audit. Without a key rows would wait for a seal, and nobody would notice.
-    Service("inventory", "inventory_service", start_order=2, publishes=("inventory",), needs=("AUDIT_KEY",)),
-    Service("payment", "payment_service", start_order=3, publishes=("payment",)),
-    Service("auth", "auth_service", start_order=1),
-    Service("ops", "ops", start_order=5),
+    Service(
+        "inventory",
+        "inventory_service",
+        purpose="owns stock and reservations; writes and seals the release audit",
+        start_order=2,
+        publishes=("inventory",),
+        needs=("AUDIT_KEY",),
+    ),
+    Service(
+        "payment",
+        "payment_service",
+        purpose="owns payments and refunds; calls the payment provider; pauses while the provider is away",
+        start_order=3,
+        publishes=("payment",),
+    ),
+    Service("auth", "auth_service", purpose="owns users; issues tokens", start_order=1),
+    Service(
+        "ops",
+        "ops",
+        purpose="counts, shows and replays dead messages; keeps the operators' ledger and witnesses the audit's seals",
+        start_order=5,
+    ),
 )
 
 BY_NAME = {service.name: service for service in SERVICES}

@@ -47,6 +47,10 @@ QUEUES = (
     Queue("q.order.payment-result", "order", ("payment.*",)),
 )
 
+# Events that are published although no queue is bound to them yet. The relay publishes every other event `mandatory`,
+# so that an event that reaches no queue stays in the outbox.
+UNHEARD = frozenset({"order.paid"})
+
 BY_NAME = {queue.name: queue for queue in QUEUES}
 
 # The services that consume messages.

@@ -12,12 +12,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ops.docs import architecture, diagrams
+from ops.docs import architecture, diagrams, readme
 from shared.envelope import CONTRACT_VERSION, json_schema
-from shared.events import CATALOGUE, UNHEARD
+from shared.events import CATALOGUE
 from shared.version import VERSION
 from topology.services import publisher_of
-from topology.table import EVENTS_EXCHANGE, QUEUES, Queue, hears
+from topology.table import EVENTS_EXCHANGE, QUEUES, UNHEARD, Queue, hears
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "contracts"
 
@@ -100,13 +100,14 @@ def text(document: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Write docs/contracts and docs/sagas.md."""
+    """Write docs/contracts, docs/sagas.md, the picture of the architecture and the processes in README.md."""
     for name, document in documents().items():
         path = FOLDER / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text(document), encoding="utf-8")
     diagrams.FILE.write_text(diagrams.document(), encoding="utf-8")
     architecture.main()
+    readme.main()
 
 
 if __name__ == "__main__":

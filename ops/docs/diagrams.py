@@ -19,7 +19,6 @@ from payment_service import domain as payment
 from payment_service.domain import Answer, Payment, Refund, RefundStatus, payment_id_of
 from shared.events import (
     CATALOGUE,
-    UNHEARD,
     CommitRequested,
     Committed,
     OrderCancelled,
@@ -37,7 +36,7 @@ from shared.events import (
     Reserved,
     type_of,
 )
-from topology.table import QUEUES, hears
+from topology.table import QUEUES, UNHEARD, hears
 
 FILE = Path(__file__).resolve().parents[2] / "docs" / "sagas.md"
 

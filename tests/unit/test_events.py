@@ -15,9 +15,9 @@ from ops.docs import contracts
 from shared import events
 from shared.envelope import Envelope, decode, envelope, json_schema
 from shared.errors import EcomError, InvalidSchema, Poison, UnknownType
-from shared.events import CATALOGUE, UNHEARD, Identity, OrderCreated, PricedItem
+from shared.events import CATALOGUE, Identity, OrderCreated, PricedItem
 from shared.ids import aggregate_of
-from topology.table import QUEUES, hears
+from topology.table import QUEUES, UNHEARD, hears
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 
