@@ -14,7 +14,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from inventory_service import audit
+from inventory_service.audit import chain as sealing_chain
 from inventory_service.service import InventoryService
 from ops.audit.chain import Verdict, verify
 from ops.dlq.service_databases import ServiceDatabases
@@ -133,7 +133,7 @@ def sealing(database: Databases) -> Session:
 def test_a_second_sealer_leaves_it_to_the_first_and_does_not_wait(settings: Settings, database: Databases) -> None:
     releases.write(database, 3)
     with sealing(database) as first, eventlet.Timeout(10):
-        assert audit.seal_once(first, releases.KEY) == 3  # and is not committed yet
+        assert sealing_chain.seal_once(first, releases.KEY) == 3  # and is not committed yet
         assert releases.seal_once(database) == 0
         first.commit()
     assert [seal.rows for seal in releases.chain(database)] == [3]
@@ -155,7 +155,7 @@ def test_a_frozen_sealer_loses_its_turn_and_can_do_no_harm_when_it_wakes(
 ) -> None:
     releases.write(database, 3)
     with sealing(database) as frozen:
-        assert audit.seal_once(frozen, releases.KEY, limit=1) == 1
+        assert sealing_chain.seal_once(frozen, releases.KEY, limit=1) == 1
         assert until(lambda: releases.seal_once(database)) == 3
         with pytest.raises(DBAPIError):
             frozen.commit()
@@ -183,9 +183,9 @@ def test_nothing_is_sealed_where_transaction_ids_fell_behind_the_chain(
     with caplog.at_level(logging.ERROR):
         inventory.seal()
         inventory.seal()
-    assert [record.getMessage() for record in caplog.records] == [audit.IDS_FELL_BACK], "once in a while"
+    assert [record.getMessage() for record in caplog.records] == [sealing_chain.IDS_FELL_BACK], "once in a while"
     told = inventory.release_chain()
-    assert (told["trouble"], told["seals"], told["waiting"]) == (audit.IDS_FELL_BACK, 1, 0)
+    assert (told["trouble"], told["seals"], told["waiting"]) == (sealing_chain.IDS_FELL_BACK, 1, 0)
     assert gauge(AUDIT_TROUBLE) == 1
     with pytest.raises(CannotWork, match="transaction ids are behind"):
         inventory.open_release_export({})
@@ -199,7 +199,7 @@ def test_rows_of_transactions_to_come_are_told_though_nothing_was_sealed(
     with pytest.raises(CannotWork, match="transaction ids are behind"):
         releases.seal_once(database)
     told = inventory.release_chain()
-    assert (told["trouble"], told["seals"], told["waiting"]) == (audit.IDS_FELL_BACK, 0, 3)
+    assert (told["trouble"], told["seals"], told["waiting"]) == (sealing_chain.IDS_FELL_BACK, 0, 3)
 
 
 def test_trouble_that_is_over_is_not_told_and_is_news_when_it_comes_again(
@@ -208,7 +208,7 @@ def test_trouble_that_is_over_is_not_told_and_is_news_when_it_comes_again(
     releases.sealed(database, 3)
     database.run("inventory", "UPDATE release_seals SET until_xid = until_xid + 1000000")
     inventory.seal()
-    assert (gauge(AUDIT_TROUBLE), inventory.release_chain()["trouble"]) == (1, audit.IDS_FELL_BACK)
+    assert (gauge(AUDIT_TROUBLE), inventory.release_chain()["trouble"]) == (1, sealing_chain.IDS_FELL_BACK)
     database.run("inventory", "UPDATE release_seals SET until_xid = until_xid - 1000000")
     releases.write(database, 2, 10)
     inventory.seal()
@@ -217,7 +217,7 @@ def test_trouble_that_is_over_is_not_told_and_is_news_when_it_comes_again(
     assert releases.chain(database)[-1].total == 5
     database.run("inventory", "UPDATE release_seals SET until_xid = until_xid + 1000000")
     inventory.seal()
-    assert caplog.text.count(audit.IDS_FELL_BACK) == 2
+    assert caplog.text.count(sealing_chain.IDS_FELL_BACK) == 2
 
 
 # --- the service ------------------------------------------------------------------------------------------------------
@@ -234,8 +234,8 @@ def test_inventory_does_not_start_without_a_key_and_others_do(settings: Settings
 def test_the_timer_seals_all_that_waits_and_counts_what_did(
     inventory: InventoryService, database: Databases, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(audit, "ROWS_PER_SEAL", 10)
-    monkeypatch.setattr(audit.seal_once, "__defaults__", (10,))
+    monkeypatch.setattr(sealing_chain, "ROWS_PER_SEAL", 10)
+    monkeypatch.setattr(sealing_chain.seal_once, "__defaults__", (10,))
     releases.write(database, 25)
     began = datetime(2026, 1, 1, tzinfo=UTC)
     inventory.seal()
@@ -291,8 +291,8 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         looked.append(xid)
         return asked(session, xid)
 
-    asked = audit.is_open_below
-    monkeypatch.setattr(audit, "is_open_below", is_open_below)
+    asked = sealing_chain.is_open_below
+    monkeypatch.setattr(sealing_chain, "is_open_below", is_open_below)
     return looked
 
 
@@ -311,7 +311,7 @@ def test_an_export_waits_for_a_transaction_that_was_open_when_it_began(
 def test_an_export_does_not_wait_for_ever(
     inventory: InventoryService, database: Databases, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inventory_service.service.SEAL_WAIT_S", 0.2)
+    monkeypatch.setattr("inventory_service.audit.entrypoints.SEAL_WAIT_S", 0.2)
     releases.write(database, 3)
     with transaction(database) as slow, eventlet.Timeout(10):
         slow.execute(text(ONE), {"trace_id": "late"})
@@ -324,10 +324,10 @@ def test_an_export_does_not_wait_for_ever(
 def test_an_export_is_refused_while_many_rows_are_not_sealed_yet(
     inventory: InventoryService, database: Databases, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inventory_service.service.BACKLOG_WAIT_S", 0.2)
+    monkeypatch.setattr("inventory_service.audit.entrypoints.BACKLOG_WAIT_S", 0.2)
     releases.write(database, 3)
     with sealing(database) as other:  # somebody else seals, and is not done
-        audit.seal_once(other, releases.KEY)
+        sealing_chain.seal_once(other, releases.KEY)
         with pytest.raises(CannotWork, match="being sealed"):
             inventory.open_release_export({})
         other.commit()

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis
 from hypothesis import strategies as some
 
-from inventory_service import audit
+from inventory_service.audit import pages
 from inventory_service.service import InventoryService
 from shared.paging import encode_cursor
 from tests import releases
@@ -232,4 +232,4 @@ def test_an_export_is_what_the_query_gave_when_it_began_whatever_is_written_mean
 
 def audit_count(inventory: Bench, filters: Mapping[str, str]) -> int:
     with inventory.sessions.read() as session:
-        return audit.count(session, filters)
+        return pages.count(session, filters)
