@@ -21,14 +21,14 @@ from shared.events import Identity, Item
 from shared.ids import new_trace_id, uuid7
 from shared.relay import Relay
 
-# A reservation made by hand is released after this, so that a forgotten one does not hold stock for ever.
+# A manual reservation expires after this time, so that a forgotten one does not hold stock forever.
 MANUAL_HOLD_S = 900
 EXPIRED = Identity("system:expiry", ("system",))
 EXPIRE_BATCH = 100
 
 
 class InventoryService(ReleaseAudit, Probes):
-    """Reserves for orders, turns holds into sales, gives back what was held, and keeps the audit of that."""
+    """Reserves stock for orders, commits or releases reservations, and audits every release."""
 
     name = "inventory_service"
 
@@ -37,45 +37,43 @@ class InventoryService(ReleaseAudit, Probes):
     relay = Relay()
     context = Context()
 
-    # --- for orders, by events ---
-
     @handles("q.inventory.order-created")
     def reserve(self, events: Events, tx: Tx) -> None:
-        """Hold stock for each order, or say what is short."""
+        """Reserve stock for each order, or emit which skus are short."""
         orders = {event.payload.order_id: event.payload for event in events}
         claimed = models.claim_reservations(tx.session, {order_id: uuid7() for order_id in orders}, State.RESERVED)
         held = models.reservations_of(tx.session, orders, lock=True)
         skus = {item.sku for order_id in claimed for item in orders[order_id].items}
         stock = models.stock_of(tx.session, skus, lock=True)
-        kept = []
+        outcomes = []
         for event in events:
             order_id = event.payload.order_id
             if order_id in claimed:
                 outcome = domain.reserve(stock, event.payload, held[order_id].reservation_id)
                 claimed.discard(order_id)
                 stock |= {item.sku: item for item in outcome.stock}
-                kept.append((outcome, event.identity, event.trace_id, ""))
+                outcomes.append((outcome, event.identity, event.trace_id, ""))
             else:
                 outcome = domain.repeat_reserve(held[order_id], event.payload)
             tx.emit(event, *outcome.emits)
-        models.save_outcomes(tx.session, kept, made_as=State.RESERVED)
+        models.save_outcomes(tx.session, outcomes, made_as=State.RESERVED)
 
     @handles("q.inventory.commit-requested")
     def commit(self, events: Events, tx: Tx) -> None:
-        """The orders are paid: their holds become sales."""
+        """Turn the reservations of paid orders into sales."""
         held = models.reservations_of(tx.session, [event.payload.order_id for event in events], lock=True)
         self._close(events, tx, COMMIT, held)
 
     @handles("q.inventory.release-requested")
     def release(self, events: Events, tx: Tx) -> None:
-        """Give back what the orders hold. A release that comes before its order leaves a tombstone."""
+        """Release the reservations of orders. A release that overtakes its order leaves a tombstone."""
         orders = [event.payload.order_id for event in events]
         models.claim_reservations(tx.session, {order_id: uuid7() for order_id in orders}, State.RELEASED)
         self._close(events, tx, RELEASE, models.reservations_of(tx.session, orders, lock=True))
 
     def _close(self, events: Events, tx: Tx, verb: str, held: dict[UUID, domain.Reservation]) -> None:
         stock = models.stock_of(tx.session, {sku for item in held.values() for sku in item.quantities}, lock=True)
-        kept = []
+        outcomes = []
         for event in events:
             order_id = event.payload.order_id
             reason = getattr(event.payload, "reason", "paid")
@@ -86,15 +84,13 @@ class InventoryService(ReleaseAudit, Probes):
                 continue
             held[order_id] = outcome.reservation
             stock |= {item.sku: item for item in outcome.stock}
-            kept.append((outcome, event.identity, event.trace_id, reason))
+            outcomes.append((outcome, event.identity, event.trace_id, reason))
             tx.emit(event, *outcome.emits)
-        models.save_outcomes(tx.session, kept)
-
-    # --- for people, by RPC ---
+        models.save_outcomes(tx.session, outcomes)
 
     @rpc
     def put_stock(self, sku: str, on_hand: int, version: int | None = None) -> dict[str, Any]:
-        """Set what is on hand of a sku. Raises VersionMoved, BelowReserved."""
+        """Set the quantity on hand of a sku. Raises VersionMoved, BelowReserved."""
         with self.db.begin() as session:
             stock = models.lock_or_make_stock(session, sku)
             after, movement = domain.put(stock, sku, on_hand, version)
@@ -103,20 +99,20 @@ class InventoryService(ReleaseAudit, Probes):
 
     @rpc
     def get_stock(self, sku: str) -> dict[str, Any]:
-        """The stock of one sku. Raises NotFound."""
+        """Return the stock of one sku. Raises NotFound."""
         with self.db.read() as session:
             return models.stock_body(models.find_stock(session, sku))
 
     @rpc
     def list_stocks(self, limit: int, cursor: str | None = None) -> dict[str, Any]:
-        """A page of stock in order of sku: {items, next_cursor}. Raises InvalidCursor."""
+        """Return one page of stock, ordered by sku: {items, next_cursor}. Raises InvalidCursor."""
         with self.db.read() as session:
             items, next_cursor = models.stock_page(session, limit, cursor)
         return {"items": items, "next_cursor": next_cursor}
 
     @rpc
     def reserve_manually(self, order_id: str, items: list[dict[str, Any]]) -> dict[str, Any]:
-        """Hold stock by hand for an order made elsewhere. Raises Conflict: short of stock, or the order_id is taken."""
+        """Reserve stock for an order made elsewhere. Raises Conflict if stock is short or order_id is taken."""
         order, quantities = UUID(order_id), domain.summed(tuple(Item(**item) for item in items))
         with self.db.begin() as session:
             if not models.claim_reservations(session, {order: uuid7()}, State.RESERVED, Kind.MANUAL):
@@ -139,12 +135,12 @@ class InventoryService(ReleaseAudit, Probes):
 
     @rpc
     def release_reservation(self, reservation_id: str) -> dict[str, Any]:
-        """Give back a reservation made by hand; audited. Raises NotFound, Conflict."""
+        """Release a manual reservation; the release is audited. Raises NotFound, Conflict."""
         return self._close_manually(reservation_id, RELEASE, "manual")
 
     @rpc
     def commit_reservation(self, reservation_id: str) -> dict[str, Any]:
-        """Turn a reservation made by hand into a sale. Raises NotFound, Conflict."""
+        """Turn a manual reservation into a sale. Raises NotFound, Conflict."""
         return self._close_manually(reservation_id, COMMIT, "manual")
 
     def _close_manually(self, reservation_id: str, verb: str, reason: str) -> dict[str, Any]:
@@ -170,7 +166,7 @@ class InventoryService(ReleaseAudit, Probes):
 
     @every(5)
     def release_expired(self) -> None:
-        """Give back reservations made by hand that nobody settled in time."""
+        """Release manual reservations that nobody committed or released in time."""
         with self.db.read() as session:
             overdue = models.expired(session, EXPIRE_BATCH)
         for order_id in overdue:

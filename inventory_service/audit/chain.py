@@ -28,45 +28,48 @@ from shared.errors import CannotWork
 from shared.seals import Seal
 from shared.times import timestamp
 
-# A seal's rows are hashed in one go, and nothing else in the process runs meanwhile: about 5 ms.
+# Hashing the rows of one seal blocks the whole process: about 5 ms for this many rows.
 ROWS_PER_SEAL = 1000
 
-# Where a seal has its rows from: every row below is settled, its transaction committed or rolled back, and no
-# transaction to come can write one. Waits for nobody; what is still open keeps later rows out of this seal alone.
+# Every transaction with an id below the horizon has committed or rolled back, so no new row can appear there, and those
+# rows can be sealed. Reading the horizon does not wait. An open transaction only delays the rows above the horizon.
 _HORIZON: ColumnElement[int] = literal_column("pg_snapshot_xmin(pg_current_snapshot())::text::bigint", BigInteger)
-# No transaction that is over, or open, has this id or a later one.
+# The next transaction id: no open or finished transaction has this id or a larger one.
 _NEXT_XID: ColumnElement[int] = literal_column("pg_snapshot_xmax(pg_current_snapshot())::text::bigint", BigInteger)
 
-# Whoever seals, the leader's timer or an export, does so alone, and nobody waits for him. Any constant will do. A
-# sealer that is frozen between two statements loses its session, and with it the lock.
+# Only one process seals at a time: the leader's timer or an export. Others skip their turn instead of waiting. The lock
+# number is arbitrary. If a sealer freezes between two statements, PostgreSQL ends its session, which frees the lock.
 _SEAL_ALONE = text(
     "SELECT pg_try_advisory_xact_lock(1936023916), set_config('idle_in_transaction_session_timeout', '2000', true)"
 )
 
-# Transaction ids only grow, but in another cluster they begin anew: rows would come to lie under seals that are there.
+# Transaction ids only grow within one cluster. A new cluster starts again at low ids, so new rows would fall into
+# ranges that existing seals already cover.
 IDS_FELL_BACK = (
     "this cluster's transaction ids are behind those of the release audit, as after a restore into a new one:"
     " nothing is sealed until they are set (docs/audit.md says how)"
 )
 
-# Where a row stands in the chain: (xid, id).
+# The position of a row in the chain: (xid, id).
 Position = tuple[int, int]
 
 _ROW = ReleaseEvent.__table__.c
+# The times that Python's datetime can hold in every time zone.
 _DATES = datetime(1, 1, 2, tzinfo=UTC), datetime(9999, 12, 30, tzinfo=UTC)
 CHAIN_ORDER = (_ROW.xid, _ROW.id)
 
 
 def seal_once(session: Session, key: str, limit: int = ROWS_PER_SEAL) -> int:
-    """Seal the oldest settled rows that no seal covers, at most `limit`; how many. In one transaction of its own.
+    """Seal the oldest unsealed rows below the horizon, at most `limit`, and return their number.
 
-    Nothing while somebody else seals. Raises CannotWork where a seal would be wrong.
+    Needs a transaction of its own. Returns 0 if another process is sealing. Raises CannotWork if transaction ids fell
+    back, because the seal would be wrong.
     """
     if not session.scalar(_SEAL_ALONE):
         return 0
     newest = newest_seal(session)
-    if wrong := blocked_reason(session, newest):
-        raise CannotWork(wrong)
+    if reason := blocked_reason(session, newest):
+        raise CannotWork(reason)
     query = select(*_ROW).where(_ROW.xid < _HORIZON).order_by(*CHAIN_ORDER).limit(limit)
     rows = session.execute(_after(query, newest)).mappings().all()
     if rows:
@@ -82,7 +85,7 @@ def seal_once(session: Session, key: str, limit: int = ROWS_PER_SEAL) -> int:
 
 
 def sealed_values(row: RowMapping) -> list[Any]:
-    """A row as a seal hashes it: every column, to the microsecond."""
+    """Return the values of a row that its seal hashes: every column, times to the microsecond."""
     return [
         row["xid"],
         row["id"],
@@ -99,7 +102,7 @@ def sealed_values(row: RowMapping) -> list[Any]:
 
 
 def _dated(columns: Iterable[ColumnElement[Any]]) -> list[Any]:
-    """The columns of a query, with a time that Python has not as the end of time: no row breaks the reading of all."""
+    """Select these columns, with times outside the range of Python as infinity, so that one bad row breaks no query."""
     return [
         case((column.between(*_DATES), column), else_=text("timestamptz 'infinity'")).label(column.name)
         if isinstance(column.type, DateTime)
@@ -109,12 +112,12 @@ def _dated(columns: Iterable[ColumnElement[Any]]) -> list[Any]:
 
 
 def newest_seal(session: Session) -> Seal | None:
-    """The head of the chain, or None while nothing is sealed."""
+    """Return the head of the chain, or None if nothing is sealed yet."""
     return next(seals_after(session, 0, 1, newest_first=True), None)
 
 
 def seals_after(session: Session, seq: int, limit: int, newest_first: bool = False) -> Iterator[Seal]:
-    """At most `limit` seals after one, in the order of the chain or from its head backwards."""
+    """Return at most `limit` seals after seal `seq`, oldest first. `newest_first=True` starts at the head instead."""
     table = SealRow.__table__.c
     order = table.seq.desc() if newest_first else table.seq
     query = select(*_dated(table)).where(table.seq > seq).order_by(order).limit(limit)
@@ -122,7 +125,10 @@ def seals_after(session: Session, seq: int, limit: int, newest_first: bool = Fal
 
 
 def blocked_reason(session: Session, newest: Seal | None) -> str | None:
-    """Why nothing can be sealed, or None. `newest` was read before: what is sealed later may lie beyond."""
+    """Return why nothing can be sealed, or None if sealing is possible.
+
+    Read `newest` before this call: a seal that another process adds later may lie above the horizon read here.
+    """
     newest_row = select(func.max(_ROW.xid)).scalar_subquery()
     horizon, next_xid, last = session.execute(select(_HORIZON, _NEXT_XID, newest_row)).one()
     behind = newest is not None and newest.until_xid >= horizon
@@ -130,15 +136,15 @@ def blocked_reason(session: Session, newest: Seal | None) -> str | None:
 
 
 def rows_after(session: Session, position: Position, limit: int) -> Sequence[RowMapping]:
-    """At most `limit` rows after a position, in the order of the chain."""
+    """Return at most `limit` rows after a position, in the order of the chain."""
     query = select(*_dated(_ROW)).where(tuple_(*CHAIN_ORDER) > tuple_(*position)).order_by(*CHAIN_ORDER).limit(limit)
     return session.execute(query).mappings().all()
 
 
 def status(session: Session) -> dict[str, Any]:
-    """How far the chain is: {seals, rows, newest: {seq, mac, sealed_at} or None, waiting, oldest_waiting_at, trouble}.
+    """Describe the chain: {seals, rows, newest: {seq, mac, sealed_at} or None, waiting, oldest_waiting_at, trouble}.
 
-    Reads the rows that wait, and those are few.
+    `waiting` counts the unsealed rows; only those are read, and they are few.
     """
     newest = newest_seal(session)
     query = _after(select(func.count(), func.min(_ROW.released_at)), newest)
@@ -154,19 +160,19 @@ def status(session: Session) -> dict[str, Any]:
 
 
 def next_xid(session: Session) -> int:
-    """The transaction id that nobody has yet: what is committed now has a smaller one."""
+    """Return the next transaction id. Every row committed so far has a smaller one."""
     return int(session.scalar(select(_NEXT_XID)) or 0)
 
 
 def is_open_below(session: Session, xid: int) -> bool:
-    """Whether a transaction before this one may still write rows."""
+    """Whether a transaction with an id below `xid` is still open and may write rows."""
     return bool(session.scalar(select(xid > _HORIZON)))
 
 
 def is_behind(session: Session, xid: int) -> bool:
-    """Whether rows of transactions before this one could be sealed and are not."""
-    settled = _ROW.xid < xid, _ROW.xid < _HORIZON
-    return session.scalar(_after(select(_ROW.id), newest_seal(session)).where(*settled).limit(1)) is not None
+    """Whether rows of finished transactions with ids below `xid` are not sealed yet."""
+    sealable = _ROW.xid < xid, _ROW.xid < _HORIZON
+    return session.scalar(_after(select(_ROW.id), newest_seal(session)).where(*sealable).limit(1)) is not None
 
 
 def _after(query: Select[*tuple[Any, ...]], seal: Seal | None) -> Select[*tuple[Any, ...]]:

@@ -21,10 +21,10 @@ from shared.metrics import AUDIT_OLDEST, AUDIT_TROUBLE, AUDIT_UNSEALED
 
 log = logging.getLogger(__name__)
 
-# An export waits so long for transactions that were open when it began, and looks so often.
+# How long an export waits for transactions that were open when it began, and how often it checks.
 SEAL_WAIT_S = 2.0
-SEAL_AGAIN_S = 0.02
-# And so long for rows that are only not sealed yet: many, after a migration. Its caller waits for 10 s.
+SEAL_CHECK_EVERY_S = 0.02
+# How long an export waits until committed rows are sealed: there can be many after a migration. Callers wait 10 s.
 BACKLOG_WAIT_S = 5.0
 
 
@@ -35,7 +35,7 @@ class ReleaseAudit:
     settings: Settings
     db: Database
     context: Context
-    reminder = Reminder()  # of this process
+    reminder = Reminder()  # shared by all workers of the process
 
     @rpc
     def release_events(
@@ -46,9 +46,9 @@ class ReleaseAudit:
         offset: int = 0,
         include_total: bool = False,
     ) -> dict[str, Any]:
-        """A page of the release audit, newest first: {items, next_cursor, total}. Raises InvalidCursor.
+        """Return one page of the release audit, newest first: {items, next_cursor, total}. Raises InvalidCursor.
 
-        `offset` skips so many rows, which are read; `total` is None unless asked for.
+        The database reads the rows that `offset` skips. `total` is None unless `include_total` is set.
         """
         with self.db.read() as session:
             items, next_cursor = pages.page(session, filters, limit, cursor, offset)
@@ -57,19 +57,19 @@ class ReleaseAudit:
 
     @rpc
     def release_event(self, event_id: int) -> dict[str, Any]:
-        """One release, with `seal`: {seq, sealed_at} or None. Raises NotFound."""
+        """Return one release with `seal`: {seq, sealed_at} or None. Raises NotFound."""
         with self.db.read() as session:
             return pages.find(session, event_id)
 
     @rpc
     def release_totals(self, filters: dict[str, Any]) -> list[dict[str, Any]]:
-        """What was released by day (UTC) and reason: [{day, reason, releases, quantity}]."""
+        """Sum the releases by day (UTC) and reason: [{day, reason, releases, quantity}]."""
         with self.db.read() as session:
             return pages.totals(session, filters)
 
     @rpc
     def release_chain(self) -> dict[str, Any]:
-        """How far the chain is: {seals, rows, newest: {seq, mac, sealed_at}, waiting, oldest_waiting_at, trouble}.
+        """Describe the chain: {seals, rows, newest: {seq, mac, sealed_at}, waiting, oldest_waiting_at, trouble}.
 
         `trouble` says why nothing can be sealed, or is None.
         """
@@ -78,10 +78,10 @@ class ReleaseAudit:
 
     @rpc
     def open_release_export(self, filters: dict[str, Any]) -> dict[str, Any]:
-        """Begin an export of all that is committed now: {export_id, sealed_to}. Rows not sealed yet are sealed first.
+        """Begin an export of every row committed so far: {export_id, sealed_to}. Seals unsealed rows first.
 
-        A transaction that stays open keeps rows out of reach; after SEAL_WAIT_S the export goes without them.
-        Raises CannotWork when they cannot be sealed, or are too many to be sealed at once.
+        Rows above an open transaction cannot be sealed; after SEAL_WAIT_S the export begins without them.
+        Raises CannotWork if sealing is impossible, or takes longer than BACKLOG_WAIT_S.
         """
         with self.db.read() as session:
             ends_at = chain.next_xid(session)
@@ -96,33 +96,33 @@ class ReleaseAudit:
                 raise CannotWork("many releases are being sealed still")
             if not is_behind and (not is_open or waited > SEAL_WAIT_S):
                 break
-            green.sleep(SEAL_AGAIN_S if is_open else 0)
+            green.sleep(SEAL_CHECK_EVERY_S if is_open else 0)
         with self.db.begin() as session:
             return exports.open_export(session, filters, self.context.identity)
 
     @rpc
     def release_export_page(self, export_id: str, limit: int, cursor: str | None = None) -> dict[str, Any]:
-        """A page of an export, newest first: {items, next_cursor}. Raises NotFound, InvalidCursor."""
+        """Return one page of an export, newest first: {items, next_cursor}. Raises NotFound, InvalidCursor."""
         with self.db.read() as session:
             items, next_cursor = exports.export_page(session, UUID(export_id), limit, cursor)
         return {"items": items, "next_cursor": next_cursor}
 
     @rpc
     def close_release_export(self, export_id: str, rows: int, sha256: str) -> dict[str, Any]:
-        """Write down that an export is through; its signed manifest. Raises NotFound, Conflict."""
+        """Record that an export finished, and return its signed manifest. Raises NotFound, Conflict."""
         with self.db.begin() as session:
             return exports.close_export(session, UUID(export_id), rows, sha256, self.settings.audit_key)
 
     @rpc
     def release_exports(self, limit: int, cursor: str | None = None) -> dict[str, Any]:
-        """A page of the record of exports, newest first: {items, next_cursor}. Raises InvalidCursor."""
+        """Return one page of the recorded exports, newest first: {items, next_cursor}. Raises InvalidCursor."""
         with self.db.read() as session:
             items, next_cursor = exports.list_exports(session, limit, cursor)
         return {"items": items, "next_cursor": next_cursor}
 
     @every(1)
     def seal(self) -> None:
-        """Seal what is settled and not sealed yet; count what is not."""
+        """Seal every row that can be sealed, and set the metrics of unsealed rows."""
         with self.db.read() as session:
             status = chain.status(session)
         now = datetime.now(UTC)
@@ -138,7 +138,7 @@ class ReleaseAudit:
         more = status["waiting"] > 0
         while more:
             more = self._seal_once() == chain.ROWS_PER_SEAL
-            green.sleep(0)  # calls are answered between two seals
+            green.sleep(0)  # let other calls run between two seals
 
     def _seal_once(self) -> int:
         with self.db.begin() as session:

@@ -21,7 +21,7 @@ from shared.times import timestamp
 
 
 def open_export(session: Session, filters: Mapping[str, Any], identity: Identity) -> dict[str, Any]:
-    """Write down an export of every row up to the newest seal: {export_id, sealed_to}."""
+    """Record an export of every row up to the newest seal: {export_id, sealed_to}."""
     newest = newest_seal(session)
     export_id, sealed_to = uuid7(), newest.seq if newest else 0
     session.execute(
@@ -41,9 +41,9 @@ def open_export(session: Session, filters: Mapping[str, Any], identity: Identity
 def export_page(
     session: Session, export_id: uuid.UUID, limit: int, cursor: str | None
 ) -> tuple[list[dict[str, Any]], str | None]:
-    """A page of an export, in the order of `page`, and the next cursor. Raises NotFound.
+    """Return one page of an export, newest first, and the next cursor. Raises NotFound, InvalidCursor.
 
-    Under its bound no row can appear any more, so the pages are one snapshot and no transaction stays open.
+    No row can appear below the export's bound any more, so all pages show one snapshot without an open transaction.
     """
     export = _export(session, export_id)
     bounded = select(*ROW).where(tuple_(*CHAIN_ORDER) <= tuple_(export["until_xid"], export["until_id"]))
@@ -51,9 +51,10 @@ def export_page(
 
 
 def close_export(session: Session, export_id: uuid.UUID, rows: int, sha256: str, key: str) -> dict[str, Any]:
-    """Write down how an export ended; its signed manifest, the same one when it is found again.
+    """Record that an export finished, and return its signed manifest.
 
-    Raises NotFound, and Conflict when it has ended in another way.
+    A repeated call with the same result returns the same manifest. Raises NotFound, and Conflict if the export finished
+    before with another number of rows or another checksum.
     """
     values = {"rows": rows, "sha256": sha256, "finished_at": func.now()}
     session.execute(update(ExportRow).filter_by(export_id=export_id, finished_at=None).values(values))
@@ -78,7 +79,7 @@ def close_export(session: Session, export_id: uuid.UUID, rows: int, sha256: str,
 
 
 def list_exports(session: Session, limit: int, cursor: str | None = None) -> tuple[list[dict[str, Any]], str | None]:
-    """A page of the record of exports, newest first, and the next cursor."""
+    """Return one page of the recorded exports, newest first, and the next cursor."""
     table = ExportRow.__table__.c
     query = select(*table).order_by(table.export_id.desc()).limit(limit + 1)
     if cursor:

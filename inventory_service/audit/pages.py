@@ -23,28 +23,28 @@ _NEWEST_FIRST = (ROW.released_at, ROW.id)
 def page(
     session: Session, filters: Mapping[str, Any], limit: int, cursor: str | None = None, offset: int = 0
 ) -> tuple[list[dict[str, Any]], str | None]:
-    """A page of the audit, newest first, and the next cursor. An index stands behind each filter."""
+    """Return one page of the audit, newest first, and the next cursor. Every filter has an index."""
     return read_page(session, filtered(select(*ROW), filters).offset(offset or None), filters, limit, cursor)
 
 
 def count(session: Session, filters: Mapping[str, Any]) -> int:
-    """How many rows pass the filters. Reads them all in an index."""
+    """Count the rows that match the filters. Reads all of them in an index."""
     return session.scalar(filtered(select(func.count()).select_from(ReleaseEvent), filters)) or 0
 
 
 def totals(session: Session, filters: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Releases and units by day (UTC) and reason, in this order. Reads all that pass the filters."""
+    """Sum releases and units by day (UTC) and reason, in this order. Reads every row that matches the filters."""
     day = cast(func.timezone("UTC", ROW.released_at), Date).label("day")
     query = filtered(select(day, ROW.reason, func.count().label("releases"), func.sum(ROW.quantity)), filters)
     rows = session.execute(query.group_by(day, ROW.reason).order_by(day, ROW.reason))
     return [
-        {"day": on.isoformat(), "reason": reason, "releases": releases, "quantity": int(quantity)}
-        for on, reason, releases, quantity in rows
+        {"day": date.isoformat(), "reason": reason, "releases": releases, "quantity": int(quantity)}
+        for date, reason, releases, quantity in rows
     ]
 
 
 def find(session: Session, event_id: int) -> dict[str, Any]:
-    """One release, with the seal that covers it or None. Raises NotFound."""
+    """Return one release with the seal that covers it, or None if it is not sealed yet. Raises NotFound."""
     row = session.execute(select(*ROW).where(ROW.id == event_id)).mappings().first()
     if row is None:
         raise NotFound(f"There is no release event {event_id}.")
@@ -56,6 +56,7 @@ def find(session: Session, event_id: int) -> dict[str, Any]:
 
 
 def filtered(query: Select[Any], filters: Mapping[str, Any]) -> Select[Any]:
+    """Add the filters to a query. `from` is inclusive, `to` is exclusive."""
     for name, column in FILTERS.items():
         if filters.get(name) is not None:
             query = query.where(ROW[column] == filters[name])
@@ -69,6 +70,7 @@ def filtered(query: Select[Any], filters: Mapping[str, Any]) -> Select[Any]:
 def read_page(
     session: Session, query: Select[Any], filters: Mapping[str, Any], limit: int, cursor: str | None
 ) -> tuple[list[dict[str, Any]], str | None]:
+    """Read the page of a filtered query that starts at the cursor. The cursor is only valid with the same filters."""
     if cursor:
         at, last = decode_cursor(cursor, filters, [str, int])
         query = query.where(tuple_(*_NEWEST_FIRST) < tuple_(datetime.fromisoformat(at), last))

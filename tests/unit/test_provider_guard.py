@@ -7,7 +7,7 @@ import pytest
 from eventlet.event import Event
 from prometheus_client import REGISTRY
 
-from payment_service.breaker import FAILURES_TO_OPEN, NOBODYS, Breaker, Guarded
+from payment_service.breaker import FAILURES_TO_OPEN, NEUTRAL_KEY, Breaker, Guarded
 from payment_service.domain import Answer
 from payment_service.provider import Charge, Provider
 from shared.errors import CannotWork, ProviderAway, ProviderTimeout
@@ -48,7 +48,7 @@ class FakeProvider(Provider):
 
     def find(self, key: UUID) -> Answer | None:
         answer = self._answer(key)
-        if key != NOBODYS:
+        if key != NEUTRAL_KEY:
             return answer
         if self.hold:
             self.hold.wait()
@@ -119,7 +119,7 @@ def test_a_silence_about_one_key_is_its_own_while_the_neutral_question_is_answer
     with pytest.raises(ProviderTimeout):
         ask(guarded, how, SILENT)
 
-    assert provider.asked == [SILENT, NOBODYS]
+    assert provider.asked == [SILENT, NEUTRAL_KEY]
     assert guarded.charge(charge()) == YES
 
 
@@ -131,7 +131,7 @@ def test_a_provider_that_does_not_answer_the_neutral_question_is_away_at_once(
     with pytest.raises(ProviderAway):
         ask(guarded, how, uuid4())
 
-    assert provider.asked[1:] == [NOBODYS]
+    assert provider.asked[1:] == [NEUTRAL_KEY]
     assert circuit_open() == 1
 
 
@@ -199,7 +199,7 @@ def test_when_the_time_is_over_the_neutral_question_closes_it_and_the_call_is_ma
     key = uuid4()
 
     assert guarded.charge(charge(key)) == YES
-    assert provider.asked == [NOBODYS, key]
+    assert provider.asked == [NEUTRAL_KEY, key]
     assert circuit_open() == 0
 
 
@@ -221,11 +221,11 @@ def test_a_trial_that_is_not_answered_costs_no_message_anything_and_opens_it_for
 
     with pytest.raises(ProviderAway):
         guarded.charge(charge())
-    assert provider.asked == [NOBODYS]
+    assert provider.asked == [NEUTRAL_KEY]
     clock.now += OPEN_S - 0.1
     with pytest.raises(ProviderAway):
         guarded.charge(charge())
-    assert provider.asked == [NOBODYS]
+    assert provider.asked == [NEUTRAL_KEY]
 
 
 @pytest.mark.parametrize("back", [True, False])
@@ -237,19 +237,19 @@ def test_one_caller_makes_the_trial_and_those_beside_it_wait_for_its_outcome(
     provider.down, provider.hold = False, Event()
     callers = [eventlet.spawn(guarded.charge, charge()) for _ in range(20)]
     eventlet.sleep(0)
-    assert provider.asked == [NOBODYS]
+    assert provider.asked == [NEUTRAL_KEY]
     assert circuit_open() == 1
 
     if back:
         provider.hold.send()
         assert [caller.wait() for caller in callers] == [YES] * 20
-        assert provider.asked.count(NOBODYS) == 1
+        assert provider.asked.count(NEUTRAL_KEY) == 1
     else:
         provider.hold.send_exception(ProviderTimeout())
         for caller in callers:
             with pytest.raises(ProviderAway):
                 caller.wait()
-        assert provider.asked == [NOBODYS]
+        assert provider.asked == [NEUTRAL_KEY]
 
 
 def test_calls_side_by_side_are_made_side_by_side(guarded: Guarded, provider: FakeProvider) -> None:
