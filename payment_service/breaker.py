@@ -1,6 +1,6 @@
 """The circuit breaker around the payment provider: an outage counts against no single payment (docs/decisions/0009).
 
-After a timeout one neutral question, `find` with a key that no payment has, tells whose fault it was: a provider that
+After a timeout one neutral question, `find` with a key that no payment has, shows whose fault it was: a provider that
 is up answers it, so the timeout belongs to that one call. Otherwise the provider is down for everybody.
 """
 
