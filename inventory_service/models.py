@@ -27,10 +27,11 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from inventory_service.domain import Kind, Movement, Outcome, Reservation, State, Stock
+from shared.bulk import unnest, update_many
 from shared.errors import NotFound
 from shared.events import Identity
 from shared.paging import decode_cursor, encode_cursor, page_of
-from shared.tables import MESSAGING_TABLES, NOW, Base, unnest, update_many
+from shared.tables import MESSAGING_TABLES, NOW, Base
 
 # The evidence of the release audit. The app role may only add rows to these tables.
 APPEND_ONLY = ("inventory_release_events", "release_seals")

@@ -29,10 +29,11 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Mapped, mapped_column
 
 from ops.domain import DeadLetter, Fate, Filter, Kind, Status, Tally
+from shared.bulk import columns_of, unnest
 from shared.errors import Conflict, NotFound
 from shared.ids import uuid7
 from shared.paging import decode_cursor, encode_cursor, page_of
-from shared.tables import NOW, Base, columns_of, unnest
+from shared.tables import NOW, Base
 from shared.times import timestamp
 
 # What was witnessed and verified. The app role may only add rows to these tables.

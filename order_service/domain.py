@@ -27,7 +27,7 @@ from shared.order_states import UNPAID
 from shared.order_states import Status as Status
 from shared.schema import MAX_AMOUNT
 
-# What people, not services, say to an order.
+# Commands of people and timers, beside the events of services.
 CANCEL = "cancel"
 DEADLINE = "deadline"
 REFUND_RETRY = "refund.retry"
@@ -39,7 +39,7 @@ ORDER_CANCELLED = "order_cancelled"
 
 @dataclass(frozen=True)
 class Order:
-    """What the rules know of an order. `followed` holds (event type, id) of each result already followed."""
+    """An order as the rules see it. `followed` holds (event type, id) of each result that was already applied."""
 
     order_id: UUID
     customer_id: str
@@ -56,18 +56,16 @@ class Order:
 
 @dataclass(frozen=True)
 class Step:
-    """What became of an order that heard something: its new state and the events it tells."""
+    """The effect of an event or command on an order: its new state and the events to emit."""
 
     order: Order
     emits: tuple[Payload, ...] = ()
-    repeated: bool = False  # it had been followed already: nothing changes, nothing is told
+    repeated: bool = False  # the result was already applied: nothing changes, nothing is emitted
 
     def changes(self, before: Order) -> bool:
-        """Whether anything came of it."""
+        """Whether the status changes or an event is emitted."""
         return self.order.status != before.status or bool(self.emits)
 
-
-# --- the table --------------------------------------------------------------------------------------------------
 
 S = Status
 REFUNDING = frozenset({S.REFUND_PENDING, S.REFUND_FAILED})
@@ -78,7 +76,7 @@ SAME = None  # the status stays
 
 @dataclass(frozen=True)
 class Rule:
-    """One row: in one of these states, hearing this, the order becomes `becomes` and tells `tells`."""
+    """One row: an order in one of `states` that hears `hears` becomes `becomes` and emits `emits`."""
 
     states: frozenset[Status]
     hears: str
@@ -92,7 +90,7 @@ def _in(*states: Status) -> frozenset[Status]:
     return frozenset(states)
 
 
-# What a row may tell; `_WORDS` says how each is made.
+# The events that a row may emit; `_WORDS` builds each of them.
 PAID_WORD, CANCELLED_WORD, COMMIT, RELEASE = "order.paid", "order.cancelled", "commit", "release"
 NEW_REFUND, SAME_REFUND = "refund with a new id", "refund with the same id"
 
@@ -110,7 +108,7 @@ TABLE: tuple[Rule, ...] = (
     Rule(_in(S.CANCELLED), "inventory.failed", SAME),
     Rule(_in(S.CANCELLED), "payment.failed", SAME),
     Rule(REFUNDING, "payment.refunded", S.CANCELLED, (CANCELLED_WORD,)),
-    # Of an older refund_id, found out late: payment gives back once, whatever it is asked by.
+    # The result of an older refund_id may arrive late: payment_service refunds once, under whichever id.
     Rule(_in(S.CANCELLED), "payment.refunded", SAME),
     Rule(ANY, "payment.refund_failed", SAME, older_refund=True),
     Rule(_in(S.REFUND_PENDING), "payment.refund_failed", S.REFUND_FAILED),
@@ -159,11 +157,8 @@ def _refund(order: Order) -> RefundRequested:
     )
 
 
-# --- following it -----------------------------------------------------------------------------------------------
-
-
 def subject_of(payload: Payload) -> UUID | None:
-    """The id by which a result is known again: of the reservation, payment or refund it speaks of."""
+    """The id that identifies a result: that of its reservation, payment or refund."""
     for name in ("refund_id", "payment_id", "reservation_id"):
         subject: UUID | None = getattr(payload, name, None)
         if subject:
@@ -172,7 +167,7 @@ def subject_of(payload: Payload) -> UUID | None:
 
 
 def follow(order: Order, payload: Payload, new_refund_id: UUID) -> Step:
-    """What an order does on hearing a result. Raises UnexpectedEvent where the table has no row."""
+    """Apply the result of another service to an order. Raises UnexpectedEvent where the table has no row."""
     hears, subject = type_of(payload), subject_of(payload)
     if (hears, subject) in order.followed:
         return Step(order, repeated=True)
@@ -187,7 +182,7 @@ def follow(order: Order, payload: Payload, new_refund_id: UUID) -> Step:
 
 
 def command(order: Order, hears: str, new_refund_id: UUID) -> Step:
-    """What an order does on CANCEL, DEADLINE or REFUND_RETRY. Raises UnexpectedEvent where the table has no row."""
+    """Apply CANCEL, DEADLINE or REFUND_RETRY to an order. Raises UnexpectedEvent where the table has no row."""
     return _apply(_rule(order, hears, None), order, new_refund_id)
 
 
@@ -203,7 +198,7 @@ def _apply(rule: Rule, order: Order, new_refund_id: UUID) -> Step:
     after = replace(
         order,
         status=rule.becomes or order.status,
-        # The first reason stays: it says why the order ended, whatever happened to its money later.
+        # The first reason stays: it says why the order ended. A later refund does not change it.
         reason=order.reason or rule.reason,
         refund_id=new_refund_id if NEW_REFUND in rule.emits else order.refund_id,
     )
@@ -212,11 +207,8 @@ def _apply(rule: Rule, order: Order, new_refund_id: UUID) -> Step:
     return Step(replace(after, cancelled_told=after.cancelled_told or CANCELLED_WORD in words), emits)
 
 
-# --- making one -------------------------------------------------------------------------------------------------
-
-
 def total_of(items: tuple[PricedItem, ...]) -> int:
-    """The order's total in minor units. Raises ValidationFailed when it could not be kept exact by every reader."""
+    """The order's total in minor units. Raises ValidationFailed when some JSON readers could not hold it exactly."""
     total = sum(item.quantity * item.unit_price for item in items)
     if total > MAX_AMOUNT:
         raise ValidationFailed("The order's total is too large.", {"items": [f"total over {MAX_AMOUNT}"]})

@@ -15,13 +15,14 @@ from sqlalchemy.dialects.postgresql import insert as insert_if_absent
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from order_service.domain import Order, Status, Step, subject_of
+from shared.bulk import update_many
 from shared.changes import changed
 from shared.envelope import Envelope
 from shared.events import OrderCreated
 from shared.idempotency import KeyedRequest
 from shared.order_states import UNPAID
 from shared.schema import encode
-from shared.tables import MESSAGING_TABLES, NOW, Base, update_many
+from shared.tables import MESSAGING_TABLES, NOW, Base
 
 # As SQL, for the index that the deadline's query uses.
 _UNPAID = f"status IN ({', '.join(repr(status.value) for status in sorted(UNPAID))})"
@@ -99,7 +100,7 @@ TABLES = MESSAGING_TABLES | {"orders", "order_items", "order_events", "idempoten
 def add_order(session: Session, payload: OrderCreated, request: KeyedRequest, trace_id: str) -> bool:
     """Save a new order and its first step; False when the user's key made an order long ago.
 
-    The order keeps key and fingerprint for ever: after the stored answer was purged the order itself answers.
+    The order keeps key and fingerprint for ever: after the stored answer is purged, the order itself is the answer.
     """
     inserted = session.scalar(
         insert_if_absent(OrderRow)
@@ -140,7 +141,8 @@ def add_order(session: Session, payload: OrderCreated, request: KeyedRequest, tr
 
 
 def orders_of(session: Session, order_ids: Iterable[uuid.UUID], lock: bool = False) -> dict[uuid.UUID, Order]:
-    """The orders with what each has followed, if asked locked in one order for everybody. Two statements."""
+    """Load orders and the results each has applied. `lock=True` locks rows by order_id, so that transactions cannot
+    deadlock. Two statements."""
     query = select(OrderRow).where(OrderRow.order_id.in_(set(order_ids))).order_by(OrderRow.order_id)
     if lock:
         # What the session read before it had the lock is out of date.
@@ -172,7 +174,7 @@ def orders_of(session: Session, order_ids: Iterable[uuid.UUID], lock: bool = Fal
 
 @dataclass(frozen=True)
 class Heard:
-    """What an order heard: an event, or the word of a person or a clock."""
+    """A step of the timeline: an event, or the command of a person or a timer."""
 
     type: str
     source: str
@@ -183,14 +185,14 @@ class Heard:
 
 
 def heard_of(event: Envelope) -> Heard:
-    """An event, as the timeline keeps it."""
+    """An event as a step of the timeline."""
     payload = encode(event.payload)
     details = {name: payload[name] for name in ("reason", "shortages", "provider_reference") if name in payload}
     return Heard(event.type, event.source, event.identity.user_id, subject_of(event.payload), event.message_id, details)
 
 
 def save_steps(session: Session, steps: Sequence[tuple[Heard, Order, Step]]) -> None:
-    """Write what became of the orders of a batch: their last state and every step. Two statements."""
+    """Save the orders of a batch: their last state and every step. Two statements."""
     after = {step.order.order_id: step.order for _, _, step in steps}
     changed(session, after)
     update_many(

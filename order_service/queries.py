@@ -1,4 +1,4 @@
-"""What people and the gateway read of orders: one, pages of them, their steps and timelines. It changes nothing."""
+"""Reading orders: one, pages of them, their steps and timelines. Nothing here changes them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def order_of_key(session: Session, request: KeyedRequest) -> OrderRow:
 
 
 def visible_order(session: Session, order_id: str, viewer: Identity) -> OrderRow:
-    """One order. Raises NotFound when there is none, when the id is no UUID, or when it is somebody else's."""
+    """One order. Raises NotFound when there is none, when the id is no UUID, or when the viewer may not see it."""
     try:
         row = session.get(OrderRow, uuid.UUID(order_id))
     except ValueError:

@@ -1,4 +1,4 @@
-"""The order service: owns the orders and decides their life; inventory and payment answer."""
+"""The order service owns the orders and decides their life. Inventory and payment answer it."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from shared.schema import encode
 CREATE_ROUTE = "POST /api/orders"
 CANCEL_ROUTE = "POST /api/orders/{order_id}/cancel"
 
-# An order that nobody settles in time is cancelled by this clock.
+# This timer cancels an order that has not ended in time.
 CLOCK = Identity("system:deadline", ("system",))
 DEADLINE_EVERY_S = 5
 DEADLINE_BATCH = 100
 
 
 class OrderService(Probes):
-    """Takes orders, follows what the others say of them, and tells what comes next."""
+    """Takes orders, applies the results of inventory and payment to them, and emits the next events."""
 
     name = "order_service"
 
@@ -94,7 +94,7 @@ class OrderService(Probes):
         """Cancel an order; one that is paid gets its money back. Done once for each key.
 
         Returns {status, body, location, replayed}, the body being the order as it is after that. Raises NotFound,
-        also for somebody else's, IdempotencyKeyReused, IdempotencyInProgress.
+        also for the order of another customer, IdempotencyKeyReused, IdempotencyInProgress.
         """
         return self._command(order_id, domain.CANCEL, key)
 
@@ -107,12 +107,12 @@ class OrderService(Probes):
         return self._command(order_id, domain.REFUND_RETRY)
 
     def _command(self, order_id: str, hears: str, key: str = "") -> dict[str, Any]:
-        """One transaction: the order as the table says, its step, its events, and the answer under its key."""
+        """One transaction: the order's new state by the table, its step, its events, and the answer under its key."""
         identity = self.context.identity
         try:
             with self.db.begin() as session:
                 row = queries.visible_order(session, order_id, identity)
-                self._say(session, [row.order_id], hears, identity)
+                self._apply(session, [row.order_id], hears, identity)
                 session.refresh(row)
                 (body,) = queries.order_bodies(session, [row])
                 answer = KeyedAnswer(202, body, f"/api/orders/{order_id}")
@@ -126,21 +126,21 @@ class OrderService(Probes):
             raise Conflict(f"{str(error)[0].upper()}{str(error)[1:]}.") from error
         return answer.as_dict()
 
-    def _say(self, session: Session, order_ids: list[UUID], hears: str, identity: Identity) -> None:
-        """Let orders hear a word that is no event. Raises UnexpectedEvent where the table has no row."""
-        steps, told = [], []
+    def _apply(self, session: Session, order_ids: list[UUID], hears: str, identity: Identity) -> None:
+        """Apply a command to orders. Raises UnexpectedEvent where the table has no row."""
+        steps, events = [], []
         for order_id, before in models.orders_of(session, order_ids, lock=True).items():
             step = domain.command(before, hears, uuid7())
             if step.changes(before):
                 steps.append((models.Heard(hears, self.name, identity.user_id), before, step))
                 trace_id = models.trace_of(session, order_id)
-                told += [envelope(self.name, payload, trace_id, identity) for payload in step.emits]
+                events += [envelope(self.name, payload, trace_id, identity) for payload in step.emits]
         models.save_steps(session, steps)
-        outbox.emit(session, told)
+        outbox.emit(session, events)
 
     @rpc
     def get_order(self, order_id: str) -> dict[str, Any]:
-        """One order as it is now. Raises NotFound, also for somebody else's."""
+        """One order as it is now. Raises NotFound, also for the order of another customer."""
         with self.db.read() as session:
             row = queries.visible_order(session, order_id, self.context.identity)
             (body,) = queries.order_bodies(session, [row])
@@ -160,13 +160,13 @@ class OrderService(Probes):
 
     @rpc
     def timeline(self, order_id: str) -> dict[str, Any]:
-        """Every step of an order so far. Raises NotFound, also for somebody else's."""
+        """Every step of an order so far. Raises NotFound, also for the order of another customer."""
         with self.db.read() as session:
             return queries.timeline(session, queries.visible_order(session, order_id, self.context.identity))
 
     @rpc
     def steps(self, order_id: str, after: int) -> dict[str, Any]:
-        """The steps of an order after that one: {version, steps}. Raises NotFound, also for somebody else's."""
+        """The steps after step `after`: {version, steps}. Raises NotFound, also for the order of another customer."""
         with self.db.read() as session:
             row = queries.visible_order(session, order_id, self.context.identity)
             return {"version": row.version, "steps": queries.steps_after(session, row.order_id, after)}
@@ -179,12 +179,12 @@ class OrderService(Probes):
 
     @handles("q.order.inventory-result")
     def follow_inventory(self, events: Events, tx: Tx) -> None:
-        """What inventory says of an order."""
+        """Apply the results of inventory_service."""
         self._follow(events, tx)
 
     @handles("q.order.payment-result")
     def follow_payment(self, events: Events, tx: Tx) -> None:
-        """What payment says of an order."""
+        """Apply the results of payment_service."""
         self._follow(events, tx)
 
     def _follow(self, events: Events, tx: Tx) -> None:
@@ -208,16 +208,16 @@ class OrderService(Probes):
 
     @every(DEADLINE_EVERY_S)
     def cancel_overdue(self) -> None:
-        """Cancel what has not ended in time, whatever became of its messages."""
+        """Cancel the orders that have not ended in time, also when their messages are dead or lost."""
         with self.db.read() as session:
             overdue = models.overdue(session, self.settings.order_deadline_s, DEADLINE_BATCH)
         if overdue:
             with self.db.begin() as session:
-                self._say(session, overdue, domain.DEADLINE, CLOCK)
+                self._apply(session, overdue, domain.DEADLINE, CLOCK)
 
     @every(3600)
     def forget_keys(self) -> None:
-        """Purge the stored answers of idempotency keys that are past their promise."""
+        """Delete the stored answers of idempotency keys that are older than promised."""
         with self.db.begin() as session:
             idempotency.purge(session)
 

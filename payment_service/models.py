@@ -13,10 +13,11 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from payment_service.domain import Payment, Refund, RefundStatus, Status, payment_id_of
+from shared.bulk import update_many
 from shared.envelope import Envelope
 from shared.errors import NotFound
 from shared.events import Identity
-from shared.tables import MESSAGING_TABLES, NOW, Base, update_many
+from shared.tables import MESSAGING_TABLES, NOW, Base
 from shared.times import timestamp
 
 

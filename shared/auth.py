@@ -17,10 +17,10 @@ Keys = tuple[tuple[str, str], ...]  # (kid, secret); the first signs, every one 
 
 CUSTOMER, OPERATOR, AUDITOR, ADMIN, SERVICE = ROLES = ("customer", "operator", "auditor", "admin", "service")
 
-# Never read from a token: whoever forges one would choose it.
+# Never read from a token: its forger would choose it.
 ALGORITHM = "HS256"
 ISSUER = "ecom"
-# Whom a token is for: what is for one is nothing to the other.
+# The audience of a token: a token for one is refused by the other.
 AUDIENCE = "ecom-api"
 DASHBOARD = "ecom-dashboard"
 REQUIRED = ("exp", "iat", "iss", "aud", "sub", "jti")
@@ -47,7 +47,7 @@ _JWT = jwt.PyJWT(
 
 @dataclass(frozen=True)
 class Claims:
-    """What a verified token says."""
+    """The claims of a verified token."""
 
     identity: Identity
     issued_at: int
@@ -79,7 +79,10 @@ def issue(
 
 
 def verify(token: str, keys: Keys, now: float | None = None, audience: str = AUDIENCE) -> Claims:
-    """What the token says. Raises the same Unauthenticated for every fault, so that a forger learns nothing."""
+    """Verify a token and return its claims.
+
+    Raises the same Unauthenticated for every fault, so that a forger learns nothing.
+    """
     try:
         return _claims(_decode(token, keys, audience), time.time() if now is None else now)
     except (jwt.PyJWTError, LookupError, TypeError, ValueError) as fault:
@@ -87,7 +90,7 @@ def verify(token: str, keys: Keys, now: float | None = None, audience: str = AUD
 
 
 # A client sends the same token many times: its signature is checked once (half of the gateway's own work for a small
-# request), its times each time. What fails is not remembered.
+# request), its times each time. A token that fails is not cached.
 @lru_cache(maxsize=1024)
 def _decode(token: str, keys: Keys, audience: str) -> dict[str, Any]:
     if len(token) > MAX_TOKEN_LENGTH:

@@ -1,4 +1,4 @@
-"""Saying, after a commit, that something has changed: a hint to whoever waits for it, and nothing rests on it."""
+"""Hints, sent after a commit, that something has changed: waiting clients hear sooner, no work depends on it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def changed(session: Session, ids: Iterable[UUID]) -> None:
 
 
 def notify_after_commit(sessions: sessionmaker[Session], notify: Callable[[set[str]], None]) -> None:
-    """Call `tell` with what has changed, after each commit of these sessions that changed something."""
+    """Call `notify` with the changed ids, after each commit of these sessions that changed something."""
 
     def committed(session: Session) -> None:
         ids = session.info.pop(_CHANGED, None)

@@ -63,7 +63,7 @@ class Envelope:
 def envelope(
     source: str, payload: Payload, trace_id: str, identity: Identity, causation_id: UUID | None = None
 ) -> Envelope:
-    """A new event, told by `source`, with a new message_id."""
+    """Make an event that `source` publishes, with a new message_id."""
     return Envelope(uuid7(), type_of(payload), datetime.now(UTC), source, trace_id, causation_id, identity, payload)
 
 

@@ -25,9 +25,6 @@ class EcomError(Exception):
         return self.message
 
 
-# --- what a client can be told ---------------------------------------------------------------------------------
-
-
 class BadRequest(EcomError):
     """The request is malformed."""
 
@@ -160,7 +157,7 @@ class ServiceUnavailable(EcomError):
     code = "unavailable"
 
 
-# --- why a message died: the code is the x-reason of the DLQ ---------------------------------------------------
+# Why a message died: the code is its x-reason in the DLQ.
 
 
 class DeadMessage(EcomError):
@@ -188,7 +185,7 @@ class UnknownType(DeadMessage):
 
 
 class UnknownOrder(DeadMessage):
-    """The event speaks of an order that is not here."""
+    """The event is about an order that does not exist here."""
 
     code = "unknown_order"
 
@@ -199,7 +196,7 @@ class UnexpectedEvent(DeadMessage):
     code = "unexpected_event"
 
 
-# --- what pauses a whole consumer, counting nothing against its messages ---------------------------------------
+# These pause a whole consumer and count nothing against its messages.
 
 
 class CannotWork(EcomError):
@@ -215,12 +212,12 @@ class PublishFailed(CannotWork):
 
 
 class ProviderAway(CannotWork):
-    """The payment provider answers nobody."""
+    """The payment provider answers no call."""
 
     code = "provider_away"
 
 
-# --- what makes one message wait and be tried again ------------------------------------------------------------
+# These make one message wait for its next try.
 
 
 class ProviderTimeout(EcomError):

@@ -15,7 +15,7 @@ from shared.schema import Amount, Count, Currency, Limits, Quantity, ShortText, 
 
 @dataclass(frozen=True)
 class Identity:
-    """Whoever caused an event: a customer, an operator, or one of the system's own clocks."""
+    """The person or timer that caused an event: a customer, an operator, or one of the system's own timers."""
 
     user_id: ShortText
     roles: tuple[ShortText, ...] = ()
@@ -40,7 +40,7 @@ class PricedItem:
 
 @dataclass(frozen=True)
 class Shortage:
-    """What an order asked for and what was there."""
+    """The requested and the available quantity of a sku."""
 
     sku: Sku
     requested: Quantity
@@ -49,11 +49,11 @@ class Shortage:
 
 @dataclass(frozen=True)
 class Payload:
-    """What every event carries. A field with a default may be absent on arrival, so that fields can be added."""
+    """The base of every event. A field with a default may be absent on arrival, so that fields can be added."""
 
     @property
     def aggregate_id(self) -> UUID:
-        """What the event is about. The relay publishes the events of one aggregate in their order.
+        """The thing that the event is about. The relay publishes the events of one aggregate in order.
 
         A payload that is not about an order defines its own; `shared.ids.aggregate_of` makes one of a name.
         """
@@ -71,7 +71,7 @@ class OrderPayload(Payload):
         return self.order_id
 
 
-# Who owns the order: the customer, also where somebody else caused the event. Messages of version 0.1 have none.
+# The owner of the order, also when another person caused the event. Messages of version 0.1 lack it.
 CustomerId = ShortText | None
 
 CATALOGUE: dict[str, type[Payload]] = {}

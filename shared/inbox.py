@@ -1,4 +1,4 @@
-"""Acting once: which messages of a batch this consumer has not seen.
+"""The inbox: which messages of a batch this consumer has not handled before.
 
 The rows are written in the transaction of the effect, never before it and never in another one: if the effect is
 rolled back, so is the memory of the message.
@@ -14,7 +14,8 @@ from sqlalchemy import Table, bindparam, delete, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from shared.tables import ConsumedMessage, unnest
+from shared.bulk import unnest
+from shared.tables import ConsumedMessage
 
 # Longer than any DLQ is expected to wait for its operator: a replay of an older message is refused without --force.
 KEEP_DAYS = 90
@@ -35,16 +36,16 @@ _CLAIM = (
 
 
 def claim(session: Session, consumer: str, message_ids: Iterable[UUID]) -> set[UUID]:
-    """Remember these messages and return those not remembered before. One statement.
+    """Save these messages and return those that were not saved before. One statement.
 
-    A concurrent transaction that holds one of them is waited for, and then seen to have it.
+    If a concurrent transaction has saved one of them, wait for it and leave that message to it.
     """
     parameters = {"consumer": consumer, "given_message_id": list(set(message_ids))}
     return set(session.scalars(_CLAIM, parameters))
 
 
 def forget(session: Session, consumer: str, message_ids: Sequence[UUID]) -> None:
-    """Take back what was claimed in this transaction for messages that were set apart after all."""
+    """Forget messages that this transaction claimed and that failed after all."""
     session.execute(
         delete(ConsumedMessage).where(ConsumedMessage.consumer == consumer, ConsumedMessage.message_id.in_(message_ids))
     )

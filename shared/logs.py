@@ -10,7 +10,7 @@ import logging.config
 import time
 from typing import Any
 
-# Who looks into a log while something is away finds it there; who reads the whole log is not drowned in it.
+# Often enough that a log read during an outage shows it; rarely enough that the log stays readable.
 REMIND_S = 30.0
 
 
@@ -57,13 +57,13 @@ def _is_a_surprise(record: logging.LogRecord) -> bool:
 
 
 class Reminder:
-    """Remembers what was said of an outage: a loop that tries every few seconds says each reason now and then."""
+    """Remembers what was logged about an outage, so that a loop that retries every few seconds logs it rarely."""
 
     def __init__(self) -> None:
         self._said_at: dict[str, float] = {}
 
     def due(self, reason: str) -> bool:
-        """Whether to say this now: it is new, or was last said REMIND_S ago."""
+        """Whether to log this now: it is new, or was last logged REMIND_S ago."""
         now = time.monotonic()
         if now - self._said_at.get(reason, -REMIND_S) < REMIND_S:
             return False

@@ -1,4 +1,4 @@
-"""What is measured; each process serves its own registry at /metrics."""
+"""The metrics. Each process serves its own registry at /metrics."""
 
 from __future__ import annotations
 

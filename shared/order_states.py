@@ -1,6 +1,6 @@
 """The states of an order, typed once: for the order service, the gateway's filters, `ecom` and the tests.
 
-What moves an order from state to state is the table in order_service.domain.
+The table in order_service.domain moves an order from state to state.
 """
 
 from __future__ import annotations

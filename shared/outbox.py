@@ -1,6 +1,6 @@
-"""Saying something in the same transaction as the change it speaks of.
+"""The outbox: events are saved in the same transaction as the change they report.
 
-Lock the row of the aggregate before telling about it, so that outbox ids of one aggregate are in commit order.
+Lock the row of the aggregate before emitting its event, so that outbox ids of one aggregate are in commit order.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from shared.envelope import Envelope
 from shared.tables import OutboxRow
 from shared.tracing import traceparent
 
-# Long enough to see what was said during an incident; the inbox of the hearers remembers longer.
+# Long enough to look into an incident; the inboxes of the consumers remember longer.
 KEEP_PUBLISHED_DAYS = 7
 
 _EMITTED = "outbox.emitted"
@@ -23,7 +23,7 @@ _EMITTED = "outbox.emitted"
 def emit(session: Session, envelopes: Iterable[Envelope]) -> None:
     """Put events into the outbox of this transaction: one statement.
 
-    Raises InvalidSchema when a payload breaks its own schema; nothing is then told.
+    Raises InvalidSchema when a payload breaks its own schema; no event is saved then.
     """
     rows = [
         {
@@ -41,7 +41,7 @@ def emit(session: Session, envelopes: Iterable[Envelope]) -> None:
 
 
 def wake_after_commit(sessions: sessionmaker[Session], wake: Callable[[], None]) -> None:
-    """Call `wake` after each commit of these sessions that told something, so the relay need not poll for it."""
+    """Call `wake` after each commit of these sessions that emitted events, so that the relay need not poll."""
 
     def committed(session: Session) -> None:
         if session.info.pop(_EMITTED, False):

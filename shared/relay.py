@@ -1,9 +1,9 @@
-"""The relay: publishes what the outbox holds, in order, with confirms, and then marks it published.
+"""The relay: publishes the events in the outbox, in order and with confirms, and then marks them published.
 
 One leader for each database, by a session advisory lock; every replica runs a relay and one of them leads. The
 lock, the reading and the marking use one session that the server ends when it falls silent, so a frozen leader
-loses the lock. No transaction is open while the broker is spoken to. Losing a mark only repeats a message, and
-the inbox of every hearer absorbs that.
+loses the lock. No transaction is open while it publishes. A lost mark only repeats a message, which the inbox of
+every consumer absorbs.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ CHANNEL = "outbox"
 
 BATCH_SIZE = 500
 
-# For what a crash left and a lost NOTIFY; also the beat by which the server knows that the leader lives.
+# Finds rows that a crash or a lost NOTIFY left; it also keeps the leader's session alive.
 POLL_S = 1.0
 # The server ends a leader's session after this silence; another replica then leads.
 FROZEN_AFTER_MS = 10_000
-# How soon a replica notices that nobody leads.
+# How soon a replica notices that there is no leader.
 STANDBY_S = 0.5
-# A replica that does not lead says at most so often that there is something to publish.
+# A replica that does not lead notifies the leader at most this often.
 NOTIFY_GAP_S = 0.02
-# A row that the broker refused holds back its order's later events, and is tried again after this.
+# A row that the broker refused holds back the later events of its aggregate, and is tried again after this.
 HOLD_S = 5
-# On a stop what is being published is finished within this. What is not marked by then is published again.
+# On a stop, publishing finishes within this. Rows that are not marked by then are published again.
 FINISH_S = 2.0
 PURGE_EVERY_S = 60
 PURGE_LIMIT = 5000
@@ -117,7 +117,7 @@ def publish_once(connection: Connection, publisher: Publisher) -> int:
 
 
 class Relay(DependencyProvider):
-    """Runs in every producing service. Also says who leads: purges and timers run on the leader alone."""
+    """Runs in every service that publishes. `leading` also decides where purges and timers run."""
 
     def setup(self) -> None:
         self.settings = settings_of(self.container)
@@ -154,7 +154,7 @@ class Relay(DependencyProvider):
         return self._not_ready_reason
 
     def wake(self) -> None:
-        """Say that there is something to publish."""
+        """Wake the relay: there is something to publish."""
         self._wake.send()
 
     def run(self) -> None:
@@ -172,7 +172,7 @@ class Relay(DependencyProvider):
                 self._lead(False)
 
     def _recover(self) -> None:
-        """It works: only now, since a database that answers is of no use to a relay whose broker is away."""
+        """Clear the reason after a publish: a database that answers is no use while the broker is away."""
         if self._not_ready_reason is not None:
             self._not_ready_reason = None
             self._waits = backoff()
@@ -212,7 +212,7 @@ class Relay(DependencyProvider):
             purge(connection)
 
     def _listen(self) -> None:
-        """Hear the replicas that do not lead."""
+        """Listen to the replicas that do not lead."""
         waits, reminder = backoff(), Reminder()
         while not self._stopping:
             try:
@@ -225,7 +225,7 @@ class Relay(DependencyProvider):
                         if wait_for_notice(raw, POLL_S) and self.leading:
                             self.wake()
             except Exception as error:
-                # Polling finds what is not heard; the relay itself says when the database is away.
+                # Polling finds the rows of a missed notice; the relay itself reports that the database is away.
                 words = in_a_line(error)
                 if reminder.due(words):
                     log.info("the relay's listener has no connection: %s", words)
@@ -253,7 +253,7 @@ class Relay(DependencyProvider):
 
 
 def purge(connection: Connection) -> int:
-    """Forget what was published 7 days ago and consumed 90 days ago; how many rows went."""
+    """Delete events published 7 days ago and messages consumed 90 days ago; how many rows."""
     gone = 0
     for statement in (outbox.PURGE, inbox.PURGE):
         while True:

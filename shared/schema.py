@@ -24,7 +24,7 @@ MAX_AMOUNT = 2**53 - 1
 
 @dataclass(frozen=True)
 class Limits:
-    """What a value must keep to: a pattern for text, a range for a number."""
+    """The limits of a value: a pattern for text, a range for a number."""
 
     pattern: str = ""
     at_least: int | None = None

@@ -1,7 +1,7 @@
 """Tamper evidence: seals over runs of rows, each bound to the seal before it, and signed manifests of exports.
 
-Both are HMAC-SHA256 (RFC 2104) under AUDIT_KEY, which is in no database: who may write the tables cannot make a seal.
-What is hashed is JSON, one value a line, so that no two different runs of rows are the same bytes.
+Both are HMAC-SHA256 (RFC 2104) under AUDIT_KEY, which is in no database: write access to the tables makes no seal.
+The hashed text is JSON, one value a line, so that no two different runs of rows have the same bytes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _KEY_ID = b"ecom audit key"
 class Seal:
     """A link of the chain: it covers the `rows` rows after the seal before it, up to the position (xid, id).
 
-    `total` counts the rows of the whole chain so far; `key_id` tells which key made `mac`.
+    `total` counts the rows of the whole chain so far; `key_id` names the key that made `mac`.
     """
 
     seq: int
@@ -41,7 +41,7 @@ class Seal:
 
 
 def key_id(key: str) -> str:
-    """What tells one key from another and nothing about it."""
+    """A name for a key that reveals nothing of it."""
     return hmac.new(key.encode(), _KEY_ID, hashlib.sha256).hexdigest()[:16]
 
 

@@ -1,11 +1,10 @@
-"""The tables every messaging service has, beside its own: inbox, outbox and the record of what died."""
+"""The tables every messaging service has, beside its own: inbox, outbox and the record of dead messages."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from sqlalchemy import (
     BigInteger,
@@ -17,14 +16,9 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     Uuid,
-    bindparam,
-    func,
     text,
-    update,
 )
-from sqlalchemy.dialects.postgresql import ARRAY
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
-from sqlalchemy.sql.selectable import TableValuedAlias
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 NOW = text("now()")
 
@@ -45,7 +39,7 @@ class Base(DeclarativeBase):
 
 
 class ConsumedMessage(Base):
-    """The inbox: a row says that the effect of a message on a consumer is in this database."""
+    """The inbox: a row records that the effect of a message on a consumer is in this database."""
 
     __tablename__ = "consumed_messages"
 
@@ -58,7 +52,7 @@ class ConsumedMessage(Base):
 
 
 class OutboxRow(Base):
-    """An event said in the same transaction as the change it speaks of, until the relay has published it."""
+    """An event, saved in the same transaction as the change it reports, until the relay has published it."""
 
     __tablename__ = "outbox"
 
@@ -111,37 +105,3 @@ class DeadMessageRow(Base):
 
 
 MESSAGING_TABLES = frozenset({"consumed_messages", "outbox", "dead_messages"})
-
-
-def columns_of(rows: Iterable[Mapping[str, Any]], names: Sequence[str]) -> dict[str, list[Any]]:
-    """Rows turned into one list for each column, as `unnest` takes them: many rows cross in one statement."""
-    rows = list(rows)
-    return {f"given_{name}": [row[name] for row in rows] for name in names}
-
-
-def unnest(model: type[Base], *names: str) -> TableValuedAlias:
-    """A FROM item with one row for each element of the array parameters `given_<name>`, typed like the model."""
-    table = model.__table__
-    arrays = [bindparam(f"given_{name}", type_=ARRAY(table.c[name].type)) for name in names]
-    return func.unnest(*arrays).table_valued(*(table.c[name] for name in names), name="given").render_derived()
-
-
-def update_many(
-    session: Session,
-    model: type[Base],
-    key: str,
-    rows: Sequence[Mapping[str, Any]],
-    also: Mapping[str, Any] | None = None,
-) -> None:
-    """Set the named columns of many rows, found by `key`, in one statement; `also` is the same for all of them."""
-    if not rows:
-        return
-    names = [key, *(name for name in rows[0] if name != key)]
-    given = unnest(model, *names)
-    statement = (
-        update(model)
-        .where(model.__table__.c[key] == given.c[key])
-        .values({**{name: given.c[name] for name in names[1:]}, **(also or {})})
-        .execution_options(synchronize_session=False)
-    )
-    session.execute(statement, columns_of(rows, names))

@@ -1,7 +1,7 @@
-"""The life of a batch: decode, ask, once, handle, tell, commit; what failed is set apart and the others run again.
+"""The life of a batch: decode, ask, claim, handle, emit, commit. Failed messages leave it and the others run again.
 
-The messages waiting in a queue are handled together in one transaction (group commit): several times the messages
-a second of one transaction each. A poison message costs only itself.
+The messages waiting in a queue are handled together in one transaction (group commit): that is several times as fast
+as a transaction for each message. A poison message costs only itself.
 """
 
 from __future__ import annotations
@@ -9,21 +9,24 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 from shared import inbox, outbox
+from shared.deaths import record_deaths
 from shared.edge import green
 from shared.edge.broker import backoff
-from shared.edge.database import Sessions, is_conflict, is_outage
+from shared.edge.database import Sessions
 from shared.edge.publisher import Outgoing, Publisher
 from shared.edge.tx import Events, Tx
 from shared.envelope import Envelope, decode
 from shared.errors import CannotWork, DeadMessage, UnknownType
-from shared.failures import Delivery, FailedDelivery, Failure, classify_failure, exchange_of, record_deaths
+from shared.failures import Delivery, FailedDelivery, Failure, classify_failure, exchange_of
 from shared.logs import in_a_line
 from shared.metrics import EVENTS, PAUSES
+from shared.outcomes import Outcome, outcome_of
 from topology.table import BY_NAME, hears
 
 log = logging.getLogger(__name__)
@@ -34,15 +37,30 @@ ROUNDS = 3
 T = TypeVar("T")
 
 
-class Stopping(BaseException):
-    """The service stops while its consumer is paused: what it holds goes back to the queue.
+class Incoming(NamedTuple):
+    """A delivery and the event in it."""
 
-    No Exception, or it would be taken for the failure of a message.
+    delivery: Delivery
+    event: Envelope
+
+
+@dataclass(frozen=True)
+class Handled:
+    """What became of events: how many the inbox had seen before, and the errors of those that failed."""
+
+    seen_before: int
+    failed: dict[UUID, Exception]
+
+
+class Stopping(BaseException):
+    """The service stops while its consumer is paused: the messages it holds go back to the queue.
+
+    It is no Exception, because that would count as the failure of a message.
     """
 
 
 class Batch:
-    """Settles deliveries of one queue. `handle` and `ask` run the service's methods, and return or raise as they do."""
+    """Handles deliveries of one queue. `handle` and `ask` run the service's methods, and return or raise as they do."""
 
     def __init__(
         self,
@@ -69,124 +87,120 @@ class Batch:
 
         Raises Stopping when the service was asked to stop while it could not work; then nothing may be acked.
         """
-        apart: list[FailedDelivery] = []
-        incoming: dict[UUID, FailedDelivery] = {}
-        duplicates = 0
-        for delivery in deliveries:
-            try:
-                event = self._read(delivery)
-            except DeadMessage as error:
-                apart.append(FailedDelivery(delivery, None, error))
-            else:
-                duplicates += event.message_id in incoming
-                incoming.setdefault(event.message_id, FailedDelivery(delivery, event, CannotWork()))
-        answers = self._answers([item.event for item in incoming.values() if item.event])
-        failed = {message_id: answer for message_id, answer in answers.items() if isinstance(answer, Exception)}
-        ready = [item.event for message_id, item in incoming.items() if item.event and message_id not in failed]
-        seen, more = self._together(ready, answers)
-        failed |= more
-        apart += [replace(incoming[message_id], error=error) for message_id, error in failed.items()]
-        retried, dead = self._send_on(apart)
-        done = len(deliveries) - len(apart) - seen - duplicates
-        for outcome, count in (("done", done), ("duplicate", seen + duplicates), ("retry", retried), ("dead", dead)):
+        incoming, unreadable = self._decode(deliveries)
+        answers = self._ask_for([item.event for item in incoming.values()])
+        unanswered = {key: answer for key, answer in answers.items() if isinstance(answer, Exception)}
+        ready = [item.event for key, item in incoming.items() if key not in unanswered]
+        handled = self._handle_together(ready, answers)
+        errors = unanswered | handled.failed
+        failed = unreadable + [FailedDelivery(*incoming[key], error) for key, error in errors.items()]
+        retried, dead = self._send_on(failed)
+        duplicates = handled.seen_before + len(deliveries) - len(incoming) - len(unreadable)
+        done = len(deliveries) - len(failed) - duplicates
+        for outcome, count in (("done", done), ("duplicate", duplicates), ("retry", retried), ("dead", dead)):
             EVENTS.labels(self.service, self.queue, outcome).inc(count)
 
-    def _read(self, delivery: Delivery) -> Envelope:
-        event = decode(delivery.body, delivery.original_routing_key)
-        if not hears(BY_NAME[self.queue], event.type):
-            raise UnknownType(f"{self.queue} does not take {event.type}")
-        return event
+    def _decode(self, deliveries: Sequence[Delivery]) -> tuple[dict[UUID, Incoming], list[FailedDelivery]]:
+        """The events by message_id, each once, and the deliveries that cannot be read."""
+        incoming: dict[UUID, Incoming] = {}
+        unreadable = []
+        for delivery in deliveries:
+            try:
+                event = decode(delivery.body, delivery.original_routing_key)
+                if not hears(BY_NAME[self.queue], event.type):
+                    raise UnknownType(f"{self.queue} does not take {event.type}")
+            except DeadMessage as error:
+                unreadable.append(FailedDelivery(delivery, None, error))
+            else:
+                incoming.setdefault(event.message_id, Incoming(delivery, event))
+        return incoming, unreadable
 
-    def _answers(self, unanswered: list[Envelope]) -> dict[UUID, Any]:
+    def _ask_for(self, events: list[Envelope]) -> dict[UUID, Any]:
+        """The answers by message_id. When asking for all events raises, each is asked for alone to find the culprit.
+
+        A repeat asks only for those for which the service could not work.
+        """
         answers: dict[UUID, Any] = {}
-        if self.ask is None or not unanswered:
+        waiting = events
+
+        def ask_for_the_rest(ask: Callable[[Events], dict[UUID, Any]]) -> None:
+            nonlocal waiting
+            found = ask(Events(waiting))
+            waiting = [event for event in waiting if _says_pause(found.get(event.message_id))]
+            unable = [found.pop(event.message_id) for event in waiting]
+            answers.update(found)
+            if unable:
+                raise unable[0]
+
+        if self.ask is None or not events:
             return answers
         try:
-            self._patiently(lambda: self._ask_for(unanswered, answers))
+            self._until_able(partial(ask_for_the_rest, self.ask))
         except Exception as error:
-            if len(unanswered) == 1:
-                return {**answers, unanswered[0].message_id: error}
-            log.warning("asking for %d messages failed, they are asked for singly", len(unanswered), exc_info=True)
-            for event in unanswered:
-                answers |= self._answers([event])
+            if len(waiting) == 1:
+                return {**answers, waiting[0].message_id: error}
+            log.warning("asking for %d messages failed, they are asked for singly", len(waiting), exc_info=True)
+            for event in waiting:
+                answers |= self._ask_for([event])
         return answers
 
-    def _ask_for(self, events: list[Envelope], answers: dict[UUID, Any]) -> None:
-        """Ask for them, and take those that are answered from the list: a repeat must not ask for them again."""
-        found = self.ask(Events(events))  # type: ignore[misc]
-        events[:] = [event for event in events if _is_ours(found.get(event.message_id))]
-        troubles = [found.pop(event.message_id) for event in events]
-        answers.update(found)
-        if troubles:
-            raise troubles[0]
-
-    def _together(self, events: list[Envelope], answers: dict[UUID, Any]) -> tuple[int, dict[UUID, Exception]]:
-        """Run the events in as few transactions as it takes; how many were seen before, and what failed with what."""
+    def _handle_together(self, events: list[Envelope], answers: dict[UUID, Any]) -> Handled:
+        """Handle the events in as few transactions as it takes: without those that failed, the others run again."""
         failed: dict[UUID, Exception] = {}
         for _ in range(ROUNDS):
             if not events:
-                return 0, failed
-            at: list[Envelope | None] = [None]
+                return Handled(0, failed)
+            attempt = _Attempt(self, events, answers)
             try:
-                seen, apart = self._patiently(lambda: self._transact(events, answers, at))  # noqa: B023
-                return seen, failed | apart
+                handled = self._until_able(attempt.run)
+                return Handled(handled.seen_before, failed | handled.failed)
             except Exception as error:
-                culprit = at[0] if len(events) > 1 else events[0]
+                culprit = attempt.in_work if len(events) > 1 else events[0]
                 if culprit is None:
-                    break
-                self._log_failure(culprit, error)
+                    break  # the error names no message, as at commit
+                self.log_failure(culprit, error)
                 failed[culprit.message_id] = error
                 events = [event for event in events if event is not culprit]
-        seen_before = 0
+        one_by_one = self._handle_singly(events, answers)
+        return Handled(one_by_one.seen_before, failed | one_by_one.failed)
+
+    def _handle_singly(self, events: list[Envelope], answers: dict[UUID, Any]) -> Handled:
+        """Handle each event in a transaction of its own."""
+        seen_before, failed = 0, dict[UUID, Exception]()
         for event in events:
             try:
-                seen, apart = self._patiently(lambda: self._transact([event], answers, [None]))  # noqa: B023
-                seen_before, failed = seen_before + seen, failed | apart
+                handled = self._until_able(_Attempt(self, [event], answers).run)
+                seen_before, failed = seen_before + handled.seen_before, failed | handled.failed
             except Exception as error:
-                self._log_failure(event, error)
+                self.log_failure(event, error)
                 failed[event.message_id] = error
-        return seen_before, failed
+        return Handled(seen_before, failed)
 
-    def _transact(
-        self, batch: list[Envelope], answers: dict[UUID, Any], at: list[Envelope | None]
-    ) -> tuple[int, dict[UUID, Exception]]:
-        """One transaction: once, handle, tell. `at` learns which event the handler was at when it raised."""
-        with self.sessions().begin() as session:
-            new = inbox.claim(session, self.queue, [event.message_id for event in batch])
-            events = Events([event for event in batch if event.message_id in new])
-            tx = Tx(session, self.source, answers)
-            try:
-                if events:
-                    self.handle(events, tx)
-            except Exception:
-                at[0] = events.in_work
-                raise
-            if tx.failed:
-                inbox.forget(session, self.queue, list(tx.failed))
-            outbox.emit(session, tx.outgoing_events())
-        for event in events:
-            if event.message_id in tx.failed:
-                self._log_failure(event, tx.failed[event.message_id])
-        return len(batch) - len(events), tx.failed
-
-    def _send_on(self, apart: list[FailedDelivery]) -> tuple[int, int]:
-        """Publish what was set apart to its retry level or DLQ, confirmed; how many of each."""
-        failures = [classify_failure(item, self.service, self.queue) for item in apart]
+    def _send_on(self, failed: list[FailedDelivery]) -> tuple[int, int]:
+        """Publish failed messages to their retry level or DLQ, confirmed; how many to each."""
+        failures = [classify_failure(item, self.service, self.queue) for item in failed]
         dead = [failure for failure in failures if failure.dead]
         if dead:
-            self._patiently(lambda: self._record(dead))
-        unsafe = list(failures)
-        if unsafe:
-            self._patiently(lambda: self._publish(unsafe))
+            self._until_able(lambda: self._record(dead))
+        refused = failures
+
+        def publish_the_rest() -> None:
+            nonlocal refused
+            refused, reason = self._publish(refused)
+            if refused:
+                raise CannotWork(f"{len(refused)} failed messages could not be sent on: {reason}")
+
+        if failures:
+            self._until_able(publish_the_rest)
         return len(failures) - len(dead), len(dead)
 
     def _record(self, dead: list[Failure]) -> None:
         with self.sessions().begin() as session:
             record_deaths(session, dead)
 
-    def _publish(self, failures: list[Failure]) -> None:
-        """Publish them, and take those that are safe from the list: a repeat must not send them again."""
-        outcomes = self.publisher.publish_all(
+    def _publish(self, failures: list[Failure]) -> tuple[list[Failure], str | None]:
+        """Publish them: those that the broker refused, and why it refused the first of them."""
+        reasons = self.publisher.publish_all(
             [
                 Outgoing(
                     exchange_of(failure),
@@ -199,11 +213,10 @@ class Batch:
                 for failure in failures
             ]
         )
-        failures[:] = [failure for failure, refused in zip(failures, outcomes, strict=True) if refused]
-        if failures:
-            raise CannotWork(f"{len(failures)} failed messages could not be sent on: {next(filter(None, outcomes))}")
+        refused = [failure for failure, reason in zip(failures, reasons, strict=True) if reason]
+        return refused, next(filter(None, reasons), None)
 
-    def _patiently(self, action: Callable[[], T]) -> T:
+    def _until_able(self, action: Callable[[], T]) -> T:
         """Do it; repeat it after a conflict between transactions, and pause while the service cannot work."""
         waits = backoff()
         while True:
@@ -212,14 +225,15 @@ class Batch:
                 self.not_ready_reason = None
                 return result
             except Exception as error:
-                if is_conflict(error):
-                    if self.stopping():  # somebody may hold that lock for ever
-                        raise Stopping from error
-                    green.sleep(random.uniform(0.001, 0.05))
-                elif _is_ours(error):
-                    self._pause(error, next(waits))
-                else:
-                    raise
+                match outcome_of(error):
+                    case Outcome.REPEAT:
+                        if self.stopping():  # another session may hold that lock for ever
+                            raise Stopping from error
+                        green.sleep(random.uniform(0.001, 0.05))
+                    case Outcome.PAUSE:
+                        self._pause(error, next(waits))
+                    case _:
+                        raise
 
     def _pause(self, error: Exception, wait: float) -> None:
         if self.not_ready_reason is None:
@@ -230,7 +244,8 @@ class Batch:
         if self.stopping():
             raise Stopping
 
-    def _log_failure(self, event: Envelope, error: Exception) -> None:
+    def log_failure(self, event: Envelope, error: Exception) -> None:
+        """Log that a message could not be handled, with its trace."""
         log.warning(
             "%s could not handle %s %s (trace %s): %s: %s",
             self.queue,
@@ -243,6 +258,37 @@ class Batch:
         )
 
 
-def _is_ours(outcome: object) -> bool:
-    """Whether it says that the service itself cannot work, so that nothing is wrong with any message."""
-    return isinstance(outcome, CannotWork) or (isinstance(outcome, Exception) and is_outage(outcome))
+class _Attempt:
+    """One transaction over some events of a batch."""
+
+    def __init__(self, batch: Batch, events: list[Envelope], answers: dict[UUID, Any]) -> None:
+        self.batch = batch
+        self.events = events
+        self.answers = answers
+        self.in_work: Envelope | None = None  # the event that the handler was at when it raised, if it is known
+
+    def run(self) -> Handled:
+        """Claim the new messages, handle them, emit events, and commit."""
+        batch, queue = self.batch, self.batch.queue
+        with batch.sessions().begin() as session:
+            new = inbox.claim(session, queue, [event.message_id for event in self.events])
+            events = Events([event for event in self.events if event.message_id in new])
+            tx = Tx(session, batch.source, self.answers)
+            try:
+                if events:
+                    batch.handle(events, tx)
+            except Exception:
+                self.in_work = events.in_work
+                raise
+            if tx.failed:
+                inbox.forget(session, queue, list(tx.failed))
+            outbox.emit(session, tx.outgoing_events())
+        for event in events:
+            if event.message_id in tx.failed:
+                batch.log_failure(event, tx.failed[event.message_id])
+        return Handled(len(self.events) - len(events), tx.failed)
+
+
+def _says_pause(answer: object) -> bool:
+    """Whether an answer says that the service cannot work, so that nothing is wrong with the message."""
+    return isinstance(answer, Exception) and outcome_of(answer) is Outcome.PAUSE

@@ -1,7 +1,7 @@
 """One connection to the broker, on bare py-amqp, that never hangs for ever.
 
-kombu waits for a close-ok from a broker that is frozen, and its reconnect backoff grows to 30 s. A Line gives up
-its transport instead, and whoever uses it reconnects after at most `MAX_BACKOFF_S`.
+kombu waits for a close-ok from a broker that is frozen, and its reconnect backoff grows to 30 s. A
+BrokerConnection drops its transport instead, and its user reconnects after at most `MAX_BACKOFF_S`.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ REFUSALS = (AccessRefused, NotAllowed, NotFound, PreconditionFailed)
 
 
 def _decode_properties(frame: Any, offset: int) -> tuple[dict[str, Any], int]:
-    """The properties and headers of a message; none when nobody can read them.
+    """Decode the properties and headers of a message; return none when they cannot be read.
 
-    py-amqp takes text for UTF-8 and times for dates of Python's calendar, and raises in the middle of the connection
-    where a stranger kept to neither: the message would come back and end each connection that it comes over.
+    py-amqp expects UTF-8 text and times within Python's calendar. For a message with other values it raises in the
+    middle of the connection: the message would return and end each connection that delivers it.
     """
     try:
         properties: tuple[dict[str, Any], int] = serialization.decode_properties_basic(frame, offset)
@@ -67,10 +67,10 @@ class BrokerSilent(OSError):
 
 
 class _Connection(amqp.Connection):
-    """A connection from which nobody reads but its reader.
+    """A connection from which only its reader reads.
 
-    Who understands `connection.blocked` reads before each publish whether it came: in whatever greenlet publishes, and
-    what comes instead never reaches the reader that waits for it.
+    A client that announces `connection.blocked` reads from the connection before each publish, in the publishing
+    greenlet. A frame that arrives then never reaches the reader that waits for it.
     """
 
     negotiate_capabilities: ClassVar[dict[str, bool]] = {
@@ -127,16 +127,16 @@ class BrokerConnection:
 
     @contextmanager
     def bounded(self, until: float = math.inf) -> Iterator[None]:
-        """Bounds what waits for the broker's answer: a frozen one gives none. Raises BrokerSilent.
+        """Bound a wait for the broker's answer: a frozen broker gives none. Raises BrokerSilent.
 
-        `until` is the moment, by the monotonic clock, after which there is no time to wait for it.
+        `until` is a moment of the monotonic clock: the wait ends then at the latest.
         """
         limit = max(0.0, min(2 * self.heartbeat_s, until - time.monotonic()))
         with green.Timeout(limit, BrokerSilent(f"the broker did not answer in {limit:.0f} s")):
             yield
 
     def reset_silence(self) -> None:
-        """Say that nobody was reading for a while: silence is counted from now."""
+        """Count the broker's silence from now: nothing was read for a while."""
         self._heard = time.monotonic()
 
     def _listen(self) -> None:
@@ -155,20 +155,20 @@ class BrokerConnection:
                 return  # the reader meets the same fault and reconnects
 
     def close(self) -> None:
-        """Say goodbye and return when the broker has taken in all that was sent. Raises one of BROKER_ERRORS.
+        """Close cleanly: return when the broker has read all that was sent. Raises one of BROKER_ERRORS.
 
-        A connection that merely breaks off may lose its last acks, and what was done is delivered again: seen 5 times
-        in 900 on a busy machine with RabbitMQ 3.10, which presumably ends the channel before that has read them.
+        A connection that breaks off may lose its last acks, and the messages are delivered again: seen 5 times in 900
+        on a busy machine with RabbitMQ 3.10, which presumably ends the channel before it has read the acks.
         """
         with self.bounded(time.monotonic() + LEAVE_S):
             self.connection.close()
 
     def abort(self) -> None:
-        """Let go of the transport at once, saying nothing to a broker that may not listen."""
+        """Drop the transport at once, without a word to a broker that may not answer."""
         if self._pulse is not None:
             self._pulse.kill()
             self._pulse = None
-        # A frozen broker never says close-ok; closing the socket requeues all that was not acked.
+        # A frozen broker never answers close-ok. Closing the socket requeues all messages that were not acked.
         self.connection.collect()
 
 
@@ -180,10 +180,10 @@ def run_connected(
     not_ready_reason: Callable[[str | None], None],
     name: str,
 ) -> None:
-    """Run `serve(line)` until stopping, over as many connections as it takes; each old one is dropped first.
+    """Run `serve(connection)` until stopping, over as many connections as it takes; each old one is dropped first.
 
-    `serve` returns when it is to stop; `trouble` hears why there is no connection, and `serve` clears it with None when
-    it is ready.
+    `serve` returns when the service stops. `not_ready_reason` is called with the reason while there is no connection;
+    `serve` calls it with None when it is ready.
     """
     waits, reminder = backoff(), Reminder()
     while not stopping():

@@ -41,7 +41,7 @@ MAX_BODY_BYTES = 64 * 1024
 IDLE_S = 5.0
 HEAD_S = 5.0
 BODY_S = 5.0
-# One read or write: only a client that takes no answer meets it, reads have the shorter limits above.
+# For one read or write. Only a client that does not read its answer reaches it: reads have the shorter limits above.
 SOCKET_S = 10.0
 # After a refusal the client may still be sending; closing on unread bytes would throw the answer away.
 LINGER_S = 1.0
@@ -49,7 +49,7 @@ LINGER_S = 1.0
 # What the application finds in its environ: the whole body, or why there is none.
 BODY = "ecom.body"
 REFUSED = "ecom.refused"
-# Whether the client is still there, to be asked by who keeps it waiting.
+# A function that tells a long wait whether the client has gone.
 HAS_GONE = "ecom.has_gone"
 
 DIGITS = re.compile(r"[0-9]{1,18}[ \t]*")
@@ -104,7 +104,7 @@ class Connection(HttpOnlyProtocol):
         super().handle_one_response()
 
     def has_gone(self) -> bool:
-        """Whether the client has ended its side, so that nobody waits for the answer."""
+        """Whether the client has closed its side and no longer waits for the answer."""
         try:
             return not self.connection.fd.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:

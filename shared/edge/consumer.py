@@ -1,7 +1,7 @@
-"""`@handles(queue)`: a method that gets the messages of one queue in batches, and never loses one.
+"""`@handles(queue)`: the method handles the messages of one queue in batches, and loses none.
 
-Nameko's own consumer acks what it cannot decode and what raised, loses finished acks on SIGTERM, dies of a broken
-socket and hangs on a frozen broker. This one has a connection and a channel of its own.
+Nameko's own consumer acks messages that it cannot decode or whose handler raised, loses acks on SIGTERM, dies of a
+broken socket and hangs on a frozen broker. This one has a connection and a channel of its own.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ PREFETCH_CAREFUL = 1
 SUSPECT_DELIVERIES = 3
 CLEAN_TO_OPEN = 50
 
-# On a graceful stop what is already here is finished within this; the rest goes back to the queue, and calls to the
-# outside that still wait for their answer are abandoned.
+# On a graceful stop the messages already delivered are handled within this; the rest goes back to the queue, and calls
+# to the outside that still wait for an answer are abandoned.
 FINISH_S = 5.0
 
 
@@ -55,7 +55,7 @@ class Handles(Entrypoint):
     def __init__(self, queue: str, ask: str | None = None) -> None:
         self.queue = queue
         self.ask = ask
-        # A failing handler is this entrypoint's business: Nameko need not report it as a surprise too.
+        # This entrypoint logs a failing handler itself: Nameko need not report it as unexpected too.
         super().__init__(expected_exceptions=(Exception,))
 
     def setup(self) -> None:
@@ -88,10 +88,10 @@ class Handles(Entrypoint):
         self._thread.wait()
 
     def kill(self) -> None:
-        """The container kills its workers first and then this thread, which may share a connection with one of them.
+        """Leave the thread to the container, which kills its workers first: they may share a connection with it.
 
-        The other way round this thread would roll back while the worker's query runs, and psycopg2 holds a mutex
-        meanwhile: in one thread that is a deadlock, and the process neither works nor exits.
+        In the other order this thread would roll back while a worker's query runs. psycopg2 holds a mutex meanwhile:
+        in one thread that is a deadlock, and the process neither works nor exits.
         """
         self._stopping = True
 
@@ -157,7 +157,7 @@ class Handles(Entrypoint):
         self._prefetch = prefetch
 
     def _cancel(self) -> None:
-        """Take nothing more."""
+        """Stop taking messages."""
         if self._tag is not None:
             with self._connection.bounded(self._stop_by):
                 self._connection.channel.basic_cancel(self._tag)
@@ -176,7 +176,7 @@ class Handles(Entrypoint):
         )
 
     def _take(self) -> list[Delivery]:
-        """The next messages to handle together: up to BATCH_SIZE, or one where a killer may be among them."""
+        """The next messages to handle together: up to BATCH_SIZE, or one while a message may be killing the process."""
         suspects = [item for item in self._held if item.deliveries_before >= SUSPECT_DELIVERIES]
         if suspects:
             if not self._clean_needed:
@@ -186,7 +186,7 @@ class Handles(Entrypoint):
                 self._subscribe(PREFETCH_CAREFUL)
         if not self._clean_needed:
             return [self._held.popleft() for _ in range(min(BATCH_SIZE, len(self._held)))]
-        # The unsuspected first: once they are settled, the next death is charged to the suspect alone.
+        # The unsuspected messages first: once they are acked, the next death is charged to the suspect alone.
         chosen = next((item for item in self._held if item not in suspects), None)
         if chosen is None and not self._held:
             return []
@@ -203,7 +203,7 @@ class Handles(Entrypoint):
             self._clean_needed -= 1
         opens = not self._clean_needed and self._prefetch != PREFETCH
         if opens or self._stopping:
-            # Before the ack: what that makes room for would come to a consumer that is gone, and be charged for it.
+            # Before the ack: an ack makes room for messages that a cancelled consumer would get and be charged for.
             self._cancel()
         self._ack(deliveries)
         self._connection.reset_silence()

@@ -1,4 +1,4 @@
-"""Who asks, and under which trace: carried in Nameko's context data through RPC."""
+"""The caller and their trace, carried through RPC in Nameko's context data."""
 
 from __future__ import annotations
 

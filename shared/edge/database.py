@@ -8,11 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import nameko_sqlalchemy
-import psycopg2
 from nameko.containers import WorkerContext
-from sqlalchemy.exc import DBAPIError, InterfaceError, TimeoutError
 from sqlalchemy.orm import Session, sessionmaker
 
+from shared.database_errors import NOT_MIGRATED, is_conflict, is_outage, sqlstate
 from shared.edge import green
 from shared.edge.postgres import connect
 from shared.errors import CannotWork
@@ -23,39 +22,12 @@ log = logging.getLogger(__name__)
 # A probe's caller gives up after a few seconds.
 PROBE_S = 2.0
 
-NOT_MIGRATED = "42P01"
-
-# Beside one connection for each worker: what consumers hold for their batches.
+# Connections beside one for each worker: consumers hold them for their batches.
 POOL_SPARE = 5
 
 
-def is_conflict(error: BaseException) -> bool:
-    """Whether repeating the transaction is the answer: serialization failure, deadlock, lock not available."""
-    return _sqlstate(error) in ("40001", "40P01", "55P03")
-
-
-def is_outage(error: BaseException) -> bool:
-    """Whether the database itself is away or unable, so that nothing is wrong with the message in work."""
-    if isinstance(error, TimeoutError):  # the pool is empty
-        return True
-    if not isinstance(error, DBAPIError):
-        return False
-    state = _sqlstate(error)
-    if error.connection_invalidated or isinstance(error, InterfaceError):
-        return True
-    if state is None:
-        return isinstance(error.orig, psycopg2.OperationalError)
-    # Classes 08 connection, 53 resources (disk full, too many connections), 58 system; 57P0x shutting down or
-    # starting; 25006 a standby that does not take writes; 42P01 a table is not there, so this is not migrated yet.
-    return state[:2] in ("08", "53", "58") or state.startswith("57P") or state in ("25006", "25P03", NOT_MIGRATED)
-
-
-def _sqlstate(error: BaseException) -> str | None:
-    return getattr(getattr(error, "orig", None), "pgcode", None)
-
-
 class Sessions:
-    """What a service method uses: `begin` is one transaction, in `autocommit` each statement is one."""
+    """Sessions for a service's methods: `begin` is one transaction, in `autocommit` each statement is one."""
 
     def __init__(self, sessions: sessionmaker[Session], singles: sessionmaker[Session]) -> None:
         self._sessions = sessions
@@ -82,7 +54,7 @@ class Sessions:
 
 
 class WorkerSessions(Sessions):
-    """The same for the methods of a service: what is no fault of the call is CannotWork, so a client tries again."""
+    """The same for calls: a fault of the database is raised as CannotWork, so that the client tries again."""
 
     @contextmanager
     def begin(self) -> Iterator[Session]:
@@ -124,7 +96,7 @@ def closing(session: Session) -> Iterator[Session]:
 
 
 def quietly(action: Any) -> None:
-    """Do what may fail because the connection is gone; the failure that matters is already on its way."""
+    """Run an action that may fail because the connection is gone; the error that matters was raised already."""
     try:
         action()
     except Exception:
@@ -157,7 +129,7 @@ class Database(nameko_sqlalchemy.Database):
             with green.Timeout(PROBE_S), self.sessions.read() as session:
                 session.connection().exec_driver_sql("SELECT FROM alembic_version")
         except (Exception, green.Timeout) as error:
-            if _sqlstate(error) == NOT_MIGRATED:
+            if sqlstate(error) == NOT_MIGRATED:
                 return "the database is not migrated; `ecom migrate` does it"
             return f"the database does not answer ({type(error).__name__})"
         return None

@@ -1,4 +1,4 @@
-"""What an extension of Nameko is made of, for the extensions of ours that live outside the edge."""
+"""The base class of a dependency, for the one that lives outside the edge (shared.relay)."""
 
 from nameko.extensions import DependencyProvider
 

@@ -1,6 +1,6 @@
-"""Hints that something has changed, from a service to whoever waits for it (`shared.edge.watch`).
+"""Publishes hints that something has changed, for the waiting clients of a gateway (`shared.edge.watch`).
 
-A hint is published once, unconfirmed, and to those who listen at that moment. Nothing may rest on its arrival.
+A hint is published once and unconfirmed, to the gateways that listen at that moment. Nothing may depend on it.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from shared.edge.rpc import TRANSIENT, ConnectedExtension
 from shared.edge.wake import Wake
 from topology.table import HINTS_EXCHANGE
 
-# How soon it hears, on a connection on which it only speaks, that the broker has gone.
+# How often the connection, on which it only publishes, is read to notice that the broker has gone.
 READ_S = 0.5
-# In one message; a batch changes at most 50 and several are told together.
+# Ids in one message. A batch changes at most 50; several batches share a message.
 MOST_IDS = 500
-# What could not be told for so long that it is more than this is of use to nobody.
+# More ids than this wait only after a long outage, when the hints are useless.
 MOST_WAITING = 10_000
 
 
 class Notifier(ConnectedExtension):
-    """The connection by which a service tells its hints."""
+    """The connection on which a service publishes its hints."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,11 +35,11 @@ class Notifier(ConnectedExtension):
         self._wake = Wake()
 
     def not_ready_reason(self) -> str | None:
-        """Nobody's work depends on a hint."""
+        """A service is ready without it: no work depends on a hint."""
         return None
 
     def notify(self, ids: set[str]) -> None:
-        """These have changed. Returns at once."""
+        """Publish soon that these have changed. Returns at once."""
         if len(self._ids) < MOST_WAITING:
             self._ids |= ids
         self._wake.send()
@@ -61,7 +61,7 @@ class Notifier(ConnectedExtension):
 
 
 class Hints(DependencyProvider):
-    """Tells what the service's transactions say by `shared.changes.changed`."""
+    """Publishes what the service's transactions report by `shared.changes.changed`."""
 
     notifier = Notifier()
 

@@ -30,10 +30,10 @@ Call = tuple[tuple[Any, ...], Mapping[str, Any]]
 
 
 class Route(HttpRequestHandler):
-    """An HTTP entrypoint. A subclass says how a request is read, answered and refused."""
+    """An HTTP entrypoint. A subclass defines how a request is read, answered and refused."""
 
     server = WebServer()
-    # Where routes of this kind also say how that looks which no route answers: below this path, "" for everywhere.
+    # Routes of this kind also format the errors of unknown paths below this one; "" is everywhere.
     below = ""
 
     def __init__(self, method: str, url: str) -> None:
@@ -70,7 +70,7 @@ class Route(HttpRequestHandler):
         return (request,), {}
 
     def answer(self, request: Request, result: Any) -> Response:
-        """What the method returned, as a response."""
+        """Turn the method's result into a response."""
         return cast(Response, self.response_from_result(result))
 
     def refuse(self, request: Request, error: Exception) -> Response:
@@ -97,7 +97,7 @@ class Route(HttpRequestHandler):
 
 
 class Shared(SharedExtension):
-    """What all routes of a service use together: `made`, by `make(settings)`, once for each service."""
+    """An object that all routes of a service share: `made`, built once by `make(settings)`."""
 
     def __init__(self, make: Callable[[Settings], Any]) -> None:
         self.make = make
@@ -122,7 +122,7 @@ class Probe:
         yield Rule(self.label, methods=["GET"])
 
     def handle_request(self, request: Request) -> Response:
-        """Answer whoever asks: probes need no token."""
+        """Answer without a token: probes have none."""
         return self._respond()
 
 
@@ -152,7 +152,7 @@ class Health(DependencyProvider):
         return Response(generate_latest(), content_type=CONTENT_TYPE_LATEST)
 
     def reasons(self) -> list[str]:
-        """What keeps the service from working: the troubles of all its extensions."""
+        """Why the service cannot work: the reasons of all its extensions."""
         troubles = (_not_ready_reason(extension) for extension in list(self.container.extensions))
         return sorted({not_ready_reason for not_ready_reason in troubles if not_ready_reason})
 

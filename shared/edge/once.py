@@ -1,4 +1,4 @@
-"""`@once`: a method that runs when its service starts, again until it succeeds."""
+"""`@once`: the method runs when its service starts, and again until it succeeds."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Once(Entrypoint):
     """The entrypoint. Until the method has succeeded, /readyz says so."""
 
     def __init__(self) -> None:
-        # An outage is no surprise: services may be started before their servers.
+        # An outage is expected: services may start before their servers.
         super().__init__(expected_exceptions=(CannotWork,))
         self._done = False
         self._thread: Any = None
         self._reminder = Reminder()
 
     def not_ready_reason(self) -> str | None:
-        """What has not been done yet, or None."""
+        """The method that has not succeeded yet, or None."""
         return None if self._done else f"{self.method_name} has not succeeded yet"
 
     def start(self) -> None:

@@ -1,7 +1,7 @@
 """Publishing many messages with pipelined confirms: one wait for all of them, the outcome of each known.
 
 kombu's publisher waits for one confirm at a time; 500 confirmed messages take a fraction of a second here. Every
-publish is `mandatory` unless said otherwise: without it an unroutable message is confirmed and lost.
+publish is `mandatory` by default: without it an unroutable message is confirmed and lost.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Dependencies made from the settings, one for each process: the way to the outside world, and what is kept open."""
+"""Dependencies built from the settings, once for each process: clients of other systems, and objects to be closed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ POOL_SIZE = 20
 
 
 class ExternalClient(DependencyProvider):
-    """Injects what `make(engine, settings)` makes. The engine's statements commit themselves, as a stranger's do."""
+    """Injects the client that `make(engine, settings)` builds. Each statement of the engine commits by itself."""
 
     def __init__(self, make: Callable[[Engine, Settings], Any]) -> None:
         self.make = make
@@ -39,7 +39,7 @@ class ExternalClient(DependencyProvider):
 
 
 class ProcessResource(DependencyProvider):
-    """Injects what `make(settings)` makes; it is closed when the service stops."""
+    """Injects the object that `make(settings)` builds, and closes it when the service stops."""
 
     def __init__(self, make: Callable[[Settings], Any]) -> None:
         self.make = make

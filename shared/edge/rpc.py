@@ -1,7 +1,7 @@
-"""RPC as Nameko speaks it on the wire, so a stock `nameko shell` can call; bounded where Nameko's waits for ever.
+"""RPC as Nameko sends it, so that a stock `nameko shell` can call; every wait has a bound, where Nameko's have none.
 
 At most once and transient: no confirms, nothing on disk. The Idempotency-Key of a POST makes a client's retry safe.
-A call carries its deadline, and what nobody waits for any more is refused. `shared.edge.rpc_proxy` is the caller.
+A call carries its deadline, and a call past it is refused. `shared.edge.rpc_proxy` is the caller.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ for _error in vars(errors).values():
 
 
 class ConnectedExtension(SharedExtension, ProviderCollector):
-    """What server and client share: a connection that is kept, and why it is not there."""
+    """An extension with a connection to the broker of its own, which is opened again after a fault."""
 
     def __init__(self) -> None:
         super().__init__()

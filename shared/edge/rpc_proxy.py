@@ -26,7 +26,7 @@ CALL_TIMEOUT_S = 10.0
 
 
 class Replies(ConnectedExtension):
-    """One for each calling service: sends calls and hands replies to whoever waits."""
+    """Sends calls and hands each reply to its waiting caller. There is one for each calling service."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Replies(ConnectedExtension):
                 connection.read(timeout_s=0.5)
         finally:
             self._connection = None
-            # The reply queue went with its connection: what is waited for cannot come any more.
+            # The reply queue is gone with its connection: no awaited reply can arrive any more.
             lost = {"error": serialize(ServiceUnavailable("the broker went away")), "result": None}
             for correlation_id in list(self._waiting):
                 self._answer(correlation_id, lost)

@@ -1,6 +1,6 @@
-"""`@every(seconds)`: a method that one replica runs, again and again: the one whose relay leads.
+"""`@every(seconds)`: the method runs again and again in one replica: the one whose relay leads.
 
-In a service that tells no events, and so has no relay, every replica runs it.
+A service that publishes no events has no relay: there every replica runs it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Every(Entrypoint):
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        # An outage is no surprise to a timer: it is said in one line now and then, and the next run comes as planned.
+        # A timer expects outages: it logs a line now and then, and the next run comes as planned.
         super().__init__(expected_exceptions=(CannotWork,))
 
     def setup(self) -> None:
@@ -40,7 +40,7 @@ class Every(Entrypoint):
         self._thread = self.container.spawn_managed_thread(self.run, identifier=f"timer {self.method_name}")
 
     def run(self) -> None:
-        """Run until stopped: at once, so that what cannot be done is said soon, and again after each pause."""
+        """Run at once, so that a fault shows early, and again after each pause, until stopped."""
         while not self._stopping.ready():
             if self._relay is None or self._relay.leading:
                 self.run_once()

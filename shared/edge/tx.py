@@ -1,4 +1,4 @@
-"""What a batch handler is given: its events, and the transaction it may speak in."""
+"""The arguments of a batch handler: its events, and the transaction in which it works."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shared.events import Payload
 
 
 class Events(Sequence[Envelope]):
-    """The events of a batch; it knows which one the handler's loop is at."""
+    """The events of a batch. It knows which event the handler's loop has reached."""
 
     def __init__(self, events: Sequence[Envelope]) -> None:
         self._events = events
@@ -33,7 +33,7 @@ class Events(Sequence[Envelope]):
 
 
 class Tx:
-    """What a handler has: the session of the batch's one transaction, and the words it may say."""
+    """The one transaction of a batch: its session, the events to emit, and the messages that failed."""
 
     def __init__(self, session: Session, source: str, answers: dict[UUID, Any]) -> None:
         self.session = session
@@ -43,13 +43,13 @@ class Tx:
         self._emitted: list[Envelope] = []
 
     def emit(self, cause: Envelope, *payloads: Payload) -> None:
-        """Say events caused by `cause`, with its trace and identity; they go out if the transaction commits."""
+        """Emit events caused by `cause`, with its trace and identity. They are published if the transaction commits."""
         self._emitted += [cause.caused(self._source, payload) for payload in payloads]
 
     def fail(self, event: Envelope, error: Exception) -> None:
-        """Leave one message out: it takes no effect here and goes to retry or, for a DeadMessage, to the DLQ."""
+        """Fail one message: it takes no effect here and goes to retry or, for a DeadMessage, to the DLQ."""
         self.failed[event.message_id] = error
 
     def outgoing_events(self) -> list[Envelope]:
-        """What goes out: all that was told, except by messages set apart."""
+        """The events to publish: all that were emitted, except those caused by failed messages."""
         return [envelope for envelope in self._emitted if envelope.causation_id not in self.failed]

@@ -1,4 +1,4 @@
-"""Waking somebody who waits, again and again."""
+"""A signal that can be sent and waited for again and again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Wake:
         self._event = Event()
 
     def send(self) -> None:
-        """Wake whoever waits, or waits next."""
+        """Wake the greenlet that waits, or the next one that does."""
         if not self._event.ready():
             self._event.send()
 

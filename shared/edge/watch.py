@@ -32,7 +32,7 @@ MOST_IDS = 500
 
 
 class Waiter:
-    """Somebody who waits for one thing: holds no worker and no connection of ours."""
+    """A client that waits for one thing. It holds no worker and no connection of ours."""
 
     def __init__(self, has_gone: Callable[[], bool]) -> None:
         self.has_gone = has_gone
@@ -58,20 +58,20 @@ class Waiter:
             self._wake.send()
 
     def end(self) -> None:
-        """There is no use in waiting any longer: the service stops, or the client has gone."""
+        """Stop waiting: the service stops, or the client has gone."""
         self.ended = True
         self._wake.send()
 
     def wait(self, seconds: float) -> bool:
-        """Whether it was told something, or ended, within the time."""
+        """Whether it was updated or ended within the time."""
         return self._wake.wait(seconds)
 
 
 class Watch(ConnectedExtension):
-    """Who waits for what. `changed` names an RPC: given {id: known version}, it returns the states that are newer.
+    """All waiters of a process. `changed` names an RPC: given {id: known version}, it returns the newer states.
 
     States are dicts with `version` and the field `key`. One call a second asks about all that is waited for, and a
-    hint makes it ask at once; no waiter ever asks by itself.
+    hint makes it ask at once. A waiter never asks by itself.
     """
 
     replies = Replies()
@@ -108,7 +108,7 @@ class Watch(ConnectedExtension):
         self.kill()
 
     def release(self) -> None:
-        """The service stops: whoever waits is to answer with what he has."""
+        """End all waits because the service stops: each answers with the state it has."""
         self.stopped = self._stopping = True
         self._wake.send()
         for waiter in self._everybody():
@@ -122,7 +122,7 @@ class Watch(ConnectedExtension):
     def waiter(self, id_: str, has_gone: Callable[[], bool] = lambda: False) -> Iterator[Waiter]:
         """A waiter for one thing. Register first, then read, then wait: so that nothing is missed in between.
 
-        `has_gone` is asked once a second whether anybody still wants to know.
+        `has_gone` is called once a second and says whether the client has hung up.
         """
         waiter = Waiter(has_gone)
         if self.stopped:
@@ -135,8 +135,6 @@ class Watch(ConnectedExtension):
             waiters.discard(waiter)
             if not waiters:
                 del self._waiters[id_]
-
-    # --- asking ---
 
     def _look(self) -> None:
         due = time.monotonic()
@@ -166,8 +164,6 @@ class Watch(ConnectedExtension):
         for state in states:
             for waiter in list(self._waiters.get(state[self.key], ())):
                 waiter.update(state)
-
-    # --- hearing ---
 
     def _serve(self, connection: BrokerConnection) -> None:
         channel = connection.channel

@@ -35,7 +35,7 @@ ACCEPT_AGAIN_S = 0.1
 # Of those that are turned away, so many at once are given time to read why.
 MAX_LINGERING = 16
 
-# What every answer of every service says to browsers; a page has a Content-Security-Policy of its own.
+# Security headers of every answer of every service; a page has a Content-Security-Policy of its own.
 SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -145,7 +145,7 @@ class WebServer(nameko.web.server.WebServer):
             sock.close()
 
     def refusal(self, error: HTTPException, environ: Environ) -> Response:
-        """What no route answers, as the routes under the same path would refuse it."""
+        """Refuse a request that no route takes, in the format of the routes under the same path."""
         path = environ.get("PATH_INFO", "")
         fitting = [begin for begin in self.refusals if path == begin or path.startswith(f"{begin}/") or not begin]
         return self.refusals[max(fitting, key=len)](error, environ)
@@ -205,7 +205,7 @@ class App:
         """The template of the route that was met, and its answer."""
         if REFUSED in environ:
             return UNMATCHED, self.refuse(environ[REFUSED], environ)
-        # WSGI hands bytes over as latin-1; what is no UTF-8 matches no route.
+        # WSGI passes bytes as latin-1. A path that is not UTF-8 matches no route.
         path = environ["PATH_INFO"].encode("latin-1").decode("utf-8", "replace")
         try:
             self._check_fixed(path, environ["REQUEST_METHOD"])

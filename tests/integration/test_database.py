@@ -10,8 +10,9 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, TimeoutError
 
 from shared.config import Settings
+from shared.database_errors import is_conflict, is_outage
 from shared.edge import postgres as edge
-from shared.edge.database import Database, is_conflict, is_outage
+from shared.edge.database import Database
 from shared.edge.rpc import RpcServer, rpc
 from shared.edge.rpc_proxy import Replies, RpcProxy
 from tests.databases import Databases

@@ -14,10 +14,11 @@ import pytest
 
 from ops.local.processes import Process, spawn
 from shared.config import Settings
+from shared.deaths import record_deaths
 from shared.edge.publisher import Outgoing
 from shared.errors import UnexpectedEvent
 from shared.events import OrderCancelled
-from shared.failures import FailedDelivery, classify_failure, exchange_of, record_deaths
+from shared.failures import FailedDelivery, classify_failure, exchange_of
 from tests.commands import ECOM, ROOT, Ended, ecom, ecom_here
 from tests.databases import Databases
 from tests.integration.support import Bench, Mail, delivery, told, until

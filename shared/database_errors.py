@@ -1,0 +1,35 @@
+"""What an error of the database means: repeat the transaction, or wait for the server."""
+
+from __future__ import annotations
+
+import psycopg2
+from sqlalchemy.exc import DBAPIError, InterfaceError, TimeoutError
+
+# PostgreSQL's undefined_table.
+NOT_MIGRATED = "42P01"
+
+
+def is_conflict(error: BaseException) -> bool:
+    """Whether repeating the transaction is the answer: serialization failure, deadlock, lock not available."""
+    return sqlstate(error) in ("40001", "40P01", "55P03")
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether the database itself is away or unable, so that nothing is wrong with the message in work."""
+    if isinstance(error, TimeoutError):  # the pool is empty
+        return True
+    if not isinstance(error, DBAPIError):
+        return False
+    state = sqlstate(error)
+    if error.connection_invalidated or isinstance(error, InterfaceError):
+        return True
+    if state is None:
+        return isinstance(error.orig, psycopg2.OperationalError)
+    # Classes 08 connection, 53 resources (disk full, too many connections), 58 system; 57P0x shutting down or
+    # starting; 25006 a standby that does not take writes; 42P01 a table is not there, so this is not migrated yet.
+    return state[:2] in ("08", "53", "58") or state.startswith("57P") or state in ("25006", "25P03", NOT_MIGRATED)
+
+
+def sqlstate(error: BaseException) -> str | None:
+    """PostgreSQL's code of an error, such as 40P01 for a deadlock, or None."""
+    return getattr(getattr(error, "orig", None), "pgcode", None)
