@@ -1,4 +1,4 @@
-"""Who may sign in, and what a token says of him. Plain values only: the hashing is in passwords.py."""
+"""The rules of signing in. The functions take and return plain values; passwords.py does the hashing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from shared.events import Identity
 
 @dataclass(frozen=True)
 class Account:
-    """A user as the database knows him."""
+    """A user as stored in the database."""
 
     name: str
     password_hash: str
@@ -18,24 +18,27 @@ class Account:
     disabled: bool = False
 
 
-# Development and demo only: name -> password; each has the role of his name.
+# For development and the demo only: name -> password. Each user has the role of the same name.
 DEVELOPMENT_PASSWORDS = {name: f"demo-{name}" for name in ("customer", "operator", "auditor", "admin", "service")}
 
 
 def is_published(name: str, password: str) -> bool:
-    """Whether everybody can read this password in the documentation: in production it opens nothing."""
+    """Whether the documentation publishes this password. Production refuses it."""
     return DEVELOPMENT_PASSWORDS.get(name) == password
 
 
 def sign_in(account: Account | None, password_fits: bool) -> Identity:
-    """Who signs in. Raises the same Unauthenticated for an unknown name, a wrong password and a disabled user."""
+    """Return the identity that signs in.
+
+    Raises the same Unauthenticated for an unknown name, a wrong password and a disabled user.
+    """
     if account is None or not password_fits or account.disabled:
         raise Unauthenticated("The name or the password is wrong.")
     return Identity(account.name, account.roles)
 
 
 def sign_in_as(user_id: str, roles: tuple[str, ...], mock: bool) -> Identity:
-    """Whoever is asked for, where mock tokens are issued. Raises Forbidden elsewhere."""
+    """Return the requested identity if mock tokens are allowed (`mock`). Raises Forbidden otherwise."""
     if not mock:
         raise Forbidden("Mock tokens are not issued here.")
     return Identity(user_id, roles)

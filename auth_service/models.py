@@ -1,4 +1,4 @@
-"""Users, and the two questions asked of them."""
+"""The table of users and its queries."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TABLES = frozenset({"users"})
 
 
 class User(Base):
-    """Who may sign in with a password."""
+    """A user who may sign in with a password."""
 
     __tablename__ = "users"
 
@@ -28,18 +28,18 @@ class User(Base):
 
 
 def find(session: Session, name: str) -> Account | None:
-    """The account by that name."""
+    """Return the account with this name, or None."""
     user = session.get(User, name)
     return Account(user.name, user.password_hash, tuple(user.roles), user.disabled) if user else None
 
 
 def names(session: Session) -> set[str]:
-    """The names that are taken."""
+    """Return the names of all users."""
     return set(session.scalars(select(User.name)))
 
 
 def add(session: Session, accounts: Collection[Account]) -> None:
-    """Add the accounts whose names are not taken: whoever came first stays as he is."""
+    """Add the accounts whose names are free. An existing user does not change."""
     if accounts:
         session.execute(
             insert(User).on_conflict_do_nothing(),

@@ -1,4 +1,4 @@
-"""Passwords as argon2id hashes. Hashing takes long on purpose, so it runs in threads beside the hub."""
+"""Passwords as argon2id hashes. Hashing is slow on purpose, so it runs in threads and does not block the process."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from shared.edge.green import Semaphore, run_in_thread
 # OWASP's second choice for argon2id: 19 MiB, two passes; about 30 ms of one core.
 _HASHER = PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
 
-# Each holds its memory; more at once than cores only makes all of them slower.
+# At most this many hashes at once: each needs its memory, and more than the cores can run slow each other down.
 _AT_ONCE = Semaphore(4)
 
-# Checked for a name that is unknown, so that it takes as long as one that is known.
-_NOBODYS = _HASHER.hash("nobody has this password")
+# Verified for an unknown name, so that the answer takes as long as for a known name.
+_DUMMY_HASH = _HASHER.hash("nobody has this password")
 
 
 def hash_of(password: str) -> str:
-    """A new salted hash."""
+    """Hash a password with a new salt."""
     with _AT_ONCE:
         return str(run_in_thread(_HASHER.hash, password))
 
 
 def fits(password_hash: str | None, password: str) -> bool:
-    """Whether the password made the hash; None costs the same work and never fits."""
+    """Whether the password matches the hash. None never matches, and takes the same time."""
     with _AT_ONCE:
-        fitted = bool(run_in_thread(_verify, password_hash or _NOBODYS, password))
+        fitted = bool(run_in_thread(_verify, password_hash or _DUMMY_HASH, password))
     return fitted and password_hash is not None
 
 

@@ -1,4 +1,4 @@
-"""Knows users by their passwords and speaks for them in tokens."""
+"""The auth service: checks passwords and issues tokens."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from shared.events import Identity
 
 
 class AuthService(Probes):
-    """Issues tokens and looks into them; whoever receives one verifies it without asking here."""
+    """Issues and introspects tokens. Services verify a token themselves, without a call to this service."""
 
     name = "auth_service"
 
@@ -26,7 +26,7 @@ class AuthService(Probes):
 
     @once
     def add_development_users(self) -> None:
-        """Add the users of the documentation, except in production."""
+        """Add the users that the documentation names. Does nothing in production."""
         if self.settings.production:
             return
         with self.db.read() as session:
@@ -39,23 +39,23 @@ class AuthService(Probes):
 
     @rpc
     def issue_token(self, username: str, password: str) -> dict[str, Any]:
-        """A token for a name and its password. Raises Unauthenticated."""
+        """Issue a token for a name and its password. Raises Unauthenticated."""
         return self._token(self._sign_in(username, password))
 
     @rpc
     def issue_session(self, username: str, password: str) -> dict[str, Any]:
-        """A token for the dashboard's cookie, which no route of the API takes. Raises Unauthenticated."""
+        """Issue a token for the dashboard's cookie. No route of the API accepts it. Raises Unauthenticated."""
         identity = self._sign_in(username, password)
         return self._token(identity, auth.SESSION_S, auth.DASHBOARD)
 
     @rpc
     def issue_mock_token(self, user_id: str, roles: list[str]) -> dict[str, Any]:
-        """A token for whom it names, where AUTH_MOCK is on. Raises Forbidden."""
+        """Issue a token for any user and roles if AUTH_MOCK is on. Raises Forbidden if it is off."""
         return self._token(domain.sign_in_as(user_id, tuple(roles), self.settings.auth_mock))
 
     @rpc
     def introspect(self, token: str) -> dict[str, Any]:
-        """What a token says (RFC 7662); one that is not valid, for whatever reason, is not active."""
+        """Return the claims of a token (RFC 7662). An invalid token is not active, whatever the reason."""
         try:
             claims = auth.verify(token, self.settings.auth_keys)
         except Unauthenticated:
@@ -79,7 +79,7 @@ class AuthService(Probes):
             account = models.find(session, username)
         fits = passwords.fits(account.password_hash if account else None, password)
         if self.settings.production and domain.is_published(username, password):
-            fits = False  # a database that was a development's once
+            fits = False  # the database may come from a development stack
         return domain.sign_in(account, fits)
 
     def _token(self, identity: Identity, life_s: int = auth.LIFE_S, audience: str = auth.AUDIENCE) -> dict[str, Any]:

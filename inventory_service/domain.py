@@ -1,7 +1,7 @@
 """The rules of stock and reservations, as a table.
 
-A reservation belongs to one order. RELEASED and REFUSED are final; commit and release travel in two queues and may
-overtake each other. Plain values in, plain values out.
+A reservation belongs to one order. RELEASED and REFUSED are final. Commit and release requests arrive in two queues, so
+one may overtake the other. The functions take and return plain values.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from shared.events import Committed, Item, OrderCreated, Payload, Released, Rese
 
 
 class State(StrEnum):
-    """What a reservation is."""
+    """The state of a reservation."""
 
     RESERVED = "RESERVED"
     REFUSED = "REFUSED"  # final
     COMMITTED = "COMMITTED"
-    RELEASED = "RELEASED"  # final; without items it is a tombstone: the release came before the order
+    RELEASED = "RELEASED"  # final; without items it is a tombstone: the release overtook its order
 
 
 class Kind(StrEnum):
-    """Who made a reservation: an order's event, or a person through the API."""
+    """The origin of a reservation: an order's event, or a person who used the API."""
 
     ORDER = "order"
     MANUAL = "manual"
@@ -51,13 +51,13 @@ class Stock:
 
     @property
     def available(self) -> int:
-        """What can still be reserved."""
+        """The quantity that can still be reserved."""
         return self.on_hand - self.reserved
 
 
 @dataclass(frozen=True)
 class Reservation:
-    """What an order holds: quantities by sku."""
+    """The reservation of one order: quantities by sku."""
 
     order_id: UUID
     reservation_id: UUID
@@ -77,22 +77,19 @@ class Movement:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What follows from an event: the reservation after it, the stock it changed, what is written and told."""
+    """The result of an event: the reservation afterwards, the changed stock, and what to save and emit."""
 
     reservation: Reservation
     changed: bool = True
     stock: tuple[Stock, ...] = ()
     movements: tuple[Movement, ...] = ()
-    audited: bool = False  # each sku gets a release event
+    audited: bool = False  # save a release event for each sku
     emits: tuple[Payload, ...] = ()
-
-
-# --- the table --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Row:
-    """What a state becomes, and what that does to each sku for a quantity of 1."""
+    """The next state, and the change of stock for each unit of a sku."""
 
     becomes: State
     on_hand: int = 0
@@ -107,7 +104,7 @@ TABLE: dict[tuple[State, str], Row | None] = {
     (State.RESERVED, RESERVE): UNCHANGED,
     (State.REFUSED, RESERVE): UNCHANGED,
     (State.COMMITTED, RESERVE): UNCHANGED,
-    (State.RELEASED, RESERVE): UNCHANGED,  # also order.created after a tombstone
+    (State.RELEASED, RESERVE): UNCHANGED,  # also for an order.created after a tombstone
     (State.RESERVED, COMMIT): Row(State.COMMITTED, on_hand=-1, reserved=-1, cause=SALE),
     (State.COMMITTED, COMMIT): UNCHANGED,
     (State.RELEASED, COMMIT): UNCHANGED,
@@ -115,12 +112,12 @@ TABLE: dict[tuple[State, str], Row | None] = {
     (State.COMMITTED, RELEASE): Row(State.RELEASED, on_hand=+1, cause=RETURN, audited=True),
     (State.RELEASED, RELEASE): UNCHANGED,
     (State.REFUSED, RELEASE): UNCHANGED,
-    # No row for (REFUSED, COMMIT), nor for a commit of what was never reserved: both go to the DLQ.
+    # (REFUSED, COMMIT) has no row, and neither has a commit without reservation: both messages go to the DLQ.
 }
 
 
 def reserve(stock: Mapping[str, Stock], order: OrderCreated, reservation_id: UUID) -> Outcome:
-    """Hold stock for a new order, or say what is short. The same sku on two lines is summed before it is checked."""
+    """Reserve stock for a new order, or refuse it and emit the shortages. Lines of the same sku are summed first."""
     quantities = summed(order.items)
     short = shortages(stock, quantities)
     if short:
@@ -139,7 +136,7 @@ def reserve(stock: Mapping[str, Stock], order: OrderCreated, reservation_id: UUI
 
 
 def repeat_reserve(existing: Reservation, order: OrderCreated) -> Outcome:
-    """An order.created that finds a reservation: what it has seen changes nothing; one made by hand refuses it."""
+    """Handle an order.created whose order has a reservation: a manual one refuses it, any other changes nothing."""
     refused = existing.kind == Kind.MANUAL
     emits = (ReservationFailed(order.order_id, HELD_MANUALLY, ()),) if refused else ()
     return Outcome(existing, changed=False, emits=emits)
@@ -148,7 +145,7 @@ def repeat_reserve(existing: Reservation, order: OrderCreated) -> Outcome:
 def hold_manually(
     stock: Mapping[str, Stock], order_id: UUID, reservation_id: UUID, quantities: Mapping[str, int]
 ) -> Outcome | tuple[Shortage, ...]:
-    """A person's reservation; what is short when it cannot be had. Tells nothing."""
+    """Reserve stock for a person, or return which skus are short. Emits nothing."""
     short = shortages(stock, quantities)
     if short:
         return short
@@ -157,7 +154,7 @@ def hold_manually(
 
 
 def shortages(stock: Mapping[str, Stock], quantities: Mapping[str, int]) -> tuple[Shortage, ...]:
-    """The skus of which there is not enough."""
+    """Return the skus with too little stock."""
     available = {sku: stock[sku].available if sku in stock else 0 for sku in quantities}
     return tuple(
         Shortage(sku, quantity, available[sku]) for sku, quantity in quantities.items() if quantity > available[sku]
@@ -171,10 +168,10 @@ def _held(stock: Mapping[str, Stock], quantities: Mapping[str, int]) -> tuple[St
 def close_reservation(
     stock: Mapping[str, Stock], existing: Reservation | None, verb: str, order_id: UUID, reason: str
 ) -> Outcome:
-    """Commit or release a reservation, by the table.
+    """Commit or release a reservation, as the table says. `stock` must contain every sku of the reservation.
 
-    Raises UnknownOrder for a commit of what was never reserved, UnexpectedEvent for one of what was refused.
-    `stock` must hold every sku of the reservation. A release of what is not there is the caller's tombstone.
+    Raises UnknownOrder if the order has no reservation, and UnexpectedEvent for a commit of a refused one. Before a
+    release without reservation the caller inserts a tombstone, so `existing` is None only for a commit.
     """
     if existing is None:
         raise UnknownOrder(f"order {order_id} has no reservation to {verb}")
@@ -196,9 +193,9 @@ def close_reservation(
     movements = tuple(
         Movement(sku, row.on_hand * quantity, row.cause) for sku, quantity in existing.quantities.items() if row.on_hand
     )
-    told = Committed if row.becomes == State.COMMITTED else Released
+    event_type = Committed if row.becomes == State.COMMITTED else Released
     items = tuple(Item(sku, quantity) for sku, quantity in existing.quantities.items())
-    emits = (told(order_id, existing.reservation_id, items, reason),) if existing.kind == Kind.ORDER else ()
+    emits = (event_type(order_id, existing.reservation_id, items, reason),) if existing.kind == Kind.ORDER else ()
     return Outcome(
         replace(existing, state=row.becomes),
         stock=changed,
@@ -209,7 +206,7 @@ def close_reservation(
 
 
 def put(stock: Stock | None, sku: str, on_hand: int, version: int | None) -> tuple[Stock, Movement | None]:
-    """Set what is on hand. Raises VersionMoved when on_hand changed since `version`, BelowReserved with the figure."""
+    """Set the quantity on hand. Raises VersionMoved if it changed since `version`, BelowReserved if it is too low."""
     current = stock or Stock(sku, 0, 0, 0)
     if version is not None and version != current.version:
         raise VersionMoved(details={"version": current.version})
@@ -223,7 +220,7 @@ def put(stock: Stock | None, sku: str, on_hand: int, version: int | None) -> tup
 
 
 def summed(items: tuple[Item, ...] | tuple[object, ...]) -> dict[str, int]:
-    """Quantities by sku, in order of sku: everybody locks stock in that order."""
+    """Sum quantities by sku, sorted by sku: every transaction locks stock in that order."""
     quantities: dict[str, int] = {}
     for item in items:
         quantities[item.sku] = quantities.get(item.sku, 0) + item.quantity  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""The inventory service's tables and the few queries on them; those of the release audit are in audit.py."""
+"""The inventory service's tables and queries. The queries of the release audit are in audit/."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ NEVER_DELETED = ("release_exports",)
 
 
 class StockItem(Base):
-    """What there is of one sku; available = on_hand - reserved."""
+    """The stock of one sku; available = on_hand - reserved."""
 
     __tablename__ = "stock_items"
 
@@ -54,7 +54,7 @@ class StockItem(Base):
 
 
 class StockMovement(Base):
-    """Every change of on_hand with its cause; on_hand is the sum of them."""
+    """One change of on_hand with its cause. on_hand is the sum of all changes of the sku."""
 
     __tablename__ = "stock_movements"
 
@@ -71,7 +71,7 @@ class StockMovement(Base):
 
 
 class ReservationRow(Base):
-    """What an order holds, held or was refused."""
+    """The reservation of one order, in any state."""
 
     __tablename__ = "reservations"
 
@@ -87,7 +87,7 @@ class ReservationRow(Base):
 
 
 class ReservationItem(Base):
-    """So many of one sku in a reservation."""
+    """The quantity of one sku in a reservation."""
 
     __tablename__ = "reservation_items"
 
@@ -111,7 +111,7 @@ class ReleaseEvent(Base):
     roles: Mapped[list[str]] = mapped_column(ARRAY(Text))
     trace_id: Mapped[str]
     released_at: Mapped[datetime] = mapped_column(server_default=NOW)
-    # The transaction that wrote it: by this a seal knows that nothing can come before it any more.
+    # The transaction that wrote the row. Seals use it to know that no earlier row can appear any more.
     xid: Mapped[int] = mapped_column(BigInteger, server_default=text("(pg_current_xact_id()::text::bigint)"))
 
     __table_args__ = (
@@ -126,7 +126,7 @@ class ReleaseEvent(Base):
 
 
 class SealRow(Base):
-    """A link of the chain. Append only."""
+    """One seal of the chain. Append only."""
 
     __tablename__ = "release_seals"
 
@@ -143,7 +143,7 @@ class SealRow(Base):
 
 
 class ExportRow(Base):
-    """Who exported what, when; what never finished has no rows and no checksum. Never deleted."""
+    """One export: who, what and when. `rows` and `sha256` are NULL until it finishes. Never deleted."""
 
     __tablename__ = "release_exports"
 
@@ -151,7 +151,7 @@ class ExportRow(Base):
     exported_by: Mapped[str]
     roles: Mapped[list[str]] = mapped_column(ARRAY(Text))
     filters: Mapped[dict[str, Any]] = mapped_column(JSONB)
-    sealed_to: Mapped[int] = mapped_column(BigInteger)  # the seq of the newest seal when it began; 0 for none
+    sealed_to: Mapped[int] = mapped_column(BigInteger)  # seq of the newest seal when the export began; 0 if none
     until_xid: Mapped[int] = mapped_column(BigInteger)
     until_id: Mapped[int] = mapped_column(BigInteger)
     rows: Mapped[int | None] = mapped_column(BigInteger)
@@ -171,15 +171,13 @@ TABLES = MESSAGING_TABLES | {
 }
 
 
-# --- reservations -------------------------------------------------------------------------------------------------
-
-
 def claim_reservations(
     session: Session, ids: Mapping[uuid.UUID, uuid.UUID], state: State, kind: Kind = Kind.ORDER
 ) -> set[uuid.UUID]:
-    """Make a reservation for each order (order_id -> reservation_id) that has none; which orders had none.
+    """Insert a reservation for each order that has none, and return those orders. `ids`: order_id -> reservation_id.
 
-    One statement, in one order for everybody: inserting is the lock, so two replicas cannot both reserve.
+    The insert is also the lock, so two replicas cannot both reserve for one order. One statement, sorted by order_id,
+    so that transactions cannot deadlock.
     """
     given = unnest(ReservationRow, "order_id", "reservation_id")
     statement = (
@@ -200,7 +198,10 @@ def claim_reservations(
 def reservations_of(
     session: Session, order_ids: Iterable[uuid.UUID], lock: bool = False
 ) -> dict[uuid.UUID, Reservation]:
-    """The reservations of these orders with their items, if asked locked in one order for everybody. Two statements."""
+    """Load the reservations of these orders with their items. Two statements.
+
+    `lock=True` locks rows by order_id, so that transactions cannot deadlock.
+    """
     wanted = list(set(order_ids))
     if not wanted:
         return {}
@@ -219,21 +220,24 @@ def reservations_of(
 
 
 def stock_of(session: Session, skus: Iterable[str], lock: bool = False) -> dict[str, Stock]:
-    """The stock of these skus, if asked locked in order of sku. One statement."""
+    """Load the stock of these skus. One statement.
+
+    `lock=True` locks rows by sku, so that transactions cannot deadlock.
+    """
     query = select(StockItem).where(StockItem.sku.in_(set(skus))).order_by(StockItem.sku)
     rows = session.scalars(query.with_for_update() if lock else query)
     return {row.sku: Stock(row.sku, row.on_hand, row.reserved, row.version) for row in rows}
 
 
 def save_outcomes(
-    session: Session, kept: Sequence[tuple[Outcome, Identity, str, str]], made_as: State | None = None
+    session: Session, outcomes: Sequence[tuple[Outcome, Identity, str, str]], made_as: State | None = None
 ) -> None:
-    """Write outcomes, each with who caused it, under which trace and why. At most five statements.
+    """Save outcomes, each with its identity, trace id and reason. At most five statements.
 
-    `made_as` is the state in which the reservations were just claimed: their items are new, and only those that
-    came out otherwise need a change.
+    `made_as` is the state in which `claim_reservations` has just inserted the reservations: their items are new, and
+    only reservations that ended in another state need an update. None means that they existed before.
     """
-    changed = [item for item in kept if item[0].changed]
+    changed = [item for item in outcomes if item[0].changed]
     after = {outcome.reservation.order_id: outcome.reservation for outcome, *_ in changed}
     update_many(
         session,
@@ -291,7 +295,7 @@ def save_outcomes(
 
 
 def movement_row(movement: Movement, order_id: uuid.UUID | None, identity: Identity, trace_id: str) -> dict[str, Any]:
-    """A movement as a row."""
+    """Return a movement as a row of stock_movements."""
     return {
         "sku": movement.sku,
         "change": movement.change,
@@ -303,7 +307,7 @@ def movement_row(movement: Movement, order_id: uuid.UUID | None, identity: Ident
 
 
 def order_of_reservation(session: Session, reservation_id: str) -> uuid.UUID:
-    """The order a reservation made by hand is for. Raises NotFound."""
+    """Return the order of a manual reservation. Raises NotFound, also for a reservation made by an order."""
     try:
         query = select(ReservationRow.order_id).filter_by(reservation_id=uuid.UUID(reservation_id), kind=Kind.MANUAL)
         order_id = session.scalar(query)
@@ -315,7 +319,7 @@ def order_of_reservation(session: Session, reservation_id: str) -> uuid.UUID:
 
 
 def set_expiry(session: Session, order_id: uuid.UUID, seconds: float) -> datetime:
-    """Let a reservation expire; when it will."""
+    """Let a reservation expire after so many seconds, and return the time."""
     row = session.get_one(ReservationRow, order_id)
     session.execute(
         text("UPDATE reservations SET expires_at = now() + make_interval(secs => :seconds) WHERE order_id = :order_id"),
@@ -327,7 +331,7 @@ def set_expiry(session: Session, order_id: uuid.UUID, seconds: float) -> datetim
 
 
 def expired(session: Session, limit: int) -> list[uuid.UUID]:
-    """Orders whose reservation by hand has run out, oldest first."""
+    """Return the orders of expired manual reservations, oldest first."""
     query = (
         select(ReservationRow.order_id)
         .where(ReservationRow.state == State.RESERVED, ReservationRow.expires_at < func.now())
@@ -337,11 +341,8 @@ def expired(session: Session, limit: int) -> list[uuid.UUID]:
     return list(session.scalars(query))
 
 
-# --- stock --------------------------------------------------------------------------------------------------------
-
-
 def stock_body(item: Stock) -> dict[str, Any]:
-    """A stock item as clients see it."""
+    """Return a stock item in the form that clients see."""
     return {
         "sku": item.sku,
         "on_hand": item.on_hand,
@@ -352,7 +353,7 @@ def stock_body(item: Stock) -> dict[str, Any]:
 
 
 def lock_or_make_stock(session: Session, sku: str) -> Stock | None:
-    """The stock of a sku, locked; a row of zero is made first where there is none, and None returned."""
+    """Lock and return the stock of a sku. A missing sku gets a row with zero stock, and None is returned."""
     made = session.scalar(
         upsert(StockItem)
         .values(sku=sku, on_hand=0, reserved=0, version=0)
@@ -363,7 +364,7 @@ def lock_or_make_stock(session: Session, sku: str) -> Stock | None:
 
 
 def save_stock(session: Session, after: Stock, movement: Movement | None, identity: Identity, trace_id: str) -> None:
-    """Write a stock item and the movement that changed it."""
+    """Save a stock item and the movement that changed it."""
     row = {"sku": after.sku, "on_hand": after.on_hand, "reserved": after.reserved, "version": after.version}
     update_many(session, StockItem, "sku", [row], also={"updated_at": func.now()})
     if movement:
@@ -371,7 +372,7 @@ def save_stock(session: Session, after: Stock, movement: Movement | None, identi
 
 
 def find_stock(session: Session, sku: str) -> Stock:
-    """The stock of a sku. Raises NotFound."""
+    """Return the stock of a sku. Raises NotFound."""
     row = session.get(StockItem, sku)
     if row is None:
         raise NotFound(f"There is no sku {sku}.")
@@ -379,7 +380,7 @@ def find_stock(session: Session, sku: str) -> Stock:
 
 
 def stock_page(session: Session, limit: int, cursor: str | None) -> tuple[list[dict[str, Any]], str | None]:
-    """A page of stock in order of sku, and the next cursor."""
+    """Return one page of stock, ordered by sku, and the next cursor."""
     query = select(StockItem).order_by(StockItem.sku).limit(limit + 1)
     if cursor:
         (last,) = decode_cursor(cursor, {}, [str])

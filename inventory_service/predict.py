@@ -1,4 +1,4 @@
-"""What a replay of each dead message of the inventory service would do now, for `ecom dlq diagnose`. Read only."""
+"""Predict what a replay of a dead message of the inventory service would do, for `ecom dlq diagnose`. Read only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shared.predictions import APPLIES, Prediction, Predictor, Verdict, predict_
 
 
 def reserve(session: Session, events: Sequence[Envelope]) -> dict[UUID, Verdict]:
-    """Predict new orders."""
+    """Predict replays of order.created."""
     held = models.reservations_of(session, [event.payload.order_id for event in events])
 
     def decide(event: Envelope) -> Verdict:
@@ -26,7 +26,7 @@ def reserve(session: Session, events: Sequence[Envelope]) -> dict[UUID, Verdict]
 
 
 def close(verb: str) -> Predictor:
-    """The predictor of release or commit requests."""
+    """Return the predictor for release or commit requests."""
 
     def predictor(session: Session, events: Sequence[Envelope]) -> dict[UUID, Verdict]:
         held = models.reservations_of(session, [event.payload.order_id for event in events])
@@ -36,7 +36,7 @@ def close(verb: str) -> Predictor:
         def decide(event: Envelope) -> Verdict:
             existing = held.get(event.payload.order_id)
             if existing is None and verb == domain.RELEASE:
-                return APPLIES  # it leaves a tombstone
+                return APPLIES  # a replay inserts a tombstone
             reason = getattr(event.payload, "reason", "")
             outcome = domain.close_reservation(stock, existing, verb, event.payload.order_id, reason)
             return APPLIES if outcome.changed else _stale(outcome.reservation)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-import time
-from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from inventory_service import audit, domain, models
+from inventory_service import domain, models
+from inventory_service.audit.entrypoints import ReleaseAudit
 from inventory_service.domain import COMMIT, RELEASE, Kind, Outcome, State
-from shared.edge import green
 from shared.edge.consumer import handles
 from shared.edge.context import Context
 from shared.edge.database import Database
@@ -19,29 +16,19 @@ from shared.edge.rpc import rpc
 from shared.edge.settings import Setting
 from shared.edge.timer import every
 from shared.edge.tx import Events, Tx
-from shared.errors import CannotWork, Conflict, DeadMessage
+from shared.errors import Conflict, DeadMessage
 from shared.events import Identity, Item
 from shared.ids import new_trace_id, uuid7
-from shared.logs import Reminder
-from shared.metrics import AUDIT_OLDEST, AUDIT_TROUBLE, AUDIT_UNSEALED
 from shared.relay import Relay
 
-log = logging.getLogger(__name__)
-
-# A reservation made by hand is released after this, so that a forgotten one does not hold stock for ever.
+# A manual reservation expires after this time, so that a forgotten one does not hold stock forever.
 MANUAL_HOLD_S = 900
 EXPIRED = Identity("system:expiry", ("system",))
 EXPIRE_BATCH = 100
 
-# An export waits so long for transactions that were open when it began, and looks so often.
-SEAL_WAIT_S = 2.0
-SEAL_AGAIN_S = 0.02
-# And so long for rows that are only not sealed yet: many, after a migration. Its caller waits for 10 s.
-BACKLOG_WAIT_S = 5.0
 
-
-class InventoryService(Probes):
-    """Reserves for orders, turns holds into sales, gives back what was held, and keeps the audit of that."""
+class InventoryService(ReleaseAudit, Probes):
+    """Reserves stock for orders, commits or releases reservations, and audits every release."""
 
     name = "inventory_service"
 
@@ -49,47 +36,44 @@ class InventoryService(Probes):
     db = Database()
     relay = Relay()
     context = Context()
-    reminder = Reminder()  # of this process
-
-    # --- for orders, by events ---
 
     @handles("q.inventory.order-created")
     def reserve(self, events: Events, tx: Tx) -> None:
-        """Hold stock for each order, or say what is short."""
+        """Reserve stock for each order, or emit which skus are short."""
         orders = {event.payload.order_id: event.payload for event in events}
         claimed = models.claim_reservations(tx.session, {order_id: uuid7() for order_id in orders}, State.RESERVED)
         held = models.reservations_of(tx.session, orders, lock=True)
         skus = {item.sku for order_id in claimed for item in orders[order_id].items}
         stock = models.stock_of(tx.session, skus, lock=True)
-        kept = []
+        outcomes = []
         for event in events:
             order_id = event.payload.order_id
             if order_id in claimed:
                 outcome = domain.reserve(stock, event.payload, held[order_id].reservation_id)
                 claimed.discard(order_id)
                 stock |= {item.sku: item for item in outcome.stock}
-                kept.append((outcome, event.identity, event.trace_id, ""))
+                outcomes.append((outcome, event.identity, event.trace_id, ""))
             else:
                 outcome = domain.repeat_reserve(held[order_id], event.payload)
             tx.emit(event, *outcome.emits)
-        models.save_outcomes(tx.session, kept, made_as=State.RESERVED)
+        models.save_outcomes(tx.session, outcomes, made_as=State.RESERVED)
 
     @handles("q.inventory.commit-requested")
     def commit(self, events: Events, tx: Tx) -> None:
-        """The orders are paid: their holds become sales."""
+        """Turn the reservations of paid orders into sales."""
         held = models.reservations_of(tx.session, [event.payload.order_id for event in events], lock=True)
         self._close(events, tx, COMMIT, held)
 
     @handles("q.inventory.release-requested")
     def release(self, events: Events, tx: Tx) -> None:
-        """Give back what the orders hold. A release that comes before its order leaves a tombstone."""
+        """Release the reservations of orders. A release that overtakes its order leaves a tombstone."""
         orders = [event.payload.order_id for event in events]
         models.claim_reservations(tx.session, {order_id: uuid7() for order_id in orders}, State.RELEASED)
         self._close(events, tx, RELEASE, models.reservations_of(tx.session, orders, lock=True))
 
     def _close(self, events: Events, tx: Tx, verb: str, held: dict[UUID, domain.Reservation]) -> None:
         stock = models.stock_of(tx.session, {sku for item in held.values() for sku in item.quantities}, lock=True)
-        kept = []
+        outcomes = []
         for event in events:
             order_id = event.payload.order_id
             reason = getattr(event.payload, "reason", "paid")
@@ -100,15 +84,13 @@ class InventoryService(Probes):
                 continue
             held[order_id] = outcome.reservation
             stock |= {item.sku: item for item in outcome.stock}
-            kept.append((outcome, event.identity, event.trace_id, reason))
+            outcomes.append((outcome, event.identity, event.trace_id, reason))
             tx.emit(event, *outcome.emits)
-        models.save_outcomes(tx.session, kept)
-
-    # --- for people, by RPC ---
+        models.save_outcomes(tx.session, outcomes)
 
     @rpc
     def put_stock(self, sku: str, on_hand: int, version: int | None = None) -> dict[str, Any]:
-        """Set what is on hand of a sku. Raises VersionMoved, BelowReserved."""
+        """Set the quantity on hand of a sku. Raises VersionMoved, BelowReserved."""
         with self.db.begin() as session:
             stock = models.lock_or_make_stock(session, sku)
             after, movement = domain.put(stock, sku, on_hand, version)
@@ -117,20 +99,20 @@ class InventoryService(Probes):
 
     @rpc
     def get_stock(self, sku: str) -> dict[str, Any]:
-        """The stock of one sku. Raises NotFound."""
+        """Return the stock of one sku. Raises NotFound."""
         with self.db.read() as session:
             return models.stock_body(models.find_stock(session, sku))
 
     @rpc
     def list_stocks(self, limit: int, cursor: str | None = None) -> dict[str, Any]:
-        """A page of stock in order of sku: {items, next_cursor}. Raises InvalidCursor."""
+        """Return one page of stock, ordered by sku: {items, next_cursor}. Raises InvalidCursor."""
         with self.db.read() as session:
             items, next_cursor = models.stock_page(session, limit, cursor)
         return {"items": items, "next_cursor": next_cursor}
 
     @rpc
     def reserve_manually(self, order_id: str, items: list[dict[str, Any]]) -> dict[str, Any]:
-        """Hold stock by hand for an order made elsewhere. Raises Conflict: short of stock, or the order_id is taken."""
+        """Reserve stock for an order made elsewhere. Raises Conflict if stock is short or order_id is taken."""
         order, quantities = UUID(order_id), domain.summed(tuple(Item(**item) for item in items))
         with self.db.begin() as session:
             if not models.claim_reservations(session, {order: uuid7()}, State.RESERVED, Kind.MANUAL):
@@ -153,12 +135,12 @@ class InventoryService(Probes):
 
     @rpc
     def release_reservation(self, reservation_id: str) -> dict[str, Any]:
-        """Give back a reservation made by hand; audited. Raises NotFound, Conflict."""
+        """Release a manual reservation; the release is audited. Raises NotFound, Conflict."""
         return self._close_manually(reservation_id, RELEASE, "manual")
 
     @rpc
     def commit_reservation(self, reservation_id: str) -> dict[str, Any]:
-        """Turn a reservation made by hand into a sale. Raises NotFound, Conflict."""
+        """Turn a manual reservation into a sale. Raises NotFound, Conflict."""
         return self._close_manually(reservation_id, COMMIT, "manual")
 
     def _close_manually(self, reservation_id: str, verb: str, reason: str) -> dict[str, Any]:
@@ -184,122 +166,9 @@ class InventoryService(Probes):
 
     @every(5)
     def release_expired(self) -> None:
-        """Give back reservations made by hand that nobody settled in time."""
+        """Release manual reservations that nobody committed or released in time."""
         with self.db.read() as session:
             overdue = models.expired(session, EXPIRE_BATCH)
         for order_id in overdue:
             with self.db.begin() as session:
                 self._close_one(session, order_id, RELEASE, "expired", EXPIRED, new_trace_id())
-
-    # --- for auditors, by RPC ---
-
-    @rpc
-    def release_events(
-        self,
-        filters: dict[str, Any],
-        limit: int,
-        cursor: str | None = None,
-        offset: int = 0,
-        include_total: bool = False,
-    ) -> dict[str, Any]:
-        """A page of the release audit, newest first: {items, next_cursor, total}. Raises InvalidCursor.
-
-        `offset` skips so many rows, which are read; `total` is None unless asked for.
-        """
-        with self.db.read() as session:
-            items, next_cursor = audit.page(session, filters, limit, cursor, offset)
-            total = audit.count(session, filters) if include_total else None
-        return {"items": items, "next_cursor": next_cursor, "total": total}
-
-    @rpc
-    def release_event(self, event_id: int) -> dict[str, Any]:
-        """One release, with `seal`: {seq, sealed_at} or None. Raises NotFound."""
-        with self.db.read() as session:
-            return audit.find(session, event_id)
-
-    @rpc
-    def release_totals(self, filters: dict[str, Any]) -> list[dict[str, Any]]:
-        """What was released by day (UTC) and reason: [{day, reason, releases, quantity}]."""
-        with self.db.read() as session:
-            return audit.totals(session, filters)
-
-    @rpc
-    def release_chain(self) -> dict[str, Any]:
-        """How far the chain is: {seals, rows, newest: {seq, mac, sealed_at}, waiting, oldest_waiting_at, trouble}.
-
-        `trouble` says why nothing can be sealed, or is None.
-        """
-        with self.db.read() as session:
-            return audit.chain(session)
-
-    @rpc
-    def open_release_export(self, filters: dict[str, Any]) -> dict[str, Any]:
-        """Begin an export of all that is committed now: {export_id, sealed_to}. Rows not sealed yet are sealed first.
-
-        A transaction that stays open keeps rows out of reach; after SEAL_WAIT_S the export goes without them.
-        Raises CannotWork when they cannot be sealed, or are too many to be sealed at once.
-        """
-        with self.db.read() as session:
-            ends_at = audit.next_xid(session)
-        began = time.monotonic()
-        while True:
-            self._seal_once()
-            with self.db.read() as session:
-                is_open = audit.is_open_below(session, ends_at)
-                is_behind = audit.is_behind(session, ends_at)
-            waited = time.monotonic() - began
-            if is_behind and waited > BACKLOG_WAIT_S:
-                raise CannotWork("many releases are being sealed still")
-            if not is_behind and (not is_open or waited > SEAL_WAIT_S):
-                break
-            green.sleep(SEAL_AGAIN_S if is_open else 0)
-        with self.db.begin() as session:
-            return audit.open_export(session, filters, self.context.identity)
-
-    @rpc
-    def release_export_page(self, export_id: str, limit: int, cursor: str | None = None) -> dict[str, Any]:
-        """A page of an export, newest first: {items, next_cursor}. Raises NotFound, InvalidCursor."""
-        with self.db.read() as session:
-            items, next_cursor = audit.export_page(session, UUID(export_id), limit, cursor)
-        return {"items": items, "next_cursor": next_cursor}
-
-    @rpc
-    def close_release_export(self, export_id: str, rows: int, sha256: str) -> dict[str, Any]:
-        """Write down that an export is through; its signed manifest. Raises NotFound, Conflict."""
-        with self.db.begin() as session:
-            return audit.close_export(session, UUID(export_id), rows, sha256, self._audit_key())
-
-    @rpc
-    def release_exports(self, limit: int, cursor: str | None = None) -> dict[str, Any]:
-        """A page of the record of exports, newest first: {items, next_cursor}. Raises InvalidCursor."""
-        with self.db.read() as session:
-            items, next_cursor = audit.exports(session, limit, cursor)
-        return {"items": items, "next_cursor": next_cursor}
-
-    @every(1)
-    def seal(self) -> None:
-        """Seal what is settled and not sealed yet; count what is not."""
-        with self.db.read() as session:
-            chain = audit.chain(session)
-        now = datetime.now(UTC)
-        oldest = datetime.fromisoformat(chain["oldest_waiting_at"]) if chain["waiting"] else now
-        AUDIT_UNSEALED.labels(self.name).set(chain["waiting"])
-        AUDIT_OLDEST.labels(self.name).set(max((now - oldest).total_seconds(), 0))
-        AUDIT_TROUBLE.labels(self.name).set(chain["trouble"] is not None)
-        if chain["trouble"]:
-            if self.reminder.due(chain["trouble"]):
-                log.error("%s", chain["trouble"])
-            return
-        self.reminder.forget()
-        more = chain["waiting"] > 0
-        while more:
-            more = self._seal_once() == audit.ROWS_PER_SEAL
-            green.sleep(0)  # calls are answered between two seals
-
-    def _seal_once(self) -> int:
-        with self.db.begin() as session:
-            return audit.seal_once(session, self._audit_key())
-
-    def _audit_key(self) -> str:
-        key: str = self.settings.audit_key
-        return key

@@ -1,6 +1,7 @@
-"""What keeps an outage of the provider from being charged to anybody's payment (docs/decisions/0009).
+"""The circuit breaker around the payment provider: an outage counts against no single payment (docs/decisions/0009).
 
-One question settles whose fault a silence is: asked about a key that is nobody's, a provider that is there answers.
+After a timeout one neutral question, `find` with a key that no payment has, shows whose fault it was: a provider that
+is up answers it, so the timeout belongs to that one call. Otherwise the provider is down for everybody.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ log = logging.getLogger(__name__)
 
 FAILURES_TO_OPEN = 5
 
-# What the neutral question is about: no payment and no refund can have this key.
-NOBODYS = UUID(int=0)
+# The key of the neutral question: no payment and no refund can have it.
+NEUTRAL_KEY = UUID(int=0)
 
 
 class Breaker:
-    """Whether calls may pass: closed, or open until after `open_s` a trial is due. It is told, and calls nobody."""
+    """Decides whether calls may pass. Once open, a trial is due after `open_s`. Makes no calls itself."""
 
     def __init__(self, open_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.open_s = open_s
@@ -37,23 +38,23 @@ class Breaker:
 
     @property
     def is_open(self) -> bool:
-        """Whether no call may pass."""
+        """Whether calls are blocked."""
         return self.opened_at is not None
 
     @property
     def trial_is_due(self) -> bool:
-        """Whether it has been open for long enough to see if the provider is back."""
+        """Whether the circuit has been open for `open_s`, so that one trial call may be made."""
         return self.opened_at is not None and self.clock() - self.opened_at >= self.open_s
 
     def succeeded(self) -> None:
-        """A call was answered."""
+        """Count a call that the provider answered."""
         self.answers, self.failures = self.answers + 1, 0
 
     def failed(self, answers_before: int) -> None:
-        """A call was not answered, and there were so many `answers` when it began.
+        """Count a call that timed out. `answers_before` is the value of `answers` when the call began.
 
-        Where calls are made side by side, those that time out are always the last of their batch: a failure counts
-        only if nobody was answered meanwhile. One that began before the circuit opened says nothing new.
+        With parallel calls, timeouts finish last and so look consecutive. A timeout counts only if no other call
+        succeeded meanwhile. It is ignored while the circuit is open: the call began before that.
         """
         if self.answers == answers_before and not self.is_open:
             self.failures += 1
@@ -61,19 +62,19 @@ class Breaker:
                 self.open(f"{FAILURES_TO_OPEN} calls in a row were not answered")
 
     def open(self, why: str) -> None:
-        """From now on and for `open_s` no call may pass."""
+        """Block all calls until a trial succeeds; a trial is due after `open_s`."""
         if not self.is_open:
             log.warning("the payment provider is left alone: %s", why)
         self.opened_at = self.clock()
 
     def close(self) -> None:
-        """Calls may pass."""
+        """Let calls pass again."""
         log.warning("the payment provider answers again")
         self.opened_at, self.failures = None, 0
 
 
 class Guarded(Provider):
-    """A provider that raises ProviderTimeout for what is one call's own, and ProviderAway when it answers nobody."""
+    """A provider behind the breaker. Raises ProviderTimeout if one call fails, ProviderAway if the provider is down."""
 
     def __init__(self, provider: Provider, breaker: Breaker, service: str) -> None:
         self.provider = provider
@@ -86,11 +87,11 @@ class Guarded(Provider):
         return self._ask(self.provider.charge, charge)
 
     def refund(self, refund: Charge) -> Answer:
-        """Give it back, once for each key."""
+        """Return the money, once for each key."""
         return self._ask(self.provider.refund, refund)
 
     def find(self, key: UUID) -> Answer | None:
-        """What became of a key; None when the provider never heard of it."""
+        """Return the provider's answer for a key, or None if the provider does not know the key."""
         return self._ask(self.provider.find, key)
 
     def _ask(self, call: Callable[[Any], Any], argument: Any) -> Any:
@@ -107,7 +108,7 @@ class Guarded(Provider):
         return answer
 
     def _enter(self) -> None:
-        """Let a call pass, or raise ProviderAway. One caller makes the trial; those beside it wait for its outcome."""
+        """Let a call pass, or raise ProviderAway. One caller makes the trial; parallel callers wait for its result."""
         if self.breaker.trial_is_due:
             with self._trial:
                 if self.breaker.trial_is_due and self._is_there():
@@ -116,9 +117,9 @@ class Guarded(Provider):
             raise ProviderAway()
 
     def _is_there(self) -> bool:
-        """Ask the neutral question. A provider that does not answer it is left alone from now on."""
+        """Ask the neutral question. Opens the circuit if the provider does not answer."""
         try:
-            self.provider.find(NOBODYS)
+            self.provider.find(NEUTRAL_KEY)
         except ProviderTimeout:
             self.breaker.open("it answers nobody")
             return False

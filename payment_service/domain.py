@@ -1,7 +1,7 @@
-"""The rules of payments and refunds. Plain values in, plain values out.
+"""The rules of payments and refunds. The functions take and return plain values.
 
-VOID: cancelled before it was charged. PENDING: asked of the provider, answer unknown. A payment that is PENDING may
-have been charged, so it never becomes VOID while a call can still be under way.
+VOID: the order ended before the charge. PENDING: the provider was asked and its answer is unknown. A PENDING payment
+may have been charged, so it never becomes VOID while a call may still be running.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ PAYMENT_NAMESPACE = UUID("6f1b1b5e-6c0a-5d56-9b1e-2f1f0f8f5a01")
 
 
 def payment_id_of(order_id: UUID) -> UUID:
-    """The one payment an order can have. It is also the provider's idempotency key, so no retry charges twice."""
+    """Return the id of an order's only payment. It is the provider's idempotency key, so no retry charges twice."""
     return uuid5(PAYMENT_NAMESPACE, str(order_id))
 
 
 class Status(StrEnum):
-    """What a payment is."""
+    """The status of a payment."""
 
     PENDING = "PENDING"
     COMPLETED = "COMPLETED"
@@ -33,7 +33,7 @@ class Status(StrEnum):
 
 
 class RefundStatus(StrEnum):
-    """What a refund is."""
+    """The status of a refund."""
 
     PENDING = "PENDING"
     COMPLETED = "COMPLETED"
@@ -42,7 +42,7 @@ class RefundStatus(StrEnum):
 
 @dataclass(frozen=True)
 class Answer:
-    """What the provider says of a key: done with its reference, or refused with a reason."""
+    """The provider's answer for a key: done with a reference, or refused with a reason."""
 
     done: bool
     reference: str = ""
@@ -65,7 +65,7 @@ class Payment:
 
 @dataclass(frozen=True)
 class Refund:
-    """One try to give a payment back."""
+    """One attempt to refund a payment."""
 
     refund_id: UUID
     order_id: UUID
@@ -73,49 +73,49 @@ class Refund:
 
 
 def is_to_be_charged(payment: Payment) -> bool:
-    """Whether the provider must be asked: only a payment whose answer is not known."""
+    """Whether the provider must be asked to charge: only if its answer is unknown."""
     return payment.status == Status.PENDING
 
 
 def charged(payment: Payment, answer: Answer) -> tuple[Payment, tuple[Payload, ...]]:
-    """What the provider's answer makes of a payment. An answer that is known already changes and tells nothing."""
+    """Apply the provider's answer to a payment. A payment with a known answer does not change and emits nothing."""
     if payment.status != Status.PENDING:
         return payment, ()
     if answer.done:
-        told: Payload = PaymentSucceeded(
+        event: Payload = PaymentSucceeded(
             payment.order_id, payment.payment_id, payment.amount, payment.currency, answer.reference
         )
-        return replace(payment, status=Status.COMPLETED, reference=answer.reference), (told,)
-    told = PaymentFailed(payment.order_id, payment.payment_id, answer.reason)
-    return replace(payment, status=Status.FAILED, reason=answer.reason), (told,)
+        return replace(payment, status=Status.COMPLETED, reference=answer.reference), (event,)
+    event = PaymentFailed(payment.order_id, payment.payment_id, answer.reason)
+    return replace(payment, status=Status.FAILED, reason=answer.reason), (event,)
 
 
 def cancelled(payment: Payment) -> Payment:
-    """What the end of its order makes of a payment: only one whose answer is unknown remembers it."""
+    """Apply the end of an order to its payment: a PENDING one is marked cancelled, any other does not change."""
     return replace(payment, cancelled=True) if payment.status == Status.PENDING else payment
 
 
 def unknown_to_provider(payment: Payment) -> Payment:
-    """The provider never heard of a payment that was asked for long ago: of a cancelled order, it is VOID."""
+    """Handle a payment that the provider does not know: VOID if its order was cancelled, otherwise unchanged."""
     return replace(payment, status=Status.VOID) if payment.cancelled else payment
 
 
 def took_money(payment: Payment | None) -> bool:
-    """Whether there is, or was, money to give back."""
+    """Whether the payment was charged, even if it has been refunded since."""
     return payment is not None and payment.status in (Status.COMPLETED, Status.REFUND_PENDING, Status.REFUNDED)
 
 
 def is_to_be_refunded(payment: Payment | None) -> bool:
-    """Whether the provider must be asked to give it back."""
+    """Whether the provider must be asked for a refund: the payment was charged and not refunded yet."""
     return payment is not None and payment.status in (Status.COMPLETED, Status.REFUND_PENDING)
 
 
 def refunded(
     payment: Payment | None, order_id: UUID, refund: Refund, answer: Answer | None
 ) -> tuple[Payment, Refund, tuple[Payload, ...]]:
-    """What the provider's answer makes of a payment and a refund of it.
+    """Apply the provider's answer, or None if it is unknown, to a payment and its refund.
 
-    Raises UnknownOrder for an order never charged here, UnexpectedEvent for a payment that took no money.
+    Raises UnknownOrder if the order has no payment, UnexpectedEvent if the payment was never charged.
     """
     if payment is None:
         raise UnknownOrder(f"order {order_id} has no payment to refund")
@@ -125,9 +125,9 @@ def refunded(
         return payment, refund, ()
     ids = (order_id, payment.payment_id, refund.refund_id)
     if payment.status == Status.REFUNDED or (answer is not None and answer.done):
-        told: Payload = Refunded(*ids, payment.amount, payment.currency)
-        return replace(payment, status=Status.REFUNDED), replace(refund, status=RefundStatus.COMPLETED), (told,)
+        event: Payload = Refunded(*ids, payment.amount, payment.currency)
+        return replace(payment, status=Status.REFUNDED), replace(refund, status=RefundStatus.COMPLETED), (event,)
     if answer is None:
         return replace(payment, status=Status.REFUND_PENDING), refund, ()
-    told = RefundFailed(*ids, answer.reason)
-    return replace(payment, status=Status.COMPLETED), replace(refund, status=RefundStatus.FAILED), (told,)
+    event = RefundFailed(*ids, answer.reason)
+    return replace(payment, status=Status.COMPLETED), replace(refund, status=RefundStatus.FAILED), (event,)

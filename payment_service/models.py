@@ -1,4 +1,4 @@
-"""The payment service's tables and the few queries on them."""
+"""The payment service's tables and queries."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from shared.times import timestamp
 
 
 class PaymentRow(Base):
-    """One order's payment, with the trace and the customer it was asked for."""
+    """One order's payment, with the trace and the customer of the request."""
 
     __tablename__ = "payments"
 
@@ -45,7 +45,7 @@ class PaymentRow(Base):
 
 
 class RefundRow(Base):
-    """One try to give a payment back; refund_id is the provider's key."""
+    """One attempt to refund a payment; refund_id is the provider's idempotency key."""
 
     __tablename__ = "refunds"
 
@@ -65,7 +65,7 @@ class RefundRow(Base):
 
 
 class LedgerRow(Base):
-    """The mock provider's own book. The service never reads or writes it but through the provider's door."""
+    """The mock provider's own ledger. Only the mock provider reads or writes it."""
 
     __tablename__ = "provider_ledger"
 
@@ -86,10 +86,10 @@ TABLES = MESSAGING_TABLES | {"payments", "refunds", "provider_ledger"}
 
 
 def claim_charges(session: Session, events: Iterable[Envelope]) -> None:
-    """Write down, before the provider is asked, that it will be: PENDING where there is no payment yet.
+    """Record a PENDING payment for each order, before the provider is asked.
 
-    One statement that commits itself. From here on an answer that gets lost is found out by `settle`, whose patience
-    begins anew each time: an outage may lie between one asking and the next.
+    One statement that commits itself. If the answer gets lost, `recover_unknown` asks for it later. If a payment is
+    PENDING already, its waiting time starts again, because an outage may have separated the two requests.
     """
     asked_again = upsert(PaymentRow).on_conflict_do_update(
         index_elements=["order_id"],
@@ -115,16 +115,16 @@ def claim_charges(session: Session, events: Iterable[Envelope]) -> None:
 
 
 def reopen(session: Session, order_ids: Iterable[uuid.UUID]) -> None:
-    """PENDING again what was written off while it was being asked for: it may be charged now, and `settle` finds out.
+    """Set payments back to PENDING that became VOID while the provider was being asked.
 
-    One statement that commits itself, after the provider was asked.
+    They may be charged now; `recover_unknown` finds out. One statement that commits itself, after the provider call.
     """
-    written_off = (PaymentRow.order_id.in_(set(order_ids)), PaymentRow.status == Status.VOID, PaymentRow.cancelled)
-    session.execute(update(PaymentRow).where(*written_off).values(status=Status.PENDING))
+    voided = (PaymentRow.order_id.in_(set(order_ids)), PaymentRow.status == Status.VOID, PaymentRow.cancelled)
+    session.execute(update(PaymentRow).where(*voided).values(status=Status.PENDING))
 
 
 def claim_voids(session: Session, events: Iterable[Envelope]) -> None:
-    """VOID for each cancelled order that has no payment yet: it will not be charged. One statement."""
+    """Insert a VOID payment for each cancelled order without payment, so that it is never charged. One statement."""
     _claim(
         session,
         upsert(PaymentRow).on_conflict_do_nothing(),
@@ -146,7 +146,7 @@ def claim_voids(session: Session, events: Iterable[Envelope]) -> None:
 def _claim(session: Session, statement: Insert, rows: list[dict[str, Any]]) -> None:
     unique = {row["order_id"]: row for row in rows}
     ordered = [unique[order_id] for order_id in sorted(unique)]
-    # What is returned nobody needs; without it each row would be a statement of its own.
+    # The result is not used: RETURNING makes SQLAlchemy send all rows in one statement.
     session.execute(statement.returning(PaymentRow.order_id), ordered)
 
 
@@ -159,14 +159,17 @@ def _caused(event: Envelope) -> dict[str, Any]:
 
 
 def payments_of(session: Session, order_ids: Iterable[uuid.UUID], lock: bool = False) -> dict[uuid.UUID, PaymentRow]:
-    """The payments of these orders, if asked locked in one order for everybody. One statement."""
+    """Load the payments of these orders. One statement.
+
+    `lock=True` locks rows by order_id, so that transactions cannot deadlock.
+    """
     query = select(PaymentRow).where(PaymentRow.order_id.in_(set(order_ids))).order_by(PaymentRow.order_id)
     rows = session.scalars(query.with_for_update() if lock else query)
     return {row.order_id: row for row in rows}
 
 
 def payment(row: PaymentRow) -> Payment:
-    """A payment as the rules know it."""
+    """Convert a row to the payment that the rules use."""
     return Payment(
         row.order_id,
         row.payment_id,
@@ -180,7 +183,7 @@ def payment(row: PaymentRow) -> Payment:
 
 
 def save_payments(session: Session, payments: Iterable[Payment]) -> None:
-    """Write payments as they are now. One statement."""
+    """Save payments. One statement."""
     update_many(
         session,
         PaymentRow,
@@ -200,7 +203,10 @@ def save_payments(session: Session, payments: Iterable[Payment]) -> None:
 
 
 def claim_refunds(session: Session, events: Iterable[Envelope]) -> None:
-    """Write down, before the provider is asked, each refund of a payment that is here. One statement."""
+    """Record a PENDING refund for each request, before the provider is asked. One statement.
+
+    The payments must exist.
+    """
     rows = {
         event.payload.refund_id: {
             "refund_id": event.payload.refund_id,
@@ -216,21 +222,21 @@ def claim_refunds(session: Session, events: Iterable[Envelope]) -> None:
 
 
 def refunds(session: Session, refund_ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, Refund]:
-    """These refunds. One statement."""
+    """Load these refunds. One statement."""
     query = select(RefundRow).where(RefundRow.refund_id.in_(set(refund_ids)))
     return {
         row.refund_id: Refund(row.refund_id, row.order_id, RefundStatus(row.status)) for row in session.scalars(query)
     }
 
 
-def save_refunds(session: Session, kept: Iterable[Refund]) -> None:
-    """Write refunds as they are now. One statement."""
-    rows = [{"refund_id": item.refund_id, "status": item.status.value} for item in kept]
+def save_refunds(session: Session, refunds: Iterable[Refund]) -> None:
+    """Save refunds. One statement."""
+    rows = [{"refund_id": item.refund_id, "status": item.status.value} for item in refunds]
     update_many(session, RefundRow, "refund_id", rows, also={"updated_at": func.now()})
 
 
 def unknown(session: Session, model: type[PaymentRow] | type[RefundRow], age_s: float, limit: int) -> Sequence[Any]:
-    """Payments or refunds whose answer has been unknown for so long, oldest first."""
+    """Load payments or refunds that have been PENDING for at least `age_s`, oldest first."""
     query = (
         select(model)
         .where(model.status == "PENDING", model.updated_at < func.now() - func.make_interval(0, 0, 0, 0, 0, 0, age_s))
@@ -241,7 +247,7 @@ def unknown(session: Session, model: type[PaymentRow] | type[RefundRow], age_s: 
 
 
 def visible(session: Session, viewer: Identity, **by: str) -> dict[str, Any]:
-    """One payment as its viewer may see it. Raises NotFound, also for somebody else's."""
+    """Return one payment for a viewer. Raises NotFound, also if a customer asks for another customer's payment."""
     try:
         row = session.scalars(select(PaymentRow).filter_by(**{k: uuid.UUID(v) for k, v in by.items()})).first()
     except ValueError:

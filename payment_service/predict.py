@@ -1,4 +1,4 @@
-"""What a replay of each dead message of the payment service would do now, for `ecom dlq diagnose`. Read only."""
+"""Predict what a replay of a dead message of the payment service would do, for `ecom dlq diagnose`. Read only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shared.predictions import APPLIES, Prediction, Predictor, Verdict, predict_
 
 
 def charge(session: Session, events: Sequence[Envelope]) -> dict[UUID, Verdict]:
-    """Predict orders whose items are reserved, and which are to be charged."""
+    """Predict replays of inventory.reserved, which charge the order."""
     payments = _payments(session, events)
 
     def decide(event: Envelope) -> Verdict:
@@ -24,7 +24,7 @@ def charge(session: Session, events: Sequence[Envelope]) -> dict[UUID, Verdict]:
 
 
 def refund(session: Session, events: Sequence[Envelope]) -> dict[UUID, Verdict]:
-    """Predict refund requests."""
+    """Predict replays of refund requests."""
     payments = _payments(session, events)
     refunds = models.refunds(session, [event.payload.refund_id for event in events])
 
@@ -32,7 +32,7 @@ def refund(session: Session, events: Sequence[Envelope]) -> dict[UUID, Verdict]:
         order_id, refund_id = event.payload.order_id, event.payload.refund_id
         asked = refunds.get(refund_id) or domain.Refund(refund_id, order_id, domain.RefundStatus.PENDING)
         known = payments.get(order_id)
-        domain.refunded(known, order_id, asked, None)  # raises what its handler would
+        domain.refunded(known, order_id, asked, None)  # raises the same errors as the handler
         if known is not None and asked.status != domain.RefundStatus.PENDING:
             return Prediction.STALE, f"the refund is {asked.status}"
         return APPLIES
@@ -41,7 +41,7 @@ def refund(session: Session, events: Sequence[Envelope]) -> dict[UUID, Verdict]:
 
 
 def void(session: Session, events: Sequence[Envelope]) -> dict[UUID, Verdict]:
-    """Predict cancelled orders."""
+    """Predict replays of order.cancelled."""
     payments = _payments(session, events)
 
     def decide(event: Envelope) -> Verdict:

@@ -1,8 +1,8 @@
-"""The one door to the outside: whoever moves the money.
+"""The payment provider: the only external system, which moves the money.
 
-Every call carries our idempotency key (the payment's or refund's id); the provider does a key once and answers it
-again. The mock behind the door keeps a ledger of its own, committed on connections of its own as a stranger's would
-be, so that a test can prove that nobody was charged twice.
+Every call carries an idempotency key (the id of the payment or refund). The provider executes a key once and repeats
+its answer afterwards. The mock provider keeps its own ledger and commits on its own connections, as an external system
+would, so that tests can prove that no customer was charged twice.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from shared.errors import ConfigurationFault, ProviderTimeout
 
 @dataclass(frozen=True)
 class Charge:
-    """What is asked of the provider; amount in minor units."""
+    """A request to the provider, for a charge or a refund; amount in minor units."""
 
     key: UUID
     order_id: UUID
@@ -33,23 +33,23 @@ class Charge:
 
 
 class Provider(Protocol):
-    """What any payment provider must do for us. Each raises ProviderTimeout when no answer came in time."""
+    """What every payment provider implements. Each method raises ProviderTimeout if no answer comes in time."""
 
     def charge(self, charge: Charge) -> Answer:
         """Take the money, once for each key."""
 
     def refund(self, refund: Charge) -> Answer:
-        """Give it back, once for each key."""
+        """Return the money, once for each key."""
 
     def find(self, key: UUID) -> Answer | None:
-        """What became of a key; None when the provider never heard of it."""
+        """Return the answer for a key, or None if the provider does not know the key."""
 
 
 DECLINED = "card_declined"
 METHOD_UNKNOWN = "method_unknown"
 REFUND_DECLINED = "refund_declined"
 
-# What the mock does with an order, by its payment_method: whether the money moves, whether the answer arrives.
+# What the mock does for each payment_method: (does the money move, does the answer arrive).
 METHODS = {
     "mock_ok": (True, True),
     "mock_declined": (False, True),
@@ -67,12 +67,11 @@ _FIND = text("SELECT done, reference, reason FROM provider_ledger WHERE key = :k
 
 
 class MockProvider(Provider):
-    """A provider that does what the mode or the payment_method says.
+    """A provider whose behaviour is set by its mode and by each order's payment_method.
 
-    Modes: `succeed`, `fail`, `fail_share:0.2`, `fail_above:10000` (minor units), `delay:0.5` (seconds), `timeout` (does
-    nothing and does not say so, but can be asked about a key), `down` (answers nothing at all), `down_while:PATH` (is
-    down while that file exists: whoever makes it begins the outage, whoever removes it ends it).
-    An answer that is lost is lost once: a repeat of the key is answered from the ledger.
+    Modes: `succeed`, `fail`, `fail_share:0.2`, `fail_above:10000` (minor units), `delay:0.5` (seconds), `timeout`
+    (charges and refunds do nothing and time out, `find` answers), `down` (every call times out), `down_while:PATH`
+    (down while that file exists). A lost answer is lost only once: a repeat of the key is answered from the ledger.
     """
 
     def __init__(self, ledger: Engine, mode: str, timeout_s: float) -> None:
@@ -82,7 +81,7 @@ class MockProvider(Provider):
 
     def charge(self, charge: Charge) -> Answer:
         """Take the money, once for each key."""
-        self._be_there()
+        self._time_out_if_down()
         known = self._known(charge.key)
         if known:
             return known
@@ -90,28 +89,28 @@ class MockProvider(Provider):
             return self._do("charge", charge, Answer(False, reason=METHOD_UNKNOWN))
         moves, answers = METHODS[charge.method]
         if self.mode == "timeout" or not (moves or answers):
-            raise self._silence()
+            raise self._timeout()
         moves = moves and not self._mode_declines(charge)
         answer = Answer(True, reference=f"mock-{charge.key.hex[:16]}") if moves else Answer(False, reason=DECLINED)
         answer = self._do("charge", charge, answer)
         if not answers:
-            raise self._silence()
+            raise self._timeout()
         if self.mode == "delay":
             self._answer_after(self.argument)
         return answer
 
     def refund(self, refund: Charge) -> Answer:
-        """Give it back, once for each key."""
-        self._be_there()
+        """Return the money, once for each key."""
+        self._time_out_if_down()
         if self.mode == "timeout":
-            raise self._silence()
+            raise self._timeout()
         if refund.method == "mock_refund_declined":
             return self._do("refund", refund, Answer(False, reason=REFUND_DECLINED))
         return self._do("refund", refund, Answer(True, reference=f"mock-{refund.key.hex[:16]}"))
 
     def find(self, key: UUID) -> Answer | None:
-        """What became of a key; None when it was never heard of."""
-        self._be_there()
+        """Return the answer for a key, or None if the ledger has no such key."""
+        self._time_out_if_down()
         return self._known(key)
 
     def _known(self, key: UUID) -> Answer | None:
@@ -139,7 +138,7 @@ class MockProvider(Provider):
 
     def _mode_declines(self, charge: Charge) -> bool:
         if self.mode == "fail_share":
-            # By the key, so that a repeat meets the same fate.
+            # Decided by the key, so that a repeat has the same result.
             return int(hashlib.sha256(charge.key.bytes).hexdigest()[:8], 16) / 2**32 < self.argument
         return self.mode == "fail" or (self.mode == "fail_above" and charge.amount > self.argument)
 
@@ -148,16 +147,16 @@ class MockProvider(Provider):
         if seconds >= self.timeout_s:
             raise ProviderTimeout()
 
-    def _be_there(self) -> None:
+    def _time_out_if_down(self) -> None:
         if self.mode == "down" or (self.mode == "down_while" and self.argument.exists()):
-            raise self._silence()
+            raise self._timeout()
 
-    def _silence(self) -> ProviderTimeout:
+    def _timeout(self) -> ProviderTimeout:
         green.sleep(self.timeout_s)
         return ProviderTimeout()
 
 
-# What the number or path behind the colon is; None where there is none.
+# The type of the argument after the colon; None if the mode takes no argument.
 MODES: dict[str, Callable[[str], Any] | None] = {
     "succeed": None,
     "fail": None,
@@ -171,7 +170,7 @@ MODES: dict[str, Callable[[str], Any] | None] = {
 
 
 def parse_mode(mode: str) -> tuple[str, Any]:
-    """A PAYMENT_MODE as (name, argument). Raises ConfigurationFault for one that is not known."""
+    """Split a PAYMENT_MODE into (name, argument). Raises ConfigurationFault for an unknown mode."""
     name, _, argument = mode.partition(":")
     if name in MODES and bool(argument) == bool(MODES[name]):
         try:

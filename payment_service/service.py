@@ -1,4 +1,4 @@
-"""The payment service: looks, calls, keeps; and settles what stayed unknown."""
+"""The payment service: charges and refunds through the provider, and recovers answers that were lost."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ from shared.errors import DeadMessage, ProviderTimeout
 from shared.events import Identity, Payload
 from shared.relay import Relay
 
-# Calls to the provider at one time. More would only queue there.
-SIDE_BY_SIDE = 20
+# Parallel calls to the provider. More would only queue there.
+PARALLEL_CALLS = 20
 
-# An answer that is unknown for so long is asked for by key: no call of ours can still be under way.
+# After this time an unknown answer is asked for by key: no call of this service can still be running.
 UNKNOWN_AFTER_S = 30
-SETTLE_EVERY_S = 5
-SETTLE_BATCH = 100
+RECOVER_EVERY_S = 5
+RECOVER_BATCH = 100
 
 
 def guarded_provider(ledger: Engine, settings: Settings) -> Provider:
-    """The payment provider as this service meets it."""
+    """Return the payment provider behind its circuit breaker."""
     mock = MockProvider(ledger, settings.payment_mode, settings.provider_timeout_s)
     return Guarded(mock, Breaker(settings.provider_open_s), PaymentService.name)
 
 
 class PaymentService(Probes):
-    """Charges what was reserved, gives back what is asked for, and never charges twice."""
+    """Charges orders whose stock is reserved and refunds on request. Never charges an order twice."""
 
     name = "payment_service"
 
@@ -55,7 +55,7 @@ class PaymentService(Probes):
 
     @handles("q.payment.inventory-reserved", ask="ask_for_charges")
     def charge(self, events: Events, tx: Tx) -> None:
-        """Keep what the provider answered, and tell it."""
+        """Save the provider's answers to charges, and emit them."""
         rows = models.payments_of(tx.session, [event.payload.order_id for event in events], lock=True)
         changed: dict[UUID, domain.Payment] = {}
         for event in events:
@@ -69,7 +69,7 @@ class PaymentService(Probes):
         models.save_payments(tx.session, changed.values())
 
     def ask_for_charges(self, events: Events) -> dict[UUID, Answer | Exception]:
-        """Look and call: write down what will be asked, then ask the provider, side by side, no transaction open."""
+        """Record PENDING payments, then ask the provider in parallel, with no transaction open."""
         with self.db.autocommit() as session:
             models.claim_charges(session, events)
             rows = models.payments_of(session, [event.payload.order_id for event in events])
@@ -78,9 +78,9 @@ class PaymentService(Probes):
             row = rows[event.payload.order_id]
             if domain.is_to_be_charged(models.payment(row)):
                 calls[event.message_id] = _charge_of(row, row.payment_id)
-        answers = run_side_by_side(self.provider.charge, calls, SIDE_BY_SIDE)
-        # A process that stood still before its call may have made it when nobody expected it any more, and its message
-        # has been settled by another.
+        answers = run_side_by_side(self.provider.charge, calls, PARALLEL_CALLS)
+        # This process may have frozen before its call. Another process may then have handled the message and the
+        # payment may have become VOID, although it has been charged now.
         if calls:
             with self.db.autocommit() as session:
                 models.reopen(session, [charge.order_id for charge in calls.values()])
@@ -88,7 +88,7 @@ class PaymentService(Probes):
 
     @handles("q.payment.refund-requested", ask="ask_for_refunds")
     def refund(self, events: Events, tx: Tx) -> None:
-        """Keep what the provider answered to a refund, and tell it."""
+        """Save the provider's answers to refunds, and emit them."""
         rows = models.payments_of(tx.session, [event.payload.order_id for event in events], lock=True)
         payments = {order_id: models.payment(row) for order_id, row in rows.items()}
         refunds = models.refunds(tx.session, [event.payload.refund_id for event in events])
@@ -108,11 +108,11 @@ class PaymentService(Probes):
         models.save_refunds(tx.session, refunds.values())
 
     def ask_for_refunds(self, events: Events) -> dict[UUID, Answer | Exception]:
-        """Look and call, for refunds."""
+        """Record PENDING refunds, then ask the provider in parallel, with no transaction open."""
         with self.db.autocommit() as session:
             rows = models.payments_of(session, [event.payload.order_id for event in events])
             paid = {order_id for order_id, row in rows.items() if domain.took_money(models.payment(row))}
-            # What is claimed and never asked for would come back to `settle` for ever.
+            # A refund that is recorded and never asked for would stay PENDING forever.
             known = [event for event in events if event.payload.order_id in paid]
             models.claim_refunds(session, known)
             refunds = models.refunds(session, [event.payload.refund_id for event in known])
@@ -122,30 +122,30 @@ class PaymentService(Probes):
             unknown = refund.status == domain.RefundStatus.PENDING
             if unknown and domain.is_to_be_refunded(models.payment(row)):
                 calls[event.message_id] = _charge_of(row, refund.refund_id)
-        return run_side_by_side(self.provider.refund, calls, SIDE_BY_SIDE)
+        return run_side_by_side(self.provider.refund, calls, PARALLEL_CALLS)
 
     @handles("q.payment.order-cancelled")
     def void(self, events: Events, tx: Tx) -> None:
-        """An order that ended and was not charged yet will not be."""
+        """Prevent the charge of cancelled orders that were not charged yet."""
         models.claim_voids(tx.session, events)
         rows = models.payments_of(tx.session, [event.payload.order_id for event in events], lock=True)
         before = [models.payment(row) for row in rows.values()]
         after = [domain.cancelled(payment) for payment in before]
         models.save_payments(tx.session, [new for old, new in zip(before, after, strict=True) if new != old])
 
-    @every(SETTLE_EVERY_S)
+    @every(RECOVER_EVERY_S)
     def recover_unknown(self) -> None:
-        """Ask the provider by key what became of payments and refunds whose answer is unknown, and tell it.
+        """Ask the provider by key for unknown answers to payments and refunds, save them and emit them.
 
-        Raises ProviderAway after everything that was answered is kept.
+        Raises ProviderAway if the provider is down, after it has saved every answer that came.
         """
         for error in [*self._recover_charges(), *self._recover_refunds()]:
-            if not isinstance(error, ProviderTimeout):  # that one is asked for again at the next turn
+            if not isinstance(error, ProviderTimeout):  # the next run asks for it again
                 raise error
 
     def _recover_charges(self) -> list[Exception]:
         with self.db.read() as session:
-            rows = models.unknown(session, models.PaymentRow, UNKNOWN_AFTER_S, SETTLE_BATCH)
+            rows = models.unknown(session, models.PaymentRow, UNKNOWN_AFTER_S, RECOVER_BATCH)
         found, failed = self._find({row.payment_id: row for row in rows})
         for row, answer in found:
             with self.db.begin() as session:
@@ -154,48 +154,48 @@ class PaymentService(Probes):
                 if before.status != domain.Status.PENDING:
                     continue
                 if answer is None and locked.updated_at != row.updated_at:
-                    continue  # it has been asked for again since: the provider may have heard of it by now
+                    continue  # requested again meanwhile: the provider may know it by now
                 after, emits = domain.charged(before, answer) if answer else (domain.unknown_to_provider(before), ())
                 models.save_payments(session, [after])
-                self._tell(session, locked, emits)
+                self._emit(session, locked, emits)
         return failed
 
     def _recover_refunds(self) -> list[Exception]:
         with self.db.read() as session:
-            rows = models.unknown(session, models.RefundRow, UNKNOWN_AFTER_S, SETTLE_BATCH)
+            rows = models.unknown(session, models.RefundRow, UNKNOWN_AFTER_S, RECOVER_BATCH)
         found, failed = self._find({row.refund_id: row for row in rows})
         for row, answer in found:
             with self.db.begin() as session:
                 locked = models.payments_of(session, [row.order_id], lock=True)[row.order_id]
                 refund = models.refunds(session, [row.refund_id])[row.refund_id]
-                after, settled, emits = domain.refunded(models.payment(locked), row.order_id, refund, answer)
+                after, closed, emits = domain.refunded(models.payment(locked), row.order_id, refund, answer)
                 models.save_payments(session, [after])
-                models.save_refunds(session, [settled])
-                self._tell(session, row, emits)
+                models.save_refunds(session, [closed])
+                self._emit(session, row, emits)
         return failed
 
     def _find(self, rows: dict[UUID, Any]) -> tuple[list[tuple[Any, Answer | None]], list[Exception]]:
-        """What the provider says of each row's key, and why it says nothing of the others."""
-        found = run_side_by_side(self.provider.find, {key: key for key in rows}, SIDE_BY_SIDE)
+        """Ask the provider for the key of each row. Returns (row, answer) pairs, and the errors of the other rows."""
+        found = run_side_by_side(self.provider.find, {key: key for key in rows}, PARALLEL_CALLS)
         answered = [(rows[key], answer) for key, answer in found.items() if not isinstance(answer, Exception)]
         return answered, [answer for answer in found.values() if isinstance(answer, Exception)]
 
-    def _tell(
+    def _emit(
         self, session: Session, asked: models.PaymentRow | models.RefundRow, payloads: tuple[Payload, ...]
     ) -> None:
-        """Say what was found out, under the trace and the identity it was asked for."""
+        """Emit recovered answers with the trace and the identity of the original request."""
         identity = Identity(asked.user_id, tuple(asked.roles))
         outbox.emit(session, [envelope(self.name, payload, asked.trace_id, identity) for payload in payloads])
 
     @rpc
     def get_payment(self, payment_id: str) -> dict[str, Any]:
-        """One payment. Raises NotFound, also for somebody else's."""
+        """Return one payment. Raises NotFound, also if a customer asks for another customer's payment."""
         with self.db.read() as session:
             return models.visible(session, self.context.identity, payment_id=payment_id)
 
     @rpc
     def payment_of_order(self, order_id: str) -> dict[str, Any]:
-        """The payment of an order. Raises NotFound, also for somebody else's."""
+        """Return the payment of an order. Raises NotFound, also if a customer asks for another customer's payment."""
         with self.db.read() as session:
             return models.visible(session, self.context.identity, order_id=order_id)
 

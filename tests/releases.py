@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from inventory_service import audit
+from inventory_service.audit import chain as sealing
 from shared.seals import Seal
 from tests.databases import Databases
 
@@ -29,7 +29,7 @@ def write(database: Databases, count: int, first: int = 0) -> None:
     database.run("inventory", _WRITE, first=first, count=count)
 
 
-def seal(database: Databases, key: str = KEY, limit: int = audit.ROWS_PER_SEAL) -> int:
+def seal(database: Databases, key: str = KEY, limit: int = sealing.ROWS_PER_SEAL) -> int:
     """Seal all that can be sealed; how many seals that made."""
     made = 0
     while seal_once(database, key, limit):
@@ -37,11 +37,11 @@ def seal(database: Databases, key: str = KEY, limit: int = audit.ROWS_PER_SEAL) 
     return made
 
 
-def seal_once(database: Databases, key: str = KEY, limit: int = audit.ROWS_PER_SEAL) -> int:
+def seal_once(database: Databases, key: str = KEY, limit: int = sealing.ROWS_PER_SEAL) -> int:
     """One seal in its transaction; how many rows it covers."""
     engine = database.engines["inventory"].execution_options(isolation_level="READ COMMITTED")
     with Session(engine) as session, session.begin():
-        return audit.seal_once(session, key, limit)
+        return sealing.seal_once(session, key, limit)
 
 
 def sealed(database: Databases, *counts: int, key: str = KEY) -> None:

@@ -55,6 +55,7 @@ PLANTS = [
     (MODELS, "order_service.models", "nameko.events"),
     (MODELS, "inventory_service.models", "eventlet"),
     (MODELS, "payment_service.models", "shared.edge.tx"),
+    (MODELS, "inventory_service.audit.chain", "shared.edge.tx"),
     (PREDICT, "order_service.predict", "shared.edge.tx"),
     (PREDICT, "payment_service.predict", "nameko.rpc"),
     (NAMEKO, "order_service.service", "nameko.rpc"),

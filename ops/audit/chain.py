@@ -13,8 +13,8 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping
 from sqlalchemy.orm import Session
 
-from inventory_service import audit
-from inventory_service.audit import Position
+from inventory_service.audit import chain as releases
+from inventory_service.audit.chain import Position
 from ops.audit import ledger
 from shared import seals
 from shared.seals import Seal
@@ -24,7 +24,7 @@ SEALS_AT_ONCE = 1000
 ROWS_AT_ONCE = 1000
 
 # A seal that has this many rows is none of ours, and they are counted only.
-MOST_ROWS = 10 * audit.ROWS_PER_SEAL
+MOST_ROWS = 10 * releases.ROWS_PER_SEAL
 
 # Longer than this nothing of ours takes to be sealed and witnessed.
 TIMEOUT_S = 60
@@ -121,7 +121,7 @@ def verify(
     """
     # The ledger first: what it knows now is in the chain as it is read then, or was taken out of it.
     head = ledger.newest_head(witness)
-    end = audit.newest_seal(chain)
+    end = releases.newest_seal(chain)
     verdict = Verdict(last=end.seq, head=end.mac) if end else Verdict()
     walk = _Walk(chain, keys, verdict)
     for page in _pages(chain, end.seq if end else 0):
@@ -133,7 +133,7 @@ def verify(
         verdict.add(_cut(walk.before, head))
     if walk.unknown and (age := _age_s(walk.unknown.sealed_at)) > TIMEOUT_S:
         verdict.warnings.append(f"the ledger does not know seal {walk.unknown.seq}, which is {age:.0f} s old")
-    state = audit.chain(chain)
+    state = releases.status(chain)
     verdict.waiting = state["waiting"]
     if state["trouble"]:
         verdict.warnings.append(state["trouble"])
@@ -145,7 +145,7 @@ def verify(
 def _pages(chain: Session, end: int) -> Iterator[list[Seal]]:
     last = 0
     # Where the newest seal goes while this runs, the pages end before it; the ledger tells.
-    while last < end and (page := list(audit.seals_after(chain, last, min(SEALS_AT_ONCE, end - last)))):
+    while last < end and (page := list(releases.seals_after(chain, last, min(SEALS_AT_ONCE, end - last)))):
         yield page
         last = page[-1].seq
 
@@ -217,7 +217,7 @@ class _Walk:
         key = self.keys.get(seal.key_id)
         if key is None:
             return set()
-        until, values = (seal.until_xid, seal.until_id), [audit.sealed_values(row) for row in run.rows]
+        until, values = (seal.until_xid, seal.until_id), [releases.sealed_values(row) for row in run.rows]
         return {
             seals.seal_mac(key, before, seal.seq, until, seal.total, seal.sealed_at, values)
             for before in self._bound_to
@@ -243,7 +243,7 @@ class _Rows:
         return run
 
     def _pages(self) -> Iterator[RowMapping]:
-        while page := audit.rows_after(self.chain, self._read, ROWS_AT_ONCE):
+        while page := releases.rows_after(self.chain, self._read, ROWS_AT_ONCE):
             self._read = page[-1]["xid"], page[-1]["id"]
             yield from page
 

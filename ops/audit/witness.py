@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 
-from inventory_service import audit
+from inventory_service.audit import chain
 from ops.audit import ledger
 from ops.dlq.service_databases import ServiceDatabases
 from shared.edge.database import Sessions
@@ -40,8 +40,8 @@ class Witness:
             known = head["seq"] if head else 0
             with databases.read("inventory") as session:
                 # From the head known on, to see that it is there still: read after the ledger, so no older than that.
-                seals = list(audit.seals_after(session, known - 1, HEADS_AT_ONCE))
-                newest = None if seals else audit.newest_seal(session)
+                seals = list(chain.seals_after(session, known - 1, HEADS_AT_ONCE))
+                newest = None if seals else chain.newest_seal(session)
             if head is None or (seals and seals[0].mac == head["mac"]):
                 self._say(None)
             elif not seals:

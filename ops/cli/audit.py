@@ -98,12 +98,12 @@ def _say(verdict: Verdict) -> None:
 def audit_history(most: int, as_json: bool) -> None:
     """Who verified the chain and who exported releases, newest first."""
     with _databases(read()) as (databases, witness):
-        from inventory_service import audit as releases
+        from inventory_service.audit.exports import list_exports
         from ops.audit import ledger
 
         verifications = ledger.verifications(witness, most)
         with databases.read("inventory") as session:
-            exports, _ = releases.exports(session, most)
+            exports, _ = list_exports(session, most)
     found: list[dict[str, Any]] = [{"kind": "verification", **one} for one in verifications]
     found += [{"kind": "export", "actor": one.pop("exported_by"), "outcome": _exported(one), **one} for one in exports]
     found = sorted(found, key=lambda one: str(one["started_at"]), reverse=True)[:most]

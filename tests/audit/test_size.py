@@ -19,7 +19,7 @@ import pytest
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
-from inventory_service import audit
+from inventory_service.audit import pages
 from shared.paging import encode_cursor
 from tests.audit.support import EVENTS, begin, plant, proved, wait_sealed
 from tests.e2e.system import System
@@ -55,7 +55,7 @@ def say(words: str) -> None:
 
 def deep_cursor(system: System, filters: dict[str, str]) -> str:
     """The cursor of a page in the middle of the set."""
-    where = " AND ".join(f"{audit.FILTERS[name]} = '{value}'" for name, value in filters.items()) or "true"
+    where = " AND ".join(f"{pages.FILTERS[name]} = '{value}'" for name, value in filters.items()) or "true"
     (row,) = system.databases.rows(
         "inventory",
         f"SELECT released_at, id FROM inventory_release_events WHERE {where} ORDER BY released_at DESC, id DESC LIMIT 1"
@@ -99,7 +99,7 @@ def test_a_late_page_costs_as_much_as_the_first(system: System, rows: int) -> No
     for filters in FILTERS:
         deep = deep_cursor(system, filters)
         plans = {
-            where: explained(system, partial(audit.page, filters=filters, limit=50, cursor=cursor))
+            where: explained(system, partial(pages.page, filters=filters, limit=50, cursor=cursor))
             for where, cursor in (("first", None), ("deep", deep))
         }
         for where, plan in plans.items():
@@ -133,7 +133,7 @@ def test_totals_and_counts_are_fast_enough(system: System, rows: int) -> None:
         took = time.perf_counter() - began
         with Session(system.databases.engines["inventory"]) as session:
             began = time.perf_counter()
-            days = audit.totals(session, filters)
+            days = pages.totals(session, filters)
             summed = time.perf_counter() - began
         assert sum(day["releases"] for day in days) == page["total"] > rows / 10
         say(f"by {query or 'no filter'}: {page['total']} counted in {took:.2f} s, totals in {summed:.2f} s")
@@ -142,7 +142,7 @@ def test_totals_and_counts_are_fast_enough(system: System, rows: int) -> None:
 
 
 def test_an_offset_costs_only_the_rows_it_skips(system: System, rows: int) -> None:
-    plan = explained(system, lambda session: audit.page(session, {}, 50, None, 9_000))
+    plan = explained(system, lambda session: pages.page(session, {}, 50, None, 9_000))
     kinds = [node["Node Type"] for node in nodes(plan)]
     assert "Index Scan" in kinds
     assert not [kind for kind in kinds if "Sort" in kind], plan

@@ -8,7 +8,7 @@ from uuid import UUID
 
 import pytest
 
-from inventory_service import audit
+from inventory_service.audit import exports
 from ops.audit import ledger
 from shared.events import Identity
 from tests import releases
@@ -108,10 +108,10 @@ def test_what_cannot_be_done_is_3_and_one_line(database: Databases, monkeypatch:
 def test_history_tells_who_verified_and_who_exported_newest_first(chain: list[Any], database: Databases) -> None:
     audit_verify("--actor", "ann")
     with sealing(database) as session, session.begin():
-        done = audit.open_export(session, {"sku": "sku-1"}, Identity("bob", ("auditor",)))
-        audit.open_export(session, {}, Identity("carl", ("auditor",)))
+        done = exports.open_export(session, {"sku": "sku-1"}, Identity("bob", ("auditor",)))
+        exports.open_export(session, {}, Identity("carl", ("auditor",)))
     with sealing(database) as session, session.begin():
-        audit.close_export(session, UUID(done["export_id"]), 2, "ab12", releases.KEY)
+        exports.close_export(session, UUID(done["export_id"]), 2, "ab12", releases.KEY)
     audit_verify("--actor", "dora")
     found = ecom_here("audit", "history", "--json").answer["history"]
     assert [(one["kind"], one["actor"]) for one in found if one["actor"] in ("ann", "dora")] == [

@@ -1,4 +1,4 @@
-"""Sealing: what is sealed when, by whom, and what is never sealed."""
+"""Sealing the release audit: which rows are sealed and when, by which process, and when sealing is refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from inventory_service import audit
+from inventory_service.audit import chain as sealing_chain
 from inventory_service.service import InventoryService
 from ops.audit.chain import Verdict, verify
 from ops.dlq.service_databases import ServiceDatabases
@@ -36,7 +36,7 @@ ONE = (
 
 @pytest.fixture
 def inventory(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> InventoryService:
-    """The service's own methods, with no timer beside them."""
+    """The service without its timers, so that tests call its methods themselves."""
     made = bench("inventory")
     made.service.settings = replace(made._container.config["settings"], audit_keys=(releases.KEY,))
     monkeypatch.setattr(InventoryService, "reminder", Reminder())
@@ -61,13 +61,10 @@ def gauge(metric: Any) -> float:
     return float(metric.labels("inventory_service")._value.get())
 
 
-# --- what is sealed ---------------------------------------------------------------------------------------------------
-
-
 def test_a_seal_covers_what_was_committed_and_counts_it(database: Databases) -> None:
     releases.write(database, 3)
     assert releases.seal_once(database) == 3
-    assert releases.seal_once(database) == 0, "nothing is left"
+    assert releases.seal_once(database) == 0, "every row is sealed"
     (seal,) = releases.chain(database)
     newest = releases.rows(database)[-1]
     assert (seal.seq, seal.rows, seal.total) == (1, 3, 3)
@@ -75,18 +72,18 @@ def test_a_seal_covers_what_was_committed_and_counts_it(database: Databases) -> 
 
 
 def test_more_rows_than_a_seal_holds_go_into_several(settings: Settings, database: Databases) -> None:
-    releases.write(database, 25)  # one transaction: it is cut in the middle
+    releases.write(database, 25)  # one transaction, split over three seals
     assert releases.seal(database, limit=10) == 3
     assert [(seal.rows, seal.total) for seal in releases.chain(database)] == [(10, 10), (10, 20), (5, 25)]
     assert verified(settings, database).intact
 
 
-def test_a_late_commit_lands_in_a_later_seal_and_nothing_is_found_wrong(
+def test_a_late_commit_lands_in_a_later_seal_and_the_chain_stays_intact(
     settings: Settings, database: Databases
 ) -> None:
     with transaction(database) as slow:
         late = slow.execute(text(ONE), {"trace_id": "late"}).scalar_one()
-        releases.write(database, 3)  # has a later xid and later ids, and is committed first
+        releases.write(database, 3)  # larger xid and ids, but committed first
         assert releases.seal(database) == 0, "a row with a smaller xid may still come"
         slow.commit()
     releases.write(database, 1, 10)
@@ -95,9 +92,7 @@ def test_a_late_commit_lands_in_a_later_seal_and_nothing_is_found_wrong(
     assert verified(settings, database).intact
 
 
-def test_what_was_settled_before_an_open_transaction_is_sealed_meanwhile(
-    settings: Settings, database: Databases
-) -> None:
+def test_rows_committed_before_an_open_transaction_began_are_sealed(settings: Settings, database: Databases) -> None:
     releases.write(database, 2)
     with transaction(database) as slow:
         slow.execute(text(ONE), {"trace_id": "late"})
@@ -123,24 +118,21 @@ def test_a_row_of_a_savepoint_has_the_id_of_the_whole_transaction(settings: Sett
     assert verified(settings, database).intact
 
 
-# --- who seals --------------------------------------------------------------------------------------------------------
-
-
 def sealing(database: Databases) -> Session:
     return Session(database.engines["inventory"].execution_options(isolation_level="READ COMMITTED"))
 
 
-def test_a_second_sealer_leaves_it_to_the_first_and_does_not_wait(settings: Settings, database: Databases) -> None:
+def test_a_second_sealer_skips_its_turn_without_waiting(settings: Settings, database: Databases) -> None:
     releases.write(database, 3)
     with sealing(database) as first, eventlet.Timeout(10):
-        assert audit.seal_once(first, releases.KEY) == 3  # and is not committed yet
+        assert sealing_chain.seal_once(first, releases.KEY) == 3  # not committed yet
         assert releases.seal_once(database) == 0
         first.commit()
     assert [seal.rows for seal in releases.chain(database)] == [3]
     assert verified(settings, database).intact
 
 
-def test_sealers_side_by_side_make_one_chain(settings: Settings, database: Databases) -> None:
+def test_parallel_sealers_make_one_chain(settings: Settings, database: Databases) -> None:
     releases.write(database, 200)
     sealers = [eventlet.spawn(releases.seal, database, releases.KEY, 7) for _ in range(4)]
     for sealer in sealers:
@@ -150,12 +142,10 @@ def test_sealers_side_by_side_make_one_chain(settings: Settings, database: Datab
     assert verified(settings, database).intact
 
 
-def test_a_frozen_sealer_loses_its_turn_and_can_do_no_harm_when_it_wakes(
-    settings: Settings, database: Databases
-) -> None:
+def test_a_frozen_sealer_loses_its_lock_and_cannot_commit_later(settings: Settings, database: Databases) -> None:
     releases.write(database, 3)
     with sealing(database) as frozen:
-        assert audit.seal_once(frozen, releases.KEY, limit=1) == 1
+        assert sealing_chain.seal_once(frozen, releases.KEY, limit=1) == 1
         assert until(lambda: releases.seal_once(database)) == 3
         with pytest.raises(DBAPIError):
             frozen.commit()
@@ -163,16 +153,13 @@ def test_a_frozen_sealer_loses_its_turn_and_can_do_no_harm_when_it_wakes(
     assert verified(settings, database).intact
 
 
-# --- what is never sealed ---------------------------------------------------------------------------------------------
-
-
 def restore_elsewhere(database: Databases) -> None:
-    """As a dump restored into a cluster whose transaction ids are far behind."""
+    """Change the rows as if a dump had been restored into a cluster with much lower transaction ids."""
     database.run("inventory", "UPDATE release_seals SET until_xid = until_xid + 1000000")
     database.run("inventory", "UPDATE inventory_release_events SET xid = xid + 1000000")
 
 
-def test_nothing_is_sealed_where_transaction_ids_fell_behind_the_chain(
+def test_nothing_is_sealed_if_transaction_ids_are_behind_the_chain(
     inventory: InventoryService, database: Databases, caplog: pytest.LogCaptureFixture
 ) -> None:
     releases.sealed(database, 3)
@@ -183,32 +170,34 @@ def test_nothing_is_sealed_where_transaction_ids_fell_behind_the_chain(
     with caplog.at_level(logging.ERROR):
         inventory.seal()
         inventory.seal()
-    assert [record.getMessage() for record in caplog.records] == [audit.IDS_FELL_BACK], "once in a while"
-    told = inventory.release_chain()
-    assert (told["trouble"], told["seals"], told["waiting"]) == (audit.IDS_FELL_BACK, 1, 0)
+    assert [record.getMessage() for record in caplog.records] == [sealing_chain.IDS_FELL_BACK], (
+        "logged once, not at every run"
+    )
+    status = inventory.release_chain()
+    assert (status["trouble"], status["seals"], status["waiting"]) == (sealing_chain.IDS_FELL_BACK, 1, 0)
     assert gauge(AUDIT_TROUBLE) == 1
     with pytest.raises(CannotWork, match="transaction ids are behind"):
         inventory.open_release_export({})
 
 
-def test_rows_of_transactions_to_come_are_told_though_nothing_was_sealed(
+def test_rows_of_future_transactions_are_reported_before_the_first_seal(
     inventory: InventoryService, database: Databases
 ) -> None:
     releases.write(database, 3)
     restore_elsewhere(database)
     with pytest.raises(CannotWork, match="transaction ids are behind"):
         releases.seal_once(database)
-    told = inventory.release_chain()
-    assert (told["trouble"], told["seals"], told["waiting"]) == (audit.IDS_FELL_BACK, 0, 3)
+    status = inventory.release_chain()
+    assert (status["trouble"], status["seals"], status["waiting"]) == (sealing_chain.IDS_FELL_BACK, 0, 3)
 
 
-def test_trouble_that_is_over_is_not_told_and_is_news_when_it_comes_again(
+def test_a_solved_problem_is_cleared_and_logged_again_when_it_returns(
     inventory: InventoryService, database: Databases, caplog: pytest.LogCaptureFixture
 ) -> None:
     releases.sealed(database, 3)
     database.run("inventory", "UPDATE release_seals SET until_xid = until_xid + 1000000")
     inventory.seal()
-    assert (gauge(AUDIT_TROUBLE), inventory.release_chain()["trouble"]) == (1, audit.IDS_FELL_BACK)
+    assert (gauge(AUDIT_TROUBLE), inventory.release_chain()["trouble"]) == (1, sealing_chain.IDS_FELL_BACK)
     database.run("inventory", "UPDATE release_seals SET until_xid = until_xid - 1000000")
     releases.write(database, 2, 10)
     inventory.seal()
@@ -217,13 +206,10 @@ def test_trouble_that_is_over_is_not_told_and_is_news_when_it_comes_again(
     assert releases.chain(database)[-1].total == 5
     database.run("inventory", "UPDATE release_seals SET until_xid = until_xid + 1000000")
     inventory.seal()
-    assert caplog.text.count(audit.IDS_FELL_BACK) == 2
+    assert caplog.text.count(sealing_chain.IDS_FELL_BACK) == 2
 
 
-# --- the service ------------------------------------------------------------------------------------------------------
-
-
-def test_inventory_does_not_start_without_a_key_and_others_do(settings: Settings) -> None:
+def test_only_inventory_refuses_to_start_without_an_audit_key(settings: Settings) -> None:
     keyless = replace(settings, audit_keys=())
     with pytest.raises(ConfigurationFault, match=r"^AUDIT_KEY is not set$"):
         nameko_config(keyless, "inventory")
@@ -231,11 +217,11 @@ def test_inventory_does_not_start_without_a_key_and_others_do(settings: Settings
         nameko_config(keyless, service)
 
 
-def test_the_timer_seals_all_that_waits_and_counts_what_did(
+def test_the_timer_seals_all_waiting_rows_and_sets_the_metrics(
     inventory: InventoryService, database: Databases, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(audit, "ROWS_PER_SEAL", 10)
-    monkeypatch.setattr(audit.seal_once, "__defaults__", (10,))
+    monkeypatch.setattr(sealing_chain, "ROWS_PER_SEAL", 10)
+    monkeypatch.setattr(sealing_chain.seal_once, "__defaults__", (10,))
     releases.write(database, 25)
     began = datetime(2026, 1, 1, tzinfo=UTC)
     inventory.seal()
@@ -246,7 +232,7 @@ def test_the_timer_seals_all_that_waits_and_counts_what_did(
     assert (gauge(AUDIT_UNSEALED), gauge(AUDIT_OLDEST)) == (0, 0)
 
 
-def test_a_timer_that_fails_is_logged_and_seals_the_next_time(
+def test_a_failed_run_of_the_timer_is_logged_and_the_next_run_seals(
     settings: Settings, database: Databases, mail: Mail, caplog: pytest.LogCaptureFixture
 ) -> None:
     container = container_of(settings, "inventory", WEB_SERVER_ADDRESS="127.0.0.1:0")
@@ -263,7 +249,7 @@ def test_a_timer_that_fails_is_logged_and_seals_the_next_time(
         container.kill()
 
 
-def test_a_release_is_found_with_the_seal_that_covers_it(inventory: InventoryService, database: Databases) -> None:
+def test_a_release_is_returned_with_the_seal_that_covers_it(inventory: InventoryService, database: Databases) -> None:
     releases.sealed(database, 3, 2)
     releases.write(database, 1, 10)
     found = [inventory.release_event(row["id"])["seal"] for row in releases.rows(database)]
@@ -272,10 +258,7 @@ def test_a_release_is_found_with_the_seal_that_covers_it(inventory: InventorySer
         inventory.release_event(0)
 
 
-# --- an export begins -------------------------------------------------------------------------------------------------
-
-
-def test_an_export_seals_what_is_committed_before_it_begins(inventory: InventoryService, database: Databases) -> None:
+def test_an_export_seals_all_committed_rows_before_it_begins(inventory: InventoryService, database: Databases) -> None:
     releases.write(database, 3)
     opened = inventory.open_release_export({})
     assert opened["sealed_to"] == 1
@@ -283,51 +266,51 @@ def test_an_export_seals_what_is_committed_before_it_begins(inventory: Inventory
 
 
 @pytest.fixture
-def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How often an export has looked whether it must wait."""
-    looked: list[int] = []
+def checks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Every check of an export whether it must wait."""
+    checks_made: list[int] = []
 
     def is_open_below(session: Session, xid: int) -> bool:
-        looked.append(xid)
-        return asked(session, xid)
+        checks_made.append(xid)
+        return original(session, xid)
 
-    asked = audit.is_open_below
-    monkeypatch.setattr(audit, "is_open_below", is_open_below)
-    return looked
+    original = sealing_chain.is_open_below
+    monkeypatch.setattr(sealing_chain, "is_open_below", is_open_below)
+    return checks_made
 
 
-def test_an_export_waits_for_a_transaction_that_was_open_when_it_began(
-    inventory: InventoryService, database: Databases, looks: list[int]
+def test_an_export_waits_for_transactions_that_were_open_when_it_began(
+    inventory: InventoryService, database: Databases, checks: list[int]
 ) -> None:
     with transaction(database) as slow:
         slow.execute(text(ONE), {"trace_id": "late"})
         releases.write(database, 2, 10)
         export = eventlet.spawn(inventory.open_release_export, {})
-        until(lambda: len(looks) > 2)
+        until(lambda: len(checks) > 2)
         slow.commit()
     assert len(inventory.release_export_page(export.wait()["export_id"], 10)["items"]) == 3
 
 
-def test_an_export_does_not_wait_for_ever(
+def test_an_export_stops_waiting_for_an_open_transaction_after_seal_wait_s(
     inventory: InventoryService, database: Databases, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inventory_service.service.SEAL_WAIT_S", 0.2)
+    monkeypatch.setattr("inventory_service.audit.entrypoints.SEAL_WAIT_S", 0.2)
     releases.write(database, 3)
     with transaction(database) as slow, eventlet.Timeout(10):
         slow.execute(text(ONE), {"trace_id": "late"})
         releases.write(database, 2, 10)
         opened = inventory.open_release_export({})
         slow.rollback()
-    assert len(inventory.release_export_page(opened["export_id"], 10)["items"]) == 3, "what was settled before"
+    assert len(inventory.release_export_page(opened["export_id"], 10)["items"]) == 3, "the rows committed before"
 
 
-def test_an_export_is_refused_while_many_rows_are_not_sealed_yet(
+def test_an_export_is_refused_while_committed_rows_stay_unsealed(
     inventory: InventoryService, database: Databases, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inventory_service.service.BACKLOG_WAIT_S", 0.2)
+    monkeypatch.setattr("inventory_service.audit.entrypoints.BACKLOG_WAIT_S", 0.2)
     releases.write(database, 3)
-    with sealing(database) as other:  # somebody else seals, and is not done
-        audit.seal_once(other, releases.KEY)
+    with sealing(database) as other:  # another process is sealing
+        sealing_chain.seal_once(other, releases.KEY)
         with pytest.raises(CannotWork, match="being sealed"):
             inventory.open_release_export({})
         other.commit()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, create_engine
 
-from inventory_service import audit
+from inventory_service.audit.chain import sealed_values
 from inventory_service.models import ReleaseEvent, SealRow
 from ops.audit import chain as chains
 from ops.audit import ledger
@@ -309,7 +309,7 @@ def test_a_total_that_does_not_follow_is_found_though_its_seal_is_made_with_the_
     verified: Verify, chain: list[Any], database: Databases
 ) -> None:
     last, total = chain[-1], chain[-1].total + 7
-    rows = [audit.sealed_values(row) for row in database.rows("inventory", NEWEST, n=last.rows)]  # type: ignore[arg-type]
+    rows = [sealed_values(row) for row in database.rows("inventory", NEWEST, n=last.rows)]  # type: ignore[arg-type]
     until = last.until_xid, last.until_id
     mac = seal_mac(releases.KEY, chain[-2].mac, last.seq, until, total, last.sealed_at, rows[::-1])
     database.run("inventory", "UPDATE release_seals SET total = :total, mac = :mac WHERE seq = 5", total=total, mac=mac)

@@ -1,4 +1,4 @@
-"""Signing in against a real database."""
+"""The auth service on a real database."""
 
 import dataclasses
 
@@ -22,7 +22,7 @@ from tests.unit.serving import ask
 
 @pytest.fixture
 def container(settings, database, monkeypatch):
-    # To hash takes long on purpose, and each test begins with a hash for each of the development users.
+    # Hashing is slow on purpose, and each test begins by hashing the passwords of all development users.
     monkeypatch.setattr(passwords, "_HASHER", PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
     container = ServiceContainer(AuthService, nameko_config(settings, "auth") | {"WEB_SERVER_ADDRESS": "127.0.0.1:0"})
     container.start()
@@ -48,7 +48,7 @@ def sessions_of(container) -> Sessions:
     return next(item for item in container.dependencies if isinstance(item, Database)).sessions
 
 
-def test_a_service_that_is_ready_knows_the_development_users(container, settings, database):
+def test_a_ready_service_has_the_development_users(container, settings, database):
     assert {row["name"] for row in database.rows("auth", "SELECT name FROM users")} == set(auth.ROLES)
     service = serve(container)
     for name in auth.ROLES:
@@ -58,13 +58,13 @@ def test_a_service_that_is_ready_knows_the_development_users(container, settings
         assert (identity.user_id, identity.roles) == (name, (name,))
 
 
-def test_users_that_are_there_stay_as_they_are(container, database):
+def test_adding_development_users_does_not_change_existing_users(container, database):
     database.run("auth", "UPDATE users SET disabled = true WHERE name = 'admin'")
     database.run("auth", "DELETE FROM users WHERE name = 'auditor'")
     before = database.rows("auth", "SELECT * FROM users ORDER BY name")
-    several = [eventlet.spawn(serve(container).add_development_users) for _ in range(3)]
-    for one in several:
-        one.wait()
+    runs = [eventlet.spawn(serve(container).add_development_users) for _ in range(3)]
+    for run in runs:
+        run.wait()
     after = database.rows("auth", "SELECT * FROM users WHERE name <> 'auditor' ORDER BY name")
     assert after == before
     assert serve(container).issue_token("auditor", "demo-auditor")
@@ -76,20 +76,20 @@ def test_production_has_no_development_users(container, database):
     assert database.rows("auth", "SELECT name FROM users") == []
 
 
-def test_in_production_a_password_of_the_documentation_opens_nothing(container):
+def test_production_refuses_passwords_that_the_documentation_publishes(container):
     production = serve(container, env="production")
     with pytest.raises(Unauthenticated):
         production.issue_token("admin", "demo-admin")
 
 
-def test_a_wrong_password_an_unknown_name_and_a_disabled_user_are_refused_alike(container, service, database):
+def test_wrong_password_unknown_name_and_disabled_user_get_the_same_error(container, service, database):
     database.run("auth", "UPDATE users SET disabled = true WHERE name = 'operator'")
-    said = set()
+    messages = set()
     for name, password in (("customer", "demo-admin"), ("nobody", "demo-nobody"), ("operator", "demo-operator")):
         with pytest.raises(Unauthenticated) as caught:
             service.issue_token(name, password)
-        said.add(str(caught.value))
-    assert len(said) == 1
+        messages.add(str(caught.value))
+    assert len(messages) == 1
 
 
 def test_a_user_may_have_several_roles(container, service, settings):
@@ -99,7 +99,7 @@ def test_a_user_may_have_several_roles(container, service, settings):
     assert auth.verify(token, settings.auth_keys).identity.roles == ("auditor", "operator")
 
 
-def test_a_session_is_for_the_dashboard_alone_and_lasts_an_hour(service, settings):
+def test_a_session_is_valid_only_for_the_dashboard_and_lasts_one_hour(service, settings):
     answer = service.issue_session("auditor", "demo-auditor")
     claims = auth.verify(answer["access_token"], settings.auth_keys, audience=auth.DASHBOARD)
     assert (claims.identity.user_id, claims.identity.roles) == ("auditor", ("auditor",))
@@ -109,23 +109,22 @@ def test_a_session_is_for_the_dashboard_alone_and_lasts_an_hour(service, setting
     assert service.introspect(answer["access_token"]) == {"active": False}
 
 
-def test_a_session_takes_the_same_password_as_a_token(container, service):
+def test_a_session_has_the_same_password_rules_as_a_token(container, service):
     with pytest.raises(Unauthenticated):
         service.issue_session("auditor", "demo-admin")
     with pytest.raises(Unauthenticated):
         serve(container, env="production").issue_session("auditor", "demo-auditor")
 
 
-def test_mock_tokens_are_issued_only_where_they_are_allowed(container, service):
+def test_mock_tokens_are_refused_if_auth_mock_is_off(container, service):
     assert service.issue_mock_token("u1", ["customer"])["access_token"]
     with pytest.raises(Forbidden):
         serve(container, auth_mock=False).issue_mock_token("u1", ["customer"])
 
 
-def test_a_token_can_be_looked_into(service):
+def test_introspection_returns_the_claims_of_a_token(service):
     token = service.issue_token("customer", "demo-customer")["access_token"]
-    said = service.introspect(token)
-    assert said == {
+    assert service.introspect(token) == {
         **jwt.decode(token, options={"verify_signature": False}),
         "active": True,
         "token_type": "Bearer",
@@ -135,5 +134,5 @@ def test_a_token_can_be_looked_into(service):
 
 
 @pytest.mark.parametrize("token", ["", "nonsense", "a.b.c", "x" * 60_000])
-def test_a_bad_token_is_not_active_and_no_error(service, token):
+def test_introspection_of_an_invalid_token_answers_not_active(service, token):
     assert service.introspect(token) == {"active": False}

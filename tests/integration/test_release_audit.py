@@ -1,4 +1,4 @@
-"""The release audit's queries: each page by an index, at the same cost wherever it is; and an export equals them."""
+"""Queries of the release audit: every page uses an index and costs the same, and an export equals the query."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis
 from hypothesis import strategies as some
 
-from inventory_service import audit
+from inventory_service.audit import pages
 from inventory_service.service import InventoryService
 from shared.paging import encode_cursor
 from tests import releases
@@ -25,7 +25,7 @@ ROWS = 10_000
 LIMIT = 20
 BEGAN = datetime(2026, 1, 14, tzinfo=UTC)
 
-# A minute apart, in transactions of a hundred as a batch of messages makes them; of 53 orders, users and so on.
+# One row a minute, a hundred rows to a transaction as in a batch of messages; 53 different orders, users and so on.
 MANY = """
     INSERT INTO inventory_release_events
       (order_id, reservation_id, sku, quantity, reason, requested_by, roles, trace_id, released_at, xid)
@@ -80,8 +80,8 @@ def nodes(plan: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 def explained(bench: Bench, statement: str, values: Any) -> Mapping[str, Any]:
     with bench.sessions.read() as session:
         explain = f"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) {statement}"
-        told = session.connection().exec_driver_sql(explain, values).scalar_one()
-    (plan,) = json.loads(told) if isinstance(told, str) else told
+        answer = session.connection().exec_driver_sql(explain, values).scalar_one()
+    (plan,) = json.loads(answer) if isinstance(answer, str) else answer
     return dict(plan["Plan"])
 
 
@@ -89,11 +89,13 @@ def refuse_slow(plan: Mapping[str, Any]) -> None:
     kinds = {str(node["Node Type"]) for node in nodes(plan)}
     assert not {kind for kind in kinds if "Sort" in kind or kind == "Seq Scan"}, kinds
     assert {kind for kind in kinds if "Index" in kind}, kinds
-    assert not [node for node in nodes(plan) if node.get("Rows Removed by Filter")], "it reads what the page has not"
+    assert not [node for node in nodes(plan) if node.get("Rows Removed by Filter")], (
+        "the query reads rows that are not in the page"
+    )
 
 
 def page_at(bench: Bench, filters: Mapping[str, str], export_id: str, n: int) -> Mapping[str, Any]:
-    """How the page before the row of a minute is read."""
+    """Return the plan of the query for the page that starts before the row of minute `n`."""
     cursor = encode_cursor([minute(n), 2**62], filters) if n < ROWS else None
     with statements(bench) as sent:
         if export_id:
@@ -104,7 +106,7 @@ def page_at(bench: Bench, filters: Mapping[str, str], export_id: str, n: int) ->
     return explained(bench, *sent[-1])
 
 
-def test_every_page_comes_by_an_index_and_a_deep_one_costs_what_the_first_does(
+def test_every_page_uses_an_index_and_a_deep_page_costs_as_much_as_the_first(
     many: Bench, subtests: pytest.Subtests
 ) -> None:
     for name, filters in FILTERS.items():
@@ -114,19 +116,19 @@ def test_every_page_comes_by_an_index_and_a_deep_one_costs_what_the_first_does(
                 for plan in plans:
                     refuse_slow(plan)
                 buffers = [plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] for plan in plans]
-                # A row more or less may lie on another block.
+                # A page may touch a block more or less.
                 assert max(buffers) <= 1.5 * min(buffers) + 5, buffers
                 assert max(buffers) < 3 * LIMIT
 
 
-def test_several_filters_together_never_read_the_whole(many: Bench, database: Databases) -> None:
+def test_combined_filters_never_read_the_whole_table(many: Bench, database: Databases) -> None:
     plan = page_at(many, {"sku": "sku-3", "reason": "reason-3"}, "", ROWS)
     kinds = {str(node["Node Type"]) for node in nodes(plan)}
     assert "Seq Scan" not in kinds
     assert {kind for kind in kinds if "Index" in kind}
 
 
-def test_what_is_known_of_one_release_comes_by_indexes(many: Bench, database: Databases) -> None:
+def test_one_release_with_its_seal_is_read_by_indexes(many: Bench, database: Databases) -> None:
     releases.seal(database)
     (row,) = database.rows("inventory", "SELECT max(id) AS id FROM inventory_release_events")
     with statements(many) as sent:
@@ -137,15 +139,13 @@ def test_what_is_known_of_one_release_comes_by_indexes(many: Bench, database: Da
         assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 10
 
 
-def test_the_state_of_the_chain_is_known_without_reading_it(many: Bench, database: Databases) -> None:
+def test_the_status_of_the_chain_is_read_without_reading_the_chain(many: Bench, database: Databases) -> None:
     releases.seal(database)
     with statements(many) as sent:
         assert many.service.release_chain()["waiting"] == 0
     plans = [explained(many, *one) for one in sent]
     assert sum(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] for plan in plans) < 20
 
-
-# --- an export equals the query -----------------------------------------------------------------------------------
 
 VALUES = {
     "order_id": ["00000000-0000-0000-0000-000000000001", "00000000-0000-0000-0000-000000000002"],
@@ -154,7 +154,7 @@ VALUES = {
     "user_id": ["ann", "bob"],
     "trace_id": ["a" * 32, "b" * 32],
 }
-# Few enough that many rows share one.
+# So few that many rows have the same time.
 TIMES = [BEGAN + timedelta(seconds=n) for n in range(5)]
 INSERT = (
     "INSERT INTO inventory_release_events"
@@ -176,7 +176,7 @@ a_filter = some.fixed_dictionaries(
 
 
 def fits(row: Mapping[str, Any], filters: Mapping[str, str]) -> bool:
-    """The filters as the contract says them."""
+    """Apply the filters as the contract describes them."""
     same = all(row[name] == filters[name] for name in VALUES if name in filters)
     since, until = (datetime.fromisoformat(filters[name]) if name in filters else None for name in ("from", "to"))
     return same and (since is None or row["released_at"] >= since) and (until is None or row["released_at"] < until)
@@ -187,7 +187,7 @@ def paged(read: Callable[[str | None], dict[str, Any]], between: Callable[[], No
     while True:
         page = read(cursor)
         found += page["items"]
-        assert len(found) < 100, "it never ends"
+        assert len(found) < 100, "the pages never end"
         cursor = page["next_cursor"]
         if cursor is None:
             return found
@@ -201,7 +201,7 @@ def paged(read: Callable[[str | None], dict[str, Any]], between: Callable[[], No
     limit=some.integers(1, 7),
 )
 @hypothesis(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_an_export_is_what_the_query_gave_when_it_began_whatever_is_written_meanwhile(
+def test_an_export_equals_the_query_at_its_start_whatever_is_written_meanwhile(
     inventory: Bench, database: Databases, rows: list[Any], later: list[Any], filters: dict[str, str], limit: int
 ) -> None:
     database.run("inventory", "TRUNCATE inventory_release_events, release_seals, release_exports")
@@ -212,7 +212,7 @@ def test_an_export_is_what_the_query_gave_when_it_began_whatever_is_written_mean
 
     for row in rows:
         write(row)
-    asked = paged(lambda cursor: service.release_events(filters, limit, cursor), lambda: None)
+    queried = paged(lambda cursor: service.release_events(filters, limit, cursor), lambda: None)
     export_id = service.open_release_export(filters)["export_id"]
     for row in later:
         write(row)
@@ -222,7 +222,7 @@ def test_an_export_is_what_the_query_gave_when_it_began_whatever_is_written_mean
         service.seal()
 
     exported = paged(lambda cursor: service.release_export_page(export_id, limit, cursor), meanwhile)
-    assert exported == asked
+    assert exported == queried
     assert len(exported) == sum(fits(row, filters) for row in rows)
     assert [(item["released_at"], item["id"]) for item in exported] == sorted(
         ((item["released_at"], item["id"]) for item in exported), reverse=True
@@ -232,4 +232,4 @@ def test_an_export_is_what_the_query_gave_when_it_began_whatever_is_written_mean
 
 def audit_count(inventory: Bench, filters: Mapping[str, str]) -> int:
     with inventory.sessions.read() as session:
-        return audit.count(session, filters)
+        return pages.count(session, filters)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from ops.local.servers import Servers
-from payment_service.breaker import NOBODYS
+from payment_service.breaker import NEUTRAL_KEY
 from payment_service.provider import MockProvider
 from payment_service.service import UNKNOWN_AFTER_S, PaymentService
 from shared import outbox
@@ -76,7 +76,7 @@ def test_a_timer_that_waits_for_the_provider_does_not_hold_up_the_stop(
     mail.tell([reserved_event()])
     made_old = f"UPDATE payments SET updated_at = now() - make_interval(secs => {UNKNOWN_AFTER_S + 30})"
     until(lambda: database.run("payment", made_old))
-    until(lambda: any(key != NOBODYS for key in asked), within_s=20)  # by settle
+    until(lambda: any(key != NEUTRAL_KEY for key in asked), within_s=20)  # by settle
 
     began = time.monotonic()
     container.stop()

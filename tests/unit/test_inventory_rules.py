@@ -1,4 +1,4 @@
-"""Every row of the reservation table, and what it does to stock."""
+"""The rules of reservations and stock: every row of the table."""
 
 from uuid import UUID, uuid4
 
@@ -24,28 +24,25 @@ def reservation(state: State, kind: Kind = Kind.ORDER, **quantities: int) -> Res
     return Reservation(ORDER, RESERVATION, state, quantities, kind)
 
 
-def settle(verb: str, was: Reservation | None, have: dict[str, Stock] | None = None) -> Outcome:
+def close(verb: str, was: Reservation | None, have: dict[str, Stock] | None = None) -> Outcome:
     return domain.close_reservation(have or {}, was, verb, ORDER, "payment_failed")
 
 
-# none | order.created
-
-
-def test_a_new_order_holds_its_stock_and_inventory_says_so() -> None:
+def test_a_new_order_reserves_its_stock_and_emits_reserved() -> None:
     outcome = domain.reserve(stock(10, 3), order(("lamp", 5)), RESERVATION)
 
     assert outcome.reservation == reservation(State.RESERVED, lamp=5)
     assert outcome.stock == (Stock("lamp", 10, 8, version=7),)
     assert outcome.movements == ()
-    (told,) = outcome.emits
-    assert told == Reserved(ORDER, RESERVATION, order(("lamp", 5)).items, 500, "EUR", "mock_ok")
+    (event,) = outcome.emits
+    assert event == Reserved(ORDER, RESERVATION, order(("lamp", 5)).items, 500, "EUR", "mock_ok")
 
 
-def test_the_last_unit_can_be_held() -> None:
+def test_the_last_unit_can_be_reserved() -> None:
     assert domain.reserve(stock(10, 5), order(("lamp", 5)), RESERVATION).stock == (Stock("lamp", 10, 10, version=7),)
 
 
-def test_an_order_that_is_short_is_refused_and_told_what_is_missing() -> None:
+def test_an_order_with_too_little_stock_is_refused_with_its_shortages() -> None:
     outcome = domain.reserve(stock(10, 6), order(("lamp", 5)), RESERVATION)
 
     assert outcome.reservation == reservation(State.REFUSED)
@@ -61,33 +58,27 @@ def test_an_unknown_sku_refuses_the_whole_order() -> None:
     assert outcome.emits == (ReservationFailed(ORDER, "unknown_sku", (Shortage("ghost", 2, 0),)),)
 
 
-def test_two_lines_of_one_sku_are_summed_before_they_are_checked() -> None:
+def test_lines_of_one_sku_are_summed_before_the_check() -> None:
     outcome = domain.reserve(stock(10), order(("lamp", 6), ("lamp", 5)), RESERVATION)
 
     assert outcome.emits == (ReservationFailed(ORDER, "out_of_stock", (Shortage("lamp", 11, 10),)),)
 
 
-# any | order.created again, or after a tombstone
-
-
 @pytest.mark.parametrize("state", State)
-def test_an_order_that_has_a_reservation_changes_nothing_and_tells_nothing(state: State) -> None:
+def test_an_order_with_a_reservation_changes_and_emits_nothing(state: State) -> None:
     outcome = domain.repeat_reserve(reservation(state, lamp=1), order(("lamp", 1)))
 
     assert (outcome.changed, outcome.emits) == (False, ())
 
 
-def test_an_order_whose_id_is_held_by_hand_is_refused() -> None:
+def test_an_order_with_a_manual_reservation_is_refused() -> None:
     held = reservation(State.RESERVED, Kind.MANUAL, lamp=1)
 
     assert domain.repeat_reserve(held, order(("lamp", 1))).emits == (ReservationFailed(ORDER, "held_manually", ()),)
 
 
-# commit
-
-
-def test_a_commit_turns_the_hold_into_a_sale() -> None:
-    outcome = settle(COMMIT, reservation(State.RESERVED, lamp=4), stock(10, 4))
+def test_a_commit_turns_a_reservation_into_a_sale() -> None:
+    outcome = close(COMMIT, reservation(State.RESERVED, lamp=4), stock(10, 4))
 
     assert outcome.reservation.state == State.COMMITTED
     assert outcome.stock == (Stock("lamp", 6, 0, version=8),)
@@ -97,27 +88,24 @@ def test_a_commit_turns_the_hold_into_a_sale() -> None:
 
 
 @pytest.mark.parametrize("state", [State.COMMITTED, State.RELEASED])
-def test_a_commit_of_what_is_committed_or_released_changes_nothing(state: State) -> None:
-    outcome = settle(COMMIT, reservation(state, lamp=4), stock())
+def test_a_commit_of_a_committed_or_released_reservation_changes_nothing(state: State) -> None:
+    outcome = close(COMMIT, reservation(state, lamp=4), stock())
 
     assert (outcome.changed, outcome.emits, outcome.stock) == (False, (), ())
 
 
-def test_a_commit_of_what_was_refused_is_unexpected() -> None:
+def test_a_commit_of_a_refused_reservation_is_unexpected() -> None:
     with pytest.raises(UnexpectedEvent, match="REFUSED"):
-        settle(COMMIT, reservation(State.REFUSED))
+        close(COMMIT, reservation(State.REFUSED))
 
 
-def test_a_commit_of_what_was_never_reserved_is_of_an_unknown_order() -> None:
+def test_a_commit_without_reservation_raises_unknown_order() -> None:
     with pytest.raises(UnknownOrder, match=str(ORDER)):
-        settle(COMMIT, None)
+        close(COMMIT, None)
 
 
-# release
-
-
-def test_a_release_gives_the_hold_back_and_is_audited() -> None:
-    outcome = settle(RELEASE, reservation(State.RESERVED, lamp=4), stock(10, 4))
+def test_a_release_returns_reserved_stock_and_is_audited() -> None:
+    outcome = close(RELEASE, reservation(State.RESERVED, lamp=4), stock(10, 4))
 
     assert outcome.reservation.state == State.RELEASED
     assert outcome.stock == (Stock("lamp", 10, 0, version=7),)
@@ -126,8 +114,8 @@ def test_a_release_gives_the_hold_back_and_is_audited() -> None:
     assert outcome.emits == (Released(ORDER, RESERVATION, (Item("lamp", 4),), "payment_failed"),)
 
 
-def test_a_release_of_what_was_sold_brings_it_back_and_is_audited() -> None:
-    outcome = settle(RELEASE, reservation(State.COMMITTED, lamp=4), stock(6, 0))
+def test_a_release_of_sold_stock_returns_it_and_is_audited() -> None:
+    outcome = close(RELEASE, reservation(State.COMMITTED, lamp=4), stock(6, 0))
 
     assert outcome.reservation.state == State.RELEASED
     assert outcome.stock == (Stock("lamp", 10, 0, version=8),)
@@ -136,29 +124,26 @@ def test_a_release_of_what_was_sold_brings_it_back_and_is_audited() -> None:
 
 
 @pytest.mark.parametrize("state", [State.RELEASED, State.REFUSED])
-def test_a_release_of_what_is_final_changes_nothing(state: State) -> None:
-    outcome = settle(RELEASE, reservation(state), stock())
+def test_a_release_of_a_released_or_refused_reservation_changes_nothing(state: State) -> None:
+    outcome = close(RELEASE, reservation(state), stock())
 
     assert (outcome.changed, outcome.audited, outcome.emits) == (False, False, ())
 
 
-def test_a_reservation_made_by_hand_is_settled_without_a_word() -> None:
-    outcome = settle(RELEASE, reservation(State.RESERVED, Kind.MANUAL, lamp=4), stock(10, 4))
+def test_closing_a_manual_reservation_is_audited_and_emits_nothing() -> None:
+    outcome = close(RELEASE, reservation(State.RESERVED, Kind.MANUAL, lamp=4), stock(10, 4))
 
     assert outcome.audited
     assert outcome.emits == ()
 
 
-def test_every_pair_of_state_and_verb_has_a_row_except_the_one_for_the_dlq() -> None:
+def test_only_commit_of_a_refused_reservation_has_no_row() -> None:
     pairs = {(state, verb) for state in State for verb in (domain.RESERVE, COMMIT, RELEASE)}
 
     assert pairs - set(domain.TABLE) == {(State.REFUSED, COMMIT)}
 
 
-# by hand
-
-
-def test_a_person_can_hold_what_is_there_and_is_told_what_is_short() -> None:
+def test_a_manual_reservation_succeeds_or_returns_its_shortages() -> None:
     held = domain.hold_manually(stock(10, 8), ORDER, RESERVATION, {"lamp": 2})
     short = domain.hold_manually(stock(10, 8), ORDER, RESERVATION, {"lamp": 3})
 
@@ -167,23 +152,23 @@ def test_a_person_can_hold_what_is_there_and_is_told_what_is_short() -> None:
     assert short == (Shortage("lamp", 3, 2),)
 
 
-def test_setting_stock_moves_the_difference() -> None:
+def test_setting_stock_records_the_difference_as_a_movement() -> None:
     assert domain.put(stock(10, 4)["lamp"], "lamp", 6, None) == (Stock("lamp", 6, 4, 8), Movement("lamp", -4, "put"))
     assert domain.put(None, "lamp", 5, None) == (Stock("lamp", 5, 0, 1), Movement("lamp", 5, "put"))
 
 
-def test_setting_stock_to_what_it_is_moves_nothing() -> None:
+def test_setting_stock_to_its_present_quantity_records_no_movement() -> None:
     assert domain.put(stock(10)["lamp"], "lamp", 10, 7) == (stock(10)["lamp"], None)
 
 
-def test_stock_cannot_be_set_below_what_is_reserved() -> None:
+def test_stock_cannot_be_set_below_the_reserved_quantity() -> None:
     with pytest.raises(BelowReserved) as caught:
         domain.put(stock(10, 4)["lamp"], "lamp", 3, None)
 
     assert caught.value.details == {"reserved": 4}
 
 
-def test_stock_that_moved_since_it_was_read_is_not_set() -> None:
+def test_stock_is_not_set_with_an_old_version() -> None:
     with pytest.raises(VersionMoved) as caught:
         domain.put(stock(10)["lamp"], "lamp", 3, 6)
 

@@ -1,4 +1,4 @@
-"""Whose fault it is when the provider does not answer, and how long it is then left alone."""
+"""The circuit breaker: whose fault a timeout is, and how long the provider then gets no calls."""
 
 from uuid import UUID, uuid4
 
@@ -7,14 +7,14 @@ import pytest
 from eventlet.event import Event
 from prometheus_client import REGISTRY
 
-from payment_service.breaker import FAILURES_TO_OPEN, NOBODYS, Breaker, Guarded
+from payment_service.breaker import FAILURES_TO_OPEN, NEUTRAL_KEY, Breaker, Guarded
 from payment_service.domain import Answer
 from payment_service.provider import Charge, Provider
 from shared.errors import CannotWork, ProviderAway, ProviderTimeout
 
 OPEN_S = 30.0
 YES = Answer(True, reference="ref")
-SILENT = uuid4()  # a key to which the provider never answers, whatever it does for others
+SILENT = uuid4()  # a key that always times out, whatever the provider does for other keys
 
 
 def charge(key: UUID | None = None) -> Charge:
@@ -22,7 +22,7 @@ def charge(key: UUID | None = None) -> Charge:
 
 
 class Clock:
-    """A clock that a test moves on."""
+    """A clock that a test sets forward."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -32,13 +32,13 @@ class Clock:
 
 
 class FakeProvider(Provider):
-    """Answers unless it is down or broken, or the key is SILENT; remembers every key it was asked about."""
+    """Answers unless it is down or faulty, or the key is SILENT. Records every key it is asked about."""
 
     def __init__(self) -> None:
         self.down = False
         self.fault: Exception | None = None
         self.asked: list[UUID] = []
-        self.hold: Event | None = None  # what the neutral question waits for
+        self.hold: Event | None = None  # the neutral question waits for this event
 
     def charge(self, charge: Charge) -> Answer:
         return self._answer(charge.key)
@@ -48,7 +48,7 @@ class FakeProvider(Provider):
 
     def find(self, key: UUID) -> Answer | None:
         answer = self._answer(key)
-        if key != NOBODYS:
+        if key != NEUTRAL_KEY:
             return answer
         if self.hold:
             self.hold.wait()
@@ -93,7 +93,7 @@ def fail(guarded: Guarded, times: int) -> None:
 
 
 def outage(guarded: Guarded, provider: FakeProvider) -> None:
-    """Let the guard find out that the provider is down."""
+    """Take the provider down and let the breaker notice it."""
     provider.down = True
     with pytest.raises(ProviderAway):
         guarded.charge(charge())
@@ -104,7 +104,7 @@ HOW = pytest.mark.parametrize("how", ["charge", "refund", "find"])
 
 
 @HOW
-def test_an_answer_passes_and_nothing_else_is_asked(guarded: Guarded, provider: FakeProvider, how: str) -> None:
+def test_an_answered_call_needs_no_neutral_question(guarded: Guarded, provider: FakeProvider, how: str) -> None:
     key = uuid4()
 
     assert ask(guarded, how, key) == YES
@@ -113,32 +113,30 @@ def test_an_answer_passes_and_nothing_else_is_asked(guarded: Guarded, provider: 
 
 
 @HOW
-def test_a_silence_about_one_key_is_its_own_while_the_neutral_question_is_answered(
+def test_a_timeout_belongs_to_its_call_if_the_neutral_question_is_answered(
     guarded: Guarded, provider: FakeProvider, how: str
 ) -> None:
     with pytest.raises(ProviderTimeout):
         ask(guarded, how, SILENT)
 
-    assert provider.asked == [SILENT, NOBODYS]
+    assert provider.asked == [SILENT, NEUTRAL_KEY]
     assert guarded.charge(charge()) == YES
 
 
 @HOW
-def test_a_provider_that_does_not_answer_the_neutral_question_is_away_at_once(
+def test_the_circuit_opens_at_once_if_the_neutral_question_times_out(
     guarded: Guarded, provider: FakeProvider, how: str
 ) -> None:
     provider.down = True
     with pytest.raises(ProviderAway):
         ask(guarded, how, uuid4())
 
-    assert provider.asked[1:] == [NOBODYS]
+    assert provider.asked[1:] == [NEUTRAL_KEY]
     assert circuit_open() == 1
 
 
 @HOW
-def test_while_the_circuit_is_open_nothing_is_asked(
-    guarded: Guarded, provider: FakeProvider, clock: Clock, how: str
-) -> None:
+def test_an_open_circuit_makes_no_calls(guarded: Guarded, provider: FakeProvider, clock: Clock, how: str) -> None:
     outage(guarded, provider)
     clock.now += OPEN_S - 0.1
 
@@ -147,23 +145,25 @@ def test_while_the_circuit_is_open_nothing_is_asked(
     assert provider.asked == []
 
 
-def test_that_the_provider_is_away_is_no_fault_of_a_message() -> None:
+def test_provider_away_is_not_a_fault_of_the_message() -> None:
     assert issubclass(ProviderAway, CannotWork)
     assert not issubclass(ProviderAway, ProviderTimeout)
     assert ProviderAway.code == "provider_away"
 
 
-def test_failures_in_a_row_open_it_though_the_provider_answers_others(guarded: Guarded, provider: FakeProvider) -> None:
+def test_consecutive_timeouts_open_the_circuit_even_if_the_neutral_question_is_answered(
+    guarded: Guarded, provider: FakeProvider
+) -> None:
     fail(guarded, FAILURES_TO_OPEN - 1)
     assert circuit_open() == 0
-    fail(guarded, 1)  # is still its own: the neutral question was answered
+    fail(guarded, 1)  # raises ProviderTimeout still: the neutral question was answered
 
     assert circuit_open() == 1
     with pytest.raises(ProviderAway):
         guarded.charge(charge())
 
 
-def test_an_answer_between_failures_starts_the_count_anew(guarded: Guarded) -> None:
+def test_an_answer_between_timeouts_resets_the_count(guarded: Guarded) -> None:
     fail(guarded, FAILURES_TO_OPEN - 1)
     guarded.charge(charge())
     fail(guarded, FAILURES_TO_OPEN - 1)
@@ -171,8 +171,8 @@ def test_an_answer_between_failures_starts_the_count_anew(guarded: Guarded) -> N
     assert circuit_open() == 0
 
 
-def test_failures_beside_calls_that_are_answered_do_not_count(guarded: Guarded, provider: FakeProvider) -> None:
-    """Of a batch the silent ones always come last, and so in a row."""
+def test_timeouts_do_not_count_while_parallel_calls_are_answered(guarded: Guarded, provider: FakeProvider) -> None:
+    """In a batch, timeouts finish last and so look consecutive."""
 
     def slow(charge: Charge) -> Answer:
         if charge.key == SILENT:
@@ -190,7 +190,7 @@ def test_failures_beside_calls_that_are_answered_do_not_count(guarded: Guarded, 
     assert circuit_open() == 0
 
 
-def test_when_the_time_is_over_the_neutral_question_closes_it_and_the_call_is_made(
+def test_an_answered_trial_closes_the_circuit_and_the_call_is_made(
     guarded: Guarded, provider: FakeProvider, clock: Clock
 ) -> None:
     outage(guarded, provider)
@@ -199,13 +199,11 @@ def test_when_the_time_is_over_the_neutral_question_closes_it_and_the_call_is_ma
     key = uuid4()
 
     assert guarded.charge(charge(key)) == YES
-    assert provider.asked == [NOBODYS, key]
+    assert provider.asked == [NEUTRAL_KEY, key]
     assert circuit_open() == 0
 
 
-def test_a_circuit_that_closed_counts_failures_from_nothing(
-    guarded: Guarded, provider: FakeProvider, clock: Clock
-) -> None:
+def test_a_closed_circuit_counts_timeouts_from_zero(guarded: Guarded, provider: FakeProvider, clock: Clock) -> None:
     fail(guarded, FAILURES_TO_OPEN)
     clock.now += OPEN_S
     fail(guarded, FAILURES_TO_OPEN - 1)
@@ -213,7 +211,7 @@ def test_a_circuit_that_closed_counts_failures_from_nothing(
     assert circuit_open() == 0
 
 
-def test_a_trial_that_is_not_answered_costs_no_message_anything_and_opens_it_for_as_long_again(
+def test_a_failed_trial_blocks_calls_for_another_full_period(
     guarded: Guarded, provider: FakeProvider, clock: Clock
 ) -> None:
     outage(guarded, provider)
@@ -221,38 +219,38 @@ def test_a_trial_that_is_not_answered_costs_no_message_anything_and_opens_it_for
 
     with pytest.raises(ProviderAway):
         guarded.charge(charge())
-    assert provider.asked == [NOBODYS]
+    assert provider.asked == [NEUTRAL_KEY]
     clock.now += OPEN_S - 0.1
     with pytest.raises(ProviderAway):
         guarded.charge(charge())
-    assert provider.asked == [NOBODYS]
+    assert provider.asked == [NEUTRAL_KEY]
 
 
-@pytest.mark.parametrize("back", [True, False])
-def test_one_caller_makes_the_trial_and_those_beside_it_wait_for_its_outcome(
-    guarded: Guarded, provider: FakeProvider, clock: Clock, back: bool
+@pytest.mark.parametrize("answered", [True, False])
+def test_one_caller_makes_the_trial_and_parallel_callers_wait_for_its_result(
+    guarded: Guarded, provider: FakeProvider, clock: Clock, answered: bool
 ) -> None:
     outage(guarded, provider)
     clock.now += OPEN_S
     provider.down, provider.hold = False, Event()
     callers = [eventlet.spawn(guarded.charge, charge()) for _ in range(20)]
     eventlet.sleep(0)
-    assert provider.asked == [NOBODYS]
+    assert provider.asked == [NEUTRAL_KEY]
     assert circuit_open() == 1
 
-    if back:
+    if answered:
         provider.hold.send()
         assert [caller.wait() for caller in callers] == [YES] * 20
-        assert provider.asked.count(NOBODYS) == 1
+        assert provider.asked.count(NEUTRAL_KEY) == 1
     else:
         provider.hold.send_exception(ProviderTimeout())
         for caller in callers:
             with pytest.raises(ProviderAway):
                 caller.wait()
-        assert provider.asked == [NOBODYS]
+        assert provider.asked == [NEUTRAL_KEY]
 
 
-def test_calls_side_by_side_are_made_side_by_side(guarded: Guarded, provider: FakeProvider) -> None:
+def test_the_breaker_lets_calls_run_in_parallel(guarded: Guarded, provider: FakeProvider) -> None:
     under_way, most = 0, 0
 
     def slow(charge: Charge) -> Answer:
@@ -270,7 +268,7 @@ def test_calls_side_by_side_are_made_side_by_side(guarded: Guarded, provider: Fa
     assert most == 20
 
 
-def test_a_fault_that_is_no_silence_passes_and_says_nothing_of_the_provider(
+def test_an_error_that_is_not_a_timeout_passes_through_and_is_not_counted(
     guarded: Guarded, provider: FakeProvider, clock: Clock
 ) -> None:
     provider.fault = ValueError("a bug")
@@ -280,7 +278,7 @@ def test_a_fault_that_is_no_silence_passes_and_says_nothing_of_the_provider(
     assert circuit_open() == 0
 
 
-def test_a_fault_in_the_trial_leaves_it_to_the_next_caller(
+def test_an_error_in_the_trial_leaves_the_trial_to_the_next_caller(
     guarded: Guarded, provider: FakeProvider, clock: Clock
 ) -> None:
     outage(guarded, provider)
@@ -294,7 +292,7 @@ def test_a_fault_in_the_trial_leaves_it_to_the_next_caller(
     assert circuit_open() == 0
 
 
-def test_a_late_failure_of_a_call_from_before_does_not_keep_it_open_longer(
+def test_a_late_timeout_does_not_keep_the_circuit_open_longer(
     guarded: Guarded, provider: FakeProvider, clock: Clock
 ) -> None:
     breaker = guarded.breaker

@@ -1,4 +1,4 @@
-"""Seals over the release audit, and a record of its exports."""
+"""Add the seals of the release audit and the record of its exports."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -11,10 +11,10 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Rows know their transaction, and seals cover them."""
+    """Add the transaction id of each release, the seals and the exports."""
     now = sa.text("now()")
     moment = sa.DateTime(timezone=True)
-    # Rows that are there get this transaction's: they are settled, and come first in the chain.
+    # Existing rows get the id of this transaction, so they come first in the chain.
     op.add_column(
         "inventory_release_events",
         sa.Column("xid", sa.BigInteger, nullable=False, server_default=sa.text("(pg_current_xact_id()::text::bigint)")),
@@ -51,7 +51,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """No seals, and no record of exports."""
+    """Drop the seals, the exports and the transaction ids."""
     op.drop_table("release_exports")
     op.drop_table("release_seals")
     op.drop_index("ix_inventory_release_events_xid_id", "inventory_release_events")
