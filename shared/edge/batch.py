@@ -9,14 +9,13 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
-from shared import inbox, outbox
 from shared.deaths import record_deaths
 from shared.edge import green
+from shared.edge.attempt import Attempt, Handled, log_failure
 from shared.edge.broker import backoff
 from shared.edge.database import Sessions
 from shared.edge.publisher import Outgoing, Publisher
@@ -42,14 +41,6 @@ class Incoming(NamedTuple):
 
     delivery: Delivery
     event: Envelope
-
-
-@dataclass(frozen=True)
-class Handled:
-    """What became of events: how many the inbox had seen before, and the errors of those that failed."""
-
-    seen_before: int
-    failed: dict[UUID, Exception]
 
 
 class Stopping(BaseException):
@@ -150,7 +141,7 @@ class Batch:
         for _ in range(ROUNDS):
             if not events:
                 return Handled(0, failed)
-            attempt = _Attempt(self, events, answers)
+            attempt = self._attempt(events, answers)
             try:
                 handled = self._until_able(attempt.run)
                 return Handled(handled.seen_before, failed | handled.failed)
@@ -158,7 +149,7 @@ class Batch:
                 culprit = attempt.in_work if len(events) > 1 else events[0]
                 if culprit is None:
                     break  # the error names no message, as at commit
-                self.log_failure(culprit, error)
+                log_failure(self.queue, culprit, error)
                 failed[culprit.message_id] = error
                 events = [event for event in events if event is not culprit]
         one_by_one = self._handle_singly(events, answers)
@@ -169,12 +160,15 @@ class Batch:
         seen_before, failed = 0, dict[UUID, Exception]()
         for event in events:
             try:
-                handled = self._until_able(_Attempt(self, [event], answers).run)
+                handled = self._until_able(self._attempt([event], answers).run)
                 seen_before, failed = seen_before + handled.seen_before, failed | handled.failed
             except Exception as error:
-                self.log_failure(event, error)
+                log_failure(self.queue, event, error)
                 failed[event.message_id] = error
         return Handled(seen_before, failed)
+
+    def _attempt(self, events: list[Envelope], answers: dict[UUID, Any]) -> Attempt:
+        return Attempt(self.queue, self.source, self.sessions, self.handle, events, answers)
 
     def _send_on(self, failed: list[FailedDelivery]) -> tuple[int, int]:
         """Publish failed messages to their retry level or DLQ, confirmed; how many to each."""
@@ -243,50 +237,6 @@ class Batch:
         green.sleep(wait)
         if self.stopping():
             raise Stopping
-
-    def log_failure(self, event: Envelope, error: Exception) -> None:
-        """Log that a message could not be handled, with its trace."""
-        log.warning(
-            "%s could not handle %s %s (trace %s): %s: %s",
-            self.queue,
-            event.type,
-            event.message_id,
-            event.trace_id,
-            type(error).__name__,
-            error,
-            exc_info=None if isinstance(error, DeadMessage) else error,
-        )
-
-
-class _Attempt:
-    """One transaction over some events of a batch."""
-
-    def __init__(self, batch: Batch, events: list[Envelope], answers: dict[UUID, Any]) -> None:
-        self.batch = batch
-        self.events = events
-        self.answers = answers
-        self.in_work: Envelope | None = None  # the event that the handler was at when it raised, if it is known
-
-    def run(self) -> Handled:
-        """Claim the new messages, handle them, emit events, and commit."""
-        batch, queue = self.batch, self.batch.queue
-        with batch.sessions().begin() as session:
-            new = inbox.claim(session, queue, [event.message_id for event in self.events])
-            events = Events([event for event in self.events if event.message_id in new])
-            tx = Tx(session, batch.source, self.answers)
-            try:
-                if events:
-                    batch.handle(events, tx)
-            except Exception:
-                self.in_work = events.in_work
-                raise
-            if tx.failed:
-                inbox.forget(session, queue, list(tx.failed))
-            outbox.emit(session, tx.outgoing_events())
-        for event in events:
-            if event.message_id in tx.failed:
-                batch.log_failure(event, tx.failed[event.message_id])
-        return Handled(len(self.events) - len(events), tx.failed)
 
 
 def _says_pause(answer: object) -> bool:
