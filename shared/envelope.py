@@ -98,7 +98,7 @@ def _completed(payload: Mapping[str, Any], routing_key: str) -> Envelope:
     if routing_key not in CATALOGUE:
         raise UnknownType(f"a bare payload came by {routing_key!r}, which is not in the catalogue")
     decoded = decoder(CATALOGUE[routing_key])(payload, "payload")
-    return envelope(SHELL, decoded, new_trace_id(), Identity(SHELL))
+    return envelope(SHELL, decoded, new_trace_id(), Identity(SHELL, ()))
 
 
 def _no_constant(name: str) -> None:

@@ -18,7 +18,7 @@ class Identity:
     """The person or timer that caused an event: a customer, an operator, or one of the system's own timers."""
 
     user_id: ShortText
-    roles: tuple[ShortText, ...] = ()
+    roles: tuple[ShortText, ...]
 
 
 @dataclass(frozen=True)

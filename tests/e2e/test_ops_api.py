@@ -130,7 +130,7 @@ def test_the_ledger_has_the_tokens_user_and_every_message(system: System) -> Non
 def test_a_list_is_filtered_and_paged(system: System) -> None:
     orders = die(system, 4)
     trace_id, traced = new_trace_id(), uuid.uuid4()
-    publish(system.amqp_uri, envelope("order_service", CommitRequested(traced), trace_id, Identity("alice")))
+    publish(system.amqp_uri, envelope("order_service", CommitRequested(traced), trace_id, Identity("alice", ())))
     eventually(lambda: listed(system), lambda letters: len(letters) == 5)
     for query, found in {
         f"?order_id={orders[0]}": {orders[0]},

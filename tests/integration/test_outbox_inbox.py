@@ -149,7 +149,7 @@ def test_an_event_that_breaks_its_own_schema_is_not_told_nor_are_those_beside_it
     bench: Benches, database: Databases
 ) -> None:
     payment = bench("payment")
-    bad = envelope("order_service", OrderPaid(uuid4(), -1, "EUR"), new_trace_id(), Identity("customer"))
+    bad = envelope("order_service", OrderPaid(uuid4(), -1, "EUR"), new_trace_id(), Identity("customer", ()))
     with payment.sessions.begin() as session, pytest.raises(InvalidSchema, match="total"):
         outbox.emit(session, [told(OrderCancelled(uuid4(), "deadline")), bad])
 

@@ -225,7 +225,7 @@ def test_what_breaks_its_own_schema_is_not_published() -> None:
     payload = OrderCreated(uuid4(), "EUR", -1, (PricedItem("a", 1, 1),), "mock_ok")
 
     with pytest.raises(InvalidSchema, match=r"payload\.total"):
-        envelope("order_service", payload, TRACE, Identity("ann")).to_json()
+        envelope("order_service", payload, TRACE, Identity("ann", ())).to_json()
 
 
 def test_a_bare_payload_is_completed_as_told_by_the_shell() -> None:

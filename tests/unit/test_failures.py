@@ -14,7 +14,7 @@ from shared.failures import MAX_ERROR_BYTES, Delivery, FailedDelivery, classify_
 QUEUE = "q.payment.order-cancelled"
 NOW = datetime(2026, 1, 14, 10, 30, tzinfo=UTC)
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
-EVENT = envelope("order_service", OrderCancelled(uuid4(), "deadline"), TRACE, Identity("ann"))
+EVENT = envelope("order_service", OrderCancelled(uuid4(), "deadline"), TRACE, Identity("ann", ()))
 
 OURS = {
     "x-attempt",

@@ -186,3 +186,10 @@ def test_a_queue_hears_what_any_of_its_bindings_matches():
         "order.paid",
         "user.left",
     ]
+
+
+def test_a_queue_is_bound_by_every_one_of_its_bindings(monkeypatch):
+    queue = table.Queue("q.x.y", "x", ("order.paid", "user.*"))
+    monkeypatch.setattr(table, "QUEUES", (queue,))
+    bound = [key for exchange, name, key in table.bindings() if exchange == table.EVENTS_EXCHANGE]
+    assert bound == ["order.paid", "user.*"]

@@ -122,7 +122,7 @@ class Subject:
 
     def order(self, what: str) -> bytes:
         """Put an event of the user `what` into its queue; the body."""
-        event = envelope("test", QUEUES[self.hears](uuid4()), new_trace_id(), Identity(what))
+        event = envelope("test", QUEUES[self.hears](uuid4()), new_trace_id(), Identity(what, ()))
         return self.put(event.to_json().encode())
 
     def handles(self, within_s: float = 30.0) -> bool:
