@@ -48,7 +48,7 @@ class Status(StrEnum):
 
 
 class Fate(StrEnum):
-    """What became of one message in an operation."""
+    """The result of an operation for one message."""
 
     STARTED = "started"  # about to be sent; still so after a crash: it may be in both queues, which the inbox absorbs
     SENT = "sent"  # safe in its main queue and gone from the DLQ; not consumed yet
@@ -62,7 +62,7 @@ class Fate(StrEnum):
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """One dead message, as far as its choice depends on it. `born_at` is when the event occurred, if it says so."""
+    """The facts of a dead message by which a filter chooses. `born_at` is when the event occurred, if it is known."""
 
     message_id: UUID
     reason: str
@@ -80,7 +80,7 @@ class DeadLetter:
 
 @dataclass(frozen=True)
 class Filter:
-    """Which letters are meant. What is empty lets everything pass; `error` is found in its class or message."""
+    """Chooses dead messages. An empty field lets everything pass; `error` is searched in the error's class and text."""
 
     ids: frozenset[UUID] = frozenset()
     reasons: frozenset[str] = frozenset()
@@ -105,7 +105,7 @@ class Filter:
         )
 
     def as_dict(self) -> dict[str, object]:
-        """What is set of it, as plain values for the ledger."""
+        """The fields that are set, as plain values for the ledger."""
         return {
             name: sorted(map(str, value)) if isinstance(value, frozenset) else str(value)
             for name, value in self.__dict__.items()
@@ -127,7 +127,7 @@ class Pace:
 
 @dataclass
 class Tally:
-    """What became of the messages of an operation, counted."""
+    """The results of an operation, counted."""
 
     chosen: int = 0
     fates: Counter[Fate] = field(default_factory=Counter)
@@ -172,7 +172,7 @@ def waves(ramp: Iterable[int]) -> Iterator[int]:
 
 
 def require_choice(ids: object, most: int | None, everything: bool, names: tuple[str, str, str]) -> None:
-    """Raise ValidationFailed unless a request says how many messages it means: ids, a maximum, or all of them.
+    """Raise ValidationFailed unless a request chooses messages by ids, a maximum, or all of them.
 
     `names` are the caller's words for the three.
     """

@@ -71,7 +71,7 @@ class Operation(Base):
 
 
 class OperationMessage(Base):
-    """What an operation did to one message."""
+    """The result of an operation for one message."""
 
     __tablename__ = "operation_messages"
 
@@ -88,7 +88,7 @@ class OperationMessage(Base):
 
 
 class AuditHead(Base):
-    """A head of the release audit's chain, as it was seen from here: who cuts the chain's tail cannot cut this one."""
+    """A head of the release audit's chain, as ops saw it: cutting the chain's tail does not remove it here."""
 
     __tablename__ = "audit_heads"
 
@@ -99,7 +99,7 @@ class AuditHead(Base):
 
 
 class AuditVerification(Base):
-    """Somebody walked the chain from its first seal to its head."""
+    """A verification of the chain from its first seal to its head."""
 
     __tablename__ = "audit_verifications"
 
@@ -122,7 +122,7 @@ BROUGHT_BACK = (Fate.STARTED, Fate.SENT, Fate.APPLIED, Fate.DEAD_AGAIN, Fate.IMP
 
 DIED = "its process died"
 
-# A queue's lock lives as long as the session that took it: nobody holds one by having died.
+# A queue's lock lives as long as the session that took it: a dead process holds none.
 _LOCK_CLASS = 0x646C71
 # The name of a database session: this prefix, then the name of its operator.
 SESSION_PREFIX = "ecom dlq "
@@ -244,9 +244,9 @@ def operation(connection: Connection, operation_id: uuid.UUID) -> dict[str, Any]
 
 
 def operation_now(connection: Connection, operation_id: uuid.UUID) -> dict[str, Any]:
-    """The same, and INTERRUPTED when it never finished and nobody is at it any more. Raises NotFound.
+    """The same, with INTERRUPTED for an operation that did not finish and whose process is gone. Raises NotFound.
 
-    Each statement must see what is committed: an operation lets go of its DLQ after it has said how it ended.
+    Each statement must see committed rows: an operation unlocks its DLQ after it has saved its result.
     """
     found = operation(connection, operation_id)
     if found["status"] == Status.STARTED and holder(connection, found["queue"]) is None:
@@ -275,7 +275,7 @@ def history(
 
 
 def fates(connection: Connection, operation_id: uuid.UUID) -> Iterator[dict[str, Any]]:
-    """What became of each message of an operation, read page by page."""
+    """The result of an operation for each message, read page by page."""
     table = OperationMessage.__table__.c
     query = select(*table).where(table.operation_id == operation_id).order_by(table.message_id).limit(FATES_AT_ONCE)
     last = uuid.UUID(int=0)
@@ -294,7 +294,7 @@ def fates(connection: Connection, operation_id: uuid.UUID) -> Iterator[dict[str,
 
 
 def operations_of(connection: Connection, order_ids: Sequence[uuid.UUID]) -> dict[str, list[dict[str, Any]]]:
-    """What operators brought back to work of these orders: by order_id, oldest first. One statement."""
+    """The operators' replays and imports of messages of these orders, by order_id, oldest first. One statement."""
     message, operation = OperationMessage.__table__.c, Operation.__table__.c
     query = (
         select(

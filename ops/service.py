@@ -1,4 +1,4 @@
-"""The operators' service: what `ecom dlq` does, over HTTP; a census of the DLQs; a witness of the release audit."""
+"""The operators' service: replays over HTTP, a census of the DLQs, and a witness of the release audit."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ VERIFICATION_FIELDS = ("actor", "intact", "seals", "rows", "outcome", "finished_
 
 
 class OpsService(Probes):
-    """Shows dead messages, replays them, and keeps count of them; witnesses the release audit."""
+    """Shows, replays and counts dead messages, and witnesses the release audit."""
 
     name = "ops_service"
 
@@ -125,7 +125,7 @@ class OpsService(Probes):
 
     @rpc
     def operations_of(self, order_ids: list[str]) -> dict[str, list[dict[str, Any]]]:
-        """What operators replayed or put back of these orders, oldest first, by order_id; orders without are left out.
+        """The operators' replays and imports for these orders, oldest first, by order_id; only orders that have any.
 
         Each {operation_id, kind, queue, actor, why, message_id, event_type, at}.
         """
@@ -134,10 +134,10 @@ class OpsService(Probes):
 
     @rpc
     def audit_status(self) -> dict[str, Any]:
-        """What the ledger knows of the release audit: {head, verification, trouble}, each None where there is none.
+        """The release audit in the ledger: {head, verification, trouble}, each None where there is none.
 
         `head`: the newest seal seen, {seq, mac, total, at}. `verification`: the last one, {actor, intact, seals, rows,
-        outcome, finished_at}. `trouble`: what of the chain is not as the ledger knows it, in words.
+        outcome, finished_at}. `trouble`: the difference between the chain and the ledger, in words.
         """
         with self.db.read() as session:
             head = ledger.newest_head(session.connection())

@@ -41,7 +41,7 @@ def visible_order(session: Session, order_id: str, viewer: Identity) -> OrderRow
 def orders_page(
     session: Session, viewer: Identity, limit: int, cursor: str | None, filters: Mapping[str, Any]
 ) -> tuple[list[dict[str, Any]], str | None]:
-    """A page of orders, newest first, and the next cursor: the viewer's own, or all for those who may see them.
+    """A page of orders, newest first, and the next cursor: the viewer's own, or all for viewers who may see them.
 
     `filters` may hold status, user, from and to (RFC 3339; from <= created_at < to), and idempotency_key (of the
     viewer's own orders, or of the user's).

@@ -29,16 +29,16 @@ MOST_ROWS = 10 * releases.ROWS_PER_SEAL
 # Longer than this nothing of ours takes to be sealed and witnessed.
 TIMEOUT_S = 60
 
-# So many faults are told one by one, the others counted.
+# The number of faults that are reported one by one; the others are counted.
 MOST_FAULTS = 100
 
-# Before every row, whatever its xid was changed to.
+# Before every row, also one whose xid was changed.
 START: Position = (-(2**63), 0)
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong, and where: seals from one seq to another, the ids of the rows that stand there now, and when those
+    """A fault and its place: seals from one seq to another, the ids of the rows that stand there now, and when those
     seals were made: after one moment, and at another at the latest."""
 
     seals: tuple[int, int]
@@ -70,7 +70,7 @@ class Fault:
 
 @dataclass
 class Verdict:
-    """What a verification found. `warnings` are of what is late, which is no fault of the chain."""
+    """The result of a verification. `warnings` are about delays, which are no fault of the chain."""
 
     seals: int = 0
     rows: int = 0
@@ -115,11 +115,11 @@ def counted(count: int, what: str) -> str:
 def verify(
     chain: Session, witness: Connection, keys: Sequence[str], seen: Callable[[int, int], None] = lambda rows, of: None
 ) -> Verdict:
-    """Walk the chain to its newest seal. `seen` hears how many rows of how many are behind it.
+    """Walk the chain to its newest seal. `seen` is called with the number of rows checked and of all rows.
 
     Each statement of `chain` and `witness` must see what is committed, and be a transaction of its own.
     """
-    # The ledger first: what it knows now is in the chain as it is read then, or was taken out of it.
+    # The ledger first: a head that it knows now must be in the chain that is read next, unless it was taken out.
     head = ledger.newest_head(witness)
     end = releases.newest_seal(chain)
     verdict = Verdict(last=end.seq, head=end.mac) if end else Verdict()

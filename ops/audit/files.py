@@ -16,13 +16,13 @@ from shared.exports import MANIFEST, manifest_line
 
 # A manifest is a few hundred bytes; filters are the longest of it.
 LONGEST_MANIFEST = 64 * 1024
-# How much is read between two looks at the clock of whoever watches.
+# How much is read between two reports of progress.
 TELL_EVERY = 1024 * 1024
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What a file is: intact when `wrong` says nothing. `rows` are those that stand in it."""
+    """The result for a file: intact when `wrong` is empty. `rows` counts the rows in it."""
 
     wrong: str
     rows: int
@@ -31,7 +31,7 @@ class Proof:
 
 
 def prove(file: Path, keys: Sequence[str], seen: Callable[[int, int], None] = lambda read, of: None) -> Proof:
-    """Read a file once, in constant memory. `seen` hears how many bytes of how many were read."""
+    """Read a file once, in constant memory. `seen` is called with the number of bytes read and of all bytes."""
     with file.open("rb") as opened:
         end, last = _last_line(opened)
         manifest = _manifest(last)
@@ -92,7 +92,7 @@ class _Reader:
         return self._hash.hexdigest()
 
     def count_rows(self) -> int:
-        """How many rows there are below the header; what follows on a line that cannot be read is hashed alone."""
+        """The number of rows below the header. After a line that cannot be read, the rest is only hashed."""
         lines = self._lines()
         count = 0
         try:

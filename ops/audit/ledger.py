@@ -1,4 +1,4 @@
-"""What the operations ledger keeps of the release audit: heads of its chain, and how verifications ended."""
+"""The release audit in the operations ledger: heads of its chain, and the results of verifications."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def heads_between(connection: Connection, after: int, until: int) -> dict[int, s
 
 
 def write_heads(connection: Connection, seen: Sequence[Seal]) -> None:
-    """Write down heads; what another replica wrote before stays as it is."""
+    """Save heads; a head that another replica saved before stays as it is."""
     rows = [{"seq": seal.seq, "mac": seal.mac, "total": seal.total} for seal in seen]
     if rows:
         connection.execute(upsert(AuditHead).on_conflict_do_nothing(), rows)

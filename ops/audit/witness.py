@@ -1,6 +1,6 @@
 """The witness: copies each head of the release audit's chain into the operations ledger, soon after it is made.
 
-Who may write the inventory database may cut off the chain's tail, rows and seals, and what is left is a whole chain.
+A user who may write the inventory database can cut off the chain's tail, rows and seals: the rest is a valid chain.
 The ledger is another database, and its own role cannot delete from it either.
 """
 
@@ -22,7 +22,8 @@ HEADS_AT_ONCE = 1000
 
 
 class Witness:
-    """Looks again and again. What it finds wrong stays its `trouble`, and it witnesses nothing more until it is mended.
+    """Compares the chain with the ledger again and again. After a fault, kept in `trouble`, it saves no head until
+    the chain is repaired.
 
     Heads of another chain on top of those it knows would hide the place where they part.
     """

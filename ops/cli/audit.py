@@ -96,7 +96,7 @@ def _say(verdict: Verdict) -> None:
 @click.option("--max", "most", type=click.IntRange(1, 1000), default=50, show_default=True, help="The N newest.")
 @json_option
 def audit_history(most: int, as_json: bool) -> None:
-    """Who verified the chain and who exported releases, newest first."""
+    """Verifications of the chain and exports of releases, with their users, newest first."""
     with _databases(read()) as (databases, witness):
         from inventory_service.audit.exports import list_exports
         from ops.audit import ledger
@@ -147,5 +147,5 @@ def audit_verify_export(file: Path, as_json: bool) -> None:
 
 
 def _line(text: Any) -> str:
-    """Text that somebody else may have written, on one line, so that it cannot pass for another line of ours."""
+    """Text from a file, on one line, so that it cannot imitate another line of the output."""
     return " ".join(harmless(str(text)).split())

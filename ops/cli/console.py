@@ -1,4 +1,4 @@
-"""How `ecom` speaks: tables for people, JSON for programs, one line for what went wrong.
+"""The output of `ecom`: tables for people, JSON for programs, one line for an error.
 
 Only click and the standard library are imported here: `ecom --help` answers at once.
 """
@@ -18,7 +18,7 @@ import click
 
 from shared.errors import EcomError
 
-FOUND, COULD_NOT = 1, 3  # and 2 is misuse, which click says itself
+FOUND, COULD_NOT = 1, 3  # and 2 is misuse, which click reports itself
 
 # A pipe has no terminal width: no cell is cut there, and a row that wraps could not be searched with grep.
 PIPE_WIDTH = 200
@@ -27,7 +27,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def complain(error: EcomError) -> None:
-    """Say in one line on stderr what went wrong."""
+    """Print an error as one line on stderr."""
     click.echo(f"ecom: {' '.join(str(error).split())}", err=True)
 
 
@@ -37,7 +37,7 @@ def json_option(command: Command) -> Command:
 
 
 class Plain(click.ParamType[str]):
-    """Text that can be kept: not the bytes of another encoding."""
+    """Refuse text that cannot be stored: bytes of another encoding."""
 
     name = "text"
 
@@ -61,14 +61,14 @@ def login() -> str:
     """The user of this machine: name@host."""
     try:
         name = getpass.getuser()
-    except (KeyError, OSError):  # a container may run as somebody whom no file knows
+    except (KeyError, OSError):  # a container may run as a user id that has no name
         name = f"uid {os.getuid()}"
     return f"{name}@{os.uname().nodename}"
 
 
 @contextmanager
 def bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """On a terminal a bar that is told so many of so many; elsewhere nothing."""
+    """A progress bar on a terminal; nothing elsewhere."""
     if not sys.stderr.isatty():
         yield lambda done, total: None
         return
@@ -105,12 +105,12 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: st
 
 
 def harmless(text: str) -> str:
-    """Text from a stranger's message, without what would command the terminal that shows it."""
+    """Text from a message, without the control characters that would command a terminal."""
     return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)
 
 
 def confirm(question: str, yes: bool) -> None:
-    """Ask before something is changed; where nobody can answer, --yes must have been said. Raises UsageError."""
+    """Ask before something is changed. Without a terminal --yes is required. Raises UsageError."""
     if yes:
         return
     if not sys.stdin.isatty():

@@ -49,7 +49,7 @@ class Flow:
     def send(
         self, method: str, path: str, body: Any = None, user: str | None = "customer", **headers: str
     ) -> requests.Response:
-        """One request; underscores in header names stand for hyphens. The answer, whatever its status."""
+        """One request; underscores in header names stand for hyphens. Returns the answer, whatever its status."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         if user is not None:
             named.setdefault("Authorization", f"Bearer {self.token(user)}")

@@ -1,7 +1,7 @@
 """`ecom`, the command line of people who run this.
 
 Every command takes --json. Exit codes: 0 done, 1 found something or some failed, 2 misuse, 3 could not be done
-(broker or database away, refused by a guard). What cannot be done is one line on stderr; a traceback is a defect.
+(broker or database away, refused by a guard). A failure is one line on stderr; a traceback is a defect.
 
 Only click and the standard library are imported here: `ecom --help` answers at once, and `ecom run` must patch
 the standard library before anything else is imported.
@@ -224,7 +224,7 @@ def user_add(name: str, roles: tuple[str, ...], as_json: bool) -> None:
 
     settings = read()
     with _user_faults():
-        users.check_name(name)  # before anybody types a password
+        users.check_name(name)  # before the password is asked for
         users.check_roles(roles)
         made = users.add(settings, name, roles, _password())
     _say_user(made, f"{name} may sign in as {', '.join(made['roles'])}", as_json)

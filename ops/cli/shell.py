@@ -1,6 +1,6 @@
 """`make shell`: Nameko's own shell, on the broker of this environment.
 
-What `nameko shell --broker URI` opens, but the URI holds a password, and stays out of the process list and the screen.
+It opens what `nameko shell --broker URI` opens, and keeps the URI's password out of the process list and the screen.
 A script on standard input prints what it prints and nothing else, and ends at its first error: exit 1.
 """
 
@@ -15,7 +15,7 @@ from shared.errors import EcomError
 
 BANNER = """\
 n.rpc.order_service.get_order("...")                calls a service, as the user `shell`
-n.dispatch_event("ecom", "order.created", {...})    tells an event
+n.dispatch_event("ecom", "order.created", {...})    publishes an event
 flow.stock("sku-1", 10)                             sets what is on hand, through the gateway
 flow.order("sku-1", 2, payment="mock_declined")     runs an order to its end and prints its timeline
 flow.cancel(order_id)                               cancels it, and prints its timeline
@@ -24,7 +24,7 @@ README.md drives an order from here; Ctrl-D ends."""
 
 
 def shown_flow(settings: Settings) -> Any:
-    """What tests drive orders with, talking: what it does, it prints."""
+    """The flow that tests use, which prints what it does."""
     from ops.cli.flow import Flow
     from ops.cli.timeline import console, print_timeline
 
@@ -51,7 +51,7 @@ def shown_flow(settings: Settings) -> Any:
 def main() -> int:
     """Run the shell until its input ends. 0 done, 1 a script failed, 3 there is no broker."""
     with warnings.catch_warnings():
-        # Nameko's imports speak of pkg_resources and eventlet, which is nothing to whoever calls a service.
+        # Nameko's imports warn about pkg_resources and eventlet; a caller of services can do nothing about that.
         warnings.simplefilter("ignore")
         from nameko.cli.shell import ShellRunner, make_nameko_helper
 

@@ -1,6 +1,6 @@
-"""`ecom user`: who may sign in, written into auth_service's own database.
+"""`ecom user`: the users who may sign in, in auth_service's database.
 
-Nobody signs up over HTTP: an operator with access to the database makes users here.
+There is no sign-up over HTTP: an operator with access to the database creates users here.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ RESERVED_PREFIX = "system:"
 
 
 def check_name(name: str) -> None:
-    """Raise ValidationFailed for a name that logs and audits could not tell from another."""
+    """Raise ValidationFailed for a name that looks like another one in logs and audits."""
     # A space or a line end would make two names of one in a log; the database stores neither NUL nor half a character.
     if not name.isprintable() or " " in name:
         raise ValidationFailed(f"{name!r} has spaces, control characters or bytes that are no text")
@@ -55,7 +55,7 @@ def check_roles(roles: Sequence[str]) -> None:
 
 
 def check_credentials(name: str, password: str, production: bool) -> None:
-    """Raise ValidationFailed for a name or password that nobody could sign in with, or one too short in production."""
+    """Raise ValidationFailed for a name or password that cannot sign in, or a password too short for production."""
     check_name(name)
     if production and len(password) < MIN_PASSWORD_LENGTH:
         raise ValidationFailed(f"in production a password has at least {MIN_PASSWORD_LENGTH} characters")
@@ -74,7 +74,7 @@ def add(settings: Settings, name: str, roles: Sequence[str], password: str) -> d
     with _begin(settings) as session:
         models.add(session, [account])
         user = _user(session, name)
-        if user.password_hash != account.password_hash:  # hashes are salted: this is somebody who was there before
+        if user.password_hash != account.password_hash:  # hashes are salted: this user existed before
             raise Conflict(f"there is a user {name} already; `ecom user password {name}` sets the password anew")
         return _shown(user)
 
@@ -108,7 +108,7 @@ def everybody(settings: Settings) -> list[dict[str, Any]]:
 
 
 def _shown(user: User) -> dict[str, Any]:
-    """What is shown of a user: never the hash."""
+    """A user as it is shown: never with the hash."""
     return {"name": user.name, "roles": list(user.roles), "disabled": user.disabled, "created_at": user.created_at}
 
 

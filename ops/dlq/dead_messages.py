@@ -1,4 +1,4 @@
-"""A dead message as it lies in its DLQ: read, kept in a file line for line, and made ready to go back."""
+"""A dead message in its DLQ: reading it, writing it as a line of a file, and preparing it to be sent back."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def outgoing(content: Content) -> Outgoing:
     try:
         event = event_of(content)
     except DeadMessage:
-        pass  # it goes back as it is: its consumer will say why it cannot be read
+        pass  # it is sent back as it is: its consumer will report why it cannot be read
     else:
         type_ = event.type
         headers |= {"event-contract-version": CONTRACT_VERSION, "traceparent": traceparent(event.trace_id)}
@@ -147,7 +147,7 @@ def returning(content: Content) -> Outgoing:
     letter = letter_of(content)
     headers = {name: value for name, value in content.headers.items() if not str(name).startswith(BROKERS)}
     if letter.reason == CRASH:
-        # The broker's own words are left out, so it is said in ours.
+        # The broker's own headers are left out, so ours say it.
         headers |= {"x-reason": CRASH, "x-error-class": "", "x-error-message": CRASHED}
         headers.setdefault("x-original-routing-key", _key(content))
         if letter.last_failed_at != NEVER:
@@ -284,7 +284,7 @@ def _fields(body: bytes) -> dict[str, Any]:
 
 
 def _text(value: object) -> str:
-    """Text that PostgreSQL can keep: neither NUL nor half of a surrogate pair."""
+    """Text that PostgreSQL can store: neither NUL nor half of a surrogate pair."""
     text = value[:1024] if isinstance(value, str) else ""
     return text.encode("utf-8", "replace").decode().replace("\0", "?")
 
@@ -316,6 +316,6 @@ def _stamp(value: object) -> datetime | None:
 
 
 def _deaths(headers: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What the broker wrote of its own dead-lettering: at the delivery limit, and at the end of each retry's wait."""
+    """The broker's record of its own dead-lettering: at the delivery limit, and at the end of each retry's wait."""
     deaths = headers.get("x-death")
     return [death for death in deaths if isinstance(death, dict)] if isinstance(deaths, list) else []

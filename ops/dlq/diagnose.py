@@ -1,6 +1,6 @@
-"""What a replay of each dead message would do now: the services' own rules, asked about what their books say today.
+"""What a replay of each dead message would do now: the services' own rules, applied to their databases of now.
 
-Read only. A prediction is as good as its moment: what is predicted to apply was held up by something that may still
+Read only. A prediction is true at its moment: a message that would apply now was stopped by a fault that may still
 be there.
 """
 
@@ -51,7 +51,7 @@ class Diagnosis:
 
 
 def diagnose(operator: OperatorSession, queue: str, chosen: Filter) -> Diagnosis:
-    """The prospects of what a filter chooses. Raises Conflict when somebody works on the DLQ, CannotWork."""
+    """Predict for the messages that a filter chooses. Raises Conflict if an operator works on the DLQ, CannotWork."""
     main, _ = dlq_of(queue)
     diagnosis = Diagnosis(main)
     with operator.look_into(queue, chosen) as selection:
@@ -66,7 +66,7 @@ def diagnose(operator: OperatorSession, queue: str, chosen: Filter) -> Diagnosis
 
 
 def predict(databases: ServiceDatabases, main: str, held: Sequence[Held]) -> dict[UUID, Verdict]:
-    """The prospects of some messages. A handful of statements, whatever their number."""
+    """Predict for some messages. It takes a few statements, whatever the number of messages."""
     verdicts: dict[UUID, Verdict] = {}
     events: list[Envelope] = []
     applied = databases.consumed(main, [item.slot.message_id for item in held])

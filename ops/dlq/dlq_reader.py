@@ -25,12 +25,12 @@ from shared.errors import CannotWork
 PREFETCH = 2000
 # RabbitMQ gives a connection 2047 channels. A reader that needs more reuses them in turn.
 CHANNELS = 1000
-# The count at the start says how many there are; what another reader is just giving back is waited for so long.
+# The count at the start is the number to read. A message that another reader is returning is awaited this long.
 SILENCE_S = 2.0
 # The broker ends a channel that holds a message for 30 minutes (its consumer_timeout): long before, all is put back
 # and read again.
 HOLD_S = 600.0
-# The broker takes back 100,000 in a fraction of a second; a stranger who takes them meanwhile must not hold us up.
+# The broker takes back 100,000 in a fraction of a second; another consumer that takes them meanwhile must not delay us.
 PUT_BACK_S = 5.0
 PUT_BACK_AGAIN_S = 0.01
 
@@ -107,7 +107,7 @@ class DlqReader:
         return time.monotonic() - self._opened > HOLD_S
 
     def waiting(self) -> int:
-        """How many messages nobody holds."""
+        """How many messages no consumer holds."""
         with broker_faults():
             return self._count()
 
@@ -123,12 +123,12 @@ class DlqReader:
             yield self._came.popleft()
 
     def arrivals(self) -> Iterator[tuple[int, Content]]:
-        """What has come since, without waiting."""
+        """The messages that have arrived since, without waiting."""
         while self._came or self._fetch(0):
             yield self._came.popleft()
 
     def ack(self, tags: Sequence[int]) -> None:
-        """Take these out of the DLQ for good, and return when the broker has heard it."""
+        """Remove these from the DLQ, and return when the broker has confirmed it."""
         with broker_faults():
             self._connection.reset_silence()
             for tag in tags:
@@ -137,7 +137,7 @@ class DlqReader:
             self._held -= len(tags)
             with self._connection.bounded():
                 for place in {tag % CHANNELS for tag in tags}:
-                    # An answer to a later question: what was acked before it has been taken in.
+                    # The broker answers in order: this answer shows that it has processed the acks before it.
                     self._channels[place].basic_qos(0, PREFETCH, False)
 
     def _fetch(self, patience_s: float) -> bool:
@@ -154,7 +154,7 @@ class DlqReader:
         return bool(self._came)
 
     def _unsubscribe(self) -> None:
-        """Take nothing more from the consumer there is; what it has delivered stays ours."""
+        """Stop the consumer; the messages that it has delivered stay with this reader."""
         if self._consumers:
             with self._connection.bounded():
                 self._channels[(self._consumers - 1) % CHANNELS].basic_cancel(self.dlq)

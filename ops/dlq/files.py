@@ -23,7 +23,7 @@ from topology.table import main_queue
 def export(operator: OperatorSession, queue: str, file: Path, chosen: Filter, most: int | None = None) -> Run:
     """Write letters to a new file; they stay in the DLQ.
 
-    Raises Conflict when the file exists or somebody works on the DLQ, CannotWork.
+    Raises Conflict when the file exists or an operator works on the DLQ, CannotWork.
     """
     _, dlq = dlq_of(queue)
     refuse_existing(file)
@@ -63,7 +63,7 @@ def discard(operator: OperatorSession, queue: str, file: Path, chosen: Filter, m
 
 
 def put_back(operator: OperatorSession, file: Path, corrected: bool = False) -> list[Run]:
-    """Put the letters of a file back into the DLQs they came from; what is there already is left out.
+    """Put the messages of a file back into their DLQs; a message that is there already is left out.
 
     With `corrected` their bodies were edited: each goes under a message_id of its own, which is the same when the
     file is taken again. Raises ValidationFailed, naming the lines, before anything is changed; Conflict, CannotWork.
@@ -121,7 +121,7 @@ def write(run: Run, selection: Selection, file: Path, most: int | None) -> None:
                     run.report()
             out.flush()
             os.fsync(out.fileno())
-        os.link(unfinished, file)  # and not a rename, which would replace what somebody put there meanwhile
+        os.link(unfinished, file)  # and not a rename, which would replace a file that appeared meanwhile
         _sync_directory(file)
     except FileExistsError as error:
         raise Conflict(f"{file} is there already") from error
@@ -130,7 +130,7 @@ def write(run: Run, selection: Selection, file: Path, most: int | None) -> None:
     finally:
         unfinished.unlink(missing_ok=True)
     run.sha256 = digest.hexdigest()
-    run.write()  # whatever becomes of the rest, the ledger knows the file
+    run.write()  # the ledger knows the file even if the rest fails
     run.report()
 
 

@@ -50,9 +50,9 @@ def replay(operator: OperatorSession, queue: str, request: ReplayRequest) -> Run
 def plan(
     operator: OperatorSession, queue: str, chosen: Filter, most: int | None, force: bool = False
 ) -> dict[str, Any]:
-    """What a replay would be about: {queue, in_queue, chosen, reasons, refused}. Changes nothing.
+    """The plan of a replay: {queue, in_queue, chosen, reasons, refused}. Changes nothing.
 
-    Raises Conflict when somebody works on the DLQ, CannotWork.
+    Raises Conflict if an operator works on the DLQ, CannotWork.
     """
     reasons: Counter[str] = Counter()
     guarded: Counter[str] = Counter()
@@ -68,7 +68,7 @@ def plan(
 
 
 def refused(letters: list[Held], force: bool) -> dict[UUID, str]:
-    """Those that a guard keeps from being replayed, and why."""
+    """The messages that a guard refuses to replay, and why."""
     now = datetime.now(UTC)
     found = {} if force else {item.slot.message_id: domain.refusal(item.letter, now, KEEP_DAYS) for item in letters}
     return {message_id: why for message_id, why in found.items() if why is not None}
@@ -124,7 +124,7 @@ class Replay:
         return [item for item in held if item.slot.message_id not in why]
 
     def _send(self, held: list[Held]) -> None:
-        """Publish, confirmed; then take from the DLQ; then say that they left."""
+        """Publish with confirms, then remove from the DLQ, then record that they left."""
         if not held:
             return
         letters = [item.letter for item in held]
@@ -138,7 +138,7 @@ class Replay:
             self.out.setdefault(letter.message_id, []).append(letter)
 
     def _pause(self, until: float) -> None:
-        """Keep the rate, and look meanwhile: at what became of those sent, and whether to stop."""
+        """Keep the rate. Meanwhile follow the messages sent, and look whether to stop."""
         while (left := until - time.monotonic()) > 0 and not self.run.must_stop():
             green.sleep(min(left, LOOK_EVERY_S))
             if left > LOOK_EVERY_S:
@@ -162,7 +162,7 @@ class Replay:
             green.sleep(LOOK_EVERY_S)
 
     def _look(self) -> None:
-        """What has become of those that were sent: taken effect, by the inbox; or dead again, by the DLQ."""
+        """Follow the messages that were sent: the inbox shows those that took effect, the DLQ those that died again."""
         if self.out:
             applied = self.operator.databases.consumed(self.queue, list(self.out))
             self.run.count(Fate.APPLIED, [letter for message_id in applied for letter in self.out.pop(message_id)])

@@ -117,7 +117,7 @@ def read_filters(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_replay(given: Mapping[str, Any]) -> ReplayRequest:
-    """The replay that is meant. Raises ValidationFailed, also when nothing says which messages are meant."""
+    """Read a request for a replay. Raises ValidationFailed, also when it does not choose any messages."""
     found = _read({"rate": DEFAULT_RATE, **given}, REPLAY)
     most, everything = found.get("max"), found.get("all", False)
     require_choice(found.get("ids"), most, everything, ("ids", "max", "all"))

@@ -35,7 +35,7 @@ class Spool:
         self._end = 0
 
     def add(self, content: Content) -> int:
-        """Keep a message; where."""
+        """Save a message; returns its place."""
         place = self._end
         try:
             self._file.seek(place)
@@ -56,7 +56,7 @@ class Spool:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A message that is held: when it first failed, its id, its tag, and where it is kept."""
+    """A message that is held: when it first failed, its id, its tag, and its place in the file."""
 
     first_failed: float
     message_id: UUID
@@ -74,7 +74,7 @@ class Held:
 
 
 class Selection:
-    """What a filter chooses of a DLQ, oldest first. While it is open nobody else is handed any of its messages.
+    """The messages of a DLQ that a filter chooses, oldest first. While it is open no other reader gets any of them.
 
     Everything not acked goes back to the DLQ when it is closed, or its process ends.
     """
@@ -114,7 +114,7 @@ class Selection:
             yield self._spool.line(slot.place)
 
     def arrivals(self) -> list[Held]:
-        """What has come into the DLQ since it was read; after it was read anew, what was handed out and is there."""
+        """The messages that arrived in the DLQ since it was read; after a new reading, those handed out that are there."""
         self._refresh()
         came = self._again + [self._keep(tag, content) for tag, content in self.reader.arrivals()]
         self._again = []
@@ -123,7 +123,7 @@ class Selection:
     def _refresh(self) -> None:
         """Put all back before the broker takes it, and read again what is still to be handed out, and no other.
 
-        What has come meanwhile was chosen by nobody, and is in no file that a discard has written.
+        A message that arrived meanwhile was not chosen, and is in no file that a discard has written.
         """
         if not self.reader.is_expired:
             return
@@ -140,7 +140,7 @@ class Selection:
         try:
             self._slots = deque(sorted(self._chosen(chosen), key=lambda slot: (slot.first_failed, slot.message_id)))
         except BaseException:
-            # Nobody else will: there is no Selection yet, and what was read would stay in hand.
+            # There is no Selection yet that would do it, and the messages read would stay held.
             self._stack.__exit__(*sys.exc_info())
             raise
 

@@ -95,7 +95,7 @@ class ServiceDatabases:
             return set(session.scalars(query))
 
     def deaths(self, service: str) -> list[dict[str, Any]]:
-        """What lies in the DLQs of a service by reason: {queue, reason, count, oldest, newest}."""
+        """The messages in the DLQs of a service by reason: {queue, reason, count, oldest, newest}."""
         row = DeadMessageRow
         query = (
             select(row.queue, row.reason, func.count(), func.min(row.first_failed_at), func.max(row.died_at))
@@ -108,7 +108,7 @@ class ServiceDatabases:
         return [dict(zip(("queue", "reason", "count", "oldest", "newest"), row, strict=True)) for row in found]
 
     def groups(self, queue: str) -> list[dict[str, Any]]:
-        """What lies in the DLQ of a main queue by reason, error and event type, most first, each with an example."""
+        """The messages in a DLQ by reason, error and event type, the largest group first, each with an example."""
         row = DeadMessageRow
         alike = (row.reason, row.error_class, row.event_type)
         example = func.min(func.concat(row.message_id, " ", row.error_message))
@@ -196,7 +196,7 @@ class ServiceDatabases:
             return int(session.execute(statement).rowcount)  # type: ignore[attr-defined]
 
     def enter(self, queue: str, letters: Sequence[DeadLetter]) -> None:
-        """Write down that these lie in the DLQ, whatever was written of them before. One statement."""
+        """Record that these are in the DLQ, also if they were recorded as gone. One statement."""
         unique = {letter.message_id: letter for letter in letters}
         if not unique:
             return
@@ -216,7 +216,7 @@ class ServiceDatabases:
                     "attempts": letter.attempts,
                     "replays": letter.replays,
                     "first_failed_at": letter.first_failed_at if letter.first_failed_at != NEVER else moment,
-                    # Never in the future, whatever a header says: what died later than it left is taken for there.
+                    # Never in the future, whatever a header says: a message that died after it left counts as there.
                     "died_at": min(letter.last_failed_at, moment) if letter.last_failed_at != NEVER else moment,
                 }
                 for letter in unique.values()
@@ -230,7 +230,7 @@ class ServiceDatabases:
             )
 
     def order_now(self, order_id: UUID) -> dict[str, Any] | None:
-        """What an order is now, with its steps so far; None when there is none."""
+        """An order as it is now, with its steps so far; None when there is none."""
         with self.read("order") as session:
             row = session.get(OrderRow, order_id)
             return timeline(session, row) if row else None

@@ -232,7 +232,7 @@ def sequence(simulation: Simulation) -> list[str]:
 
 HEAD = """\
 # Sagas
-Made by `python -m ops.docs.contracts` from the rules of the services; a test fails when it is not what they say.
+Made by `python -m ops.docs.contracts` from the rules of the services; a test fails when they differ.
 
 ## The states of an order
 On an arrow: what the order hears / what it tells. `cancel`, `deadline` and `refund.retry` are said by a customer, the

@@ -45,7 +45,7 @@ from topology.services import SERVICES
 
 # Stopping takes at most 15 s for the gateway, 15 s for the services and 30 s for each server.
 DOWN_TIMEOUT_S = 100.0
-START_TIMEOUT_S = 300.0  # for a stack that somebody else is starting; its first time installs everything
+START_TIMEOUT_S = 300.0  # for a stack that another process is starting; its first time installs everything
 TYPED = ("topology", "shared", *(service.package for service in SERVICES))
 CHECKS = {
     "format": ("ruff", "format", "--check", "."),
@@ -202,7 +202,7 @@ def clean() -> int:
 
 
 def wait_ready() -> Stack:
-    """The main stack that somebody else runs, once it is ready."""
+    """The main stack of another process, once it is ready."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         stack = Stack(MAIN)

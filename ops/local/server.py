@@ -27,7 +27,7 @@ BREW_PREFIXES = ("/opt/homebrew", "/usr/local", "/home/linuxbrew/.linuxbrew")
 
 
 def free_port(taken: Iterable[int] = ()) -> int:
-    """A port of the loopback interface on which nobody listens."""
+    """A free port of the loopback interface."""
     avoid = set(taken)
     while True:
         port = random.choice(PORT_RANGE)
@@ -81,12 +81,12 @@ class Server:
 
     @property
     def process(self) -> Process | None:
-        """The running process, whoever started it; None when it is down."""
+        """The running process, also one started by an earlier run; None when it is down."""
         self.facts = json.loads(self.file.read_text()) if self.file.exists() else self.facts
         return alive(self.facts.get("process"))
 
     def prepare(self) -> None:
-        """Make what a first start needs, and move to other ports where a stranger has taken ours."""
+        """Prepare a first start, and choose other ports where another program has taken ours."""
         raise NotImplementedError
 
     def launch(self, dies_with_us: bool = False) -> None:
@@ -121,7 +121,7 @@ class Server:
         self._forget()
 
     def kill(self) -> None:
-        """SIGKILL, to it and to everything it started: what a power cut leaves."""
+        """SIGKILL it and everything it started, as a power cut would."""
         process = self.process
         if process:
             kill(process.family())

@@ -1,6 +1,6 @@
 """A private RabbitMQ node and a private PostgreSQL cluster; never the system's.
 
-Each keeps what it knows of itself (ports, passwords, pid) in one JSON file in its stack's directory, so that any
+Each saves its facts (ports, passwords, pid) in one JSON file in its stack's directory, so that any
 process can take it up: a test attaches by `Servers.attach(os.environ["ECOM_TEST_STACK"])` and then kills, freezes
 or restarts the servers that `ops/stack.py test` started. Standard library only; no threads.
 """

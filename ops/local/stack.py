@@ -50,13 +50,13 @@ class Interrupted(BaseException):
 
 
 class Progress:
-    """Says what is done, with the seconds since the start and those of the step."""
+    """Prints progress, with the seconds since the start and those of the step."""
 
     def __init__(self) -> None:
         self.began = self.step_began = time.monotonic()
 
     def __call__(self, text: str) -> None:
-        """Say something in the middle of a step."""
+        """Print a line in the middle of a step."""
         print(f"[{time.monotonic() - self.began:6.1f} s] {text}", flush=True)
 
     def begin_step(self) -> None:
@@ -64,7 +64,7 @@ class Progress:
         self.step_began = time.monotonic()
 
     def done(self, text: str) -> None:
-        """Say what the step that ends here did."""
+        """Print what the step that ends here did."""
         self(f"{text} ({time.monotonic() - self.step_began:.1f} s)")
         self.step_began = time.monotonic()
 
@@ -147,9 +147,9 @@ class Stack:
             progress.done(f"RabbitMQ answers on {LOOPBACK}:{self.servers.broker.port}")
 
     def choose_environment(self, ports: Mapping[str, int], suffix: str = "") -> None:
-        """Write down the environment of the project's processes; what the user has set stays the user's.
+        """Save the environment of the project's processes; settings of the user stay as they are.
 
-        The `suffix` of the databases' names keeps apart what uses the same server.
+        The `suffix` of the databases' names separates the stacks that use the same server.
         """
         passwords = self.state.setdefault("passwords", {})
         chosen = {f"{service.upper()}_PORT": str(port) for service, port in ports.items()}
@@ -163,7 +163,7 @@ class Stack:
                 place = f"{LOOPBACK}:{self.servers.postgres.port}/{name}{suffix}"
                 chosen[f"{name.upper()}_DATABASE_URL"] = f"postgresql://{name}_app:{password}@{place}"
         chosen = {name: value for name, value in chosen.items() if not given(name)}
-        # The user's are kept too: `status` and `exec` may be called where these variables are not set.
+        # The user's settings are saved too: `status` and `exec` may be called where these variables are not set.
         brought = {spelling: os.environ[spelling] for name in SETTINGS for spelling in _spellings(name)}
         self.keep(environment=brought | chosen, passwords=passwords)
 
@@ -332,7 +332,7 @@ def stopping_now() -> None:
 
 @contextmanager
 def stopping(stack: Stack) -> Iterator[None]:
-    """Stop the stack at the end of the block, whatever ended it."""
+    """Stop the stack at the end of the block, also after an exception."""
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""What the ledger keeps of the release audit: the heads of its chain, and how verifications ended."""
+"""The release audit in the ledger: the heads of its chain, and the results of verifications."""
 
 import sqlalchemy as sa
 from alembic import op
