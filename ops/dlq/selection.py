@@ -114,7 +114,7 @@ class Selection:
             yield self._spool.line(slot.place)
 
     def arrivals(self) -> list[Held]:
-        """The messages that arrived in the DLQ since it was read; after a new reading, those handed out that are there."""
+        """Messages that arrived in the DLQ since it was read; after a new reading, those handed out that are back."""
         self._refresh()
         came = self._again + [self._keep(tag, content) for tag, content in self.reader.arrivals()]
         self._again = []

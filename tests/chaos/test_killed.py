@@ -287,7 +287,7 @@ def stop_at_work(system: System, service: str) -> None:
     assert wait_until(lambda: not process.alive(), STOPS_WITHIN_S), f"{name} does not stop"
 
 
-def test_what_a_replica_has_in_work_when_it_is_asked_to_stop_is_finished_and_does_not_come_again(
+def test_a_stopping_replica_finishes_its_messages_and_none_is_delivered_again(
     system: System,
 ) -> None:
     before = settled(system)

@@ -108,8 +108,6 @@ class System:
         wrong += [f"left running: {process}" for process in psutil.process_iter() if _has_mark(process, self.mark)]
         return wrong + self.faults()
 
-    # --- clients ---
-
     def flow(self, replica: int = 0) -> Flow:
         """A client of one gateway. It has one connection: each thread needs its own."""
         flow = Flow(self.url("gateway", replica))
@@ -126,8 +124,6 @@ class System:
         answer.raise_for_status()
         self._tokens[user] = Token(answer.json()["access_token"], math.inf)
         return user
-
-    # --- operators ---
 
     def replicas_of(self, service: str) -> dict[str, int]:
         """The running processes of a service: pid by name."""

@@ -53,9 +53,6 @@ def paid(flow: Flow, sku: str, quantity: int = 2, payment: str = "mock_ok") -> s
     return order_id
 
 
-# --- when --------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("keeps_silent", "money"),
     [
@@ -149,9 +146,6 @@ def test_a_refund_message_that_was_thrown_away_is_made_good_by_the_operators_ret
     assert system.databases.rows("payment", "SELECT refund_id FROM refunds WHERE order_id = :id", id=order_id) == before
 
 
-# --- again, and by whom ------------------------------------------------------------------------------------------
-
-
 def test_a_repeat_of_a_key_has_the_first_answer_and_another_key_the_order_as_it_is(system: System) -> None:
     flow, other = system.flow(0), system.flow(1)
     flow.stock("again-cancelled", 5)
@@ -219,9 +213,6 @@ def test_only_what_has_a_refund_can_have_it_retried(system: System) -> None:
     assert flow.at_rest(order_id)["status"] == "CANCELLED"
     assert code_of(retry(flow, order_id)) == (409, "conflict")
     assert code_of(retry(flow, str(uuid.uuid4()))) == (404, "not_found")
-
-
-# --- racing with payment -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.timeout(600)

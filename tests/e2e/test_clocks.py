@@ -41,9 +41,7 @@ def agreement(unwritten: list[str], unanswered: str, system: System) -> Iterator
     system.wait_quiet()
 
 
-def test_what_lies_in_a_dlq_and_is_written_nowhere_is_counted_within_a_minute(
-    system: System, unwritten: list[str]
-) -> None:
+def test_a_dead_message_without_a_record_is_counted_within_a_minute(system: System, unwritten: list[str]) -> None:
     told = eventually(lambda: queue_of(system), lambda told: told["recorded"] == told["messages"] == 1, 60)
     assert told["reasons"] == [{"reason": "unknown_order", "count": 1}]
     assert [letter["order_id"] for letter in listed(system)] == unwritten

@@ -69,7 +69,7 @@ def listening(flow: Flow, order_id: str, last: int | None = None) -> Iterator[Ev
         events.answer.close()
 
 
-def test_who_waits_at_either_gateway_is_answered_when_the_order_is_paid(system: System) -> None:
+def test_both_gateways_answer_their_waiting_clients_when_the_order_is_paid(system: System) -> None:
     flow = system.flow()
     flow.stock("awaited", 10)
     with ThreadPoolExecutor(system.replicas) as threads:
@@ -87,7 +87,7 @@ def test_who_waits_at_either_gateway_is_answered_when_the_order_is_paid(system: 
     assert flow.get(path)["status"] == "PAID", "and who comes later is answered at once"
 
 
-def test_who_waits_for_what_does_not_come_is_answered_with_the_order_as_it_is(system: System) -> None:
+def test_a_wait_for_a_state_that_does_not_come_ends_with_the_order_as_it_is(system: System) -> None:
     flow = system.flow()
     flow.stock("not-awaited", 10)
     with held(system.databases, "payment"):
@@ -129,7 +129,7 @@ def test_a_client_that_comes_again_to_another_gateway_goes_on_where_it_was(syste
 
 
 @pytest.mark.parametrize("path", ["?wait=PAID", "/events"])
-def test_nobody_follows_the_order_of_somebody_else_but_who_may_read_all(system: System, path: str) -> None:
+def test_only_readers_of_all_orders_can_follow_the_order_of_another_user(system: System, path: str) -> None:
     flow = system.flow()
     flow.stock("followed", 10)
     order_id = flow.order("followed")["order_id"]

@@ -178,7 +178,7 @@ def test_a_replay_whose_message_dies_again_stops_and_says_why(system: System) ->
     assert (replay["status"], replay["counts"]) == ("done", {"chosen": 3, "applied": 3})
 
 
-def test_somebody_else_is_told_who_works_on_it_and_a_stopped_service_ends_its_replay(system: System) -> None:
+def test_a_conflict_names_the_operator_at_work_and_a_stopped_service_ends_its_replay(system: System) -> None:
     orders = die(system, 2)
     mend(system, orders)
     location = begin(system, **SLOW)

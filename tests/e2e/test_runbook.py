@@ -52,8 +52,6 @@ class Runbook:
         self.ids: dict[str, str] = {}
         self.wrong: list[str] = []
 
-    # --- what has happened before a command ---
-
     def dead(self) -> None:
         """Three commits of what was never reserved, a release that breaks its schema, and one that is no JSON."""
         self.system.databases.run("ops", "TRUNCATE operations, operation_messages")  # what other tests did
@@ -81,8 +79,6 @@ class Runbook:
     def written(self, queue: str) -> int:
         """How many deaths in a queue are written down."""
         return sum(row["queue"] == queue for row in self.system.deaths())
-
-    # --- the page ---
 
     def follow(self, text: str) -> str:
         """Do what a page says; the page as it should read."""

@@ -69,9 +69,6 @@ def throughout(holds: Callable[[], bool], for_s: float) -> None:
         eventlet.sleep(0.02)
 
 
-# --- events ---------------------------------------------------------------------------------------------------------
-
-
 def told(payload: Payload, source: str = "order_service", trace_id: str | None = None) -> Envelope:
     """An event as a service tells it."""
     return envelope(source, payload, trace_id or new_trace_id(), CUSTOMER)
@@ -103,9 +100,6 @@ def delivery(event: Envelope, tag: int = 1, headers: Mapping[str, Any] | None = 
 def deliveries(events: Iterable[Envelope]) -> list[Delivery]:
     """Events as the broker hands them over, tags in order."""
     return [delivery(event, tag) for tag, event in enumerate(events, start=1)]
-
-
-# --- one consumer without its loop ----------------------------------------------------------------------------------
 
 
 def handler_of(queue: str) -> Handles:
@@ -172,9 +166,6 @@ class Bench:
         self.publisher.close()
         self.database.stop()
         self.ledger.dispose()
-
-
-# --- hands in the broker --------------------------------------------------------------------------------------------
 
 
 class Mail:
@@ -255,9 +246,6 @@ def body_of(message: amqp.Message) -> dict[str, Any]:
     return dict(json.loads(message.body))
 
 
-# --- a service in its container -------------------------------------------------------------------------------------
-
-
 def container_of(settings: Settings, service: Any, replica: int = 0, **config: Any) -> ServiceContainer:
     """A service as its process runs it, not started. `service` is one of ours by its short name, or a class."""
     short = service if isinstance(service, str) else service.name.removesuffix("_service")
@@ -272,9 +260,6 @@ def extension(container: ServiceContainer, kind: type[T], **attributes: Any) -> 
         for item in container.extensions
         if isinstance(item, kind) and all(getattr(item, name) == value for name, value in attributes.items())
     )
-
-
-# --- a wire to PostgreSQL or RabbitMQ -------------------------------------------------------------------------------
 
 
 class Wire:

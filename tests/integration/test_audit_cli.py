@@ -97,7 +97,7 @@ def test_a_key_that_is_not_there_is_told(chain: list[Any], monkeypatch: pytest.M
     assert "which AUDIT_KEY does not hold" in audit_verify(code=1).out
 
 
-def test_what_cannot_be_done_is_3_and_one_line(database: Databases, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_that_cannot_work_exits_3_with_one_line(database: Databases, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INVENTORY_DATABASE_URL", "postgresql://a:b@127.0.0.1:1/c")
     said = audit_verify(code=3)
     assert said.err.startswith("ecom: the database of inventory cannot be used: ")

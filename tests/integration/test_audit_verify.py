@@ -72,7 +72,7 @@ def test_nothing_is_intact(verified: Verify) -> None:
     assert verified().sentence() == "intact: 0 seals over 0 rows"
 
 
-def test_what_was_left_alone_is_intact(verified: Verify, chain: list[Any]) -> None:
+def test_an_untouched_chain_is_intact(verified: Verify, chain: list[Any]) -> None:
     heard: list[tuple[int, int]] = []
     verdict = verified(seen=lambda rows, of: heard.append((rows, of)))
     assert (verdict.intact, verdict.seals, verdict.rows, verdict.head) == (True, 5, 14, chain[-1].mac)
@@ -80,7 +80,7 @@ def test_what_was_left_alone_is_intact(verified: Verify, chain: list[Any]) -> No
     assert heard == [(5, 14), (10, 14), (14, 14)]
 
 
-def test_what_is_not_sealed_or_witnessed_yet_is_a_figure_and_no_fault(
+def test_rows_not_yet_sealed_or_witnessed_are_counted_and_no_fault(
     verified: Verify, chain: list[Any], database: Databases
 ) -> None:
     database.run("ops", "DELETE FROM audit_heads WHERE seq = 5")
@@ -94,7 +94,7 @@ def test_what_is_not_sealed_or_witnessed_yet_is_a_figure_and_no_fault(
     assert (verdict.intact, verdict.waiting, verdict.unwitnessed, verdict.warnings) == (True, 1, 1, [])
 
 
-def test_what_is_late_is_a_warning(
+def test_a_late_seal_is_a_warning(
     verified: Verify, chain: list[Any], database: Databases, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chains, "TIMEOUT_S", -1)

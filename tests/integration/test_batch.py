@@ -120,9 +120,6 @@ class Watched:
         return list(self.publisher.publish_all(messages))
 
 
-# --- one poison message ---------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("place", [0, 23, 49], ids=["first", "in the middle", "last"])
 def test_a_message_whose_handler_raises_is_tried_again_alone(
     place: int, bench: Benches, database: Databases, mail: Mail
@@ -206,7 +203,7 @@ def test_an_event_that_this_queue_does_not_take_dies_as_unknown(
     assert headers_of(mail.take(f"{VOIDS}.dlq"))["x-reason"] == "unknown_type"
 
 
-def test_what_a_handler_sets_apart_has_no_effect_and_tells_nothing(
+def test_a_message_that_the_handler_fails_has_no_effect_and_emits_nothing(
     bench: Benches, database: Databases, mail: Mail
 ) -> None:
     payment, events = bench("payment"), [reserved_event() for _ in range(50)]
@@ -284,9 +281,6 @@ def test_headers_from_a_stranger_neither_kill_the_consumer_nor_travel_on(
     assert len(database.rows("payment", "SELECT * FROM dead_messages")) == 1
     (dead,) = mail.all(f"{VOIDS}.dlq")
     assert set(headers_of(dead)) <= OUR_HEADERS
-
-
-# --- not the message's fault ----------------------------------------------------------------------------------------
 
 
 def test_a_deadlock_repeats_the_batch_and_counts_nothing(bench: Benches, database: Databases, mail: Mail) -> None:
@@ -417,9 +411,7 @@ def test_a_provider_that_is_closed_to_everybody_pauses_and_counts_nothing(
     assert mail.all(f"{CHARGES}.retry") == []
 
 
-def test_who_was_answered_is_not_asked_for_again_when_others_could_not_be(
-    bench: Benches, database: Databases, mail: Mail
-) -> None:
+def test_a_repeat_asks_only_for_messages_without_an_answer(bench: Benches, database: Databases, mail: Mail) -> None:
     payment, events = bench("payment"), [reserved_event() for _ in range(10)]
     silent, away = events[3], events[4:6]
     asked: list[set[UUID]] = []
@@ -442,7 +434,7 @@ def test_who_was_answered_is_not_asked_for_again_when_others_could_not_be(
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_who_was_answered_keeps_its_answer_when_asking_for_the_others_fails(
+def test_a_message_keeps_its_answer_when_asking_for_the_others_fails(
     count: int, bench: Benches, database: Databases, mail: Mail
 ) -> None:
     payment, events = bench("payment"), [reserved_event() for _ in range(10)]
@@ -535,9 +527,6 @@ def test_a_refused_message_is_sent_again_and_the_others_are_not(
     settling.wait()
 
     assert len(mail.all(dlq)) == 1
-
-
-# --- bare payloads --------------------------------------------------------------------------------------------------
 
 
 def test_a_bare_payload_that_fails_is_tried_again_as_the_event_it_was_completed_to(

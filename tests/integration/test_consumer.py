@@ -114,9 +114,6 @@ class Gate:
             eventlet.sleep(0.005)
 
 
-# --- prefetch -------------------------------------------------------------------------------------------------------
-
-
 def test_a_consumer_begins_with_one_message_and_opens_after_it_was_settled(
     start: Start, database: Databases, mail: Mail
 ) -> None:
@@ -179,8 +176,6 @@ def test_a_suspect_is_handled_alone_and_after_its_neighbours(start: Start, datab
     assert [batch[0] for batch in gate.batches[2:-1]] == [event.message_id for event in neighbours[2:]]
 
 
-# --- strangers ------------------------------------------------------------------------------------------------------
-
 UNREADABLE = [
     pika.BasicProperties(correlation_id=b"\xff", message_id=str(uuid4())),
     pika.BasicProperties(headers={"since": datetime(9999, 12, 31, tzinfo=UTC), "note": b"x"}, type=b"\xc3("),
@@ -188,7 +183,7 @@ UNREADABLE = [
 
 
 @pytest.mark.parametrize("properties", UNREADABLE, ids=["no text", "no text in a type, and headers"])
-def test_what_has_properties_that_nobody_can_read_is_judged_by_its_body_and_ends_no_connection(
+def test_a_message_with_unreadable_properties_is_handled_by_its_body_and_ends_no_connection(
     start: Start, database: Databases, mail: Mail, settings: Settings, properties: pika.BasicProperties
 ) -> None:
     event, neighbour = orders(2)
@@ -203,9 +198,6 @@ def test_what_has_properties_that_nobody_can_read_is_judged_by_its_body_and_ends
     dead = mail.take(dead_letter_queue(QUEUE))
     assert bytes(dead.body) == b"no event"
     assert dead.headers["x-reason"] == "poison"
-
-
-# --- stopping -------------------------------------------------------------------------------------------------------
 
 
 def test_a_stop_under_load_redelivers_nothing_that_is_finished_and_finishes_what_is_held(
@@ -275,9 +267,6 @@ def test_a_container_that_dies_in_the_middle_of_a_query_dies(start: Start, datab
     assert time.monotonic() - began < 8
     assert container._died.ready()
     assert until(lambda: mail.waiting(QUEUE) == 1), "the message is back"
-
-
-# --- failing --------------------------------------------------------------------------------------------------------
 
 
 def test_a_failing_message_waits_one_two_and_four_seconds_and_is_then_exhausted(
@@ -356,9 +345,6 @@ def test_a_body_that_no_codec_can_write_back_goes_to_the_dlq_and_the_consumer_li
     assert not container._died.ready()
 
 
-# --- the broker breaks ----------------------------------------------------------------------------------------------
-
-
 def test_a_consumer_whose_connection_is_closed_comes_back_and_nothing_is_lost_or_done_twice(
     start: Start, database: Databases, mail: Mail, servers_of_this_run: Servers, settings: Settings, long: bool
 ) -> None:
@@ -395,9 +381,6 @@ def test_a_consumer_gives_up_a_frozen_broker_and_comes_back(
 
     until(lambda: consumed(database) == ids(first + second))
     assert extension(container, Handles).not_ready_reason() is None
-
-
-# --- the shell ------------------------------------------------------------------------------------------------------
 
 
 def test_a_bare_payload_from_a_nameko_shell_starts_the_flow_as_the_user_shell(

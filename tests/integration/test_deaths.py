@@ -209,7 +209,7 @@ def unreadable() -> dict[str, tuple[str, bytes]]:
 
 
 @pytest.mark.parametrize("wrong", unreadable())
-def test_what_can_never_succeed_dies_at_once_and_no_other_queue_hears_of_it(
+def test_a_hopeless_message_dies_at_once_and_reaches_no_other_queue(
     wrong: str, start: Start, database: Databases, mail: Mail, tap: str
 ) -> None:
     reason, body = unreadable()[wrong]
@@ -380,7 +380,7 @@ def test_a_dlq_that_was_looked_at_a_hundred_times_holds_what_it_held(
     assert min(deliveries) > 100, "each look is a delivery, of which a DLQ allows any number"
 
 
-def test_what_a_discard_took_away_before_it_was_killed_is_put_back_from_its_file(
+def test_messages_of_a_killed_discard_are_put_back_from_its_file(
     settings: Settings, bench: Callable[..., Bench], mail: Mail, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Killed(BaseException):

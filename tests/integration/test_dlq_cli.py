@@ -88,7 +88,7 @@ def test_peek_is_a_line_a_message(dead):
     assert message["reason"] == "unexpected_event"
 
 
-def test_what_a_stranger_wrote_commands_no_terminal(database, stranger):  # noqa: F811
+def test_text_of_a_message_cannot_command_the_terminal(database, stranger):  # noqa: F811
     hostile = "\x1b]0;owned\x07\x1b[2J\nnext \ud800"
     message_id = stranger(b"\x1b[2J", {"x-reason": hostile, "x-error-message": hostile}, type="t\x1b[2J")
     for said in (ecom("peek", QUEUE), ecom("show", QUEUE, "--id", message_id), ecom("groups", QUEUE, "--scan")):
@@ -314,7 +314,7 @@ def test_a_dlq_that_somebody_works_on_is_3_and_names_him(dead, consumer, databas
         assert command.end(PATIENCE_S).code == 1
 
 
-def test_one_who_was_killed_leaves_everything_to_the_next(dead, consumer, mail, database):  # noqa: F811
+def test_after_a_killed_operator_the_next_finds_every_message(dead, consumer, mail, database):  # noqa: F811
     consumer.start()
     with started("dlq", "replay", QUEUE, "--all", "--yes", "--rate", "1/h") as command:
         until(lambda: effects(database), within_s=PATIENCE_S)

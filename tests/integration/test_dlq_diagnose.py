@@ -409,7 +409,7 @@ def test_every_prediction_of_every_queue_has_a_scene(queue):
 
 
 @pytest.mark.parametrize(("queue", "name"), SCENES)
-def test_what_is_predicted_is_what_happens(queue, name, bench, database, mail, operator):
+def test_predictions_come_true(queue, name, bench, database, mail, operator):
     prediction, made = SCENES[queue, name]
     world = World(bench(BY_NAME[queue].service), queue, database)
     what = made(world)

@@ -236,7 +236,7 @@ def test_looking_very_often_leaves_the_same_messages(operator, kill, mail, stran
     assert mail.waiting(DLQ) == 6
 
 
-def test_what_comes_after_an_ack_has_made_room_is_still_seen(settings, mail, stranger, monkeypatch):
+def test_messages_that_arrive_after_an_ack_made_room_are_seen(settings, mail, stranger, monkeypatch):
     """What fills the room beyond what was counted must not hide all that comes later."""
     monkeypatch.setattr(dlq_reader, "PREFETCH", 4)
     for _ in range(2):
@@ -292,7 +292,9 @@ def test_reading_anew_hands_out_each_once_and_nothing_that_nobody_chose(operator
     assert until(lambda: mail.waiting(DLQ) == 8 + 4)
 
 
-def test_what_was_handed_out_and_is_there_again_is_seen_after_reading_anew(operator, mail, stranger, monkeypatch):
+def test_a_message_that_returns_after_it_was_handed_out_is_seen_in_the_next_reading(
+    operator, mail, stranger, monkeypatch
+):
     first, second = (stranger(headers=dated(day)) for day in (1, 2))
     with operator.look_into(DLQ, ALL) as chosen:
         (item,) = chosen.take(1)
@@ -372,7 +374,7 @@ def test_copies_of_one_message_take_effect_once_and_are_all_gone(operator, kill,
     assert mail.waiting(DLQ) == 0
 
 
-def test_what_has_taken_effect_before_does_not_again(operator, kill, payment, consumer, database):
+def test_a_message_takes_effect_once_even_if_it_is_replayed(operator, kill, payment, consumer, database):
     (event,) = kill(cancellations(1))
     payment.handle_batch(QUEUE, [event])
     consumer.start()
@@ -633,7 +635,7 @@ def test_a_ledger_that_is_away_changes_nothing_at_all(open_operator, settings, w
     assert (mail.waiting(DLQ), mail.waiting(QUEUE)) == (1, 0)
 
 
-def test_what_the_broker_returns_stays_in_the_dlq(operator, kill, mail, database):
+def test_a_message_that_the_broker_returns_stays_in_the_dlq(operator, kill, mail, database):
     """A binding is missing: nothing would be at the other end."""
     kill(cancellations(2))
     exchange = failed_exchange("payment")
@@ -892,7 +894,7 @@ def test_nonsense_in_a_message_does_not_stop_the_census(operator, stranger, data
     assert (row["reason"], row["trace_id"], row["past"]) == (UNKNOWN, "a?b", True)
 
 
-def test_what_was_taken_out_by_other_hands_is_marked_gone(operator, kill, mail, database):
+def test_messages_removed_by_other_tools_are_marked_gone(operator, kill, mail, database):
     kill(cancellations(3))
     database.run("payment", "UPDATE dead_messages SET died_at = died_at - interval '61 s'")
     mail.all(DLQ)
@@ -948,7 +950,7 @@ def test_another_dlq_is_free(open_operator):
         assert plan(open_operator("bob"), QUEUES[0].name, ALL, None)["chosen"] == 0
 
 
-def test_what_a_dead_operator_began_is_interrupted(open_operator, database):
+def test_the_operation_of_a_dead_process_is_interrupted(open_operator, database):
     with open_operator("ann").ledger() as ledger:
         began = models.start(ledger, Kind.REPLAY, DLQ, "ann", "", ALL, {})
         other = models.start(ledger, Kind.REPLAY, dead_letter_queue(QUEUES[0].name), "ann", "", ALL, {})

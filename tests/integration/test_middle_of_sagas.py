@@ -100,8 +100,6 @@ def middle(bench: Benches, database: Databases, mail: Mail, settings: Settings) 
     return Middle(bench("order"), database, settings)
 
 
-# --- orders -------------------------------------------------------------------------------------------------------
-
 ENDED = ["order.cancelled", "inventory.release.requested"]
 
 
@@ -231,14 +229,14 @@ def test_the_clock_leaves_alone_what_ended_after_it_looked(middle: Middle, monke
     assert (middle.row()["status"], middle.types(), middle.steps()) == (S.PAID, [], [])
 
 
-def test_what_the_clock_cancels_is_cancelled_by_the_clock(middle: Middle) -> None:
+def test_events_of_the_deadline_name_the_timer_as_their_cause(middle: Middle) -> None:
     middle.at(S.PENDING).deadline()
 
     assert [row["by"] for row in middle.emits()] == [{"user_id": "system:deadline", "roles": ["system"]}] * 2
     assert middle.steps() == [("deadline", "PENDING", "CANCELLED")]
 
 
-def test_what_has_no_row_dies_as_unexpected_and_is_logged_and_the_others_take_effect(
+def test_an_event_without_a_row_dies_as_unexpected_and_the_others_take_effect(
     middle: Middle, mail: Mail, caplog: pytest.LogCaptureFixture
 ) -> None:
     middle.at(S.PAID)
@@ -260,8 +258,6 @@ def test_what_has_no_row_dies_as_unexpected_and_is_logged_and_the_others_take_ef
     assert "an order that is PAID does not expect inventory.failed" in caplog.text
     assert middle.steps() == [("inventory.reserved", "PAID", "PAID")]
 
-
-# --- stock --------------------------------------------------------------------------------------------------------
 
 CREATED, COMMITS, RELEASES = (
     "q.inventory.order-created",
@@ -307,8 +303,6 @@ def test_released_goods_return_to_the_stock_with_their_movements_and_an_audit_ro
     types = database.rows("inventory", "SELECT event_type FROM outbox ORDER BY id")
     assert [row["event_type"] for row in types] == told_types
 
-
-# --- money --------------------------------------------------------------------------------------------------------
 
 CHARGES, REFUNDS = "q.payment.inventory-reserved", "q.payment.refund-requested"
 

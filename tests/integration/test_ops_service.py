@@ -130,7 +130,7 @@ def test_a_second_replay_is_told_who_is_at_it(ask: Ask, mail: Mail) -> None:
     assert (busy["dlq"], busy["busy"]) == (DLQ, "alice")
 
 
-def test_what_is_wrong_before_the_replay_is_written_down_reaches_the_caller(
+def test_an_error_before_the_replay_is_recorded_reaches_the_caller(
     settings: Settings, container: ServiceContainer, database: Databases
 ) -> None:
     container.config["settings"] = replace(

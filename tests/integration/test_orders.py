@@ -88,7 +88,7 @@ def test_a_filter_finds_all_that_fit_page_by_page_newest_first(many: Bench, subt
             assert {len(page) for page in read[:-1]} == {40}
 
 
-def test_a_customer_pages_through_his_own_orders_whatever_he_asks_for(many: Bench) -> None:
+def test_customers_page_through_their_own_orders_with_any_filter(many: Bench) -> None:
     customer = Identity("user-7", ("customer",))
     own = [n for n in range(ORDERS) if n % 200 == 7][::-1]
     assert [number for page in pages(many, 40, customer) for number in page] == own
@@ -142,9 +142,6 @@ def refuse_slow(many: Bench, filters: dict[str, str], most: int) -> None:
         assert "Seq Scan" not in lines, lines
         assert re.search(r"Index.*Scan", lines), lines
         assert max(int(rows) for rows in re.findall(r"actual rows=(\d+)", lines)) <= most, lines
-
-
-# --- commands ----------------------------------------------------------------------------------------------------
 
 
 def one_order(database: Databases, status: Status) -> UUID:
@@ -203,7 +200,7 @@ def test_events_name_the_owner_when_the_deadline_cancels(order: Bench, database:
     }
 
 
-def test_a_deadline_that_waited_for_a_payment_leaves_the_order_alone(order: Bench, database: Databases) -> None:
+def test_a_deadline_that_waited_for_a_payment_changes_nothing(order: Bench, database: Databases) -> None:
     one_order(database, Status.RESERVED)
     order.service.settings = order._container.config["settings"]
     with order.sessions.begin() as session:
@@ -217,7 +214,7 @@ def test_a_deadline_that_waited_for_a_payment_leaves_the_order_alone(order: Benc
     assert database.rows("order", "SELECT 1 FROM outbox") == []
 
 
-def test_what_has_changed_is_told_after_its_commit_and_not_without_one(order: Bench, database: Databases) -> None:
+def test_changes_are_notified_after_their_commit_and_not_without_one(order: Bench, database: Databases) -> None:
     order_id = one_order(database, Status.RESERVED)
     order.service.context = RequestContext(new_trace_id(), Identity("ann", ("customer",)))
     told: list[tuple[set[str], str]] = []
@@ -236,7 +233,7 @@ def test_what_has_changed_is_told_after_its_commit_and_not_without_one(order: Be
     assert told == [({str(order_id)}, "CANCELLED")], "who asks at the hint finds the change"
 
 
-def test_only_what_is_newer_than_known_is_told_and_the_steps_after_the_last(order: Bench, database: Databases) -> None:
+def test_only_newer_states_and_later_steps_are_returned(order: Bench, database: Databases) -> None:
     order_id = one_order(database, Status.PENDING)
     order.service.context = RequestContext(new_trace_id(), Identity("ann", ("customer",)))
     assert order.service.changed_orders({str(order_id): 1, str(UUID(int=7)): 0}) == []

@@ -31,9 +31,6 @@ def remembered(database: Databases) -> set[object]:
     return {row["message_id"] for row in database.rows("payment", "SELECT message_id FROM consumed_messages")}
 
 
-# --- the inbox ------------------------------------------------------------------------------------------------------
-
-
 def test_a_message_is_new_once_for_each_consumer(bench: Benches, database: Databases) -> None:
     payment, ids = bench("payment"), {uuid4() for _ in range(5)}
     with payment.sessions.begin() as session:
@@ -45,7 +42,7 @@ def test_a_message_is_new_once_for_each_consumer(bench: Benches, database: Datab
         assert inbox.claim(session, "q.other", ids) == ids
 
 
-def test_what_is_rolled_back_was_never_heard(bench: Benches, database: Databases) -> None:
+def test_a_rolled_back_message_is_not_in_the_inbox(bench: Benches, database: Databases) -> None:
     payment, message_id = bench("payment"), uuid4()
     with suppress(Undone), payment.sessions.begin() as session:
         assert inbox.claim(session, CONSUMER, [message_id]) == {message_id}
@@ -133,10 +130,7 @@ def test_two_replicas_with_the_same_messages_have_one_effect(
     assert {row["message_id"] for row in claimed} == {event.message_id for event in events}
 
 
-# --- the outbox -----------------------------------------------------------------------------------------------------
-
-
-def test_what_is_told_is_undone_with_its_transaction(bench: Benches, database: Databases) -> None:
+def test_events_are_rolled_back_with_their_transaction(bench: Benches, database: Databases) -> None:
     payment = bench("payment")
     with suppress(Undone), payment.sessions.begin() as session:
         outbox.emit(session, [told(OrderCancelled(uuid4(), "deadline"))])

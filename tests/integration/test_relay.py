@@ -107,9 +107,6 @@ def unpublished(database: Databases) -> list[dict[str, Any]]:
     )
 
 
-# --- publishing -----------------------------------------------------------------------------------------------------
-
-
 def test_rows_go_out_in_the_order_in_which_they_were_told_and_are_marked(
     bench: Benches, database: Databases, mail: Mail, connection: Connection, publisher: Publisher
 ) -> None:
@@ -229,9 +226,6 @@ def asked_in_vain(database: Databases) -> list[dict[str, Any]]:
     )
 
 
-# --- leading --------------------------------------------------------------------------------------------------------
-
-
 def leaders(*containers: ServiceContainer) -> list[ServiceContainer]:
     return [container for container in containers if extension(container, Relay).leading]
 
@@ -290,7 +284,7 @@ def test_a_replica_that_does_not_lead_wakes_the_leader_long_before_its_poll(
         eventlet.sleep(0.05)  # one told meanwhile would be woken by the one before
 
 
-def test_what_a_crash_left_is_found_by_the_poll(
+def test_the_poll_finds_rows_that_a_crash_left(
     start: Callable[..., ServiceContainer], bench: Benches, database: Databases, mail: Mail
 ) -> None:
     leader = start()
@@ -331,9 +325,6 @@ def test_a_stopped_relay_has_given_its_lock_back(
 
     # The server hears of a closed socket a moment later.
     until(lambda: not database.rows("order", "SELECT pid FROM pg_locks WHERE locktype = 'advisory'"))
-
-
-# --- purging --------------------------------------------------------------------------------------------------------
 
 
 def test_only_what_is_older_than_its_promise_is_purged(

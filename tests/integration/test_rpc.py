@@ -277,7 +277,7 @@ def test_a_stop_finishes_the_calls_at_work_and_takes_no_more(stock: ServiceConta
         call("double", 1, timeout_s=SHORT_S)
 
 
-def test_who_answers_does_not_take_from_the_reader_what_it_waits_for(settings: Settings) -> None:
+def test_a_reply_does_not_steal_frames_from_the_reader(settings: Settings) -> None:
     """The server asks to get no more calls while workers answer on its connection: by one of them the broker's consent
     was read, and the server waited for it until its patience was over."""
     line = BrokerConnection(settings.amqp_uri, heartbeat_s=30)

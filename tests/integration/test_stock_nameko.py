@@ -45,9 +45,6 @@ STOPS_S = {"ours": COMES_S, "stock": 6.0}  # the stock one takes most of a minut
 AGAIN_S = {"ours": 2.0, "stock": COMES_S}
 
 
-# --- probes: what one side does in a trouble ------------------------------------------------------------------------
-
-
 def poison(side: Subject) -> dict[str, str]:
     """What becomes of messages that cannot be handled."""
     sent = {
@@ -162,9 +159,6 @@ def idle_stop(side: Subject) -> str:
     return "soon" if side.ends(STOPS_S[side.which]) else "late"
 
 
-# --- troubles that are the same for both sides ----------------------------------------------------------------------
-
-
 @contextmanager
 def frozen(broker: Broker) -> Iterator[None]:
     """The broker says nothing."""
@@ -183,9 +177,6 @@ def memory_alarm(broker: Broker) -> Iterator[None]:
         yield
     finally:
         broker.rabbitmqctl("set_vm_memory_high_watermark", "absolute", "1GB")
-
-
-# --- the faults -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -347,9 +338,6 @@ def test_our_classes_do_not_have_the_fault_and_the_stock_ones_do(
         observed = {about: probe.wait() for about, probe in probes.items()}
 
     assert observed == {(fault.name, which): awaited for fault in faults for which, awaited in fault.awaited().items()}
-
-
-# --- faults that need no process ------------------------------------------------------------------------------------
 
 
 TRIES = 20

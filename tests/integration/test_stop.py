@@ -84,7 +84,7 @@ def test_a_timer_that_waits_for_the_provider_does_not_hold_up_the_stop(
     assert time.monotonic() - began < STOPS_WITHIN_S
 
 
-def test_who_acks_takes_leave_of_the_broker_and_does_not_break_off(
+def test_consumers_and_rpc_servers_close_their_connection_cleanly(
     settings: Settings, database: Databases, mail: Mail, servers_of_this_run: Servers
 ) -> None:
     broker = servers_of_this_run.broker

@@ -106,7 +106,7 @@ def test_a_timer_that_cannot_work_says_so_once_in_a_while_and_again_after_it_cou
     assert caplog.text.count("look did not run: it is away") == 2
 
 
-def test_what_runs_once_runs_until_it_has_succeeded(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_start_up_task_runs_until_it_succeeds(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shared.edge.once.AGAIN_S", 0.05)
     Starting.tries.clear()
     container = start(Starting)

@@ -48,9 +48,6 @@ CURRENCY = "EUR"
 TRIES = 4
 
 
-# --- databases ------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class PaymentRow:
     """A row of payments; `updated_at` counts."""
@@ -337,8 +334,6 @@ def on_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(payment_service.service, "run_side_by_side", one_by_one)
 
 
-# --- the provider ---------------------------------------------------------------------------------------------------
-
 WILLING = "willing"
 DECLINES = "declines"
 YES_LOST, NO_LOST = "says yes, and the answer is lost", "says no, and the answer is lost"
@@ -399,9 +394,6 @@ class Bank(Provider):
         """The amounts charged and given back for an order."""
         done = [(kind, asked) for kind, asked, said in self.ledger.values() if said.done and asked.order_id == order_id]
         return [a.amount for kind, a in done if kind == "charge"], [a.amount for kind, a in done if kind == "refund"]
-
-
-# --- the world ------------------------------------------------------------------------------------------------------
 
 
 @dataclass

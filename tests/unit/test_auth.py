@@ -151,12 +151,10 @@ def test_the_clocks_of_two_hosts_may_differ_a_little():
     assert auth.verify(signed(CLAIMS), (OLD,), now=NOW - 9)
 
 
-# --- sign-in ---------------------------------------------------------------------------------------------------
-
 ALICE = Account("alice", "a hash", ("customer",))
 
 
-def test_who_knows_the_password_signs_in():
+def test_the_right_password_signs_in():
     assert domain.sign_in(ALICE, password_fits=True) == Identity("alice", ("customer",))
 
 

@@ -69,7 +69,7 @@ def test_misuse_is_2_and_says_what_is_wrong(arguments, capsys):
 
 
 @pytest.mark.parametrize("arguments", [["peek", QUEUE, "--id", ID], ["replay", QUEUE, "--id", ID, "--yes"], ["ls"]])
-def test_what_is_typed_rightly_is_tried(arguments, capsys):
+def test_well_formed_commands_are_tried(arguments, capsys):
     assert ecom(*arguments) == 3
     assert capsys.readouterr().err.startswith("ecom: the ")
 
@@ -83,5 +83,5 @@ def test_a_file_of_something_else_is_misuse_and_names_the_lines(tmp_path, capsys
     assert "line 2: not a line of an export" in said
 
 
-def test_what_would_command_a_terminal_is_made_harmless():
+def test_control_characters_are_made_harmless():
     assert harmless("grün \x1b[2J\x07\ud800\nnext") == "grün ?[2J??\nnext"

@@ -185,7 +185,7 @@ def test_unknown_fields_are_ignored_wherever_they_stand() -> None:
 @pytest.mark.parametrize(
     "text", [b"", b"{", b"[]", b"3", b'"x"', b"\xff\xfe", b'{"a": NaN}', b"[" * 100_000, b'{"a":' * 50_000]
 )
-def test_what_is_no_json_object_is_poison(text: bytes) -> None:
+def test_a_body_that_is_no_json_object_is_poison(text: bytes) -> None:
     with pytest.raises(Poison):
         decode(text, "order.created")
 
@@ -221,7 +221,7 @@ def test_a_value_that_breaks_the_schema_is_named_by_its_path(path: str, value: A
         read(message)
 
 
-def test_what_breaks_its_own_schema_is_not_published() -> None:
+def test_an_event_that_breaks_its_own_schema_is_not_published() -> None:
     payload = OrderCreated(uuid4(), "EUR", -1, (PricedItem("a", 1, 1),), "mock_ok")
 
     with pytest.raises(InvalidSchema, match=r"payload\.total"):

@@ -54,7 +54,7 @@ def test_a_message_has_its_first_try_and_three_more(failed_before: int, target: 
 @pytest.mark.parametrize(
     ("error", "reason"), [(Poison(), "poison"), (InvalidSchema(), "invalid_schema"), (UnknownOrder(), "unknown_order")]
 )
-def test_what_can_never_succeed_dies_at_once(error: Exception, reason: str) -> None:
+def test_a_hopeless_message_dies_at_once(error: Exception, reason: str) -> None:
     failure = verdict(error)
 
     assert (failure.target, failure.reason, failure.headers["x-reason"]) == (QUEUE + ".dlq", reason, reason)

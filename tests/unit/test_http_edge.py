@@ -75,9 +75,6 @@ def lives(server):
     return ask(server, "GET", "/healthz")[0] == 200
 
 
-# --- one connection --------------------------------------------------------------------------------------------
-
-
 def test_a_connection_is_kept_for_the_next_request(server):
     with dial(server) as sock:
         for word in ("one", "two"):
@@ -160,9 +157,6 @@ def test_a_fault_of_one_connection_ends_it_alone_and_only_ours_is_news(server, m
     assert ("a connection failed" in caplog.text) is told
 
 
-# --- bodies ----------------------------------------------------------------------------------------------------
-
-
 def test_a_body_up_to_the_limit_is_taken(server):
     body = b"x" * connection.MAX_BODY_BYTES
     assert ask(server, "POST", "/echo", body)[2] == body.decode()
@@ -228,9 +222,6 @@ def test_a_head_that_is_too_long_is_refused_and_the_client_hears_it(server):
         assert answer.split("\r\n\r\n")[1]
 
 
-# --- routes ----------------------------------------------------------------------------------------------------
-
-
 def test_a_path_or_method_that_is_not_there_is_refused(server):
     assert ask(server, "GET", "/nothing")[0] == 404
     assert ask(server, "GET", "/wait/one")[0] == 404
@@ -255,9 +246,6 @@ def test_requests_are_counted_by_route_and_never_by_path(server):
     assert 'ecom_http_request_seconds_count{route="/wait/{n}",service="echo"}' in counted
     assert "wait-for-a-secret" not in counted
     assert "HACK" not in counted
-
-
-# --- probes ----------------------------------------------------------------------------------------------------
 
 
 def test_probes_answer_while_every_worker_is_busy(server):
@@ -302,9 +290,6 @@ def test_a_database_that_does_not_answer_is_said_in_time(monkeypatch):
     with serving(Stranded) as server:
         status, _, body = ask(server, "GET", "/readyz")
     assert (status, body["reasons"]) == (503, ["the database does not answer (Timeout)"])
-
-
-# --- the server ------------------------------------------------------------------------------------------------
 
 
 def test_a_taken_port_is_named(server):

@@ -52,7 +52,7 @@ def test_until_then_the_service_is_alive_but_not_ready_and_can_be_stopped(monkey
         assert ask(server, "GET", "/healthz")[0] == 200
 
 
-def test_what_it_waits_for_is_said_once_and_is_no_error(monkeypatch, caplog):
+def test_the_awaited_server_is_logged_once_and_is_no_error(monkeypatch, caplog):
     monkeypatch.setattr(once, "AGAIN_S", 0.01)
     monkeypatch.setattr(Waiter, "runs", 0)
     with serving(Waiter), eventlet.Timeout(3):

@@ -51,7 +51,7 @@ def mac(**changed: Any) -> str:
     ],
     ids=str,
 )
-def test_whatever_is_changed_gives_another_seal(changed: dict[str, Any]) -> None:
+def test_any_change_gives_another_seal(changed: dict[str, Any]) -> None:
     assert mac(**changed) != mac()
 
 

@@ -518,7 +518,7 @@ def test_a_package_locked_for_several_pythons_keeps_all_its_entries(tmp_path, mo
     assert "3.0.1" in requirements["wheel"]
 
 
-def test_what_setup_cfg_asks_for_is_in_the_lock():
+def test_the_lock_holds_every_requirement_of_setup_cfg():
     setup = configparser.ConfigParser()
     setup.read(install.ROOT / "setup.cfg")
     extras = [setup["options.extras_require"][extra] for extra in ("test", "dev", "rootless")]
@@ -580,7 +580,7 @@ def test_nothing_of_the_systems_broker_is_read(tmp_path, monkeypatch):
     assert environment["HOME"].startswith(str(tmp_path))
 
 
-def test_what_a_server_knows_of_itself_is_found_by_another_process(tmp_path):
+def test_another_process_finds_the_facts_of_a_server(tmp_path):
     servers.Broker(tmp_path).keep(port=20001, password="secret", vhosts=["shop"])
     found = servers.Servers.attach(tmp_path / "state.json")
     assert found.postgres is None

@@ -58,9 +58,6 @@ def registered(watched, count=1):
     eventlet.sleep(0.02)  # it has read, and waits
 
 
-# --- waking ------------------------------------------------------------------------------------------------------
-
-
 def test_a_wake_that_came_first_is_not_lost_and_counts_once():
     wake = Wake()
     wake.send()
@@ -87,10 +84,7 @@ def test_a_waiter_takes_no_state_older_than_the_one_it_knows():
     assert waiter.wait(0.01)
 
 
-# --- waiting -----------------------------------------------------------------------------------------------------
-
-
-def test_what_is_good_already_is_answered_at_once_and_nobody_is_asked(things, monkeypatch):
+def test_a_state_that_fits_is_answered_at_once_without_a_call(things, monkeypatch):
     monkeypatch.setattr(watch, "LOOK_EVERY_S", NEVER_S)
     with looking(things) as watched:
         eventlet.sleep(0)  # its first look, for nobody
@@ -156,7 +150,7 @@ def test_a_change_that_is_not_the_wanted_one_is_known_at_the_end(things, monkeyp
         assert waiting.wait()["status"] == "HALF"
 
 
-def test_what_may_not_be_read_is_not_waited_for(things):
+def test_a_thing_that_may_not_be_read_is_not_waited_for(things):
     def refused():
         raise NotFound
 
@@ -202,9 +196,6 @@ def test_it_asks_once_in_a_while_however_many_wait(things, monkeypatch):
     assert len(things.asked) <= 4
 
 
-# --- what goes wrong ---------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("error", [ServiceUnavailable(), CannotWork("no database"), RuntimeError("a fault of theirs")])
 def test_when_nobody_says_what_has_changed_it_asks_again(things, monkeypatch, error):
     monkeypatch.setattr(watch, "LOOK_EVERY_S", 0.02)
@@ -229,7 +220,7 @@ def test_only_a_fault_is_logged_as_one(things, monkeypatch, caplog):
         assert ("things.changed failed" in caplog.text) == logged
 
 
-def test_who_waits_when_the_service_stops_is_answered_with_what_is_known(things):
+def test_a_stopping_service_answers_waiting_clients_with_the_known_state(things):
     with looking(things) as watched:
         waiting = [followed(watched, things, seconds=NEVER_S) for _ in range(100)]
         registered(watched, 100)
@@ -242,7 +233,7 @@ def test_who_waits_when_the_service_stops_is_answered_with_what_is_known(things)
             assert waiter.ended
 
 
-def test_who_has_gone_is_found_out_and_waits_no_more(things, monkeypatch):
+def test_a_client_that_hung_up_waits_no_more(things, monkeypatch):
     monkeypatch.setattr(watch, "LOOK_EVERY_S", 0.02)
     with looking(things) as watched:
         stays = followed(watched, things)
@@ -257,9 +248,6 @@ def test_a_hint_of_nonsense_is_ignored(things, body):
     with looking(things) as watched, watched.waiter("a"):
         watched._receive(amqp.Message(body))
         assert watched._hinted == set()
-
-
-# --- telling -----------------------------------------------------------------------------------------------------
 
 
 class Connection:
@@ -287,7 +275,7 @@ def notifier():
     notifier._wake.send()
 
 
-def test_what_has_changed_is_told_at_once_in_messages_of_some_size(notifier, monkeypatch):
+def test_changed_ids_are_published_at_once_in_messages_of_limited_size(notifier, monkeypatch):
     monkeypatch.setattr(hints, "READ_S", 60.0)  # it is woken, and does not wait for its next round
     connection = Connection()
     eventlet.spawn(notifier._serve, connection)
@@ -304,7 +292,7 @@ def test_what_has_changed_is_told_at_once_in_messages_of_some_size(notifier, mon
     assert connection.published[3][1] == ["x"]
 
 
-def test_what_cannot_be_told_for_long_does_not_grow_for_ever(notifier):
+def test_ids_that_cannot_be_published_do_not_pile_up_for_ever(notifier):
     for n in range(30):
         notifier.notify({f"{n}-{m}" for m in range(500)})
     assert len(notifier._ids) <= hints.MOST_WAITING + 500
