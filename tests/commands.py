@@ -40,7 +40,7 @@ class Ended:
 
     @property
     def answer(self) -> Any:
-        """What it printed with --json."""
+        """Its output with --json."""
         assert self.out, f"exit {self.code}: {self.err}"
         return json.loads(self.out, parse_constant=pytest.fail)
 

@@ -1,4 +1,4 @@
-"""What every test finds.
+"""Fixtures and options of every test.
 
 `make test` gives the environment of a private stack. Where there is none, tests that need servers are skipped on a
 laptop and fail in CI: a missing broker must never look like a pass.
@@ -24,7 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What is marked `long` belongs to the long run alone."""
+    """Tests marked `long` run in the long run alone."""
     if not config.getoption("--long"):
         config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("long")])
         items[:] = [item for item in items if not item.get_closest_marker("long")]

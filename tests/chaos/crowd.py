@@ -16,7 +16,7 @@ HEAD_LIMIT = 1024 * 1024
 
 @dataclass(frozen=True)
 class Heard:
-    """What one client was answered, and when, in seconds since 1970."""
+    """The answer that one client got, and when, in seconds since 1970."""
 
     at: float
     status: int
@@ -52,7 +52,7 @@ class Crowd:
             time.sleep(0.01)
 
     def answers(self, patience_s: float = 60.0) -> list[Heard]:
-        """What each was answered, in the order of the paths."""
+        """The answers, in the order of the paths."""
         deadline = time.monotonic() + patience_s
         return [future.result(max(0.1, deadline - time.monotonic())) for future in self._asked]
 

@@ -15,9 +15,9 @@ from tests.e2e.system import System
 
 PAYMENTS = ("mock_ok", "mock_ok", "mock_ok", "mock_declined", "mock_timeout_charged")
 GIVE_UP_S = 240.0  # after an outage as in the quiet
-# A customer's pause between two orders: four who pause shortly keep both processors of a small machine busy.
+# A customer's pause between two orders: four customers with a short pause keep two processors busy.
 PAUSE_S, PAUSE_LONG_S = 0.5, 0.05
-# And before he repeats what was refused, which in an outage is all that he does.
+# And before they repeat a refused order: in an outage they do nothing else.
 AGAIN_S, AGAIN_LONG_S = 0.5, 0.1
 # No answer at all is what the client of a killed gateway gets.
 GOOD_REFUSALS = {"503 unavailable", "503 cannot_work", "409 idempotency_in_progress", "ConnectionError"}
@@ -94,7 +94,7 @@ class Load:
         return None
 
     def check_refusals(self) -> None:
-        """Whoever was not served was told so in time, and that a repeat is welcome: never an internal error."""
+        """Clients that were not served got a 503 with Retry-After in time, and never an internal error."""
         assert set(self.refused) <= GOOD_REFUSALS, Counter(self.refused)
 
     def check_all_are_there(self) -> None:

@@ -23,7 +23,7 @@ from topology.services import PUBLISHERS, START_ORDER
 # At full size an outage or a load lasts minutes.
 pytestmark = pytest.mark.timeout(600)
 
-# SIGTERM: what is in work is finished and the rest handed back.
+# SIGTERM: messages in progress are finished and the rest goes back to the queue.
 STOPS_WITHIN_S = 10.0
 # The kernel closes a dead leader's session at once; the server ends a silent one's after 10 s.
 LED_AGAIN_WITHIN_S = 2.0
@@ -90,7 +90,7 @@ def last_told(system: System) -> dict[str, int]:
 
 
 def delays_since(system: System, last: dict[str, int]) -> list[float]:
-    """How many seconds each later event took from its commit to its publish: what the relays alone answer for."""
+    """The seconds from commit to publish of each later event: the delay of the relays alone."""
     statement = (
         "SELECT extract(epoch FROM published_at - created_at) AS s FROM outbox"
         " WHERE id > :id AND published_at IS NOT NULL"
@@ -108,7 +108,7 @@ def kill_leader(system: System, service: str) -> float:
 
 
 def test_a_leader_that_is_killed_while_nothing_is_to_do_is_followed_within_2_s(system: System) -> None:
-    # Under a load every commit makes a replica look whether somebody leads; here it must look by itself.
+    # Under load every commit makes a replica look for a leader; here it must look by itself.
     led_again = {service: kill_leader(system, service) for service in PUBLISHERS}
     print(f"\nled again in the quiet after {led_again} s")
     assert max(led_again.values()) <= LED_AGAIN_WITHIN_S, led_again
@@ -158,7 +158,7 @@ def test_leading_replicas_that_freeze_are_followed_within_12_s_and_do_no_harm_wh
 
         try:
             eventually(still_frozen, lambda services: not services, 40)
-            # The broker ends a silent consumer's connection soon after; what it held goes to the others.
+            # The broker ends a silent consumer's connection soon after; its messages go to the others.
             flow = system.flow()
             flow.stock("thawed", 10)
             order_id = eventually(lambda: post_patiently(system, "thawed"), lambda found: found is not None, 60)
@@ -197,7 +197,7 @@ def order_of(system: System, order_id: str) -> str:
     return row["status"]
 
 
-# Of each consuming process and queue: how many messages it settled, and how many of them were not new to its service.
+# For each consuming process and queue: how many messages it handled, and how many of them were duplicates.
 Counts = dict[tuple[str, int, str], tuple[float, float]]
 SETTLED = re.compile(r'^ecom_events_total{outcome="(.*?)",queue="(.*?)",.*} ([0-9.e+]+)$', re.MULTILINE)
 

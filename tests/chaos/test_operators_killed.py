@@ -70,7 +70,7 @@ def operations(system: System, queue: str, kind: str) -> dict[str, int]:
 
 
 def done(*words: object) -> Ended:
-    """Run `ecom dlq` to its end, again while somebody else, the census, has the DLQ."""
+    """Run `ecom dlq` to its end; repeat it while the census holds the DLQ."""
     ended: Ended = eventually(
         lambda: ecom("dlq", *words, code=None), lambda ended: "worked on" not in ended.err, AGAIN_WITHIN_S
     )

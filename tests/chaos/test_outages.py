@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(1200)
 RECOVERED_WITHIN_S = 10.0
 DATABASE_AWAY_S, DATABASE_AWAY_LONG_S = 60.0, 600.0
 BROKER_FROZEN_LONG_S = 60.0
-# A replica gives a silent broker up after two heartbeats, and has then to meet it again.
+# A replica drops a silent broker after two heartbeats, and must then reconnect.
 NOTICED_WITHIN_S = 30.0
 
 
@@ -75,7 +75,7 @@ def test_a_server_that_is_killed_and_started_again_loses_nothing(system: System,
         server.start()
         assert_recovered(system, load)
         load.wait_for(20)
-    # Who was waiting for an answer when it died was told so, and not left to the 10 s of an RPC.
+    # A client that waited for an answer when it died got an error at once, not after the 10 s of an RPC.
     assert load.longest_s < 8, load.longest_s
     system.wait_quiet(60)
     load.check_all_are_there()
@@ -105,13 +105,13 @@ def test_a_server_that_freezes_and_goes_on_loses_nothing(
 
 
 def unaware(system: System, name: str) -> list[str]:
-    """Consumers, or replicas, that cannot work without this server and do not say so."""
+    """Consumers or replicas that cannot work without this server and do not report it."""
     troubles = system.troubles()
     if name == "database":
         needing = {child.name: "database" for child in system.supervisor.children if child.service != "gateway"}
         return [replica for replica, word in needing.items() if word not in troubles.get(replica, "")]
     names = [child.name for child in system.supervisor.children]
-    # One that cannot send a failed message on is paused, and says that.
+    # A consumer that cannot send a failed message on is paused, and reports it.
     consumers = [
         f"{queue.name} of {queue.service}-{replica}"
         for queue in QUEUES

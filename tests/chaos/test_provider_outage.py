@@ -1,4 +1,4 @@
-"""The payment provider answers nobody for a while: orders wait, nothing dies, and all are paid when it is back."""
+"""The payment provider is away for a while: orders wait, no message dies, and all are paid when it is back."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PAUSED = r"q\.payment\.inventory-reserved is paused: ProviderAway"
 
 
 def paused(system: System) -> list[str]:
-    """The replicas of payment_service that say they wait for the provider."""
+    """The replicas of payment_service that report waiting for the provider."""
     return sorted(name for name, why in system.troubles("payment").items() if re.search(PAUSED, why))
 
 

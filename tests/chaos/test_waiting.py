@@ -1,4 +1,4 @@
-"""A thousand clients wait at one gateway: what they cost, how soon they are told, and what they survive."""
+"""A thousand clients wait at one gateway: their cost, the delay of their answers, and the faults they survive."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def test_a_gateway_that_is_asked_to_stop_answers_all_who_wait(system: System, cl
 
 
 def all_wait(system: System, clients: int) -> None:
-    """Return when so many have had their first reading at the first gateway: what is killed then, they outlive."""
+    """Return when so many clients wait at the first gateway: later kills meet waiting clients."""
     eventually(lambda: metric(system, "gateway-0", "ecom_waiting_clients"), lambda count: count == clients)
 
 

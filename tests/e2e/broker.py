@@ -1,4 +1,4 @@
-"""The broker as a bystander uses it: listens in, repeats what it heard, counts, empties."""
+"""The broker for tests: listening to events, repeating them, counting and emptying queues."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Heard:
 
 @contextmanager
 def channel(amqp_uri: str) -> Iterator[BlockingChannel]:
-    """A channel of one's own. No heartbeats: nobody serves them while a test does other things.
+    """A channel on a connection without heartbeats: a test does not serve them while it does other things.
 
     What is published is confirmed: a quorum queue may lose what came right before the channel was closed.
     """
@@ -54,7 +54,7 @@ def channel(amqp_uri: str) -> Iterator[BlockingChannel]:
 
 
 class Tap:
-    """A queue that hears every event from now on."""
+    """A queue that gets every event from now on."""
 
     def __init__(self, amqp_uri: str) -> None:
         self._open = channel(amqp_uri)
@@ -64,7 +64,7 @@ class Tap:
         self.heard: list[Heard] = []
 
     def new(self) -> list[Heard]:
-        """What came since the last call; it is also kept in `heard`."""
+        """The events since the last call; they are also added to `heard`."""
         fresh = []
         while True:
             method, properties, body = self.channel.basic_get(self.queue, auto_ack=True)
@@ -75,7 +75,7 @@ class Tap:
         return fresh
 
     def of(self, order_id: str) -> list[Heard]:
-        """All that was heard of one order so far."""
+        """All events of one order so far."""
         self.new()
         return [item for item in self.heard if item.order_id == order_id]
 
@@ -96,7 +96,7 @@ def publish_by_hand(amqp_uri: str, type_: str, payload: dict[str, Any]) -> None:
 
 
 def publish(amqp_uri: str, event: Envelope) -> None:
-    """Publish an event as a service tells it."""
+    """Publish an event as a service does."""
     properties = pika.BasicProperties(message_id=str(event.message_id), type=event.type)
     with channel(amqp_uri) as opened:
         opened.basic_publish(EVENTS_EXCHANGE, event.type, event.to_json().encode(), properties, mandatory=True)

@@ -49,7 +49,7 @@ def agreement(system: System) -> Iterator[None]:
 
 @pytest.fixture
 def tap(system: System) -> Iterator[Tap]:
-    """Hears every event."""
+    """A tap that gets every event."""
     tap = Tap(system.amqp_uri)
     yield tap
     tap.close()

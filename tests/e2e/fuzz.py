@@ -1,4 +1,4 @@
-"""What schemathesis must know beside the document: which refusals of well-formed requests are right.
+"""The knowledge that schemathesis needs beside the document: which refusals of well-formed requests are right.
 
 It loads this module itself (SCHEMATHESIS_HOOKS).
 """

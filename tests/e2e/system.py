@@ -1,4 +1,4 @@
-"""The whole system as clients and operators meet it: its processes, gateways, broker and books."""
+"""The whole system as clients and operators see it: its processes, gateways, broker and databases."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class System:
     def __init__(self, directory: Path, replicas: int = 2, **settings: str) -> None:
         self.settings = read()
         self.directory = directory
-        self.outage_file = directory / "provider-is-away"  # while it exists the payment provider answers nobody
+        self.outage_file = directory / "provider-is-away"  # while it exists the payment provider is away
         self.replicas = replicas
         self.full_size = False  # of what chaos tests load it with
         self.mark = uuid.uuid4().hex
@@ -88,10 +88,10 @@ class System:
             self._ready.set()
 
     def faults(self, allowed: Iterable[str] = ()) -> list[str]:
-        """What the logs have held since the last call and nobody wants to read, but for what is allowed."""
+        """The faults in the logs since the last call, without those that are allowed."""
         found = []
         for child in self.supervisor.children:
-            # To the end of a line: somebody may be writing the next one.
+            # Up to the end of a line: a service may be writing the next one.
             log = child.log.read_bytes()
             log = log[self._logs_read[child.name] : log.rfind(b"\n") + 1]
             self._logs_read[child.name] += len(log)
@@ -99,7 +99,7 @@ class System:
         return found
 
     def stop(self) -> list[str]:
-        """Stop everything; what was not as it must be: a process left, one that had to be killed, a log's fault."""
+        """Stop everything; returns the faults: processes left or killed, errors in logs."""
         self._stopping.set()
         self._thread.join()
         self.databases.close()
@@ -119,7 +119,7 @@ class System:
         return f"http://127.0.0.1:{self.settings.port(service, replica)}"
 
     def become(self, user: str, *roles: str) -> str:
-        """Make a user that nobody registered known to every flow, by the mock sign-in; the same name."""
+        """Let every flow know an unregistered user, by the mock sign-in; returns the name."""
         answer = self.flow().send("POST", "/api/auth/token", {"user_id": user, "roles": list(roles)}, user=None)
         answer.raise_for_status()
         self._tokens[user] = Token(answer.json()["access_token"], math.inf)
@@ -164,7 +164,7 @@ class System:
         return time.monotonic() - began
 
     def wait_quiet(self, patience_s: float = QUIET_PATIENCE_S) -> None:
-        """Return when every order is at rest, every event heard by all, and all books agree. Nothing may be dead.
+        """Return when every order is at rest, every event is consumed, and all databases agree. No message may be dead.
 
         The books are not read again where nothing was written since they last agreed.
         """
@@ -192,13 +192,13 @@ class System:
         return depths(self.amqp_uri, [dead_letter_queue(queue.name) for queue in QUEUES])
 
     def deaths(self) -> list[dict[str, Any]]:
-        """What the services wrote down of messages that died."""
+        """The services' records of dead messages."""
         statement = "SELECT queue, event_type, reason, error_message FROM dead_messages WHERE left_at IS NULL"
         return [row for name in CONSUMERS for row in self.databases.rows(name, statement)]
 
 
 class Systems:
-    """Whole systems, one at a time. Who wants one like the last one's goes on with that: starting one costs much."""
+    """Whole systems, one at a time. A test that needs the last one's kind gets it: starting one takes long."""
 
     def __init__(self, new_directory: Callable[[str], Path]) -> None:
         self._new_directory = new_directory
@@ -235,7 +235,7 @@ def set_up() -> None:
 def eventually(
     read: Callable[[], Any], good: Callable[[Any], bool], patience_s: float = 30.0, otherwise: str = "still"
 ) -> Any:
-    """Read again and again until it is good; what was read then. Fails with what was read last."""
+    """Read again and again until the value is good, and return it. Fails with the value read last."""
     began = time.monotonic()
     while not good(seen := read()):
         waited = time.monotonic() - began
@@ -256,7 +256,7 @@ def readiness(url: str) -> str | None:
 
 
 def faults_in(log: str, allowed: Iterable[str]) -> list[str]:
-    """What a log says that nobody wants to read: errors, tracebacks and what is no JSON, but for what is allowed."""
+    """The faults in a log: errors, tracebacks and lines that are no JSON, without those that are allowed."""
     found = []
     for line in log.splitlines():
         try:

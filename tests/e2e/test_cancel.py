@@ -1,4 +1,4 @@
-"""Cancelled orders: whenever the word comes, the customer has his money, the shop its stock, and both know it."""
+"""Cancelled orders: at any moment of the saga the customer gets the money back and the shop its stock."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def code_of(answer: requests.Response) -> tuple[int, str]:
 
 
 def money_of(system: System, order_id: str) -> list[tuple[str, int]]:
-    """What the provider moved for an order."""
+    """The provider's transfers for an order."""
     statement = "SELECT kind, amount FROM provider_ledger WHERE order_id = :id AND done ORDER BY at"
     return [(row["kind"], row["amount"]) for row in system.databases.rows("payment", statement, id=order_id)]
 
@@ -56,9 +56,9 @@ def paid(flow: Flow, sku: str, quantity: int = 2, payment: str = "mock_ok") -> s
 @pytest.mark.parametrize(
     ("keeps_silent", "money"),
     [
-        ("order", []),  # nobody has heard of it
-        ("inventory", []),  # its stock is held, and nobody else knows
-        ("payment", [("charge", 2000), ("refund", 2000)]),  # it is charged, and the order has not heard so
+        ("order", []),  # no service has consumed it
+        ("inventory", []),  # its stock is held, and no other service knows it
+        ("payment", [("charge", 2000), ("refund", 2000)]),  # it is charged, and the order does not know it yet
     ],
 )
 def test_an_order_cancelled_before_its_payment_is_known_costs_nothing(

@@ -1,4 +1,4 @@
-"""What a clock finds out and nobody else: each begins before all others are waited for, so that they wait at once."""
+"""Facts that only a timer finds out. All of them begin before any is awaited, so that they wait at the same time."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_an_order_whose_payment_is_never_answered_ends_by_the_clock_and_costs_no
     assert system.databases.run("payment", grow_old, id=order_id) == 1
     eventually(payment, lambda row: row["status"] == "VOID")
     assert money_of(system, order_id) == []
-    # The message that died may come back: it charges nobody any more.
+    # The dead message may come back: it makes no charge any more.
     replay = ("dlq", "replay", CHARGES, "--all", "--order-id", order_id, "--yes", "--reason-text", "a test")
     ended = system.ecom(*replay)
     assert ended.returncode == 0, ended.stdout + ended.stderr

@@ -1,4 +1,4 @@
-"""Every route keeps the contract of the gateway's own OpenAPI document: what it refuses, and how.
+"""Every route keeps the contract of the gateway's own OpenAPI document: its refusals and their form.
 
 The tables hold kinds of requests, not routes: a route that is added is covered by being in the document.
 """

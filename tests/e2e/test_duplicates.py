@@ -1,4 +1,4 @@
-"""The same message again: whoever hears it acts once."""
+"""Duplicate messages: each consumer acts once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COPIES = 3
 
 
 class Echo:
-    """Repeats every event as soon as it is heard, so that copies race with originals."""
+    """Repeats every event as soon as it arrives, so that copies race with originals."""
 
     def __init__(self, amqp_uri: str) -> None:
         self.amqp_uri = amqp_uri
@@ -59,14 +59,14 @@ def echo(system: System) -> Iterator[Echo]:
 
 
 def told_of(system: System, order_id: str) -> Counter[str]:
-    """What the services told of an order, by type."""
+    """The events of an order, by type."""
     statement = "SELECT event_type FROM outbox WHERE aggregate_id = :id"
     rows = [row for name in PUBLISHERS for row in system.databases.rows(name, statement, id=order_id)]
     return Counter(row["event_type"] for row in rows)
 
 
 def effects_of(system: System, order_ids: list[str]) -> dict[str, list]:
-    """Every row that the services keep of some orders."""
+    """Every row of some orders in the services' databases."""
     tables = {
         "order": ("orders", "order_events"),
         "inventory": ("reservations", "reservation_items", "stock_movements", "inventory_release_events"),

@@ -1,4 +1,4 @@
-"""What crosses the broker during a saga: who caused it, under which trace, in which shape."""
+"""The events on the broker during a saga: their cause, their trace and their shape."""
 
 from __future__ import annotations
 

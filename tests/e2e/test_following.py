@@ -49,7 +49,7 @@ class Events:
                 told = {}
 
     def until(self, event: str) -> list[tuple[int, str, dict[str, Any]]]:
-        """All that is heard up to this event."""
+        """Everything received up to this event."""
         heard = []
         for item in self:
             heard.append(item)

@@ -1,4 +1,4 @@
-"""What every client can rely on for all requests."""
+"""Guarantees for every request of every client."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ UNPUBLISHED = (
 )
 OF_ORDER = "WHERE order_id = :order"
 
-# What is planted: which order's books (by how it ended), in which database, how, and what the checker says of it.
+# A planted fault: the order (by how it ended), the database, the statement, and the checker's finding.
 PLANTED = {
     "more on hand than was moved": ("PAID", "inventory", "UPDATE stock_items SET on_hand = on_hand + 1", "on hand"),
     "more reserved than is held": ("PAID", "inventory", "UPDATE stock_items SET reserved = reserved + 1", "reserved"),

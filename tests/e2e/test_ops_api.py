@@ -1,6 +1,6 @@
 """The operators' HTTP API on two replicas of everything: dead messages are counted, listed and put back to work.
 
-What dies here is a commit for an order that has no reservation; a reservation made by hand mends it.
+The dead messages here are commits for orders without a reservation; a manual reservation repairs them.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ TYPE = "inventory.commit.requested"
 MAIN = "q.inventory.commit-requested"
 DLQ = f"{MAIN}.dlq"
 SKU = "mended"
-# One message, then nothing for an hour: under way until somebody ends it.
+# One message, then none for an hour: under way until it is ended.
 SLOW = {"all": True, "rate": "1/h", "why": "slowly"}
 
 
 def die(system: System, count: int) -> list[str]:
-    """Commits that nobody reserved for have died, one after the other; their orders, the oldest first."""
+    """Let commits without a reservation die, one after the other; their orders, the oldest first."""
     orders = [str(uuid.uuid4()) for _ in range(count)]
     for number, order_id in enumerate(orders, start=1):
         publish_by_hand(system.amqp_uri, TYPE, {"order_id": order_id})
@@ -49,7 +49,7 @@ def mend(system: System, orders: Sequence[str]) -> None:
 
 
 def queue_of(system: System, replica: int = 0) -> dict[str, Any]:
-    """What is told of the DLQ."""
+    """The API's figures for the DLQ."""
     queues = system.flow(replica).get("/api/ops/queues", "operator")["items"]
     (found,) = [one for one in queues if one["queue"] == MAIN]
     return dict(found)
@@ -68,7 +68,7 @@ def begin(system: System, user: str = "operator", **wanted: Any) -> str:
 
 
 def ended(system: System, location: str) -> dict[str, Any]:
-    """The replay when it is over, as the other gateway tells it."""
+    """The replay when it is over, as the other gateway shows it."""
     flow = system.flow(replica=1)
     return dict(eventually(lambda: flow.get(location, "operator"), lambda replay: replay["status"] != "started", 60))
 
@@ -233,7 +233,7 @@ def test_a_queue_or_replay_that_is_not_there_is_404(system: System) -> None:
 
 @pytest.fixture
 def no_ledger(system: System) -> Any:
-    """Nobody can open the ledger's database."""
+    """The ledger's database refuses connections."""
     name = make_url(system.settings.database_url("ops")).database
     system.databases.run("order", f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
     yield

@@ -1,6 +1,6 @@
 """Every command of the runbook, pasted in its order, works and prints what the page says.
 
-With RUNBOOK=write in the environment the page gets what is printed now: look at the difference before it is kept.
+With RUNBOOK=write in the environment the page gets the output of now: look at the difference before you commit it.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Runbook:
         return sum(row["queue"] == queue for row in self.system.deaths())
 
     def follow(self, text: str) -> str:
-        """Do what a page says; the page as it should read."""
+        """Run the commands of a page; returns the page as it should read."""
         page = []
         lines = iter(text.splitlines())
         command = None
@@ -128,7 +128,7 @@ class Runbook:
             self.wrong.append(f"$ {real}\nthe page says:\n{joined(said)}\nit prints:\n{joined(printed)}")
         for known, new in zip(UUID.findall(joined(said)), UUID.findall(joined(printed)), strict=False):
             self.ids.setdefault(known, new)
-        # The page is for outsiders: it names nobody's login and no machine.
+        # The page is for outsiders: it names no login and no machine.
         return [
             f"    $ {real}",
             *(f"    {line.replace(f'{login}@{node}', OPERATOR_NAME)}".rstrip() for line in printed),

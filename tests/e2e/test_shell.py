@@ -39,7 +39,7 @@ def run(command: list[str], script: str, **environment: str) -> subprocess.Compl
 
 @pytest.fixture(params=SHELLS)
 def shell(system: System, request: pytest.FixtureRequest) -> Callable[[str], list[Any]]:
-    """Runs a script in a shell: all that it said by `say`."""
+    """Runs a script in a shell: all that it printed by `say`."""
 
     def answers(script: str) -> list[Any]:
         ended = run(SHELLS[request.param](system.amqp_uri), PREAMBLE + script, AMQP_URI=system.amqp_uri)

@@ -1,4 +1,4 @@
-"""The provider took the money and its answer was lost: the customer pays once, and nobody has to do anything."""
+"""The provider took the money and its answer was lost: the customer pays once, without any help."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.e2e.broker import Heard, Tap, channel, repeat
 from tests.e2e.system import System, eventually
 from topology.table import retry_queues
 
-# When `settle` asks the provider about a payment whose answer is unknown, by contract.
+# When `recover_unknown` asks the provider about a payment whose answer is unknown, by contract.
 UNKNOWN_AFTER_S = 30
 CHARGE_QUEUE = "q.payment.inventory-reserved"
 
@@ -51,7 +51,7 @@ def test_a_charge_whose_message_is_lost_for_good_is_found_out_by_settle(system: 
     posted = time.monotonic()
     order_id = flow.order("lost-message", 2, payment="mock_timeout_charged")["order_id"]
     with channel(system.amqp_uri) as opened:
-        # The one moment at which it is in nobody's hands: the second it waits for its retry.
+        # The one moment at which no process holds it: the second it waits for its retry.
         def lost() -> int:
             return opened.queue_purge(retry_queues(CHARGE_QUEUE)[0]).method.message_count
 

@@ -37,7 +37,7 @@ def servers_of_our_own() -> Servers | None:
 
 
 def without_fsync(settings: Settings) -> None:
-    """Let the database server trust the system to write: killed, it loses nothing, and nobody cuts the power here."""
+    """Let the database server write without fsync: a kill loses nothing, and tests do not cut the power."""
     engine = create_engine(settings.database_admin_url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
     with engine.connect() as connection:
         connection.execute(text("ALTER SYSTEM SET fsync = off"))

@@ -32,7 +32,7 @@ QUEUE = "q.inventory.order-created"
 
 
 class InventoryService:
-    """Reserves, until it meets the killer."""
+    """Reserves until the message that kills it arrives."""
 
     name = "inventory_service"
     killer: UUID
@@ -56,7 +56,7 @@ def main(killer: UUID) -> None:
         # What is imported need not be imported again for each of its lives.
         child = os.fork()
         if not child:
-            # Its parent may be killed in the middle of starting it, and nobody would know of it.
+            # Its parent may be killed while it starts it, and no process would end it.
             if tied:
                 tied()
             if os.getppid() != parent:

@@ -1,4 +1,4 @@
-"""What integration tests share: events, one consumer without its loop, hands in the broker, a wire to cut."""
+"""Helpers of the integration tests: events, a consumer without its loop, access to the broker, a wire to cut."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ PATIENCE_S = 20.0
 
 
 def until(found: Callable[[], T], within_s: float = PATIENCE_S, every_s: float = 0.02) -> T:
-    """What `found` returns as soon as it is true; the test fails when it is not in time."""
+    """Call `found` until its result is true, and return it. The test fails when the time is over."""
     deadline = time.monotonic() + within_s
     while not (result := found()):
         assert time.monotonic() < deadline, f"not within {within_s} s: {inspect.getsource(found).strip()}"
@@ -69,8 +69,8 @@ def throughout(holds: Callable[[], bool], for_s: float) -> None:
         eventlet.sleep(0.02)
 
 
-def told(payload: Payload, source: str = "order_service", trace_id: str | None = None) -> Envelope:
-    """An event as a service tells it."""
+def emitted(payload: Payload, source: str = "order_service", trace_id: str | None = None) -> Envelope:
+    """An event as a service emits it."""
     return envelope(source, payload, trace_id or new_trace_id(), CUSTOMER)
 
 
@@ -86,10 +86,10 @@ def order_created(
 
 
 def reserved_event(order_id: UUID | None = None, method: str = "mock_ok") -> Envelope:
-    """An order's items are held: what payment_service charges."""
+    """An order's items are held: payment_service charges for this event."""
     order = order_created(order_id, method=method)
     payload = Reserved(order.order_id, uuid4(), order.items, order.total, order.currency, method)
-    return told(payload, source="inventory_service")
+    return emitted(payload, source="inventory_service")
 
 
 def delivery(event: Envelope, tag: int = 1, headers: Mapping[str, Any] | None = None, queue: str = "") -> Delivery:
@@ -103,7 +103,7 @@ def deliveries(events: Iterable[Envelope]) -> list[Delivery]:
 
 
 def handler_of(queue: str) -> Handles:
-    """The entrypoint of a queue, as its service declares it; `method_name` says on which method."""
+    """The entrypoint of a queue, as its service declares it; `method_name` is its method."""
     for name, method in inspect.getmembers(SERVICES[BY_NAME[queue].service], inspect.isfunction):
         for entrypoint in getattr(method, "nameko_entrypoints", ()):
             if isinstance(entrypoint, Handles) and entrypoint.queue == queue:
@@ -113,7 +113,7 @@ def handler_of(queue: str) -> Handles:
 
 
 class _Container:
-    """What an extension asks of its container; Nameko keeps only a weak reference to it."""
+    """The part of a container that extensions need; Nameko keeps only a weak reference to it."""
 
     def __init__(self, service_name: str, config: dict[str, Any], max_workers: int) -> None:
         self.service_name = service_name
@@ -122,7 +122,7 @@ class _Container:
 
 
 class Bench:
-    """A service and its database, with no container around them; `batch(queue)` settles what a test hands it."""
+    """A service and its database, with no container around them; `batch(queue)` handles the deliveries of a test."""
 
     def __init__(self, settings: Settings, service: str, url: str = "", pool_size: int = 15) -> None:
         config = nameko_config(settings, service)
@@ -158,7 +158,7 @@ class Bench:
         return Batch(self.name, queue, lambda: self.sessions, **parts)
 
     def handle_batch(self, queue: str, events: Iterable[Envelope], **changed: Any) -> None:
-        """Settle these events as one batch."""
+        """Handle these events as one batch."""
         self.batch(queue, **changed).handle_batch(deliveries(events))
 
     def close(self) -> None:
@@ -169,7 +169,7 @@ class Bench:
 
 
 class Mail:
-    """What a test puts into queues and takes out of them."""
+    """Puts messages into queues and takes them out."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -183,7 +183,7 @@ class Mail:
 
     @property
     def broker_version(self) -> tuple[int, ...]:
-        """What the broker says of itself, as (3, 10, 8)."""
+        """The broker's version, as (3, 10, 8)."""
         said = self.channel.connection.server_properties["version"]
         return tuple(int(number) for number in re.findall(r"\d+", said))
 
@@ -216,7 +216,7 @@ class Mail:
         """How many messages are ready in a queue."""
         return int(self.channel.queue_declare(queue, passive=True).message_count)
 
-    def tell(self, events: Iterable[Envelope]) -> None:
+    def publish(self, events: Iterable[Envelope]) -> None:
         """Publish events as the relay does."""
         self.send([Outgoing(EVENTS_EXCHANGE, e.type, e.to_json(), str(e.message_id), e.type) for e in events])
 
@@ -285,7 +285,7 @@ class Wire:
         return uri.replace("{}:{}".format(*self.target), f"127.0.0.1:{self.port}")
 
     def statements(self) -> list[str]:
-        """What has completed but for BEGIN, COMMIT and ROLLBACK."""
+        """The completed statements, without BEGIN, COMMIT and ROLLBACK."""
         return [tag for tag in self.completed if tag not in ("BEGIN", "COMMIT", "ROLLBACK")]
 
     def _accept(self) -> None:
@@ -309,7 +309,7 @@ class Wire:
             sink.shutdown(socket.SHUT_WR)
 
     def forget(self) -> None:
-        """Nothing passes any more on the connections there are, and nobody is told; new ones work."""
+        """Let nothing pass on the open connections, without closing them; new connections work."""
         self._forgotten.update(self._sockets)
 
     def cut(self) -> None:
@@ -334,7 +334,7 @@ def wire_to_broker(settings: Settings) -> Wire:
 
 
 class _Tags:
-    """Reads the command tags from what PostgreSQL's server says."""
+    """Reads the command tags from the answers of PostgreSQL's server."""
 
     def __init__(self, completed: list[str]) -> None:
         self.completed = completed

@@ -18,7 +18,7 @@ from shared.ids import aggregate_of
 from shared.relay import publish_once
 from shared.schema import Sku
 from tests.databases import Databases
-from tests.integration.support import Bench, Mail, told, until
+from tests.integration.support import Bench, Mail, emitted, until
 from topology import table
 
 COUNTED = "stock.counted"
@@ -27,7 +27,7 @@ QUEUE = "q.payment.order-cancelled"
 
 @dataclass(frozen=True)
 class StockCounted(Payload):
-    """Somebody counted what is there of a sku."""
+    """The stock of a sku was counted."""
 
     sku: Sku
 
@@ -38,7 +38,7 @@ class StockCounted(Payload):
 
 @pytest.fixture(autouse=True)
 def catalogued(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The catalogue knows the event, and no queue hears it unless a test says so."""
+    """Add the event to the catalogue; no queue is bound to it unless a test does so."""
     monkeypatch.setitem(events.CATALOGUE, COUNTED, StockCounted)
     monkeypatch.setitem(events._TYPE_OF, StockCounted, COUNTED)
 
@@ -62,7 +62,7 @@ def test_a_row_of_the_outbox_has_the_aggregate_that_the_event_names(
     bench: Callable[..., Bench], database: Databases
 ) -> None:
     with bench("inventory").sessions.begin() as session:
-        outbox.emit(session, [told(StockCounted("lamp"))])
+        outbox.emit(session, [emitted(StockCounted("lamp"))])
 
     assert database.rows("inventory", "SELECT aggregate_id FROM outbox") == [
         {"aggregate_id": aggregate_of("sku", "lamp")}
@@ -76,7 +76,7 @@ def test_a_refused_event_holds_back_later_events_of_its_aggregate_and_no_others(
     publisher: Publisher,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    lamp, other_lamp, desk = (told(StockCounted(sku)) for sku in ("lamp", "lamp", "desk"))
+    lamp, other_lamp, desk = (emitted(StockCounted(sku)) for sku in ("lamp", "lamp", "desk"))
     with bench("inventory").sessions.begin() as session:
         outbox.emit(session, [lamp, other_lamp, desk])
     monkeypatch.setattr(
@@ -96,7 +96,7 @@ def test_a_dead_message_that_is_about_no_order_is_recorded_without_one(
 ) -> None:
     row = table.BY_NAME[QUEUE]
     monkeypatch.setitem(table.BY_NAME, QUEUE, table.Queue(row.name, row.service, (*row.bindings, "stock.*")))
-    event = told(StockCounted("lamp"))
+    event = emitted(StockCounted("lamp"))
 
     def fail(batch, tx):
         for one in batch:
@@ -126,6 +126,6 @@ def test_an_event_that_names_no_aggregate_is_a_defect_that_its_author_sees(bench
     events._TYPE_OF[Nameless] = COUNTED
     try:
         with bench("inventory").sessions.begin() as session, pytest.raises(NotImplementedError):
-            outbox.emit(session, [told(Nameless())])
+            outbox.emit(session, [emitted(Nameless())])
     finally:
         del events._TYPE_OF[Nameless]

@@ -1,4 +1,4 @@
-"""`ecom audit` as an operator types it: what it says, what it writes down, and how it ends."""
+"""`ecom audit` as an operator types it: its output, its records and its exit codes."""
 
 from __future__ import annotations
 

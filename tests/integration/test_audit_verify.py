@@ -1,4 +1,4 @@
-"""Whatever is done to the chain past the services is found by a verification, once, and where it was done."""
+"""A verification finds every change of the chain that bypassed the services, once, and names its place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The witness copies the heads of the chain into the ledger, and says when what it knows is not there any more."""
+"""The witness copies the heads of the chain into the ledger, and reports a head that is gone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The life of a batch: a poison message costs only itself, an outage costs nobody anything."""
+"""The life of a batch: a poison message costs only itself, an outage costs no message anything."""
 
 import json
 from collections.abc import Callable
@@ -25,11 +25,11 @@ from tests.integration.support import (
     body_of,
     deliveries,
     delivery,
+    emitted,
     headers_of,
     order_created,
     reserved_event,
     throughout,
-    told,
     until,
 )
 from topology.table import QUEUES
@@ -59,7 +59,7 @@ Benches = Callable[..., Bench]
 
 
 def cancellations(count: int = 50) -> list[Envelope]:
-    return [told(OrderCancelled(uuid4(), "deadline")) for _ in range(count)]
+    return [emitted(OrderCancelled(uuid4(), "deadline")) for _ in range(count)]
 
 
 def effects(database: Databases) -> set[UUID]:
@@ -149,7 +149,7 @@ def test_a_message_whose_handler_raises_is_tried_again_alone(
 def test_a_retry_returns_after_a_second_to_its_own_queue_and_no_other(
     bench: Benches, database: Databases, mail: Mail
 ) -> None:
-    payment, event = bench("payment"), reserved_event()  # heard by order_service too
+    payment, event = bench("payment"), reserved_event()  # order_service consumes it too
     payment.handle_batch(CHARGES, [event], ask=None, handle=Poisoned(payment.service.void, ValueError("no"), event))
 
     returned = mail.take(CHARGES)
@@ -164,10 +164,10 @@ def test_a_retry_returns_after_a_second_to_its_own_queue_and_no_other(
 UNREADABLE = {
     "poison": b'{"message_id": 1, ',
     "invalid_schema": json.dumps(
-        {**json.loads(told(OrderCancelled(uuid4(), "deadline")).to_json()), "payload": {"order_id": "1"}}
+        {**json.loads(emitted(OrderCancelled(uuid4(), "deadline")).to_json()), "payload": {"order_id": "1"}}
     ).encode(),
     "unknown_type": json.dumps(
-        {**json.loads(told(OrderCancelled(uuid4(), "deadline")).to_json()), "type": "order.forgotten"}
+        {**json.loads(emitted(OrderCancelled(uuid4(), "deadline")).to_json()), "type": "order.forgotten"}
     ).encode(),
 }
 

@@ -1,4 +1,4 @@
-"""The messaging entrypoint in a real container on the real broker: no message is lost, whatever breaks."""
+"""The messaging entrypoint in a real container on the real broker: no message is lost in any fault."""
 
 import json
 import time
@@ -34,11 +34,11 @@ from tests.integration.support import (
     Mail,
     body_of,
     container_of,
+    emitted,
     extension,
     headers_of,
     order_created,
     throughout,
-    told,
     until,
 )
 from topology.table import dead_letter_queue
@@ -71,7 +71,7 @@ def service(handle: Handle) -> type:
 
 @pytest.fixture
 def start(settings: Settings, database: Databases, mail: Mail) -> Iterator[Start]:
-    """Starts a container with a handler; what still runs at the end is killed."""
+    """Starts a container with a handler; it is killed at the end."""
     running: list[ServiceContainer] = []
 
     def start_one(handle: Handle = nothing_else, **changed: Any) -> ServiceContainer:
@@ -86,7 +86,7 @@ def start(settings: Settings, database: Databases, mail: Mail) -> Iterator[Start
 
 
 def orders(count: int) -> list[Envelope]:
-    return [told(order_created()) for _ in range(count)]
+    return [emitted(order_created()) for _ in range(count)]
 
 
 def ids(events: list[Envelope]) -> set[UUID]:
@@ -118,7 +118,7 @@ def test_a_consumer_begins_with_one_message_and_opens_after_it_was_settled(
     start: Start, database: Databases, mail: Mail
 ) -> None:
     events, gate = orders(150), Gate()
-    mail.tell(events)
+    mail.publish(events)
     start(gate)
 
     until(lambda: gate.batches)
@@ -137,10 +137,10 @@ def test_the_broker_sees_a_prefetch_of_a_hundred_once_it_is_open(
     gate = Gate()
     gate.open = True
     start(gate)
-    mail.tell(orders(1))
+    mail.publish(orders(1))
     until(lambda: len(gate.batches) == 1 and consumed(database))
     gate.open = False
-    mail.tell(orders(PREFETCH + 50))
+    mail.publish(orders(PREFETCH + 50))
 
     until(lambda: mail.waiting(QUEUE) == 50)
     throughout(lambda: mail.waiting(QUEUE) == 50, for_s=0.3)
@@ -149,7 +149,7 @@ def test_the_broker_sees_a_prefetch_of_a_hundred_once_it_is_open(
 
 def test_a_suspect_is_handled_alone_and_after_its_neighbours(start: Start, database: Databases, mail: Mail) -> None:
     (suspect,) = orders(1)
-    mail.tell([suspect])
+    mail.publish([suspect])
     for _ in range(3):  # what three deaths of a process leave behind
         held = until(lambda: mail.channel.basic_get(QUEUE))
         mail.channel.basic_reject(held.delivery_tag, requeue=True)
@@ -158,15 +158,15 @@ def test_a_suspect_is_handled_alone_and_after_its_neighbours(start: Start, datab
     gate, neighbours = Gate(), orders(5)
     gate.open = True
     start(gate)
-    mail.tell(neighbours[:1])
+    mail.publish(neighbours[:1])
     until(lambda: consumed(database) == ids(neighbours[:1]))
     gate.open = False
-    mail.tell(neighbours[1:2])
+    mail.publish(neighbours[1:2])
     until(lambda: len(gate.batches) == 2)
 
     mail.channel.basic_reject(held.delivery_tag, requeue=True)
     until(lambda: mail.waiting(QUEUE) == 0)
-    mail.tell(neighbours[2:])
+    mail.publish(neighbours[2:])
     until(lambda: mail.waiting(QUEUE) == 0)
     gate.open = True
     until(lambda: consumed(database) == ids([suspect, *neighbours]))
@@ -191,7 +191,7 @@ def test_a_message_with_unreadable_properties_is_handled_by_its_body_and_ends_no
         channel = connection.channel()
         for body in (event.to_json(), "no event"):
             channel.basic_publish("", QUEUE, body.encode(), properties)
-    mail.tell([neighbour])
+    mail.publish([neighbour])
     start()
 
     until(lambda: consumed(database) == ids([event, neighbour]))
@@ -204,7 +204,7 @@ def test_a_stop_under_load_redelivers_nothing_that_is_finished_and_finishes_what
     start: Start, database: Databases, mail: Mail, long: bool
 ) -> None:
     events = orders(10_000 if long else 600)
-    mail.tell(events)
+    mail.publish(events)
     container = start(lambda batch, tx: eventlet.sleep(0.02))
     until(lambda: len(consumed(database)) >= 100)
 
@@ -221,7 +221,7 @@ def test_a_stop_in_the_first_message_opens_nothing_and_takes_nothing_more(
     start: Start, database: Databases, mail: Mail
 ) -> None:
     events, gate = orders(120), Gate()
-    mail.tell(events)
+    mail.publish(events)
     container = start(gate)
     until(lambda: gate.batches)
     stopping = eventlet.spawn(container.stop)
@@ -240,7 +240,7 @@ def test_a_stop_while_paused_is_quick_and_gives_everything_back(start: Start, da
         raise CannotWork("closed")
 
     events = orders(3)
-    mail.tell(events)
+    mail.publish(events)
     container = start(closed)
     until(lambda: extension(container, Handles).batch.not_ready_reason)
     began = time.monotonic()
@@ -258,7 +258,7 @@ def test_a_container_that_dies_in_the_middle_of_a_query_dies(start: Start, datab
         queries.append(1)
         tx.session.execute(text("SELECT pg_sleep(10)"))
 
-    mail.tell(orders(1))
+    mail.publish(orders(1))
     container = start(handle)
     until(lambda: queries)
     began = time.monotonic()
@@ -282,7 +282,7 @@ def test_a_failing_message_waits_one_two_and_four_seconds_and_is_then_exhausted(
                 tried.append(time.monotonic())
                 raise ValueError("no")
 
-    mail.tell(events)
+    mail.publish(events)
     start(handle)
     dead = mail.take(f"{QUEUE}.dlq")
 
@@ -309,7 +309,7 @@ def test_a_publisher_that_fails_pauses_the_consumer_and_nothing_is_acked(
             if event.message_id == poison:
                 raise ValueError("no")
 
-    mail.tell(events)
+    mail.publish(events)
     container = start(handle)
     entrypoint = extension(container, Handles)
     publish = entrypoint.batch.publisher.publish_all
@@ -340,7 +340,7 @@ def test_a_body_that_no_codec_can_write_back_goes_to_the_dlq_and_the_consumer_li
 
     assert mail.take(f"{QUEUE}.dlq").body == b"\\ud800"
     events = orders(2)
-    mail.tell(events)
+    mail.publish(events)
     until(lambda: consumed(database) == ids(events))
     assert not container._died.ready()
 
@@ -349,7 +349,7 @@ def test_a_consumer_whose_connection_is_closed_comes_back_and_nothing_is_lost_or
     start: Start, database: Databases, mail: Mail, servers_of_this_run: Servers, settings: Settings, long: bool
 ) -> None:
     events = orders(10_000 if long else 600)
-    mail.tell(events)
+    mail.publish(events)
     start(lambda batch, tx: eventlet.sleep(0.1))
     until(lambda: len(consumed(database)) >= 100)
     vhost = settings.amqp_uri.rpartition("/")[2]
@@ -368,7 +368,7 @@ def test_a_consumer_gives_up_a_frozen_broker_and_comes_back(
 ) -> None:
     container = start(heartbeat_s=1.0)
     first, second = orders(1), orders(20)
-    mail.tell(first)
+    mail.publish(first)
     until(lambda: consumed(database) == ids(first))
     broker = servers_of_this_run.broker
     assert broker
@@ -377,7 +377,7 @@ def test_a_consumer_gives_up_a_frozen_broker_and_comes_back(
         until(lambda: "is away" in (extension(container, Handles).not_ready_reason() or ""))
     finally:
         broker.resume()
-    mail.tell(second)
+    mail.publish(second)
 
     until(lambda: consumed(database) == ids(first + second))
     assert extension(container, Handles).not_ready_reason() is None

@@ -161,7 +161,7 @@ class Fragile:
 
 
 class Asking:
-    """Who calls it."""
+    """The calling service."""
 
     name = "order_service"
     payment = RpcProxy("payment_service")

@@ -33,7 +33,7 @@ from shared.events import CommitRequested
 from shared.ids import uuid7
 from tests.commands import ROOT, ecom_here, started
 from tests.databases import Databases
-from tests.integration.support import Bench, Mail, container_of, order_created, told, until
+from tests.integration.support import Bench, Mail, container_of, emitted, order_created, until
 from topology.table import DELIVERY_LIMIT, EVENTS_EXCHANGE, failed_exchange, retry_queues
 
 QUEUE = "q.inventory.order-created"
@@ -60,7 +60,7 @@ class Tiny:
 
 
 class Fault:
-    """Raises at one message, so often. `tried` says when it was there."""
+    """Raises at one message, so many times. `tried` holds the times of its tries."""
 
     def __init__(self, event: Envelope, times: int) -> None:
         self.message_id = event.message_id
@@ -79,7 +79,7 @@ Start = Callable[..., ServiceContainer]
 
 @pytest.fixture
 def start(settings: Settings, database: Databases, mail: Mail) -> Iterator[Start]:
-    """Starts a service; what still runs at the end is killed."""
+    """Starts a service; it is killed at the end."""
     running: list[ServiceContainer] = []
 
     def start_one(service: Any = Tiny, fault: Callable[[Envelope], None] = lambda event: None) -> ServiceContainer:
@@ -95,14 +95,14 @@ def start(settings: Settings, database: Databases, mail: Mail) -> Iterator[Start
 
 @pytest.fixture
 def tap(mail: Mail) -> str:
-    """A queue that hears whatever crosses the events exchange from now on."""
+    """A queue that gets every message of the events exchange from now on."""
     queue = mail.channel.queue_declare("", exclusive=True).queue
     mail.channel.queue_bind(queue, EVENTS_EXCHANGE, "#")
     return str(queue)
 
 
 def orders(count: int) -> list[Envelope]:
-    return [told(order_created()) for _ in range(count)]
+    return [emitted(order_created()) for _ in range(count)]
 
 
 def ids_of(events: list[Envelope]) -> set[UUID]:
@@ -159,7 +159,7 @@ def test_a_message_that_fails_twice_takes_effect_at_the_third_try(
     events = orders(10)
     fault = Fault(events[4], times=2)
     start(fault=fault)
-    mail.tell(events)
+    mail.publish(events)
 
     until(lambda: applied(database) == ids_of(events), RETRIES_WITHIN_S)
 
@@ -178,14 +178,14 @@ def test_a_message_that_died_after_three_retries_is_replayed_to_life(
     ill = events[4]
     fault = Fault(ill, times=1 + len(retry_queues(QUEUE)))
     start(fault=fault)
-    mail.tell(events)
+    mail.publish(events)
     until(lambda: depths(mail) == {DLQ: 1}, RETRIES_WITHIN_S)
     (dead,) = peek(QUEUE)
     assert (dead["reason"], dead["headers"]["x-attempt"]) == ("exhausted", 4)
     assert applied(database) == ids_of(events) - {ill.message_id}
     assert [(row["message_id"], row["reason"]) for row in written(database)] == [(ill.message_id, "exhausted")]
 
-    fault.times += 1  # it is not quite mended: what was replayed has its retries again
+    fault.times += 1  # the fault is not quite repaired: the replayed message has its retries again
     operation = replay(QUEUE)
 
     assert (operation["status"], operation["applied"]) == ("done", 1)
@@ -199,7 +199,7 @@ def test_a_message_that_died_after_three_retries_is_replayed_to_life(
 
 def unreadable() -> dict[str, tuple[str, bytes]]:
     """Bodies that no try can mend, by what is wrong with them, each with the reason it is to die of."""
-    good = json.loads(told(order_created()).to_json())
+    good = json.loads(emitted(order_created()).to_json())
     return {
         "malformed JSON": ("poison", b'{"message_id": 1, '),
         "no JSON object": ("poison", b'"order.created"'),
@@ -244,10 +244,10 @@ def test_a_message_that_kills_its_process_ends_in_the_dlq_and_its_neighbours_eac
     process = Process.of(popen.pid)
     assert process
     try:
-        mail.tell([first])
+        mail.publish([first])
         until(lambda: applied(database) == {first.message_id}, 30)  # from here on it takes a hundred at a time
         process.send_to_family(signal.SIGSTOP)
-        mail.tell(events)
+        mail.publish(events)
         process.send_to_family(signal.SIGCONT)
         until(lambda: depths(mail) == {DLQ: 1}, DEATHS_WITHIN_S)
         until(lambda: applied(database) == {first.message_id} | ids_of(neighbours))
@@ -283,7 +283,7 @@ def test_a_message_that_died_by_the_delivery_limit_is_replayed_to_life_and_fails
     start: Start, database: Databases, mail: Mail
 ) -> None:
     (ill,) = orders(1)
-    mail.tell([ill])
+    mail.publish([ill])
     reject_until_dead(mail, QUEUE)
     (dead,) = peek(QUEUE)
     assert dead["reason"] == "crash"
@@ -313,7 +313,7 @@ def test_a_replayed_message_takes_no_header_of_its_death_with_which_rabbitmq_3_w
     database: Databases, mail: Mail
 ) -> None:
     (ill,) = orders(1)
-    mail.tell([ill])
+    mail.publish([ill])
     reject_until_dead(mail, QUEUE)
     dead = until(lambda: mail.channel.basic_get(DLQ))
     mail.channel.basic_reject(dead.delivery_tag, requeue=True)
@@ -341,8 +341,8 @@ def test_a_replay_whose_cause_is_not_mended_stops_after_its_first_wave_and_says_
     start: Start, database: Databases, mail: Mail
 ) -> None:
     start("inventory")
-    events = [told(CommitRequested(uuid4())) for _ in range(30)]  # of orders that nothing was reserved for
-    mail.tell(events)
+    events = [emitted(CommitRequested(uuid4())) for _ in range(30)]  # of orders that nothing was reserved for
+    mail.publish(events)
     until(lambda: depths(mail) == {f"{COMMITS}.dlq": 30}, RETRIES_WITHIN_S)
 
     operation = replay(COMMITS, "--ramp", "2,5,10", "--stop-on-redeath", code=1)
@@ -384,13 +384,13 @@ def test_messages_of_a_killed_discard_are_put_back_from_its_file(
     settings: Settings, bench: Callable[..., Bench], mail: Mail, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Killed(BaseException):
-        """What comes after this is not done."""
+        """Stops the process at this point."""
 
     def ack_and_die(reader: DlqReader, tags: Sequence[int]) -> None:
         ack(reader, tags)
         raise Killed
 
-    bench("inventory").handle_batch(COMMITS, [told(CommitRequested(uuid4())) for _ in range(10)])
+    bench("inventory").handle_batch(COMMITS, [emitted(CommitRequested(uuid4())) for _ in range(10)])
     operator, ack, file = OperatorSession(settings, Actor("operator")), DlqReader.ack, tmp_path / "discarded.jsonl"
     with monkeypatch.context() as patch:
         patch.setattr(DlqReader, "ack", ack_and_die)

@@ -1,4 +1,4 @@
-"""`ecom dlq` as an operator types it: what each command says to people and to programs, and how it ends."""
+"""`ecom dlq` as an operator types it: the output of each command for people and for programs, and its exit code."""
 
 import json
 import os

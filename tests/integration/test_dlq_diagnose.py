@@ -1,4 +1,4 @@
-"""What is predicted of a dead message is what happens when it comes back: the oracle is the service itself."""
+"""The prediction for a dead message comes true when it is replayed: the service itself is the oracle."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -33,7 +33,7 @@ from shared.failures import Delivery
 from shared.idempotency import KeyedRequest
 from shared.predictions import Prediction
 from tests.databases import Databases
-from tests.integration.support import CUSTOMER, Bench, order_created, reserved_event, told
+from tests.integration.support import CUSTOMER, Bench, emitted, order_created, reserved_event
 from topology.table import BY_NAME, dead_letter_queue
 
 CREATED = "q.inventory.order-created"
@@ -51,7 +51,7 @@ NOT_BUSINESS = {"alembic_version", "dead_messages", "consumed_messages"}
 
 
 class World:
-    """A service with its databases, brought into a state by what it heard before."""
+    """A service with its database, brought into a state by earlier messages."""
 
     def __init__(self, bench: Bench, queue: str, database: Databases) -> None:
         self.bench = bench
@@ -60,7 +60,7 @@ class World:
 
     def heard(self, payload: Payload, queue: str = "") -> Envelope:
         """An event that has been handled."""
-        event = told(payload)
+        event = emitted(payload)
         self.bench.handle_batch(queue or self.queue, [event])
         return event
 
@@ -87,7 +87,7 @@ class World:
         return order
 
     def snapshot(self) -> dict[str, Any]:
-        """All that the service knows and will tell, but for its inbox and its dead."""
+        """All rows of the service, without its inbox and its dead messages."""
         tables = "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
         found = {}
         for row in self.database.rows(self.bench.name, tables):
@@ -375,7 +375,7 @@ def scene_of(queue: str, prediction: Prediction) -> Scene:
 def handled_before(queue: str) -> Scene:
     def made(world: World) -> Made:
         event = scene_of(queue, Prediction.APPLY)(world)
-        event = event if isinstance(event, Envelope) else told(event)  # type: ignore[arg-type]
+        event = event if isinstance(event, Envelope) else emitted(event)  # type: ignore[arg-type]
         world.bench.handle_batch(queue, [event])
         return event
 
@@ -413,7 +413,7 @@ def test_predictions_come_true(queue, name, bench, database, mail, operator):
     prediction, made = SCENES[queue, name]
     world = World(bench(BY_NAME[queue].service), queue, database)
     what = made(world)
-    event = what if isinstance(what, Envelope) else told(what) if isinstance(what, Payload) else None
+    event = what if isinstance(what, Envelope) else emitted(what) if isinstance(what, Payload) else None
     message_id = event.message_id if event else uuid4()
     body = event.to_json().encode() if event else what
     dlq = dead_letter_queue(queue)
@@ -441,7 +441,7 @@ def test_predictions_come_true(queue, name, bench, database, mail, operator):
 
 
 def test_alike_messages_are_one_group_with_an_example(operator, mail):
-    events = [told(CommitRequested(uuid4())) for _ in range(3)]
+    events = [emitted(CommitRequested(uuid4())) for _ in range(3)]
     dlq = dead_letter_queue(COMMIT)
     mail.send(
         [Outgoing("", dlq, e.to_json(), str(e.message_id), e.type, {"x-reason": "unknown_order"}) for e in events]
@@ -454,7 +454,7 @@ def test_alike_messages_are_one_group_with_an_example(operator, mail):
 
 
 def test_a_message_whose_id_was_changed_by_hand_is_diagnosed(operator, mail):
-    event = told(CommitRequested(uuid4()))
+    event = emitted(CommitRequested(uuid4()))
     mail.send([Outgoing("", dead_letter_queue(COMMIT), event.to_json(), str(uuid4()), "", {"x-reason": "by hand"})])
     (group,) = diagnose(operator, COMMIT, Filter()).groups
     assert group.prediction == Prediction.POISON

@@ -1,4 +1,4 @@
-"""The dead-letter engine on a real broker and real databases: nothing is lost, nothing is done twice, all is told."""
+"""The dead-letter engine on a real broker and real databases: nothing is lost or done twice, all is recorded."""
 
 import errno
 import io
@@ -35,7 +35,7 @@ from shared.errors import CannotWork, Conflict, NotFound, UnexpectedEvent, Valid
 from shared.events import OrderCancelled
 from shared.failures import Delivery
 from tests.databases import Databases
-from tests.integration.support import Bench, Mail, Wire, headers_of, told, until
+from tests.integration.support import Bench, Mail, Wire, emitted, headers_of, until
 from topology.table import DELIVERY_LIMIT, QUEUES, dead_letter_queue, failed_exchange
 
 QUEUE = "q.payment.order-cancelled"
@@ -45,7 +45,7 @@ ALL = Filter()
 
 
 def cancellations(count: int) -> list[Envelope]:
-    return [told(OrderCancelled(uuid4(), "deadline")) for _ in range(count)]
+    return [emitted(OrderCancelled(uuid4(), "deadline")) for _ in range(count)]
 
 
 def ids_of(events: list[Envelope]) -> set[UUID]:
@@ -65,7 +65,7 @@ def payment(bench: Callable[..., Bench]) -> Bench:
 
 @pytest.fixture
 def kill(payment: Bench, mail: Mail) -> Callable[[list[Envelope]], list[Envelope]]:
-    """Let messages die as they do: judged, written down, sent to the DLQ."""
+    """Let messages die as in a service: classified, recorded, sent to the DLQ."""
 
     def kill(events: list[Envelope]) -> list[Envelope]:
         before = mail.waiting(DLQ)
@@ -96,7 +96,7 @@ def operator(open_operator: Callable[..., OperatorSession]) -> OperatorSession:
 
 @pytest.fixture
 def stranger(mail: Mail) -> Callable[..., UUID]:
-    """Puts a message into the DLQ that no service has judged."""
+    """Puts a message into the DLQ that no service has classified."""
 
     def put(
         body: bytes = b"{}", headers: dict[str, Any] | None = None, message_id: str = "", **properties: Any

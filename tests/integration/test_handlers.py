@@ -1,4 +1,4 @@
-"""What each batch handler costs: 50 waiting messages are one transaction of at most 12 statements."""
+"""The cost of each batch handler: 50 waiting messages are one transaction of at most 12 statements."""
 
 from collections.abc import Callable
 from uuid import UUID, uuid4
@@ -18,7 +18,7 @@ from shared.events import (
     Reserved,
 )
 from tests.databases import Databases
-from tests.integration.support import Bench, Mail, Wire, order_created, told
+from tests.integration.support import Bench, Mail, Wire, emitted, order_created
 from topology.table import BY_NAME, QUEUES
 
 BATCH = 50
@@ -67,52 +67,52 @@ def posted(bench: Bench, number: int = BATCH) -> list[UUID]:
 def to_reserve(bench: Bench, database: Databases) -> list[Envelope]:
     stock(database)
     wanted = [order_created(skus=some(n), quantity=2 if n % 5 else 900_000) for n in range(BATCH)]
-    return [told(order) for order in wanted]
+    return [emitted(order) for order in wanted]
 
 
 def to_commit(bench: Bench, database: Databases) -> list[Envelope]:
     stock(database)
     orders = [order_created(skus=some(n)) for n in range(BATCH)]
-    bench.handle_batch(CREATED, [told(order) for order in orders])
-    bench.handle_batch(RELEASES, [told(ReleaseRequested(order.order_id, "deadline")) for order in orders[:5]])
-    return [told(CommitRequested(order.order_id)) for order in orders]
+    bench.handle_batch(CREATED, [emitted(order) for order in orders])
+    bench.handle_batch(RELEASES, [emitted(ReleaseRequested(order.order_id, "deadline")) for order in orders[:5]])
+    return [emitted(CommitRequested(order.order_id)) for order in orders]
 
 
 def to_release(bench: Bench, database: Databases) -> list[Envelope]:
     stock(database)
     orders = [order_created(skus=some(n)) for n in range(BATCH)]
-    bench.handle_batch(CREATED, [told(order) for order in orders[5:]])  # those released first leave tombstones
-    bench.handle_batch(COMMITS, [told(CommitRequested(order.order_id)) for order in orders[25:]])
-    return [told(ReleaseRequested(order.order_id, "order_cancelled")) for order in orders]
+    bench.handle_batch(CREATED, [emitted(order) for order in orders[5:]])  # those released first leave tombstones
+    bench.handle_batch(COMMITS, [emitted(CommitRequested(order.order_id)) for order in orders[25:]])
+    return [emitted(ReleaseRequested(order.order_id, "order_cancelled")) for order in orders]
 
 
 def to_charge(bench: Bench, database: Databases) -> list[Envelope]:
     orders = [uuid4() for _ in range(BATCH)]
-    bench.handle_batch(VOIDS, [told(OrderCancelled(order_id, "deadline")) for order_id in orders[:5]])
-    return [told(reserved(order_id, "mock_declined" if n % 7 else "mock_ok")) for n, order_id in enumerate(orders)]
+    bench.handle_batch(VOIDS, [emitted(OrderCancelled(order_id, "deadline")) for order_id in orders[:5]])
+    return [emitted(reserved(order_id, "mock_declined" if n % 7 else "mock_ok")) for n, order_id in enumerate(orders)]
 
 
 def to_refund(bench: Bench, database: Databases) -> list[Envelope]:
     orders = [uuid4() for _ in range(BATCH)]
     methods = ["mock_refund_declined" if n % 7 == 0 else "mock_ok" for n in range(BATCH)]
-    bench.handle_batch(CHARGES, [told(reserved(*pair)) for pair in zip(orders, methods, strict=True)])
+    bench.handle_batch(CHARGES, [emitted(reserved(*pair)) for pair in zip(orders, methods, strict=True)])
     return [
-        told(RefundRequested(order_id, payment_id_of(order_id), uuid4(), 100, "EUR", "order_cancelled"))
+        emitted(RefundRequested(order_id, payment_id_of(order_id), uuid4(), 100, "EUR", "order_cancelled"))
         for order_id in orders
     ]
 
 
 def to_void(bench: Bench, database: Databases) -> list[Envelope]:
     orders = [uuid4() for _ in range(BATCH)]
-    bench.handle_batch(CHARGES, [told(reserved(order_id)) for order_id in orders[:5]])
+    bench.handle_batch(CHARGES, [emitted(reserved(order_id)) for order_id in orders[:5]])
     database.run("payment", "UPDATE payments SET status = 'PENDING'")  # a call under way
-    return [told(OrderCancelled(order_id, "deadline")) for order_id in orders]
+    return [emitted(OrderCancelled(order_id, "deadline")) for order_id in orders]
 
 
 def to_follow_inventory(bench: Bench, database: Databases) -> list[Envelope]:
     orders = posted(bench)
     return [
-        told(reserved(order_id) if n % 5 else ReservationFailed(order_id, "out_of_stock", ()))
+        emitted(reserved(order_id) if n % 5 else ReservationFailed(order_id, "out_of_stock", ()))
         for n, order_id in enumerate(orders)
     ]
 
@@ -120,7 +120,7 @@ def to_follow_inventory(bench: Bench, database: Databases) -> list[Envelope]:
 def to_follow_payment(bench: Bench, database: Databases) -> list[Envelope]:
     orders = posted(bench)
     return [
-        told(
+        emitted(
             PaymentSucceeded(order_id, payment_id_of(order_id), 300, "EUR", "reference")
             if n % 5
             else PaymentFailed(order_id, payment_id_of(order_id), "card_declined")

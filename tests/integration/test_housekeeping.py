@@ -1,4 +1,4 @@
-"""What services do at intervals, run once: settling what the provider was asked, forgetting stored answers."""
+"""The timers of the services, run once: recovering unknown payments, deleting stored answers."""
 
 from collections.abc import Callable
 from uuid import UUID, uuid4
@@ -11,7 +11,7 @@ from shared.envelope import Envelope
 from shared.errors import ProviderTimeout
 from shared.events import OrderCancelled, RefundRequested
 from tests.databases import Databases
-from tests.integration.support import Bench, Mail, reserved_event, told
+from tests.integration.support import Bench, Mail, emitted, reserved_event
 
 CHARGES = "q.payment.inventory-reserved"
 REFUNDS = "q.payment.refund-requested"
@@ -21,7 +21,7 @@ Benches = Callable[..., Bench]
 
 
 class Deaf:
-    """The provider, whose answers about some keys are lost: what it does, it does."""
+    """A provider whose answers about some keys are lost after it has acted."""
 
     def __init__(self, provider: object, lost: set[UUID] | None = None) -> None:
         self.provider = provider
@@ -45,7 +45,7 @@ class Deaf:
 
 def refund_of(charge: Envelope) -> Envelope:
     order_id = charge.payload.order_id
-    return told(RefundRequested(order_id, payment_id_of(order_id), uuid4(), 100, "EUR", "order_cancelled"))
+    return emitted(RefundRequested(order_id, payment_id_of(order_id), uuid4(), 100, "EUR", "order_cancelled"))
 
 
 def make_old(database: Databases) -> None:
@@ -126,7 +126,7 @@ def test_a_charge_that_the_provider_never_heard_of_is_void_once_its_order_is_can
     one.service.recover_unknown()
     assert statuses(database, "payments") == {order_id: "PENDING"}, "the order may still want to pay"
 
-    one.handle_batch(VOIDS, [told(OrderCancelled(order_id, "deadline"))])
+    one.handle_batch(VOIDS, [emitted(OrderCancelled(order_id, "deadline"))])
     make_old(database)
     one.service.recover_unknown()
     assert statuses(database, "payments") == {order_id: "VOID"}

@@ -21,7 +21,7 @@ from shared.events import OrderCancelled
 from shared.failures import FailedDelivery, classify_failure, exchange_of
 from tests.commands import ECOM, ROOT, Ended, ecom, ecom_here
 from tests.databases import Databases
-from tests.integration.support import Bench, Mail, delivery, told, until
+from tests.integration.support import Bench, Mail, delivery, emitted, until
 from topology.table import queue_arguments
 
 QUEUE = "q.payment.order-cancelled"
@@ -36,7 +36,7 @@ HOW_MANY = [1_100, pytest.param(100_000, marks=[pytest.mark.long, pytest.mark.ti
 
 @dataclass(frozen=True)
 class Dead:
-    """Who lies in the DLQ: message ids and the orders they are about."""
+    """The messages in the DLQ: their ids and their orders."""
 
     messages: set[UUID]
     orders: set[UUID]
@@ -46,7 +46,7 @@ def bury(bench: Bench, mail: Mail, count: int) -> Dead:
     """Put cancellations into the DLQ as their consumer does with what it cannot handle."""
     dead = Dead(set(), set())
     while len(dead.messages) < count:
-        events = [told(OrderCancelled(uuid4(), "deadline")) for _ in range(min(CHUNK, count - len(dead.messages)))]
+        events = [emitted(OrderCancelled(uuid4(), "deadline")) for _ in range(min(CHUNK, count - len(dead.messages)))]
         apart = [FailedDelivery(delivery(event), event, UnexpectedEvent("not now")) for event in events]
         failures = [classify_failure(item, "payment", QUEUE) for item in apart]
         with bench.sessions.begin() as session:

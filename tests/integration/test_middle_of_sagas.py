@@ -26,7 +26,7 @@ from shared.events import (
     Reserved,
 )
 from tests.databases import Databases, Row
-from tests.integration.support import Bench, Mail, headers_of, order_created, reserved_event, told
+from tests.integration.support import Bench, Mail, emitted, headers_of, order_created, reserved_event
 
 Benches = Callable[..., Bench]
 
@@ -36,7 +36,7 @@ CURRENT, OLDER = uuid4(), uuid4()
 
 
 class Middle:
-    """An order in the middle of its life, its service, and what came of what it heard."""
+    """An order in the middle of its life, its service, and the effects of events on it."""
 
     def __init__(self, bench: Bench, database: Databases, settings: Settings) -> None:
         self.bench, self.service, self.database, self.settings = bench, bench.service, database, settings
@@ -66,7 +66,7 @@ class Middle:
         return self
 
     def hears(self, queue: str, *payloads: Payload) -> Middle:
-        self.bench.handle_batch(queue, [told(payload) for payload in payloads])
+        self.bench.handle_batch(queue, [emitted(payload) for payload in payloads])
         return self
 
     def cancelled(self) -> Middle:
@@ -82,7 +82,7 @@ class Middle:
         return self.database.rows("order", "SELECT * FROM orders")[0]
 
     def emits(self) -> list[Row]:
-        """What it told: types and payloads, in order."""
+        """The emitted events: types and payloads, in order."""
         rows = "SELECT event_type, (body::json)->'payload' AS payload, (body::json)->'identity' AS by FROM outbox"
         return self.database.rows("order", f"{rows} ORDER BY id")
 
@@ -90,7 +90,7 @@ class Middle:
         return [row["event_type"] for row in self.emits()]
 
     def steps(self) -> list[tuple[str, str, str]]:
-        """The timeline after its beginning: what was heard, from where to where."""
+        """The timeline after its beginning: the event, the state before and after."""
         rows = self.database.rows("order", "SELECT type, from_status, to_status FROM order_events ORDER BY id")
         return [(row["type"], row["from_status"], row["to_status"]) for row in rows[1:]]
 
@@ -240,8 +240,8 @@ def test_an_event_without_a_row_dies_as_unexpected_and_the_others_take_effect(
     middle: Middle, mail: Mail, caplog: pytest.LogCaptureFixture
 ) -> None:
     middle.at(S.PAID)
-    unexpected = told(ReservationFailed(middle.order_id, "out_of_stock", ()))
-    overtaken = told(Reserved(middle.order_id, uuid4(), (), 300, "EUR", "mock_ok"))
+    unexpected = emitted(ReservationFailed(middle.order_id, "out_of_stock", ()))
+    overtaken = emitted(Reserved(middle.order_id, uuid4(), (), 300, "EUR", "mock_ok"))
 
     with caplog.at_level(logging.WARNING):
         middle.bench.handle_batch(INVENTORY_RESULTS, [unexpected, overtaken])
@@ -279,10 +279,10 @@ def test_released_goods_return_to_the_stock_with_their_movements_and_an_audit_ro
 ) -> None:
     inventory, order = bench("inventory"), order_created(skus=["lamp"], quantity=2)
     database.run("inventory", "INSERT INTO stock_items (sku, on_hand) VALUES ('lamp', 5)")
-    inventory.handle_batch(CREATED, [told(order)])
+    inventory.handle_batch(CREATED, [emitted(order)])
     if commit:
-        inventory.handle_batch(COMMITS, [told(CommitRequested(order.order_id))])
-    release = told(ReleaseRequested(order.order_id, "order_cancelled"))
+        inventory.handle_batch(COMMITS, [emitted(CommitRequested(order.order_id))])
+    release = emitted(ReleaseRequested(order.order_id, "order_cancelled"))
 
     inventory.handle_batch(RELEASES, [release])
 
@@ -309,7 +309,7 @@ CHARGES, REFUNDS = "q.payment.inventory-reserved", "q.payment.refund-requested"
 
 def ask(event: Envelope, refund_id: UUID) -> Envelope:
     order_id = event.payload.order_id
-    return told(
+    return emitted(
         RefundRequested(order_id, payment_id_of(order_id), refund_id, event.payload.total, "EUR", "order_cancelled")
     )
 

@@ -26,7 +26,7 @@ from shared.relay import publish_once
 from shared.tables import OutboxRow
 from shared.tracing import traceparent
 from tests.databases import Databases
-from tests.integration.support import Bench, Mail, body_of, order_created, told, until
+from tests.integration.support import Bench, Mail, body_of, emitted, order_created, until
 from topology.table import dead_letter_queue
 
 CREATED = "q.inventory.order-created"
@@ -35,14 +35,14 @@ REPLAY_ALL = ReplayRequest(Filter(), None, Pace())
 
 
 def body_of_version_0_1(event: Envelope) -> str:
-    """The body as version 0.1 wrote it: nobody had heard of `customer_id`."""
+    """The body as version 0.1 wrote it: `customer_id` did not exist."""
     body = json.loads(event.to_json())
     del body["payload"]["customer_id"]
     return json.dumps(body)
 
 
 def cancelled() -> Envelope:
-    return told(OrderCancelled(uuid4(), "deadline"))
+    return emitted(OrderCancelled(uuid4(), "deadline"))
 
 
 def payments(database: Databases) -> list[UUID]:
@@ -81,7 +81,7 @@ def consume(bench: Callable[..., Bench], mail: Mail) -> None:
 
 
 def test_a_message_in_a_queue_is_handled(bench: Callable[..., Bench], database: Databases) -> None:
-    event = told(order_created())
+    event = emitted(order_created())
 
     body = body_of_version_0_1(event).encode()
     bench("inventory").batch(CREATED).handle_batch([Delivery(1, body, event.type, str(event.message_id), {})])
@@ -156,7 +156,7 @@ def test_a_message_in_an_export_file_is_imported_replayed_and_handled(
 
 def test_an_event_of_now_is_stored_with_its_owner(bench: Callable[..., Bench], database: Databases) -> None:
     with bench("order").sessions.begin() as session:
-        outbox.emit(session, [told(OrderCancelled(uuid4(), "deadline", customer_id="ann"))])
+        outbox.emit(session, [emitted(OrderCancelled(uuid4(), "deadline", customer_id="ann"))])
 
     (row,) = database.rows("order", "SELECT body FROM outbox")
     assert json.loads(row["body"])["payload"]["customer_id"] == "ann"

@@ -1,4 +1,4 @@
-"""The ops service in its container: what its callers are told, and how a replay ends with it."""
+"""The ops service in its container: its answers, and how a replay ends when the service stops."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The order service's own queries: pages by each filter, and a command that waited for somebody else's change."""
+"""The order service's own queries: pages by each filter, and a command that waited for a concurrent change."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_a_status_that_there_is_none_of_is_refused(many: Bench) -> None:
 
 @contextmanager
 def statements(bench: Bench) -> Iterator[list[tuple[str, Any]]]:
-    """What is sent to the database, with its values."""
+    """The statements sent to the database, with their values."""
     sent: list[tuple[str, Any]] = []
 
     def note(connection: Any, cursor: Any, statement: str, values: Any, *_: Any) -> None:

@@ -1,4 +1,4 @@
-"""Acting once, and saying something only together with the change it speaks of."""
+"""Inbox and outbox: each message acts once, and events are committed together with their change."""
 
 import json
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from shared.errors import InvalidSchema
 from shared.events import Identity, OrderCancelled, OrderPaid
 from shared.ids import new_trace_id
 from tests.databases import Databases
-from tests.integration.support import Bench, Mail, told, until
+from tests.integration.support import Bench, Mail, emitted, until
 from tests.integration.test_handlers import CASES
 from topology.table import BY_NAME
 
@@ -65,7 +65,7 @@ def test_a_message_that_is_forgotten_may_come_again_and_the_others_may_not(bench
 
 
 def test_a_message_that_another_transaction_holds_is_waited_for(bench: Benches, database: Databases) -> None:
-    """Its outcome decides: committed it was heard, rolled back it was not."""
+    """Its outcome decides: after a commit the message is a duplicate, after a rollback it is new."""
     payment, first, second = bench("payment"), uuid4(), uuid4()
 
     def claims() -> set[UUID]:
@@ -133,7 +133,7 @@ def test_two_replicas_with_the_same_messages_have_one_effect(
 def test_events_are_rolled_back_with_their_transaction(bench: Benches, database: Databases) -> None:
     payment = bench("payment")
     with suppress(Undone), payment.sessions.begin() as session:
-        outbox.emit(session, [told(OrderCancelled(uuid4(), "deadline"))])
+        outbox.emit(session, [emitted(OrderCancelled(uuid4(), "deadline"))])
         raise Undone
 
     assert database.rows("payment", "SELECT id FROM outbox") == []
@@ -145,7 +145,7 @@ def test_an_event_that_breaks_its_own_schema_is_not_told_nor_are_those_beside_it
     payment = bench("payment")
     bad = envelope("order_service", OrderPaid(uuid4(), -1, "EUR"), new_trace_id(), Identity("customer", ()))
     with payment.sessions.begin() as session, pytest.raises(InvalidSchema, match="total"):
-        outbox.emit(session, [told(OrderCancelled(uuid4(), "deadline")), bad])
+        outbox.emit(session, [emitted(OrderCancelled(uuid4(), "deadline")), bad])
 
     assert database.rows("payment", "SELECT id FROM outbox") == []
 
@@ -162,9 +162,9 @@ def test_the_relay_is_woken_after_the_commit_and_only_if_something_was_told(
         inbox.claim(session, CONSUMER, [uuid4()])
     assert woken == []
     with suppress(Undone), payment.sessions.begin() as session:
-        outbox.emit(session, [told(OrderCancelled(uuid4(), "deadline"))])
+        outbox.emit(session, [emitted(OrderCancelled(uuid4(), "deadline"))])
         raise Undone
     assert woken == []
     with payment.sessions.begin() as session:
-        outbox.emit(session, [told(OrderCancelled(uuid4(), "deadline"))])
+        outbox.emit(session, [emitted(OrderCancelled(uuid4(), "deadline"))])
     assert woken == [1], "once, and the row can be seen by then"

@@ -14,7 +14,7 @@ from shared.envelope import Envelope
 from shared.errors import ProviderAway, ProviderTimeout
 from shared.events import OrderCancelled, RefundRequested
 from tests.databases import Databases
-from tests.integration.support import Bench, Mail, deliveries, reserved_event, throughout, told, until
+from tests.integration.support import Bench, Mail, deliveries, emitted, reserved_event, throughout, until
 
 CHARGES = "q.payment.inventory-reserved"
 REFUNDS = "q.payment.refund-requested"
@@ -44,7 +44,7 @@ def payment(bench: Benches, outage: Path) -> Bench:
 
 def refund_of(event: Envelope) -> Envelope:
     order_id = event.payload.order_id
-    return told(RefundRequested(order_id, payment_id_of(order_id), uuid4(), 100, "EUR", "order_cancelled"))
+    return emitted(RefundRequested(order_id, payment_id_of(order_id), uuid4(), 100, "EUR", "order_cancelled"))
 
 
 def statuses(database: Databases, table: str = "payments") -> list[str]:
@@ -162,7 +162,7 @@ def test_a_charge_made_while_recover_unknown_finds_none_is_not_lost(
     handling = eventlet.spawn(batch.handle_batch, deliveries([event]))
     until(lambda: batch.not_ready_reason)
     handling.kill()  # the message returns to the queue
-    payment.handle_batch(VOIDS, [told(OrderCancelled(event.payload.order_id, "deadline"))])
+    payment.handle_batch(VOIDS, [emitted(OrderCancelled(event.payload.order_id, "deadline"))])
     make_old(database)
     outage.unlink()
 
@@ -191,7 +191,7 @@ def test_a_cancelled_payment_that_the_provider_does_not_know_is_void(
     payment.service.provider = payment.provider("timeout")
     event = reserved_event()
     payment.handle_batch(CHARGES, [event])
-    payment.handle_batch(VOIDS, [told(OrderCancelled(event.payload.order_id, "deadline"))])
+    payment.handle_batch(VOIDS, [emitted(OrderCancelled(event.payload.order_id, "deadline"))])
     make_old(database)
     payment.service.recover_unknown()
 
@@ -209,7 +209,7 @@ def test_a_charge_made_after_its_payment_became_void_is_recovered(
     class Thawed(Provider):
         def charge(self, charge: Charge) -> Answer:
             payment.service.provider = provider
-            payment.handle_batch(VOIDS, [told(OrderCancelled(event.payload.order_id, "deadline"))])
+            payment.handle_batch(VOIDS, [emitted(OrderCancelled(event.payload.order_id, "deadline"))])
             make_old(database)
             payment.service.recover_unknown()
             assert statuses(database) == ["VOID"]

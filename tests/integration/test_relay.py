@@ -26,9 +26,9 @@ from tests.integration.support import (
     Mail,
     Wire,
     container_of,
+    emitted,
     extension,
     order_created,
-    told,
     until,
 )
 from topology.table import EVENTS_EXCHANGE
@@ -40,7 +40,7 @@ Benches = Callable[..., Bench]
 
 
 class Telling:
-    """A service that only has something to say."""
+    """A service that only publishes."""
 
     name = "order_service"
     db = Database()
@@ -49,7 +49,7 @@ class Telling:
 
 @pytest.fixture
 def connection(settings: Settings, database: Databases) -> Iterator[Connection]:
-    """What a leader reads and marks with."""
+    """The connection on which a leader reads and marks."""
     engine = create_engine(settings.database_url("order"), isolation_level="AUTOCOMMIT")
     with engine.connect() as one:
         yield one
@@ -90,7 +90,7 @@ def tell_from(container: ServiceContainer, *events: Envelope) -> None:
 
 
 def cancelled(order_id: UUID | None = None) -> Envelope:
-    return told(OrderCancelled(order_id or uuid4(), "deadline"))
+    return emitted(OrderCancelled(order_id or uuid4(), "deadline"))
 
 
 def ids(messages: list[amqp.Message] | list[Envelope]) -> list[str]:
@@ -131,7 +131,7 @@ def test_rows_go_out_in_the_order_in_which_they_were_told_and_are_marked(
 def test_an_event_that_nobody_hears_yet_is_published_all_the_same(
     bench: Benches, database: Databases, mail: Mail, connection: Connection, publisher: Publisher
 ) -> None:
-    tell(bench("order"), told(OrderPaid(uuid4(), 1, "EUR")))
+    tell(bench("order"), emitted(OrderPaid(uuid4(), 1, "EUR")))
 
     assert publish_once(connection, publisher) == 1
     assert unpublished(database) == []
@@ -147,7 +147,7 @@ def test_an_unroutable_row_stays_holds_back_only_its_aggregate_and_goes_out_in_t
 ) -> None:
     monkeypatch.setattr(relay, "HOLD_S", 0.3)
     order = order_created()
-    unroutable, after, other = cancelled(order.order_id), told(order), told(order_created())
+    unroutable, after, other = cancelled(order.order_id), emitted(order), emitted(order_created())
     tell(bench("order"), unroutable, after, other)
     mail.channel.queue_unbind(CANCELLED, EVENTS_EXCHANGE, "order.cancelled")
     try:
@@ -159,7 +159,7 @@ def test_an_unroutable_row_stays_holds_back_only_its_aggregate_and_goes_out_in_t
         assert held["held"]
         assert str(waiting["message_id"]) == str(after.message_id)
 
-        late = told(order_created())
+        late = emitted(order_created())
         tell(bench("order"), late)
         assert publish_once(connection, publisher) == 1, "others pass while one is held"
         assert len(unpublished(database)) == 2
@@ -281,7 +281,7 @@ def test_a_replica_that_does_not_lead_wakes_the_leader_long_before_its_poll(
     for replica in (leader, standby, leader, standby, standby, standby):
         tell_from(replica, cancelled())
         mail.take(CANCELLED)
-        eventlet.sleep(0.05)  # one told meanwhile would be woken by the one before
+        eventlet.sleep(0.05)  # an event emitted meanwhile would be published with the one before
 
 
 def test_the_poll_finds_rows_that_a_crash_left(
@@ -290,7 +290,7 @@ def test_the_poll_finds_rows_that_a_crash_left(
     leader = start()
     until(lambda: leaders(leader))
     event = cancelled()
-    tell(bench("order"), event)  # a bench wakes nobody
+    tell(bench("order"), event)  # a bench wakes no relay
 
     assert ids([mail.take(CANCELLED)]) == ids([event])
 
@@ -323,7 +323,7 @@ def test_a_stopped_relay_has_given_its_lock_back(
     until(lambda: leaders(leader))
     leader.stop()
 
-    # The server hears of a closed socket a moment later.
+    # The server notices a closed socket a moment later.
     until(lambda: not database.rows("order", "SELECT pid FROM pg_locks WHERE locktype = 'advisory'"))
 
 

@@ -22,13 +22,13 @@ from shared.edge.rpc_proxy import Replies, RpcProxy
 from shared.errors import BelowReserved, Conflict, ServiceUnavailable, VersionMoved
 from tests.integration.support import PATIENCE_S, Mail, container_of, extension, until, wire_to_broker
 
-# For calls that nobody answers.
+# For calls without an answer.
 SHORT_S = 1.0
 TRACE_ID = "0123456789abcdef0123456789abcdef"
 
 
 class Stock:
-    """What is called."""
+    """The called service."""
 
     name = "inventory_service"
     context = Context()
@@ -69,7 +69,7 @@ class Stock:
 
 
 class Caller:
-    """Who calls."""
+    """The calling service."""
 
     name = "order_service"
     stock = RpcProxy("inventory_service")
@@ -283,7 +283,7 @@ def test_a_reply_does_not_steal_frames_from_the_reader(settings: Settings) -> No
     line = BrokerConnection(settings.amqp_uri, heartbeat_s=30)
     asking = eventlet.spawn(line.channel.queue_declare, "", exclusive=True)
     eventlet.sleep(0)  # it has asked
-    select = eventlet.patcher.original("select").select  # nobody else's turn comes meanwhile
+    select = eventlet.patcher.original("select").select  # no other greenlet runs meanwhile
     assert select([line.connection.sock], [], [], PATIENCE_S)[0], "the broker has not answered"
 
     line.channel.basic_publish(amqp.Message("answer"), "", "nobody.listens")

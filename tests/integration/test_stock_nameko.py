@@ -46,7 +46,7 @@ AGAIN_S = {"ours": 2.0, "stock": COMES_S}
 
 
 def poison(side: Subject) -> dict[str, str]:
-    """What becomes of messages that cannot be handled."""
+    """The fate of messages that cannot be handled."""
     sent = {
         "is no JSON": side.put(b"{"),
         "has an unknown content type": side.put(b"1", content_type="application/x-unheard"),
@@ -121,7 +121,7 @@ def backend_lost(side: Subject) -> str:
 
 
 def query_abandoned(side: Subject) -> str:
-    """Whether a query that nobody waits for any more goes on at the server."""
+    """Whether an abandoned query goes on at the server."""
     active = f"SELECT 1 FROM pg_stat_activity WHERE state = 'active' AND query = 'SELECT pg_sleep(8) AS {side.which}'"
     asking = eventlet.spawn(side.get, "/query", within_s=HANGS_AFTER_S)
     until(lambda: side.database.rows("inventory", active))
@@ -161,7 +161,7 @@ def idle_stop(side: Subject) -> str:
 
 @contextmanager
 def frozen(broker: Broker) -> Iterator[None]:
-    """The broker says nothing."""
+    """The broker is silent."""
     broker.pause()
     try:
         yield

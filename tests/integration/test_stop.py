@@ -17,7 +17,7 @@ from shared.edge.http import Health
 from shared.edge.rpc import RpcServer
 from shared.edge.timer import Every
 from tests.databases import Databases
-from tests.integration.support import Mail, container_of, extension, order_created, reserved_event, told, until
+from tests.integration.support import Mail, container_of, emitted, extension, order_created, reserved_event, until
 
 STOPS_WITHIN_S = 10.0
 QUEUE = "q.payment.inventory-reserved"
@@ -29,7 +29,7 @@ def test_calls_to_the_provider_are_abandoned_and_their_messages_go_back_to_the_q
     deaf = replace(settings, payment_mode="timeout", provider_timeout_s=60.0)
     container = container_of(deaf, PaymentService)
     container.start()
-    mail.tell([reserved_event()])
+    mail.publish([reserved_event()])
     until(lambda: database.rows("payment", "SELECT 1 FROM payments WHERE status = 'PENDING'"))
 
     began = time.monotonic()
@@ -47,7 +47,7 @@ def test_a_consumer_that_is_paused_by_an_outage_says_so_and_stops_in_time(
     container = container_of(down, PaymentService)
     container.start()
     health = extension(container, Health)
-    mail.tell([reserved_event()])
+    mail.publish([reserved_event()])
     until(lambda: f"{QUEUE} is paused: ProviderAway" in health.reasons())
 
     began = time.monotonic()
@@ -73,7 +73,7 @@ def test_a_timer_that_waits_for_the_provider_does_not_hold_up_the_stop(
     container = container_of(silent, PaymentService)
     extension(container, Every, method_name="recover_unknown").seconds = 0.2
     container.start()
-    mail.tell([reserved_event()])
+    mail.publish([reserved_event()])
     made_old = f"UPDATE payments SET updated_at = now() - make_interval(secs => {UNKNOWN_AFTER_S + 30})"
     until(lambda: database.run("payment", made_old))
     until(lambda: any(key != NEUTRAL_KEY for key in asked), within_s=20)  # by settle
@@ -117,7 +117,7 @@ def test_a_broker_that_does_not_answer_does_not_hold_up_the_stop(
     try:
         # The relay has something to publish, and waits for a confirm.
         with extension(container, Database).sessions.begin() as session:
-            outbox.emit(session, [told(order_created())])
+            outbox.emit(session, [emitted(order_created())])
         until(lambda: database.rows("order", "SELECT FROM outbox"))
 
         began = time.monotonic()

@@ -28,7 +28,7 @@ from ops.domain import CRASH, NEVER, UNKNOWN
 from shared.errors import Poison, UnknownType, ValidationFailed
 from shared.failures import Delivery, FailedDelivery, classify_failure
 from shared.schema import encode
-from tests.integration.support import order_created, told
+from tests.integration.support import emitted, order_created
 from topology.table import QUEUES
 
 QUEUE = "q.inventory.order-created"
@@ -67,7 +67,7 @@ def crashed(body, **properties):
     return content(body, headers, properties)
 
 
-EVENT = told(order_created())
+EVENT = emitted(order_created())
 
 
 # What py-amqp reads from a table, at any depth; a name that is no UTF-8 it leaves as bytes.

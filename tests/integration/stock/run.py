@@ -29,8 +29,8 @@ MAX_WORKERS = 3
 
 
 def main() -> None:
-    """Start what is asked for until nobody asks any more."""
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody here waits for them
+    """Start services until standard input ends."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # this process does not wait for them
     while line := sys.stdin.readline():
         pid = os.fork()
         if not pid:

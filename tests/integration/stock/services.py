@@ -36,7 +36,7 @@ QUEUES: dict[str, Callable[[UUID], Payload]] = {
     "q.inventory.commit-requested": CommitRequested,
 }
 SINK = "test.stock.sink"  # takes what they publish
-SILENT = "silent_service"  # has a queue for calls, and nobody who answers them
+SILENT = "silent_service"  # has a queue for calls, and no server
 
 PATIENCE_S = 1.0
 BLOCK_S = 0.7

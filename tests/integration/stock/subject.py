@@ -1,4 +1,4 @@
-"""A service under test in a process of its own, so that one which dies or hangs disturbs nobody."""
+"""A service under test in a process of its own, so that a death or a hang disturbs no other test."""
 
 from __future__ import annotations
 
@@ -151,6 +151,6 @@ class Subject:
         return comes_true(lambda: not self.runs(), within_s)
 
     def kill(self) -> None:
-        """SIGKILL: what it held goes back to its queue."""
+        """SIGKILL: its messages go back to the queue."""
         self.process.send(signal.SIGKILL)
         until(lambda: not self.runs())
