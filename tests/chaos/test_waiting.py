@@ -94,7 +94,9 @@ def without_hints(system: System) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("hints", [True, False], ids=["told by hints", "hints are lost"])
-def test_all_who_wait_at_one_gateway_are_told_soon_after_the_change(system: System, clients: int, hints: bool) -> None:
+def test_all_waiting_clients_of_a_gateway_are_answered_soon_after_the_change(
+    system: System, clients: int, hints: bool
+) -> None:
     limit = TOLD_WITHIN_S if hints else TOLD_WITHOUT_HINTS_WITHIN_S
     with ExitStack() as around:
         if not hints:
@@ -122,7 +124,7 @@ def test_all_who_wait_at_one_gateway_are_told_soon_after_the_change(system: Syst
     assert late[-1] <= limit
 
 
-def test_a_gateway_that_is_asked_to_stop_answers_all_who_wait(system: System, clients: int) -> None:
+def test_a_stopping_gateway_answers_all_waiting_clients(system: System, clients: int) -> None:
     with held(system.databases, "payment"):
         order_ids = post(system, 20)
         all_are(system, "RESERVED", order_ids)
@@ -187,7 +189,7 @@ def test_a_waiting_client_gets_the_payment_after_the_order_service_was_killed(sy
     all_are(system, "PAID", order_ids)
 
 
-def test_clients_that_hang_up_are_let_go(system: System) -> None:
+def test_connections_of_clients_that_hang_up_are_closed(system: System) -> None:
     with held(system.databases, "payment"):
         order_ids = post(system, 40)
         all_are(system, "RESERVED", order_ids)

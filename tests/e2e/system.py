@@ -31,8 +31,8 @@ from topology.table import CONSUMERS, QUEUES, dead_letter_queue
 ROOT = Path(__file__).resolve().parent.parent.parent
 ECOM = Path(sys.executable).with_name("ecom")
 MARK = "ECOM_TEST_SYSTEM"  # in the environment of every process that a system starts, so that none is overlooked
-QUIET_PATIENCE_S = 40.0
-READY_PATIENCE_S = 60.0
+QUIET_TIMEOUT_S = 40.0
+READY_TIMEOUT_S = 60.0
 # How often a condition is looked at: after each tenth of the time it was waited for so far. Each look costs something.
 SOONEST_S, LATEST_S = 0.02, 0.25
 
@@ -139,7 +139,7 @@ class System:
             if pid := self.supervisor.pids().get(name):
                 os.kill(pid, signal.SIGKILL)
 
-    def kill_service(self, service: str, patience_s: float = READY_PATIENCE_S) -> None:
+    def kill_service(self, service: str, patience_s: float = READY_TIMEOUT_S) -> None:
         """SIGKILL every replica of a service; return when the supervisor's new ones are ready."""
         before = set(self.replicas_of(service).values())
         self.kill(*self.replicas_of(service))
@@ -157,13 +157,13 @@ class System:
         answers = {child.name: readiness(child.url) for child in asked}
         return {name: why for name, why in answers.items() if why is not None}
 
-    def wait_ready(self, patience_s: float = READY_PATIENCE_S) -> float:
+    def wait_ready(self, patience_s: float = READY_TIMEOUT_S) -> float:
         """Return when every replica is ready: after how many seconds."""
         began = time.monotonic()
         eventually(self.troubles, lambda troubles: not troubles, patience_s, "not ready")
         return time.monotonic() - began
 
-    def wait_quiet(self, patience_s: float = QUIET_PATIENCE_S) -> None:
+    def wait_quiet(self, patience_s: float = QUIET_TIMEOUT_S) -> None:
         """Return when every order is at rest, every event is consumed, and all databases agree. No message may be dead.
 
         The books are not read again where nothing was written since they last agreed.

@@ -169,7 +169,7 @@ def test_a_repeat_of_a_key_has_the_first_answer_and_another_key_the_order_as_it_
     assert flow.get(f"/api/orders/{second}")["status"] == "PAID"
 
 
-def test_twenty_who_cancel_at_once_cancel_once(system: System) -> None:
+def test_twenty_concurrent_cancels_cancel_once(system: System) -> None:
     flow = system.flow()
     flow.stock("twenty", 50)
     for keys in (["one-key"] * 20, [f"key-{n}" for n in range(20)]):
@@ -216,7 +216,7 @@ def test_only_what_has_a_refund_can_have_it_retried(system: System) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_cancels_that_race_with_payment_leave_all_books_even(system: System, long: bool) -> None:
+def test_cancels_that_race_with_payment_leave_all_databases_in_agreement(system: System, long: bool) -> None:
     sku, count, price = "raced", 200 if long else 20, 250
     system.flow().stock(sku, 10_000)
     chance = random.Random(20260114)

@@ -30,7 +30,7 @@ FLAGS = [
     *("--disable-background-networking", "--disable-component-update"),
 ]
 ARTIFACTS = ROOT / "artifacts"
-PATIENCE_MS = 10_000
+TIMEOUT_MS = 10_000
 PHONE, LAPTOP, WIDE = (360, 740), (1280, 900), (1600, 1000)
 DECLINED, CANCELLED = 60, 15
 PAGE = 50
@@ -113,7 +113,7 @@ def open_page(browser: Browser, shop: Shop) -> Iterator[Callable[..., Page]]:
 
     def open_page(size: tuple[int, int] = LAPTOP, **options: Any) -> Page:
         context = browser.new_context(viewport={"width": size[0], "height": size[1]}, **options)
-        context.set_default_timeout(PATIENCE_MS)
+        context.set_default_timeout(TIMEOUT_MS)
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda message: hear(message.type, message.text))

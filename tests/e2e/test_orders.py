@@ -95,7 +95,7 @@ def test_lines_of_one_sku_are_reserved_as_their_sum(system: System) -> None:
     eventually(lambda: stock_of(system, "lines"), lambda stock: stock == (0, 0))
 
 
-def test_every_customer_sees_the_orders_of_nobody_else(system: System) -> None:
+def test_no_customer_sees_the_orders_of_another(system: System) -> None:
     flow = system.flow()
     flow.stock("mine", 5)
     order_id = flow.order("mine")["order_id"]

@@ -79,7 +79,7 @@ def forget_lost_message(system: System, order_id: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["mock_ok", "mock_timeout_charged"])
-def test_a_charge_message_that_comes_again_after_settling_charges_nobody(system: System, method: str, tap: Tap) -> None:
+def test_a_repeated_charge_message_after_settling_charges_nothing(system: System, method: str, tap: Tap) -> None:
     flow = system.flow()
     flow.stock("again", 5)
     order = flow.at_rest(flow.order("again", payment=method)["order_id"])

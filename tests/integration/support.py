@@ -41,10 +41,10 @@ SERVICES: dict[str, Any] = {service: service_class(service) for service in CONSU
 T = TypeVar("T")
 
 # Long enough for a machine that does other things too: it is waited out only where something fails.
-PATIENCE_S = 20.0
+TIMEOUT_S = 20.0
 
 
-def until(found: Callable[[], T], within_s: float = PATIENCE_S, every_s: float = 0.02) -> T:
+def until(found: Callable[[], T], within_s: float = TIMEOUT_S, every_s: float = 0.02) -> T:
     """Call `found` until its result is true, and return it. The test fails when the time is over."""
     deadline = time.monotonic() + within_s
     while not (result := found()):
@@ -204,7 +204,7 @@ class Mail:
         """The next message of a queue, or None."""
         return self.channel.basic_get(queue, no_ack=True)
 
-    def take(self, queue: str, within_s: float = PATIENCE_S) -> amqp.Message:
+    def take(self, queue: str, within_s: float = TIMEOUT_S) -> amqp.Message:
         """The next message of a queue, waited for."""
         return until(lambda: self.get(queue), within_s)
 

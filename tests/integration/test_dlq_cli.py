@@ -30,7 +30,7 @@ from topology.table import QUEUES
 
 # eventlet's own waits for what is to be read, and past every deadline.
 read = eventlet.patcher.original("os").read
-PATIENCE_S = 30
+TIMEOUT_S = 30
 
 
 def ecom(*words: Any, **environment: str) -> Ended:
@@ -236,7 +236,7 @@ class Terminal:
         os.set_blocking(self.fd, False)
 
     def until(self, text: bytes) -> None:
-        until(lambda: text in self._read(), within_s=PATIENCE_S)
+        until(lambda: text in self._read(), within_s=TIMEOUT_S)
 
     def _read(self) -> bytes:
         try:
@@ -249,7 +249,7 @@ class Terminal:
         """Type an answer once the question is read: a Ctrl-C between the asking and the reading waits for more keys."""
         self.until(question)
         self.until(b"[y/N]: ")
-        until(self._sleeps, within_s=PATIENCE_S)
+        until(self._sleeps, within_s=TIMEOUT_S)
         os.write(self.fd, keys)
 
     def _sleeps(self) -> bool:
@@ -262,7 +262,7 @@ class Terminal:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             return pid and (os.waitstatus_to_exitcode(status),)
 
-        (code,) = until(status, within_s=PATIENCE_S)
+        (code,) = until(status, within_s=TIMEOUT_S)
         os.close(self.fd)
         return int(code)
 
@@ -280,9 +280,9 @@ def test_a_terminal_is_asked_and_ctrl_c_is_an_answer(dead, mail, database, tmp_p
 def test_a_signal_stops_it_after_what_is_in_hand(dead, consumer, mail, database, number):  # noqa: F811
     consumer.start()
     with started("dlq", "replay", QUEUE, "--all", "--yes", "--rate", "1/h") as command:
-        until(lambda: effects(database), within_s=PATIENCE_S)
+        until(lambda: effects(database), within_s=TIMEOUT_S)
         command.process.send_signal(number)
-        said = command.end(PATIENCE_S)
+        said = command.end(TIMEOUT_S)
     assert (said.code, said.err) == (1, "")
     assert "stopped: stopped by its operator" in said.out
     assert until(lambda: mail.waiting(DLQ) == 2)
@@ -306,18 +306,18 @@ def test_a_broker_or_a_database_that_is_away_is_3_and_one_line(database, mail, t
 def test_a_dlq_that_somebody_works_on_is_3_and_names_him(dead, consumer, database, tmp_path):  # noqa: F811
     consumer.start()
     with started("dlq", "replay", QUEUE, "--all", "--yes", "--rate", "1/h", "--actor", "ann") as command:
-        until(lambda: effects(database), within_s=PATIENCE_S)
+        until(lambda: effects(database), within_s=TIMEOUT_S)
         said = ecom("discard", QUEUE, "--to", tmp_path / "a", "--all", "--yes")
         assert (said.code, said.err) == (3, f"ecom: {DLQ} is being worked on by ann\n")
         assert "being worked on by ann" in ecom("ls").out
         command.process.send_signal(signal.SIGINT)
-        assert command.end(PATIENCE_S).code == 1
+        assert command.end(TIMEOUT_S).code == 1
 
 
 def test_after_a_killed_operator_the_next_finds_every_message(dead, consumer, mail, database):  # noqa: F811
     consumer.start()
     with started("dlq", "replay", QUEUE, "--all", "--yes", "--rate", "1/h") as command:
-        until(lambda: effects(database), within_s=PATIENCE_S)
+        until(lambda: effects(database), within_s=TIMEOUT_S)
         command.kill()
     until(lambda: mail.waiting(DLQ) == 2)
     said = ecom("replay", QUEUE, "--all", "--yes")

@@ -29,7 +29,7 @@ DLQ = f"{QUEUE}.dlq"
 
 MOST_MEMORY_BYTES = 200 * 1024 * 1024
 CHUNK = 1000
-PATIENCE_S = 1500.0
+TIMEOUT_S = 1500.0
 
 HOW_MANY = [1_100, pytest.param(100_000, marks=[pytest.mark.long, pytest.mark.timeout(3600)])]
 
@@ -98,7 +98,7 @@ class Measured:
     def __call__(self, name: str, *words: object, code: int = 0) -> Any:
         if not self.long:
             return ecom_here("dlq", *words, "--json", code=code).answer
-        ended: Ended = ecom("dlq", *words, "--json", code=code, patience_s=PATIENCE_S)
+        ended: Ended = ecom("dlq", *words, "--json", code=code, patience_s=TIMEOUT_S)
         pace = self.messages / ended.seconds
         self.lines.append(f"| {name} | {ended.seconds:.1f} | {pace:,.0f} | {ended.peak_bytes / 2**20:.0f} |")
         self.peaks[name] = ended.peak_bytes

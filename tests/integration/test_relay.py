@@ -21,7 +21,7 @@ from shared.events import OrderCancelled, OrderPaid
 from shared.relay import Relay, publish_once, purge
 from tests.databases import Databases
 from tests.integration.support import (
-    PATIENCE_S,
+    TIMEOUT_S,
     Bench,
     Mail,
     Wire,
@@ -273,7 +273,7 @@ def test_the_standby_leads_at_once_when_the_leader_dies(
 def test_a_replica_that_does_not_lead_wakes_the_leader_long_before_its_poll(
     start: Callable[..., ServiceContainer], database: Databases, mail: Mail, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relay, "POLL_S", 2 * PATIENCE_S)
+    monkeypatch.setattr(relay, "POLL_S", 2 * TIMEOUT_S)
     leader = start()
     until(lambda: leaders(leader))
     standby = start()

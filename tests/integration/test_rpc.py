@@ -20,7 +20,7 @@ from shared.edge.context import Context
 from shared.edge.rpc import RpcServer, rpc
 from shared.edge.rpc_proxy import Replies, RpcProxy
 from shared.errors import BelowReserved, Conflict, ServiceUnavailable, VersionMoved
-from tests.integration.support import PATIENCE_S, Mail, container_of, extension, until, wire_to_broker
+from tests.integration.support import TIMEOUT_S, Mail, container_of, extension, until, wire_to_broker
 
 # For calls without an answer.
 SHORT_S = 1.0
@@ -98,7 +98,7 @@ def call(settings: Settings) -> Iterator[Call]:
     until(lambda: replies.not_ready_reason() is None)
 
     def one(
-        method: str, *args: Any, service: str = "inventory_service", timeout_s: float = PATIENCE_S, **context: Any
+        method: str, *args: Any, service: str = "inventory_service", timeout_s: float = TIMEOUT_S, **context: Any
     ) -> Any:
         with eventlet.Timeout(timeout_s + 3):
             return replies.call(f"{service}.{method}", args, {}, context, timeout_s)
@@ -155,7 +155,7 @@ def test_a_service_that_was_never_there_is_known_at_once(call: Call) -> None:
     with pytest.raises(ServiceUnavailable):
         call("double", 1, service="nobody_service")
 
-    assert time.monotonic() - began < PATIENCE_S / 2
+    assert time.monotonic() - began < TIMEOUT_S / 2
 
 
 def test_a_service_that_died_is_unavailable_within_the_timeout(stock: ServiceContainer, call: Call) -> None:
@@ -193,7 +193,7 @@ def test_a_call_whose_caller_gave_up_is_not_made(stock: ServiceContainer, mail: 
     refused = ask(time.time() - 0.1)
     assert refused["error"]["exc_path"] == "shared.errors.ServiceUnavailable"
     assert Stock.started == 0
-    assert ask(time.time() + PATIENCE_S)["result"] == "slept"
+    assert ask(time.time() + TIMEOUT_S)["result"] == "slept"
 
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b'{"args": []}', b"\xff", b'{"args": 1, "kwargs": 2}'])
@@ -218,7 +218,7 @@ def test_a_malformed_reply_harms_nobody(
     until(lambda: replies.not_ready_reason() is None)
     mail.channel.basic_publish(amqp.Message(body, correlation_id="17"), "nameko-rpc", replies._reply_to)
 
-    assert replies.call("inventory_service.double", (2,), {}, {}, PATIENCE_S) == 4
+    assert replies.call("inventory_service.double", (2,), {}, {}, TIMEOUT_S) == 4
     container.kill()
 
 
@@ -230,7 +230,7 @@ def test_identity_and_trace_arrive(stock: ServiceContainer, call: Call) -> None:
 
 def test_a_stock_nameko_client_can_call_and_is_the_user_shell(stock: ServiceContainer, settings: Settings) -> None:
     config = {"AMQP_URI": settings.amqp_uri, "serializer": "json"}
-    with ClusterRpcProxy(config, timeout=PATIENCE_S) as services:
+    with ClusterRpcProxy(config, timeout=TIMEOUT_S) as services:
         assert services.inventory_service.double(4) == 8
         trace_id, user_id, roles = services.inventory_service.who()
         with pytest.raises(BelowReserved):
@@ -260,7 +260,7 @@ def test_a_proxy_in_a_service_carries_the_context_of_its_worker(stock: ServiceCo
         )
         replies = extension(container, Replies)
         context = {"trace_id": TRACE_ID, "user_id": "customer", "roles": ["customer"]}
-        answer = replies.call("order_service.ask", (), {}, context, PATIENCE_S)
+        answer = replies.call("order_service.ask", (), {}, context, TIMEOUT_S)
     finally:
         container.stop()
 
@@ -268,7 +268,7 @@ def test_a_proxy_in_a_service_carries_the_context_of_its_worker(stock: ServiceCo
 
 
 def test_a_stop_finishes_the_calls_at_work_and_takes_no_more(stock: ServiceContainer, call: Call) -> None:
-    answers = [eventlet.spawn(call, "sleep", 1.0, timeout_s=PATIENCE_S) for _ in range(5)]
+    answers = [eventlet.spawn(call, "sleep", 1.0, timeout_s=TIMEOUT_S) for _ in range(5)]
     until(lambda: Stock.started == 5)
     stock.stop()
 
@@ -284,11 +284,11 @@ def test_a_reply_does_not_steal_frames_from_the_reader(settings: Settings) -> No
     asking = eventlet.spawn(line.channel.queue_declare, "", exclusive=True)
     eventlet.sleep(0)  # it has asked
     select = eventlet.patcher.original("select").select  # no other greenlet runs meanwhile
-    assert select([line.connection.sock], [], [], PATIENCE_S)[0], "the broker has not answered"
+    assert select([line.connection.sock], [], [], TIMEOUT_S)[0], "the broker has not answered"
 
     line.channel.basic_publish(amqp.Message("answer"), "", "nobody.listens")
 
-    with eventlet.Timeout(PATIENCE_S):
+    with eventlet.Timeout(TIMEOUT_S):
         assert asking.wait().queue
     line.abort()
 

@@ -26,14 +26,14 @@ from shared.edge import green
 from shared.errors import ConfigurationFault
 from tests.databases import Databases
 from tests.integration.stock import services
-from tests.integration.stock.services import PATIENCE_S, QUEUES, SIDES, SILENT, SINK, queue_of
+from tests.integration.stock.services import QUEUES, SIDES, SILENT, SINK, TIMEOUT_S, queue_of
 from tests.integration.stock.subject import Nursery, Subject
 from tests.integration.support import Mail, Wire, body_of, comes_true, until, wire_to_broker
 from topology.table import retry_queues
 
 Probe = Callable[[Subject], Any]
 
-HANGS_AFTER_S = 4 * PATIENCE_S
+HANGS_AFTER_S = 4 * TIMEOUT_S
 QUICK_HEARTBEAT = {"AMQP_HEARTBEAT_S": "1"}
 FILES = 100
 WORKS_S = {"ours": 3.0, "stock": 6.0}  # within the time in which ours finish; while the stock one closes its connection

@@ -76,7 +76,7 @@ def test_a_timer_that_waits_for_the_provider_does_not_hold_up_the_stop(
     mail.publish([reserved_event()])
     made_old = f"UPDATE payments SET updated_at = now() - make_interval(secs => {UNKNOWN_AFTER_S + 30})"
     until(lambda: database.run("payment", made_old))
-    until(lambda: any(key != NEUTRAL_KEY for key in asked), within_s=20)  # by settle
+    until(lambda: any(key != NEUTRAL_KEY for key in asked), within_s=20)  # by recover_unknown
 
     began = time.monotonic()
     container.stop()

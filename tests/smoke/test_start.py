@@ -65,7 +65,7 @@ class Started:
             assert said == lacks, f"{service}: {answer.text}"
 
     def ready_after(self) -> float:
-        """Seconds until all are ready, none restarted, somebody has signed in and his order is paid."""
+        """Seconds until all are ready, none was restarted, and a new order is paid."""
         began = time.monotonic()
         self.system.wait_ready(READY_WITHIN_S)
         assert self.system.supervisor.pids() == self.pids

@@ -38,7 +38,7 @@ QUEUES: dict[str, Callable[[UUID], Payload]] = {
 SINK = "test.stock.sink"  # takes what they publish
 SILENT = "silent_service"  # has a queue for calls, and no server
 
-PATIENCE_S = 1.0
+TIMEOUT_S = 1.0
 BLOCK_S = 0.7
 GATHER_S = 1.0
 
@@ -93,7 +93,7 @@ class Ours(Probes):
 
     @route("GET", "/publish")
     def publish(self, request: Request) -> Response:
-        self.publisher.publish_all([Outgoing("", SINK, "{}", "1")], deadline_s=PATIENCE_S)
+        self.publisher.publish_all([Outgoing("", SINK, "{}", "1")], deadline_s=TIMEOUT_S)
         return Response()
 
     @route("GET", "/lose-backend")
@@ -107,7 +107,7 @@ class Ours(Probes):
     def query(self, request: Request) -> Response:
         with self.db.begin() as session:
             session.connection()  # which may take its time
-            with Timeout(PATIENCE_S):
+            with Timeout(TIMEOUT_S):
                 session.execute(text("SELECT pg_sleep(8) AS ours"))
         return Response()
 
@@ -140,7 +140,7 @@ class Stock:
     @nameko.web.handlers.http("GET", "/query")
     def query(self, request: Request) -> str:
         self.db.session.connection()  # which may take its time
-        with Timeout(PATIENCE_S):
+        with Timeout(TIMEOUT_S):
             self.db.session.execute(text("SELECT pg_sleep(8) AS stock"))
         return ""
 
@@ -166,7 +166,7 @@ class OursCaller(Probes):
     """Calls another service. With a consumer it would share a connection in the stock classes, and hide a fault."""
 
     name = "inventory_service"
-    silent = RpcProxy(SILENT, timeout_s=PATIENCE_S)
+    silent = RpcProxy(SILENT, timeout_s=TIMEOUT_S)
 
     @route("GET", "/call")
     def call(self, request: Request) -> Response:

@@ -27,7 +27,7 @@ from tests.integration.stock.services import QUEUES, queue_of
 from tests.integration.support import Mail, Wire, comes_true, until
 
 ROOT = Path(__file__).resolve().parents[3]
-START_PATIENCE_S = 40.0
+START_TIMEOUT_S = 40.0
 
 
 class Nursery:
@@ -96,7 +96,7 @@ class Subject:
     def wait_ready(self) -> None:
         """Return when it works."""
         path = "/readyz" if self.which == "ours" else "/ping"
-        until(lambda: self.get(path) in (200, 404), START_PATIENCE_S)  # what has no probes has no /readyz
+        until(lambda: self.get(path) in (200, 404), START_TIMEOUT_S)  # what has no probes has no /readyz
         assert not self.hears or self.handles()
 
     def get(self, path: str, within_s: float = 2.0) -> int | None:
