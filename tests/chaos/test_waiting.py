@@ -93,10 +93,8 @@ def without_hints(system: System) -> Iterator[None]:
         system.kill_service("gateway")  # new ones bind new queues
 
 
-@pytest.mark.parametrize("hints", [True, False], ids=["told by hints", "hints are lost"])
-def test_all_waiting_clients_of_a_gateway_are_answered_soon_after_the_change(
-    system: System, clients: int, hints: bool
-) -> None:
+@pytest.mark.parametrize("hints", [True, False], ids=["with hints", "without hints"])
+def test_all_waiting_clients_are_answered_soon_after_the_change(system: System, clients: int, hints: bool) -> None:
     limit = TOLD_WITHIN_S if hints else TOLD_WITHOUT_HINTS_WITHIN_S
     with ExitStack() as around:
         if not hints:
