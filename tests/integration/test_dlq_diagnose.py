@@ -1,6 +1,7 @@
 """The prediction for a dead message comes true when it is replayed: the service itself is the oracle."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -34,6 +35,7 @@ from shared.idempotency import KeyedRequest
 from shared.predictions import Prediction
 from tests.databases import Databases
 from tests.integration.support import CUSTOMER, Bench, emitted, order_created, reserved_event
+from tests.integration.test_handlers import CASES
 from topology.table import BY_NAME, dead_letter_queue
 
 CREATED = "q.inventory.order-created"
@@ -386,7 +388,27 @@ def of_another_queue(queue: str) -> Scene:
     return lambda world: order_created() if queue != CREATED else CommitRequested(uuid4())
 
 
+def fresh(queue: str) -> Scene:
+    """The first message of the queue's case in test_handlers: it takes effect."""
+    return lambda world: CASES[queue][0](world.bench, world.database)[0]
+
+
+def same_again(queue: str) -> Scene:
+    """A message that says what another has said: it changes nothing."""
+
+    def made(world: World) -> Made:
+        event: Envelope = fresh(queue)(world)  # type: ignore[assignment]
+        world.bench.handle_batch(queue, [event])
+        return replace(event, message_id=uuid4())
+
+    return made
+
+
 for _queue in BY_NAME:
+    # A queue without scenes of its own is tried with the messages of its case.
+    if not any(name == _queue for name, _ in SCENES):
+        SCENES[_queue, "a_fresh_message"] = (Prediction.APPLY, fresh(_queue))
+        SCENES[_queue, "the_same_again"] = (Prediction.STALE, same_again(_queue))
     SCENES[_queue, "what_is_in_the_inbox"] = (Prediction.APPLIED, handled_before(_queue))
     SCENES[_queue, "what_is_no_event"] = (Prediction.POISON, lambda world: b"\xff")
     SCENES[_queue, "what_is_of_another_queue"] = (Prediction.POISON, of_another_queue(_queue))

@@ -99,6 +99,10 @@ def ids(messages: list[amqp.Message] | list[Envelope]) -> list[str]:
     ]
 
 
+# As if the time of every hold were over: a busy machine may take longer for one step than a short hold lasts.
+END_HOLDS = "UPDATE outbox SET held_until = now() WHERE held_until IS NOT NULL"
+
+
 def unpublished(database: Databases) -> list[dict[str, Any]]:
     return database.rows(
         "order",
@@ -145,7 +149,7 @@ def test_an_unroutable_row_stays_holds_back_only_its_aggregate_and_goes_out_in_t
     publisher: Publisher,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(relay, "HOLD_S", 0.3)
+    monkeypatch.setattr(relay, "HOLD_S", 600)
     order = order_created()
     unroutable, after, other = cancelled(order.order_id), emitted(order), emitted(order_created())
     tell(bench("order"), unroutable, after, other)
@@ -163,13 +167,13 @@ def test_an_unroutable_row_stays_holds_back_only_its_aggregate_and_goes_out_in_t
         tell(bench("order"), late)
         assert publish_once(connection, publisher) == 1, "others pass while one is held"
         assert len(unpublished(database)) == 2
-        until(lambda: not unpublished(database)[0]["held"])
+        database.run("order", END_HOLDS)
         assert publish_once(connection, publisher) == 0
         assert unpublished(database)[0]["attempts"] == 2
     finally:
         mail.channel.queue_bind(CANCELLED, EVENTS_EXCHANGE, "order.cancelled")
     mail.all(CREATED)
-    until(lambda: not unpublished(database)[0]["held"])
+    database.run("order", END_HOLDS)
 
     assert publish_once(connection, publisher) == 2
     assert ids(mail.all(CANCELLED)) == ids([unroutable])

@@ -334,9 +334,10 @@ def ecom(*arguments):
 def test_the_command_line_applies_and_checks(amqp_uri, channel, monkeypatch, capsys):
     monkeypatch.setenv("AMQP_URI", amqp_uri)
     assert ecom("topology", "apply") == 0
-    assert capsys.readouterr().out == "applied: 5 exchanges, 40 queues, 48 bindings\n"
+    counts = f"{len(table.exchanges())} exchanges, {len(table.queue_arguments())} queues"
+    assert capsys.readouterr().out == f"applied: {counts}, {len(table.bindings())} bindings\n"
     assert ecom("topology", "check") == 0
-    assert capsys.readouterr().out.startswith("clean: 5 exchanges, 40 queues (bindings not seen")
+    assert capsys.readouterr().out.startswith(f"clean: {counts} (bindings not seen")
     channel.queue_delete(RETRY)
     assert ecom("topology", "check") == 1
     assert capsys.readouterr().out == f"queue {RETRY}: is missing\n"

@@ -1,5 +1,6 @@
 """The HTTP API with fake services: roles, reading of requests, and the shape of every answer."""
 
+import inspect
 import json
 import re
 import uuid
@@ -53,7 +54,11 @@ BEHIND = Service()
 
 class Gateway(GatewayService):
     name = "gateway"
-    auth = orders = inventory = payments = ops = ops_soon = Fake(BEHIND)
+
+
+# Whatever service a route calls, the fake answers.
+for _name, _dependency in inspect.getmembers(GatewayService, lambda item: isinstance(item, RpcProxy)):
+    setattr(Gateway, _name, Fake(BEHIND))
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +103,9 @@ ROUTES = [
 
 def test_a_service_that_several_subjects_call_is_one_dependency():
     container = ServiceContainer(GatewayService, {"settings": Settings(auth_keys=KEYS)})
-    names = sorted(item.attr_name for item in container.dependencies if isinstance(item, RpcProxy))
-    assert names == ["auth", "inventory", "ops", "ops_soon", "orders", "payments"]
+    names = [item.attr_name for item in container.dependencies if isinstance(item, RpcProxy)]
+    assert "ops_soon" in names, "several subjects call ops"
+    assert len(names) == len(set(names))
     assert len({id(item.replies) for item in container.dependencies if isinstance(item, RpcProxy)}) == 1
 
 

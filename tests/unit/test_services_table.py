@@ -16,6 +16,7 @@ from shared import config
 from shared.events import CATALOGUE
 from topology import services
 from topology.services import SERVICES, Service
+from topology.table import CONSUMERS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SETUP, IGNORE, COMPOSE = "setup.cfg", ".dockerignore", "docker-compose.yml"
@@ -57,7 +58,7 @@ def lines_of_compose(rows, ports):
         yield name, f"command: [ecom, run, {name}]"
         yield name, f'deploy/ready.py, "{ports[name]}"'
         opened_by = [name, MIGRATE] if service.has_database else []
-        opened_by += [OPS] if service.publishes else []
+        opened_by += [OPS] if service.publishes or name in CONSUMERS else []
         for block in opened_by:
             yield block, f"{name.upper()}_DATABASE_URL_FILE: /run/secrets/{name}_database_url"
             yield block, f"secret {name}_database_url"
