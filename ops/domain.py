@@ -182,8 +182,6 @@ def require_choice(ids: object, most: int | None, everything: bool, names: tuple
         raise ValidationFailed(f"say which: {names[0]}, {names[1]} or {names[2]} (with filters: all that match)")
 
 
-# A first replay must not overload its consumer: only an operator who asks for more gets more.
-DEFAULT_RATE = "100/s"
 # From one a day to more than any broker takes.
 SLOWEST_PER_S, FASTEST_PER_S = 1 / 86_400, 1_000_000
 _RATE = re.compile(r"([0-9]+(?:\.[0-9]+)?)/(s|m|min|h)")

@@ -1,10 +1,16 @@
-"""Ids that we make."""
+"""Ids that we make, and how clients may write ids."""
 
 from __future__ import annotations
 
 import os
+import re
 import time
 import uuid
+
+# A UUID as clients write it: with hyphens, in either case.
+UUID_TEXT = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+# A trace id as clients write it: 32 hex digits, or the UUID that errors show.
+TRACE_ID_TEXT = re.compile(rf"[0-9a-fA-F]{{32}}|{UUID_TEXT.pattern}")
 
 AGGREGATE_NAMESPACE = uuid.UUID("b0d2b8a4-54d1-5b52-8a53-0c6a2d3a9f10")
 

@@ -17,9 +17,12 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 from uuid import UUID
 
 from shared.errors import InvalidSchema
+from shared.ids import UUID_TEXT
 
 # Totals stay exact in every JSON reader: 2^53 - 1 is the largest integer a double holds.
 MAX_AMOUNT = 2**53 - 1
+
+MAX_TEXT = 200
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ UnitPrice = Annotated[int, Limits(at_least=0, at_most=10**9)]
 Amount = Annotated[int, Limits(at_least=0, at_most=MAX_AMOUNT)]
 Count = Annotated[int, Limits(at_least=0, at_most=10**12)]
 Word = Annotated[str, Limits(pattern=r"[a-z][a-z0-9_]{0,63}")]
-ShortText = Annotated[str, Limits(pattern=r"[\s\S]{1,200}")]
+ShortText = Annotated[str, Limits(pattern=rf"[\s\S]{{1,{MAX_TEXT}}}")]
 TraceId = Annotated[str, Limits(pattern=r"[0-9a-f]{32}")]
 
 
@@ -97,11 +100,8 @@ def _integer(value: Any, path: str) -> int:
     return value
 
 
-_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
-
-
 def _uuid(value: Any, path: str) -> UUID:
-    if not isinstance(value, str) or not _UUID.fullmatch(value):
+    if not isinstance(value, str) or not UUID_TEXT.fullmatch(value):
         raise _fault(path, "a UUID", value)
     return UUID(value)
 
@@ -215,6 +215,6 @@ def schema_of(annotation: Any) -> dict[str, Any]:
     return {
         str: {"type": "string"},
         int: {"type": "integer"},
-        UUID: {"type": "string", "format": "uuid", "pattern": f"^{_UUID.pattern}$"},
+        UUID: {"type": "string", "format": "uuid", "pattern": f"^{UUID_TEXT.pattern}$"},
         datetime: {"type": "string", "format": "date-time", "pattern": f"^{_TIME.pattern}$"},
     }[annotation].copy()

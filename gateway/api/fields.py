@@ -11,14 +11,14 @@ from uuid import UUID
 from marshmallow import EXCLUDE, RAISE, Schema, ValidationError, fields, validate
 
 from shared.errors import BadRequest
+from shared.ids import TRACE_ID_TEXT, UUID_TEXT
+from shared.schema import MAX_TEXT
 from shared.times import timestamp
 
 IDEMPOTENCY_KEY = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
-_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 MAX_PAGE = 200
 MAX_ROW_ID = 2**63 - 1
 PAGE = 50
-MAX_TEXT = 200
 MAX_CURSOR = 512
 
 # Values in the examples of the document. Nothing real has these ids.
@@ -143,19 +143,19 @@ class TraceId(fields.String):
     """A trace id: 32 hex digits, or the UUID that errors show."""
 
     def __init__(self, **kwargs: Any) -> None:
-        shape = rf"^(?:[0-9a-fA-F]{{32}}|{_UUID.pattern})$"
+        shape = f"^(?:{TRACE_ID_TEXT.pattern})$"
         super().__init__(metadata=field_metadata(EXAMPLE_ID, (self.__doc__ or "").rstrip("."), pattern=shape), **kwargs)
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
         text = super()._deserialize(value, attr, data, **kwargs)
-        if not re.fullmatch(self.metadata["pattern"], text):
+        if not TRACE_ID_TEXT.fullmatch(text):
             raise ValidationError("Must be 32 hex digits or a UUID.")
         return UUID(text).hex
 
 
 def uuid_in(value: Any) -> str | None:
     """The value in lower case if it is a UUID, else None."""
-    return value.lower() if isinstance(value, str) and _UUID.fullmatch(value) else None
+    return value.lower() if isinstance(value, str) and UUID_TEXT.fullmatch(value) else None
 
 
 class RequestSchema(Schema):

@@ -17,7 +17,7 @@ from gateway.api.answering import Answer, as_json, next_page, respond, respond_w
 from gateway.api.cors import Cors
 from gateway.api.errors import INTERNAL, REFUSALS
 from gateway.api.rates import Rates
-from gateway.api.reading import idempotency_key, load_query, query_of, read_body, trace_of
+from gateway.api.reading import idempotency_key, load_query, query_of, read_body, read_object, trace_of
 from shared import auth, errors
 from shared.auth import ADMIN, AUDITOR, CUSTOMER, OPERATOR
 from shared.config import Settings
@@ -59,7 +59,8 @@ class Api(Route):
     `answer` is the schema of what the method returns with `status`; `also` maps further statuses to their schemas.
     A `located` answer has a Location header with the address of what was created. `fails` lists the errors particular
     to this route; errors of roles, bodies and keys need no mention. `in_path` has a field for each piece of plain text
-    in the path. A route whose query has a cursor links to the next page in a Link header.
+    in the path. A body that is `passed_on` is validated by the service that gets it: its schema only documents it. A
+    route whose query has a cursor links to the next page in a Link header.
     """
 
     rates = Shared(Rates)
@@ -86,6 +87,7 @@ class Api(Route):
         located: bool = False,
         fails: Iterable[type[EcomError]] = (),
         in_path: Mapping[str, marshmallow.fields.Field] | None = None,
+        passed_on: bool = False,
     ) -> None:
         super().__init__(method, path)
         self.roles = None if roles is None else frozenset(roles)
@@ -99,6 +101,7 @@ class Api(Route):
         self.paged = query is not None and "cursor" in query().fields
         self.fails = tuple(fails)
         self.in_path = in_path or {}
+        self.passed_on = passed_on
 
     def setup(self) -> None:
         super().setup()
@@ -152,7 +155,7 @@ class Api(Route):
 
     def read_body(self, environ: Environ, schema: marshmallow.Schema) -> dict[str, Any]:
         """The body as loaded by the route's schema. Raises BadRequest, UnsupportedMediaType, ValidationFailed."""
-        return read_body(environ, schema)
+        return read_object(environ) if self.passed_on else read_body(environ, schema)
 
     def answer(self, request: Request, result: Any) -> Response:
         result = result if isinstance(result, Answer) else Answer(result)

@@ -23,6 +23,9 @@ _TRACE = "ecom.trace"
 # No limit of the API has more digits, and Python refuses to read integers of 4,300 digits and more.
 MAX_DIGITS = 19
 
+# A body that only just can be read here might be nested too deeply for the RPC that passes it on.
+MAX_DEPTH = 20
+
 
 @dataclass(frozen=True)
 class Trace:
@@ -69,15 +72,33 @@ def load_query(given: Mapping[str, list[str]], schema: marshmallow.Schema | None
 
 def read_body(environ: Environ, schema: marshmallow.Schema) -> dict[str, Any]:
     """The JSON body as loaded by a schema. Raises UnsupportedMediaType, BadJson, ValidationFailed."""
-    kind, _, parameters = (environ.get("CONTENT_TYPE") or "").partition(";")
-    if kind.strip().lower() != "application/json" or not _is_utf8(parameters):
-        raise errors.UnsupportedMediaType
-    data = read_json(environ[BODY])
     try:
-        loaded: dict[str, Any] = schema.load(data)
+        loaded: dict[str, Any] = schema.load(_read_content(environ))
     except marshmallow.ValidationError as error:
         raise errors.ValidationFailed(details=by_field(error)) from error
     return loaded
+
+
+def read_object(environ: Environ) -> dict[str, Any]:
+    """The JSON body, which must be an object. Raises UnsupportedMediaType, BadJson, ValidationFailed."""
+    content = _read_content(environ)
+    if not isinstance(content, dict):
+        raise errors.ValidationFailed(details={"body": ["Invalid input type."]})
+    if not _is_within(content, MAX_DEPTH):
+        raise errors.ValidationFailed(details={"body": ["Is nested too deeply."]})
+    return content
+
+
+def _is_within(content: Any, levels: int) -> bool:
+    inner = content.values() if isinstance(content, dict) else content if isinstance(content, list) else ()
+    return levels >= 0 and all(_is_within(item, levels - 1) for item in inner)
+
+
+def _read_content(environ: Environ) -> Any:
+    kind, _, parameters = (environ.get("CONTENT_TYPE") or "").partition(";")
+    if kind.strip().lower() != "application/json" or not _is_utf8(parameters):
+        raise errors.UnsupportedMediaType
+    return read_json(environ[BODY])
 
 
 def _is_utf8(parameters: str) -> bool:

@@ -4,7 +4,6 @@ import pytest
 from marshmallow import ValidationError
 
 from gateway.api.reading import read_json
-from gateway.operations import ReplayRequest
 from gateway.orders import MAX_UNIT_PRICE, OrderRequest
 from gateway.stock import MAX_ITEMS, MAX_QUANTITY, ReserveRequest, StockRequest
 from shared.schema import MAX_AMOUNT
@@ -108,64 +107,3 @@ def test_the_order_of_a_reservation_is_a_uuid():
     assert ReserveRequest().load({"order_id": upper, "items": items})["order_id"] == upper.lower()
     for bad in ("7", upper.replace("-", ""), "{" + upper + "}", f"urn:uuid:{upper}", 7, None):
         assert list(problems(ReserveRequest, {"order_id": bad, "items": items})) == ["order_id"]
-
-
-ID = "01a1fcf8-0515-7912-9139-7154577473a5"
-
-
-def replay(**fields):
-    return ReplayRequest().load({"all": True, **fields})
-
-
-def test_the_default_rate_of_a_replay_is_100_per_second():
-    assert replay() == {"all": True, "rate": "100/s"}
-    assert replay(rate="max")["rate"] == "max"
-
-
-@pytest.mark.parametrize("which", [{"ids": [ID]}, {"max": 1}, {"all": True}, {"ids": [ID], "max": 1}])
-def test_a_replay_chooses_messages_by_ids_max_or_all(which):
-    assert ReplayRequest().load(which) == {**which, "rate": "100/s"}
-
-
-@pytest.mark.parametrize(
-    "which", [{}, {"all": False}, {"reasons": ["crash"]}, {"order_id": ID}, {"max": 1, "all": True}]
-)
-def test_filters_alone_or_max_with_all_are_refused(which):
-    assert list(problems(ReplayRequest, which)) == ["_schema"]
-
-
-@pytest.mark.parametrize("name", ["since", "until"])
-def test_a_time_needs_a_zone(name):
-    assert replay(**{name: "2026-01-14T12:00:00+02:00"})[name] == "2026-01-14T10:00:00.000Z"
-    for bad in ("2026-01-14T12:00:00", "2026-01-14", "2h", "", 7, None, [], "0001-01-01T00:00:00+14:00"):
-        assert list(problems(ReplayRequest, {"all": True, name: bad})) == [name]
-
-
-def test_until_before_since_is_refused():
-    early, late = "2026-01-14T00:00:00Z", "2026-01-15T00:00:00Z"
-    assert replay(since=early, until=early)
-    assert list(problems(ReplayRequest, {"all": True, "since": late, "until": early})) == ["until"]
-
-
-@pytest.mark.parametrize(
-    "rate", ["0/s", "0.0/h", "000/m", "1", "1/d", "-1/s", "1e3/s", "10000000/s", " 1/s", "max/s", "", 1, None]
-)
-def test_a_malformed_or_zero_rate_is_refused(rate):
-    assert list(problems(ReplayRequest, {"all": True, "rate": rate})) == ["rate"]
-
-
-@pytest.mark.parametrize("ramp", ["0", "1,0", "1,,2", "1,", ",1", "1;2", "1000000", "x", "", 1, [1, 2], None])
-def test_a_malformed_ramp_is_refused(ramp):
-    assert list(problems(ReplayRequest, {"all": True, "ramp": ramp})) == ["ramp"]
-
-
-@pytest.mark.parametrize("name", ["all", "force", "stop_on_redeath"])
-@pytest.mark.parametrize("value", [1, 0, "true", "yes", "", None, []])
-def test_a_flag_is_true_or_false_and_nothing_else(name, value):
-    assert list(problems(ReplayRequest, {"max": 1, name: value})) == [name]
-
-
-@pytest.mark.parametrize("value", [[], [ID] * 1001, ["7"], [7], [None], ID, {}, None])
-def test_ids_are_1_to_1000_uuids(value):
-    assert replay(ids=[ID] * 1000)
-    assert list(problems(ReplayRequest, {"ids": value})) == ["ids"]

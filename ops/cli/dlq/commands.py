@@ -29,7 +29,8 @@ from ops.cli.dlq.options import (
 )
 from ops.cli.dlq.session import operator_session
 from ops.cli.dlq.views import ago, end, exported_line, plain, print_plan
-from ops.domain import DEFAULT_RATE, Pace, dlq_of, parse_ramp, parse_rate
+from ops.domain import Pace, dlq_of, parse_ramp, parse_rate
+from shared.replays import DEFAULT_RATE
 
 if TYPE_CHECKING:
     from ops.dlq.operator_session import OperatorSession
