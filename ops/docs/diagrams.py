@@ -165,14 +165,15 @@ class Simulation:
     def _inventory_consumes(self, payload: Payload) -> None:
         if isinstance(payload, OrderCreated):
             outcome = inventory.reserve(self.stock, payload, RESERVATION)
-        else:
-            assert isinstance(payload, ReleaseRequested | CommitRequested)
+        elif isinstance(payload, ReleaseRequested | CommitRequested):
             verb, reason = (
                 (inventory.RELEASE, payload.reason)
                 if isinstance(payload, ReleaseRequested)
                 else (inventory.COMMIT, "paid")
             )
             outcome = inventory.close_reservation(self.stock, self.reservation, verb, ORDER, reason)
+        else:
+            return  # the message is drawn; a test compares with the handlers whether it emits anything
         self.reservation = outcome.reservation
         self.stock |= {item.sku: item for item in outcome.stock}
         if outcome.changed:
@@ -190,9 +191,10 @@ class Simulation:
             answer = self._ask("refund") if payment.is_to_be_refunded(before) else None
             self.payment, refund, emits = payment.refunded(before, ORDER, refund, answer)
             self.refunds[payload.refund_id] = refund
-        else:
-            assert isinstance(payload, OrderCancelled)
+        elif isinstance(payload, OrderCancelled):
             self.payment = payment.cancelled(before) if before else Payment(ORDER, PAYMENT, payment.Status.VOID)
+        else:
+            return  # the message is drawn; a test compares with the handlers whether it emits anything
         if before is None or before.status != self.payment.status:
             self._note("payment", self.payment.status)
         self._emit("payment", *emits)
