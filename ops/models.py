@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -154,29 +155,33 @@ def holder(connection: Connection, queue: str) -> str | None:
     return connection.execute(_HOLDER, {"class": _LOCK_CLASS, "queue": queue}).scalar()
 
 
-def start(
-    connection: Connection,
-    kind: Kind,
-    queue: str,
-    actor: str,
-    why: str,
-    chosen: Filter,
-    options: Mapping[str, Any],
-    file: str = "",
-) -> uuid.UUID:
-    """Write an operation down as started; its id."""
+@dataclass(frozen=True)
+class NewOperation:
+    """An operation that begins: what it does to which DLQ, who does it and why."""
+
+    kind: Kind
+    queue: str
+    actor: str
+    why: str
+    chosen: Filter
+    options: Mapping[str, Any]
+    file: str = ""
+
+
+def start(connection: Connection, new: NewOperation) -> uuid.UUID:
+    """Save an operation as started; its id."""
     operation_id = uuid7()
     connection.execute(
         insert(Operation).values(
             operation_id=operation_id,
-            kind=kind,
-            queue=queue,
-            actor=actor,
-            why=why,
-            filter=chosen.as_dict(),
-            options=dict(options),
+            kind=new.kind,
+            queue=new.queue,
+            actor=new.actor,
+            why=new.why,
+            filter=new.chosen.as_dict(),
+            options=dict(new.options),
             status=Status.STARTED,
-            file=file,
+            file=new.file,
         )
     )
     return operation_id

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 # What the first seal is bound to.
 GENESIS = "0" * 64
@@ -50,17 +50,23 @@ def key_of(keys: Sequence[str], wanted: str) -> str | None:
     return next((key for key in keys if key_id(key) == wanted), None)
 
 
+class Place(NamedTuple):
+    """Where a seal stands in the chain: its number, its last row, the rows up to it, and its time."""
+
+    seq: int
+    until: tuple[int, int]
+    total: int
+    sealed_at: datetime
+
+
 def seal_mac(
     key: str,
     before: str,
-    seq: int,
-    until: tuple[int, int],
-    total: int,
-    sealed_at: datetime,
+    place: Place,
     rows: Sequence[Sequence[Any]],
 ) -> str:
     """The MAC of a seal over rows of plain values, bound to the MAC of the seal before it."""
-    head = [_SEAL, before, seq, *until, len(rows), total, moment(sealed_at)]
+    head = [_SEAL, before, place.seq, *place.until, len(rows), place.total, moment(place.sealed_at)]
     return _mac(key, (head, *rows))
 
 

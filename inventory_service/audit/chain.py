@@ -25,7 +25,7 @@ from sqlalchemy.orm import Session
 from inventory_service.models import ReleaseEvent, SealRow
 from shared import seals
 from shared.errors import CannotWork
-from shared.seals import Seal
+from shared.seals import Place, Seal
 from shared.times import timestamp
 
 # Hashing the rows of one seal blocks the whole process: about 5 ms for this many rows.
@@ -78,7 +78,7 @@ def seal_once(session: Session, key: str, limit: int = ROWS_PER_SEAL) -> int:
         total = (newest.total if newest else 0) + len(rows)
         sealed_at: datetime = session.scalar(select(func.clock_timestamp()))  # type: ignore[assignment]
         before = newest.mac if newest else seals.GENESIS
-        mac = seals.seal_mac(key, before, seq, until, total, sealed_at, [sealed_values(row) for row in rows])
+        mac = seals.seal_mac(key, before, Place(seq, until, total, sealed_at), [sealed_values(row) for row in rows])
         seal = Seal(seq, *until, len(rows), total, sealed_at, seals.key_id(key), mac)
         session.execute(insert(SealRow).values(vars(seal)))
     return len(rows)

@@ -219,7 +219,7 @@ class _Walk:
             return set()
         until, values = (seal.until_xid, seal.until_id), [releases.sealed_values(row) for row in run.rows]
         return {
-            seals.seal_mac(key, before, seal.seq, until, seal.total, seal.sealed_at, values)
+            seals.seal_mac(key, before, seals.Place(seal.seq, until, seal.total, seal.sealed_at), values)
             for before in self._bound_to
         }
 

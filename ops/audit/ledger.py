@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -37,11 +37,11 @@ def write_heads(connection: Connection, seen: Sequence[Seal]) -> None:
 
 
 def write_verification(
-    connection: Connection, actor: str, intact: bool, seals: int, rows: int, outcome: str, started_at: datetime
+    connection: Connection, actor: str, figures: Mapping[str, Any], outcome: str, started_at: datetime
 ) -> None:
-    """Write down how a verification ended."""
-    values = {"actor": actor, "intact": intact, "seals": seals, "rows": rows, "outcome": outcome}
-    connection.execute(insert(AuditVerification).values(verification_id=uuid7(), started_at=started_at, **values))
+    """Save the result of a verification; `figures` are {intact, seals, rows}."""
+    values = {"actor": actor, "outcome": outcome, "started_at": started_at, **figures}
+    connection.execute(insert(AuditVerification).values(verification_id=uuid7(), **values))
 
 
 def verifications(connection: Connection, limit: int) -> list[dict[str, Any]]:

@@ -71,7 +71,8 @@ def audit_verify(actor: str | None, as_json: bool) -> None:
         with bar("rows") as seen, databases.read("inventory") as chain:
             verdict = verify(chain, witness, settings.audit_keys, seen)
         outcome = verdict.sentence()
-        ledger.write_verification(witness, actor, verdict.intact, verdict.seals, verdict.rows, outcome, started_at)
+        figures = {"intact": verdict.intact, "seals": verdict.seals, "rows": verdict.rows}
+        ledger.write_verification(witness, actor, figures, outcome, started_at)
     if as_json:
         print_json({"actor": actor, "outcome": outcome, **verdict.as_dict()})
     else:

@@ -188,9 +188,8 @@ class OperatorSession:
         """
         with self.ledger() as ledger:
             self.take(ledger, dlq)
-            operation_id = models.start(
-                ledger, kind, dlq, self.actor.name, self.actor.why, chosen, options, str(file or "")
-            )
+            new = models.NewOperation(kind, dlq, self.actor.name, self.actor.why, chosen, options, str(file or ""))
+            operation_id = models.start(ledger, new)
             self.watch.begun(operation_id)
             run = Run(operation_id, kind, dlq, ledger, Tally(), self.watch)
             try:

@@ -39,6 +39,7 @@ class Attempt:
 
     def run(self) -> Handled:
         """Commit the effects of all events but those that the handler failed. Raises what the handler raised."""
+        self.in_work = None  # what an earlier run was at when it met a conflict is not to blame now
         with self.sessions().begin() as session:
             new = inbox.claim(session, self.queue, [event.message_id for event in self.events])
             events = Events([event for event in self.events if event.message_id in new])

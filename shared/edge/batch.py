@@ -55,7 +55,6 @@ class Batch:
 
     def __init__(
         self,
-        service: str,
         queue: str,
         sessions: Callable[[], Sessions],
         publisher: Publisher,
@@ -63,9 +62,9 @@ class Batch:
         ask: Callable[[Events], dict[UUID, Any]] | None = None,
         stopping: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.service = service
+        self.service = BY_NAME[queue].service
         self.queue = queue
-        self.source = f"{service}_service"
+        self.source = f"{self.service}_service"
         self.sessions = sessions
         self.publisher = publisher
         self.handle = handle

@@ -28,7 +28,6 @@ from shared.edge.tx import Events, Tx
 from shared.edge.worker import Abandoned, run_in_worker
 from shared.failures import Delivery
 from shared.metrics import BATCH_SECONDS
-from topology.table import BY_NAME
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +65,6 @@ class Handles(Entrypoint):
         self._broker_fault: str | None = "not connected yet"
         self._publisher = Publisher(self.settings.amqp_uri, self.settings.heartbeat_s)
         self.batch = Batch(
-            BY_NAME[self.queue].service,
             self.queue,
             lambda: database.sessions,
             self._publisher,

@@ -155,7 +155,7 @@ class Bench:
             "ask": getattr(self.service, entrypoint.ask) if entrypoint.ask else None,
             **changed,
         }
-        return Batch(self.name, queue, lambda: self.sessions, **parts)
+        return Batch(queue, lambda: self.sessions, **parts)
 
     def handle_batch(self, queue: str, events: Iterable[Envelope], **changed: Any) -> None:
         """Handle these events as one batch."""

@@ -15,7 +15,7 @@ from ops.audit import ledger
 from ops.audit.chain import Fault, Verdict, verify
 from ops.dlq.service_databases import ServiceDatabases
 from shared.config import Settings
-from shared.seals import key_id, seal_mac
+from shared.seals import Place, key_id, seal_mac
 from tests import releases
 from tests.databases import Databases
 
@@ -311,7 +311,7 @@ def test_a_total_that_does_not_follow_is_found_though_its_seal_is_made_with_the_
     last, total = chain[-1], chain[-1].total + 7
     rows = [sealed_values(row) for row in database.rows("inventory", NEWEST, n=last.rows)]  # type: ignore[arg-type]
     until = last.until_xid, last.until_id
-    mac = seal_mac(releases.KEY, chain[-2].mac, last.seq, until, total, last.sealed_at, rows[::-1])
+    mac = seal_mac(releases.KEY, chain[-2].mac, Place(last.seq, until, total, last.sealed_at), rows[::-1])
     database.run("inventory", "UPDATE release_seals SET total = :total, mac = :mac WHERE seq = 5", total=total, mac=mac)
     database.run("ops", "UPDATE audit_heads SET mac = :mac WHERE seq = 5", mac=mac)
     fault = only(verified())

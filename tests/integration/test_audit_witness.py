@@ -136,7 +136,8 @@ def test_the_service_tells_the_newest_head_and_how_it_was_verified(
         assert (head["mac"], head["total"]) == (releases.chain(database)[1].mac, 5)
         for outcome in ("first", "second"):
             with watcher.sessions.begin() as session:
-                ledger.write_verification(session.connection(), "bob", True, 2, 5, outcome, datetime.now(UTC))
+                figures = {"intact": True, "seals": 2, "rows": 5}
+                ledger.write_verification(session.connection(), "bob", figures, outcome, datetime.now(UTC))
         told = ask("audit_status")["verification"]
         assert told.pop("finished_at")
         assert told == {"actor": "bob", "intact": True, "seals": 2, "rows": 5, "outcome": "second"}

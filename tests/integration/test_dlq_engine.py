@@ -952,8 +952,10 @@ def test_another_dlq_is_free(open_operator):
 
 def test_the_operation_of_a_dead_process_is_interrupted(open_operator, database):
     with open_operator("ann").ledger() as ledger:
-        began = models.start(ledger, Kind.REPLAY, DLQ, "ann", "", ALL, {})
-        other = models.start(ledger, Kind.REPLAY, dead_letter_queue(QUEUES[0].name), "ann", "", ALL, {})
+        began = models.start(ledger, models.NewOperation(Kind.REPLAY, DLQ, "ann", "", ALL, {}))
+        other = models.start(
+            ledger, models.NewOperation(Kind.REPLAY, dead_letter_queue(QUEUES[0].name), "ann", "", ALL, {})
+        )
     plan(open_operator("bob"), QUEUE, ALL, None)
     rows = {row["operation_id"]: row for row in operations(database)}
     assert (rows[began]["status"], rows[began]["outcome"]) == ("interrupted", "its process died")

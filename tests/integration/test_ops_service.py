@@ -193,7 +193,7 @@ def test_a_replay_whose_process_died_says_so_though_nobody_has_come_since(ask: A
     operator = OperatorSession(settings, Actor("alice"))
     with operator.ledger() as ledger:
         models.lock(ledger, DLQ)
-        replay_id = str(models.start(ledger, Kind.REPLAY, DLQ, "alice", "", Filter(), {}))
+        replay_id = str(models.start(ledger, models.NewOperation(Kind.REPLAY, DLQ, "alice", "", Filter(), {})))
         assert ask("get_replay", replay_id)["status"] == "started"
     operator.close()  # its sessions end as a dead process's do
     died = until(lambda: (found := ask("get_replay", replay_id))["status"] != "started" and found)

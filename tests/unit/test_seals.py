@@ -27,7 +27,9 @@ SEALED: dict[str, Any] = {
 
 
 def mac(**changed: Any) -> str:
-    return seals.seal_mac(**{**SEALED, **changed})
+    given = {**SEALED, **changed}
+    place = seals.Place(**{name: given[name] for name in seals.Place._fields})
+    return seals.seal_mac(given["key"], given["before"], place, given["rows"])
 
 
 @pytest.mark.parametrize(
