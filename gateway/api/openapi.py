@@ -203,4 +203,5 @@ def _tag(route: Api) -> str:
 
 
 def _doc(thing: Any) -> str:
-    return (inspect.getdoc(thing) or "").splitlines()[0]
+    # Not inspect.getdoc, which would give a schema without words those of its base.
+    return inspect.cleandoc(thing.__doc__ or "").partition("\n")[0]

@@ -79,6 +79,7 @@ def packages(say: Say) -> None:
     if STAMP.exists() and STAMP.read_text() == wanted:
         return
     started = time.monotonic()
+    RUN.mkdir(exist_ok=True)
     _make_venv(say)
     say("installing the packages of requirements.lock into .venv (half a minute the first time)")
     everything = _requirements()

@@ -1,15 +1,22 @@
-"""A row of the table of queues is complete: a handler, a predictor, and rules for every event that it hears."""
+"""The tables and the services agree: queues have handlers, predictors and rules; events and calls have both ends."""
 
+import ast
 import inspect
+from pathlib import Path
 
 import pytest
 
 from ops.dlq.diagnose import PREDICTORS
 from order_service import domain
 from shared.edge.consumer import Handles
+from shared.edge.rpc import Rpc
+from shared.edge.rpc_proxy import RpcProxy
 from shared.edge.runner import service_class
 from shared.events import CATALOGUE
+from topology import services
 from topology.table import QUEUES, Queue, hears
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def handlers_of(service: str) -> list[str]:
@@ -36,3 +43,42 @@ def test_an_order_has_a_rule_for_every_event_of_its_queues(queue: Queue) -> None
     known = {rule.hears for rule in domain.TABLE}
 
     assert [type_ for type_ in CATALOGUE if hears(queue, type_) and type_ not in known] == []
+
+
+@pytest.mark.parametrize("type_", CATALOGUE)
+def test_every_event_is_made_somewhere_in_its_publisher(type_: str) -> None:
+    package = services.BY_NAME[services.publisher_of(type_) or ""].package
+    made = {node.id for tree in trees(package) for node in ast.walk(tree) if isinstance(node, ast.Name)}
+
+    assert CATALOGUE[type_].__name__ in made, f"nothing in {package} makes {type_}"
+
+
+def test_every_call_of_the_gateway_has_an_rpc_method() -> None:
+    proxies = {
+        name: proxy.service
+        for name, proxy in inspect.getmembers(service_class("gateway"), lambda item: isinstance(item, RpcProxy))
+    }
+    calls = {
+        (proxies[node.value.attr], node.attr)
+        for tree in trees("gateway")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Attribute)
+        and isinstance(node.value.value, ast.Name)
+        and (node.value.value.id, node.value.attr in proxies) == ("self", True)
+    }
+    answered = {
+        (service_class(row.name).name, name)
+        for row in services.SERVICES
+        for name, method in inspect.getmembers(service_class(row.name), inspect.isfunction)
+        if any(isinstance(entrypoint, Rpc) for entrypoint in getattr(method, "nameko_entrypoints", ()))
+    }
+
+    assert len(calls) > 20
+    assert calls - answered == set()
+
+
+def trees(package: str) -> list[ast.Module]:
+    """The modules of a package, without its migrations."""
+    files = [file for file in (ROOT / package).rglob("*.py") if "migrations" not in file.parts]
+    return [ast.parse(file.read_text(encoding="utf-8")) for file in files]
