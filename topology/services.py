@@ -68,7 +68,7 @@ SERVICES = (
     Service(
         "ops",
         "ops",
-        purpose="counts, shows and replays dead messages; keeps the operators' ledger and witnesses the audit's seals",
+        purpose="counts, shows and replays dead messages; keeps the operators' ledger and copies of the audit's seals",
         start_order=5,
     ),
 )

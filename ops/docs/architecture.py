@@ -40,7 +40,7 @@ WORDS = {
     "inventory": "owns stock, reservations and the release audit",
     "payment": "owns payments; calls the payment provider",
     "auth": "owns users; issues tokens",
-    OPS: "replays dead messages; witnesses the audit's seals",
+    OPS: "replays dead messages; keeps copies of the audit's seals",
 }
 
 # Columns, in pixels: left edge and width.
