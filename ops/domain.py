@@ -91,17 +91,20 @@ class Filter:
     since: datetime | None = None
     until: datetime | None = None
 
-    def matches(self, letter: DeadLetter) -> bool:
-        """Whether a letter is meant. Times are compared with when it first failed: since <= it < until."""
+    def matches(self, dead_letter: DeadLetter) -> bool:
+        """Whether the filter chooses a dead message. Times are compared with its first failure: since <= it < until."""
         return (
-            (not self.ids or letter.message_id in self.ids)
-            and (not self.reasons or letter.reason in self.reasons)
-            and (not self.error or self.error.lower() in f"{letter.error_class}: {letter.error_message}".lower())
-            and (not self.types or letter.event_type in self.types)
-            and (self.order_id is None or letter.order_id == self.order_id)
-            and (not self.trace_id or letter.trace_id == self.trace_id)
-            and (self.since is None or letter.first_failed_at >= self.since)
-            and (self.until is None or letter.first_failed_at < self.until)
+            (not self.ids or dead_letter.message_id in self.ids)
+            and (not self.reasons or dead_letter.reason in self.reasons)
+            and (
+                not self.error
+                or self.error.lower() in f"{dead_letter.error_class}: {dead_letter.error_message}".lower()
+            )
+            and (not self.types or dead_letter.event_type in self.types)
+            and (self.order_id is None or dead_letter.order_id == self.order_id)
+            and (not self.trace_id or dead_letter.trace_id == self.trace_id)
+            and (self.since is None or dead_letter.first_failed_at >= self.since)
+            and (self.until is None or dead_letter.first_failed_at < self.until)
         )
 
     def as_dict(self) -> dict[str, object]:
@@ -115,7 +118,7 @@ class Filter:
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast letters go back: so many a second (None: as fast as they are confirmed), in waves of these sizes."""
+    """The pace of a replay: so many a second (None: as fast as the broker confirms), in waves of these sizes."""
 
     per_second: float | None = None
     ramp: tuple[int, ...] = ()
@@ -147,14 +150,16 @@ def dlq_of(queue: str) -> tuple[str, str]:
     return main, dead_letter_queue(main)
 
 
-def refusal(letter: DeadLetter, now: datetime, inbox_days: int) -> str | None:
-    """Why a letter must not be replayed without force, or None.
+def refusal(dead_letter: DeadLetter, now: datetime, inbox_days: int) -> str | None:
+    """Why a dead message must not be replayed without force, or None.
 
     The inbox absorbs what has taken effect already for as long as it remembers; an older message could act twice.
     """
-    if letter.replays >= MAX_REPLAYS:
-        return f"replayed {letter.replays} times before"
-    born = min((moment for moment in (letter.born_at, letter.first_failed_at) if moment != NEVER), default=None)
+    if dead_letter.replays >= MAX_REPLAYS:
+        return f"replayed {dead_letter.replays} times before"
+    born = min(
+        (moment for moment in (dead_letter.born_at, dead_letter.first_failed_at) if moment != NEVER), default=None
+    )
     if born is None:
         return "of unknown age"
     if now - born > timedelta(days=inbox_days):

@@ -222,18 +222,18 @@ _WRITE = _WRITE.on_conflict_do_update(
 
 
 def write_fates(
-    connection: Connection, operation_id: uuid.UUID, fate: Fate, letters: Sequence[DeadLetter], reason: str = ""
+    connection: Connection, operation_id: uuid.UUID, fate: Fate, dead_letters: Sequence[DeadLetter], reason: str = ""
 ) -> None:
     """Write down what became of these messages in an operation. One statement."""
     rows = {
-        letter.message_id: {
-            "message_id": letter.message_id,
-            "order_id": letter.order_id,
-            "trace_id": letter.trace_id,
-            "event_type": letter.event_type,
+        dead_letter.message_id: {
+            "message_id": dead_letter.message_id,
+            "order_id": dead_letter.order_id,
+            "trace_id": dead_letter.trace_id,
+            "event_type": dead_letter.event_type,
             "reason": reason,
         }
-        for letter in letters
+        for dead_letter in dead_letters
     }
     if rows:
         parameters = {"operation_id": operation_id, "fate": fate, **columns_of(rows.values(), _MESSAGE)}
@@ -245,7 +245,7 @@ def operation(connection: Connection, operation_id: uuid.UUID) -> dict[str, Any]
     row = connection.execute(select(*Operation.__table__.c).filter_by(operation_id=operation_id)).mappings().first()
     if row is None:
         raise NotFound(f"There is no operation {operation_id}.")
-    return _told(dict(row))
+    return _as_dict(dict(row))
 
 
 def operation_now(connection: Connection, operation_id: uuid.UUID) -> dict[str, Any]:
@@ -276,7 +276,7 @@ def history(
         (last,) = decode_cursor(cursor, filters, [str])
         query = query.where(table.operation_id < uuid.UUID(last))
     rows, more = page_of(connection.execute(query).mappings().all(), limit)
-    return [_told(dict(row)) for row in rows], encode_cursor([rows[-1]["operation_id"]], filters) if more else None
+    return [_as_dict(dict(row)) for row in rows], encode_cursor([rows[-1]["operation_id"]], filters) if more else None
 
 
 def fates(connection: Connection, operation_id: uuid.UUID) -> Iterator[dict[str, Any]]:
@@ -330,10 +330,10 @@ def exported_as(connection: Connection, sha256: str) -> dict[str, Any] | None:
     """The operation that wrote a file with this checksum, or None."""
     query = select(*Operation.__table__.c).filter_by(sha256=sha256).limit(1)
     row = connection.execute(query).mappings().first()
-    return _told(dict(row)) if row else None
+    return _as_dict(dict(row)) if row else None
 
 
-def _told(row: Mapping[str, Any]) -> dict[str, Any]:
+def _as_dict(row: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **row,
         "operation_id": str(row["operation_id"]),

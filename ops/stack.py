@@ -1,4 +1,4 @@
-"""The door to the one-machine stack, for a bare Python: `python3 ops/stack.py up`. See ops/local/commands.py."""
+"""Starts the one-machine stack with a bare Python: `python3 ops/stack.py up`. See ops/local/commands.py."""
 
 import sys
 from pathlib import Path

@@ -17,7 +17,7 @@ from shared.exports import MANIFEST, manifest_line
 # A manifest is a few hundred bytes; filters are the longest of it.
 LONGEST_MANIFEST = 64 * 1024
 # How much is read between two reports of progress.
-TELL_EVERY = 1024 * 1024
+REPORT_EVERY = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -71,12 +71,12 @@ def _manifest(line: bytes) -> dict[str, Any] | None:
     """The manifest in a line, or None when there is none that can be read."""
     try:
         (cells,) = csv.reader([line.decode()], strict=True)
-        name, told = cells[:2]
-        manifest = json.loads(told)
+        name, reported = cells[:2]
+        manifest = json.loads(reported)
     except (ValueError, RecursionError, csv.Error):
         return None
-    whole = isinstance(manifest, dict) and type(manifest.get("rows")) is int and "sha256" in manifest
-    return manifest if name == MANIFEST and whole else None
+    is_manifest = isinstance(manifest, dict) and type(manifest.get("rows")) is int and "sha256" in manifest
+    return manifest if name == MANIFEST and is_manifest else None
 
 
 class _Reader:
@@ -103,11 +103,11 @@ class _Reader:
         return max(count, 0)
 
     def _lines(self) -> Iterator[str]:
-        read = told = 0
-        while read < self._size and (line := self._opened.readline(min(self._size - read, TELL_EVERY))):
+        read = reported = 0
+        while read < self._size and (line := self._opened.readline(min(self._size - read, REPORT_EVERY))):
             self._hash.update(line)
             read += len(line)
-            if read - told >= TELL_EVERY or read == self._size:
-                told = read
+            if read - reported >= REPORT_EVERY or read == self._size:
+                reported = read
                 self._seen(read, self._size)
             yield line.decode("utf-8", "replace")

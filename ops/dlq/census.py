@@ -62,10 +62,12 @@ def reconcile(operator: OperatorSession, queue: str) -> int:
         recorded = operator.databases.recorded(queue)
         for held in selection.all(CHUNK):
             present |= {item.slot.message_id for item in held}
-            unwritten += [item.letter for item in held if item.slot.message_id not in recorded]
+            unwritten += [item.dead_letter for item in held if item.slot.message_id not in recorded]
         # Still under the lock: otherwise this could overwrite what an operator does next.
-        for letter in unwritten:
-            log.warning("%s was in the DLQ of %s and written nowhere: %s", letter.message_id, queue, letter.reason)
+        for dead_letter in unwritten:
+            log.warning(
+                "%s was in the DLQ of %s and written nowhere: %s", dead_letter.message_id, queue, dead_letter.reason
+            )
         for first in range(0, len(unwritten), CHUNK):
             operator.databases.enter(queue, unwritten[first : first + CHUNK])
         gone = sorted(recorded - present)

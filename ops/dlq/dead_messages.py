@@ -65,7 +65,7 @@ def content_of(dlq: str, message: Message) -> Content:
     )
 
 
-def letter_of(content: Content) -> DeadLetter:
+def dead_letter_of(content: Content) -> DeadLetter:
     """The facts that the rules need. Any field may be missing or invalid: nothing in the message is trusted."""
     headers, properties = content.headers, content.properties
     event = _fields(content.body)
@@ -144,22 +144,22 @@ def outgoing(content: Content) -> Outgoing:
 
 def returning(content: Content) -> Outgoing:
     """The message as it goes back into the DLQ it was exported from: all of it but what only a broker may say."""
-    letter = letter_of(content)
+    dead_letter = dead_letter_of(content)
     headers = {name: value for name, value in content.headers.items() if not str(name).startswith(BROKERS)}
-    if letter.reason == CRASH:
+    if dead_letter.reason == CRASH:
         # The broker's own headers are left out, so ours say it.
         headers |= {"x-reason": CRASH, "x-error-class": "", "x-error-message": CRASHED}
         headers.setdefault("x-original-routing-key", _key(content))
-        if letter.last_failed_at != NEVER:
-            headers.setdefault("x-first-failed-at", letter.first_failed_at.isoformat())
-            headers["x-last-failed-at"] = letter.last_failed_at.isoformat()
+        if dead_letter.last_failed_at != NEVER:
+            headers.setdefault("x-first-failed-at", dead_letter.first_failed_at.isoformat())
+            headers["x-last-failed-at"] = dead_letter.last_failed_at.isoformat()
     exchange = failed_exchange(BY_NAME[main_queue(content.queue)].service)
     properties = {name: value for name, value in content.properties.items() if name not in LEFT_OUT}
     return Outgoing(
         exchange,
         content.queue,
         content.body,
-        str(letter.message_id),
+        str(dead_letter.message_id),
         _text(content.properties.get("type")),
         headers,
         properties=properties,

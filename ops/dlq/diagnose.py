@@ -59,7 +59,7 @@ def diagnose(operator: OperatorSession, queue: str, chosen: Filter) -> Diagnosis
             verdicts = predict(operator.databases, main, held)
             for item in held:
                 prediction, why = verdicts[item.slot.message_id]
-                group = Group(prediction, why, item.letter.reason, item.letter.event_type)
+                group = Group(prediction, why, item.dead_letter.reason, item.dead_letter.event_type)
                 diagnosis.groups[group] += 1
                 diagnosis.examples.setdefault(group, item.slot.message_id)
     return diagnosis

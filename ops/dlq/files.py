@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from uuid import UUID
 
-from ops.dlq.dead_messages import Content, check, edited, from_line, id_of, letter_of, returning
+from ops.dlq.dead_messages import Content, check, dead_letter_of, edited, from_line, id_of, returning
 from ops.dlq.operator_session import CHUNK, OperatorSession, Run
 from ops.dlq.selection import Selection
 from ops.dlq.service_databases import DISCARDED
@@ -21,7 +21,7 @@ from topology.table import main_queue
 
 
 def export(operator: OperatorSession, queue: str, file: Path, chosen: Filter, most: int | None = None) -> Run:
-    """Write letters to a new file; they stay in the DLQ.
+    """Write dead messages to a new file; they stay in the DLQ.
 
     Raises Conflict when the file exists or an operator works on the DLQ, CannotWork.
     """
@@ -34,7 +34,7 @@ def export(operator: OperatorSession, queue: str, file: Path, chosen: Filter, mo
 
 
 def discard(operator: OperatorSession, queue: str, file: Path, chosen: Filter, most: int | None) -> Run:
-    """Take letters out of the DLQ, into a new file first: on disk and read again before any of them is gone.
+    """Move dead messages from the DLQ to a new file: it is synced to disk and read again before any is removed.
 
     Raises Conflict, CannotWork, as `export`.
     """
@@ -51,14 +51,16 @@ def discard(operator: OperatorSession, queue: str, file: Path, chosen: Filter, m
                 if not held:
                     break
                 left -= len(held)
-                letters = [item.letter for item in held]
-                run.count(Fate.STARTED, letters)
+                dead_letters = [item.dead_letter for item in held]
+                run.count(Fate.STARTED, dead_letters)
                 died_before = operator.databases.now(main)
                 # Written down before it is so: an import leaves out what is written down as there, and if we die
                 # in between, what went back to the DLQ is found by the census.
-                operator.databases.leave(main, [letter.message_id for letter in letters], DISCARDED, died_before)
+                operator.databases.leave(
+                    main, [dead_letter.message_id for dead_letter in dead_letters], DISCARDED, died_before
+                )
                 selection.reader.ack([item.slot.tag for item in held])
-                run.count(Fate.DISCARDED, letters)
+                run.count(Fate.DISCARDED, dead_letters)
     return run
 
 
@@ -90,24 +92,24 @@ def _put_back(operator: OperatorSession, run: Run, contents: list[Content], ther
     known: list[DeadLetter] = []
     new: dict[UUID, tuple[DeadLetter, Content]] = {}
     for content in contents:
-        letter = letter_of(content)
-        if letter.message_id in there:
-            known.append(letter)
+        dead_letter = dead_letter_of(content)
+        if dead_letter.message_id in there:
+            known.append(dead_letter)
         else:
-            there.add(letter.message_id)
-            new[letter.message_id] = (letter, content)
-    letters = [letter for letter, _ in new.values()]
+            there.add(dead_letter.message_id)
+            new[dead_letter.message_id] = (dead_letter, content)
+    dead_letters = [dead_letter for dead_letter, _ in new.values()]
     run.tally.chosen += len(contents)
     run.count(Fate.THERE, known)
-    run.count(Fate.STARTED, letters)
+    run.count(Fate.STARTED, dead_letters)
     # Published first: if we die in between, the census finds it in the queue.
     operator.publish([returning(content) for _, content in new.values()])
-    operator.databases.enter(main, letters)
-    run.count(Fate.IMPORTED, letters)
+    operator.databases.enter(main, dead_letters)
+    run.count(Fate.IMPORTED, dead_letters)
 
 
 def write(run: Run, selection: Selection, file: Path, most: int | None) -> None:
-    """The lines of the oldest letters, safe on the disk. Raises Conflict when the file is there, CannotWork."""
+    """The lines of the oldest dead messages, synced to disk. Raises Conflict when the file exists, CannotWork."""
     unfinished = file.with_name(f".{file.name}.{run.operation_id.hex}")
     digest = hashlib.sha256()
     try:

@@ -62,16 +62,16 @@ class Run:
     sha256: str = ""
     written: float = 0.0  # when the progress was last written to the ledger
 
-    def count(self, fate: Fate, letters: Sequence[DeadLetter], reason: str = "") -> None:
+    def count(self, fate: Fate, dead_letters: Sequence[DeadLetter], reason: str = "") -> None:
         """Record what happened to these messages in the ledger, and report the progress."""
-        models.write_fates(self.ledger, self.operation_id, fate, letters, reason)
-        if not letters or fate == Fate.STARTED:
+        models.write_fates(self.ledger, self.operation_id, fate, dead_letters, reason)
+        if not dead_letters or fate == Fate.STARTED:
             return
-        self.tally.fates[fate] += len(letters)
+        self.tally.fates[fate] += len(dead_letters)
         if fate in (Fate.APPLIED, Fate.DEAD_AGAIN):
-            self.tally.fates[Fate.SENT] -= len(letters)
+            self.tally.fates[Fate.SENT] -= len(dead_letters)
         if reason:
-            self.tally.reasons[reason] += len(letters)
+            self.tally.reasons[reason] += len(dead_letters)
         self.report()
 
     def report(self) -> None:
@@ -213,7 +213,7 @@ class OperatorSession:
 def session_name(actor: Actor) -> str:
     """The name of an operator's database sessions: printable ASCII, because PostgreSQL accepts nothing else."""
     plain = (
-        letter if letter.isascii() and letter.isprintable() else "?"
-        for letter in f"{models.SESSION_PREFIX}{actor.name}"
+        dead_letter if dead_letter.isascii() and dead_letter.isprintable() else "?"
+        for dead_letter in f"{models.SESSION_PREFIX}{actor.name}"
     )
     return "".join(plain)[:SESSION_NAME]

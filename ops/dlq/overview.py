@@ -67,10 +67,12 @@ def _note(messages: int, recorded: int, busy: str | None) -> str:
 def _scanned(operator: OperatorSession, queue: str) -> list[dict[str, Any]]:
     """Count the messages of a DLQ by reason, most frequent first."""
     rows: dict[str, dict[str, Any]] = {}
-    for letter in _letters(operator, queue):
+    for dead_letter in _letters(operator, queue):
         _add(
-            rows.setdefault(letter.reason, {"reason": letter.reason, "count": 0, "oldest": None, "newest": None}),
-            letter,
+            rows.setdefault(
+                dead_letter.reason, {"reason": dead_letter.reason, "count": 0, "oldest": None, "newest": None}
+            ),
+            dead_letter,
         )
     return sorted(rows.values(), key=lambda row: (-row["count"], row["reason"]))
 
@@ -84,28 +86,32 @@ def groups(operator: OperatorSession, queue: str, scan: bool = False) -> list[di
     if not scan:
         return operator.databases.groups(main)
     rows: dict[tuple[str, str, str], dict[str, Any]] = {}
-    for letter in _letters(operator, queue):
-        alike = {"reason": letter.reason, "error_class": letter.error_class, "event_type": letter.event_type}
-        example = {"example_id": str(letter.message_id), "example_error": letter.error_message}
-        key = (letter.reason, letter.error_class, letter.event_type)
-        _add(rows.setdefault(key, {**alike, "count": 0, "oldest": None, "newest": None, **example}), letter)
+    for dead_letter in _letters(operator, queue):
+        alike = {
+            "reason": dead_letter.reason,
+            "error_class": dead_letter.error_class,
+            "event_type": dead_letter.event_type,
+        }
+        example = {"example_id": str(dead_letter.message_id), "example_error": dead_letter.error_message}
+        key = (dead_letter.reason, dead_letter.error_class, dead_letter.event_type)
+        _add(rows.setdefault(key, {**alike, "count": 0, "oldest": None, "newest": None, **example}), dead_letter)
     return sorted(rows.values(), key=lambda row: -row["count"])
 
 
 def _letters(operator: OperatorSession, queue: str) -> Iterator[DeadLetter]:
     with operator.look_into(queue, Filter()) as selection:
-        yield from (item.letter for held in selection.all(CHUNK) for item in held)
+        yield from (item.dead_letter for held in selection.all(CHUNK) for item in held)
 
 
-def _add(row: dict[str, Any], letter: DeadLetter) -> None:
+def _add(row: dict[str, Any], dead_letter: DeadLetter) -> None:
     row["count"] += 1
-    if letter.first_failed_at != NEVER:
-        row["oldest"] = min(row["oldest"] or letter.first_failed_at, letter.first_failed_at)
-    if letter.last_failed_at != NEVER:
-        row["newest"] = max(row["newest"] or letter.last_failed_at, letter.last_failed_at)
+    if dead_letter.first_failed_at != NEVER:
+        row["oldest"] = min(row["oldest"] or dead_letter.first_failed_at, dead_letter.first_failed_at)
+    if dead_letter.last_failed_at != NEVER:
+        row["newest"] = max(row["newest"] or dead_letter.last_failed_at, dead_letter.last_failed_at)
 
 
-def whole(operator: OperatorSession, queue: str, message_id: UUID) -> dict[str, Any]:
+def full_message(operator: OperatorSession, queue: str, message_id: UUID) -> dict[str, Any]:
     """One message with its envelope, headers and error, and what its order is now.
 
     Raises NotFound when it is not in the DLQ, Conflict, CannotWork.
@@ -115,28 +121,28 @@ def whole(operator: OperatorSession, queue: str, message_id: UUID) -> dict[str, 
     if not found:
         raise NotFound(f"there is no message {message_id} in {dlq_of(queue)[1]}")
     (item,) = found
-    letter, line = item.letter, json.loads(to_line(item.content))
+    dead_letter, line = item.dead_letter, json.loads(to_line(item.content))
     event = line.get("body", line.get("body_base64"))
     with suppress(ValueError, RecursionError):  # or it is shown as it is
         event = json.loads(item.content.body)
-    order = operator.databases.order_now(letter.order_id) if letter.order_id else None
+    order = operator.databases.order_now(dead_letter.order_id) if dead_letter.order_id else None
     return {
         "message": {
             "message_id": str(message_id),
             "queue": line["queue"],
-            "type": letter.event_type,
-            "order_id": str(letter.order_id) if letter.order_id else None,
-            "trace_id": letter.trace_id,
+            "type": dead_letter.event_type,
+            "order_id": str(dead_letter.order_id) if dead_letter.order_id else None,
+            "trace_id": dead_letter.trace_id,
             "consumed": bool(operator.databases.consumed(dlq_of(queue)[0], [message_id])),
         },
         "error": {
-            "reason": letter.reason,
-            "class": letter.error_class,
-            "message": letter.error_message,
-            "tries": letter.attempts,
-            "replays": letter.replays,
-            "first_failed_at": timestamp(letter.first_failed_at) if letter.first_failed_at != NEVER else None,
-            "last_failed_at": timestamp(letter.last_failed_at) if letter.last_failed_at != NEVER else None,
+            "reason": dead_letter.reason,
+            "class": dead_letter.error_class,
+            "message": dead_letter.error_message,
+            "tries": dead_letter.attempts,
+            "replays": dead_letter.replays,
+            "first_failed_at": timestamp(dead_letter.first_failed_at) if dead_letter.first_failed_at != NEVER else None,
+            "last_failed_at": timestamp(dead_letter.last_failed_at) if dead_letter.last_failed_at != NEVER else None,
         },
         "properties": line["properties"],
         "headers": line["headers"],

@@ -61,16 +61,20 @@ def plan(
         total = selection.total
         while held := selection.take(min(CHUNK, left)):
             left -= len(held)
-            reasons.update(item.letter.reason for item in held)
+            reasons.update(item.dead_letter.reason for item in held)
             guarded.update(refused(held, force).values())
     shown = {"reasons": dict(reasons.most_common()), "refused": dict(guarded.most_common())}
     return {"queue": dlq_of(queue)[1], "in_queue": total, "chosen": count, **shown}
 
 
-def refused(letters: list[Held], force: bool) -> dict[UUID, str]:
+def refused(dead_letters: list[Held], force: bool) -> dict[UUID, str]:
     """The messages that a guard refuses to replay, and why."""
     now = datetime.now(UTC)
-    found = {} if force else {item.slot.message_id: domain.refusal(item.letter, now, KEEP_DAYS) for item in letters}
+    found = (
+        {}
+        if force
+        else {item.slot.message_id: domain.refusal(item.dead_letter, now, KEEP_DAYS) for item in dead_letters}
+    )
     return {message_id: why for message_id, why in found.items() if why is not None}
 
 
@@ -119,23 +123,25 @@ class Replay:
         """Those that may be replayed; the others are written down as refused."""
         why = refused(held, self.force)
         for reason in sorted(set(why.values())):
-            letters = [item.letter for item in held if why.get(item.slot.message_id) == reason]
-            self.run.count(Fate.REFUSED, letters, reason)
+            dead_letters = [item.dead_letter for item in held if why.get(item.slot.message_id) == reason]
+            self.run.count(Fate.REFUSED, dead_letters, reason)
         return [item for item in held if item.slot.message_id not in why]
 
     def _send(self, held: list[Held]) -> None:
         """Publish with confirms, then remove from the DLQ, then record that they left."""
         if not held:
             return
-        letters = [item.letter for item in held]
-        self.run.count(Fate.STARTED, letters)
+        dead_letters = [item.dead_letter for item in held]
+        self.run.count(Fate.STARTED, dead_letters)
         died_before = self.operator.databases.now(self.queue)
         self.operator.publish([outgoing(item.content) for item in held])
         self.selection.reader.ack([item.slot.tag for item in held])
-        self.operator.databases.leave(self.queue, [letter.message_id for letter in letters], REPLAYED, died_before)
-        self.run.count(Fate.SENT, letters)
-        for letter in letters:
-            self.out.setdefault(letter.message_id, []).append(letter)
+        self.operator.databases.leave(
+            self.queue, [dead_letter.message_id for dead_letter in dead_letters], REPLAYED, died_before
+        )
+        self.run.count(Fate.SENT, dead_letters)
+        for dead_letter in dead_letters:
+            self.out.setdefault(dead_letter.message_id, []).append(dead_letter)
 
     def _pause(self, until: float) -> None:
         """Keep the rate. Meanwhile follow the messages sent, and look whether to stop."""
@@ -165,12 +171,16 @@ class Replay:
         """Follow the messages that were sent: the inbox shows those that took effect, the DLQ those that died again."""
         if self.out:
             applied = self.operator.databases.consumed(self.queue, list(self.out))
-            self.run.count(Fate.APPLIED, [letter for message_id in applied for letter in self.out.pop(message_id)])
+            self.run.count(
+                Fate.APPLIED, [dead_letter for message_id in applied for dead_letter in self.out.pop(message_id)]
+            )
         for item in self.selection.arrivals():
-            letters = self.out.pop(item.slot.message_id, [])
-            if letters:
-                self.dead[f"{item.letter.reason} ({item.letter.error_message or item.letter.error_class})"] += 1
-                self.run.count(Fate.DEAD_AGAIN, letters, item.letter.reason)
+            dead_letters = self.out.pop(item.slot.message_id, [])
+            if dead_letters:
+                self.dead[
+                    f"{item.dead_letter.reason} ({item.dead_letter.error_message or item.dead_letter.error_class})"
+                ] += 1
+                self.run.count(Fate.DEAD_AGAIN, dead_letters, item.dead_letter.reason)
         if self.dead and self.stop_on_redeath and not self.run.must_stop():
             ((why, _),) = self.dead.most_common(1)
             self.run.stop(Status.STOPPED, f"{self.dead.total()} died again, as {why}")

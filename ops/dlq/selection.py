@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import BinaryIO
 from uuid import UUID
 
-from ops.dlq.dead_messages import Content, from_line, letter_of, to_line
+from ops.dlq.dead_messages import Content, dead_letter_of, from_line, to_line
 from ops.dlq.dlq_reader import DlqReader
 from ops.domain import DeadLetter, Filter
 from shared.errors import CannotWork
@@ -70,7 +70,7 @@ class Held:
 
     slot: Slot
     content: Content
-    letter: DeadLetter
+    dead_letter: DeadLetter
 
 
 class Selection:
@@ -129,9 +129,9 @@ class Selection:
             return
         left = Counter(slot.message_id for slot in self._slots)
 
-        def is_left(letter: DeadLetter) -> bool:
-            left[letter.message_id] -= 1
-            return left[letter.message_id] >= 0
+        def is_left(dead_letter: DeadLetter) -> bool:
+            left[dead_letter.message_id] -= 1
+            return left[dead_letter.message_id] >= 0
 
         self._stack.close()
         self._read(is_left)
@@ -150,19 +150,19 @@ class Selection:
         self.reader = self._stack.enter_context(self._open_reader())
         self.total = total = self.reader.waiting()
         for number, (tag, content) in enumerate(self.reader.read(), start=1):
-            letter = letter_of(content)
-            if chosen(letter):
-                yield self._keep(tag, content, letter)
-            elif letter.message_id in self._out:
-                self._again.append(self._keep(tag, content, letter))
+            dead_letter = dead_letter_of(content)
+            if chosen(dead_letter):
+                yield self._keep(tag, content, dead_letter)
+            elif dead_letter.message_id in self._out:
+                self._again.append(self._keep(tag, content, dead_letter))
             if number % REPORT_EVERY == 0 and number < total:
                 self._report(number, total)
         self._report(total, total)
 
-    def _keep(self, tag: int, content: Content, letter: DeadLetter | None = None) -> Slot:
-        letter = letter or letter_of(content)
-        return Slot(letter.first_failed_at.timestamp(), letter.message_id, tag, self._spool.add(content))
+    def _keep(self, tag: int, content: Content, dead_letter: DeadLetter | None = None) -> Slot:
+        dead_letter = dead_letter or dead_letter_of(content)
+        return Slot(dead_letter.first_failed_at.timestamp(), dead_letter.message_id, tag, self._spool.add(content))
 
     def _held(self, slot: Slot) -> Held:
         content = from_line(self._spool.line(slot.place))
-        return Held(slot, content, letter_of(content))
+        return Held(slot, content, dead_letter_of(content))

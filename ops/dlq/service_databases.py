@@ -154,7 +154,7 @@ class ServiceDatabases:
         with self.read(BY_NAME[queue].service) as session:
             rows, more = page_of(session.scalars(query.limit(limit + 1)).all(), limit)
         last_seen = [rows[-1].died_at.isoformat(), rows[-1].id] if more else []
-        return [_told(row) for row in rows], encode_cursor(last_seen, {"queue": queue, **filters}) if more else None
+        return [_as_dict(row) for row in rows], encode_cursor(last_seen, {"queue": queue, **filters}) if more else None
 
     def recorded(self, queue: str) -> set[UUID]:
         """The ids of all that is written down as lying in the DLQ of a main queue."""
@@ -175,7 +175,7 @@ class ServiceDatabases:
         for service in services():
             with self.read(service) as session:
                 rows = session.scalars(select(DeadMessageRow).where(DeadMessageRow.order_id == order_id, _THERE))
-                found += [_told(row) for row in rows]
+                found += [_as_dict(row) for row in rows]
         return found
 
     def now(self, queue: str) -> datetime:
@@ -195,31 +195,33 @@ class ServiceDatabases:
         with self.write(BY_NAME[queue].service) as session:
             return int(session.execute(statement).rowcount)  # type: ignore[attr-defined]
 
-    def enter(self, queue: str, letters: Sequence[DeadLetter]) -> None:
+    def enter(self, queue: str, dead_letters: Sequence[DeadLetter]) -> None:
         """Record that these are in the DLQ, also if they were recorded as gone. One statement."""
-        unique = {letter.message_id: letter for letter in letters}
+        unique = {dead_letter.message_id: dead_letter for dead_letter in dead_letters}
         if not unique:
             return
         with self.write(BY_NAME[queue].service) as session:
             moment = session.execute(select(func.now())).scalar_one()
             rows = [
                 {
-                    "message_id": letter.message_id,
+                    "message_id": dead_letter.message_id,
                     "queue": queue,
                     "service": BY_NAME[queue].service,
-                    "event_type": letter.event_type or None,
-                    "order_id": letter.order_id,
-                    "trace_id": letter.trace_id or None,
-                    "reason": letter.reason,
-                    "error_class": letter.error_class,
-                    "error_message": letter.error_message,
-                    "attempts": letter.attempts,
-                    "replays": letter.replays,
-                    "first_failed_at": letter.first_failed_at if letter.first_failed_at != NEVER else moment,
+                    "event_type": dead_letter.event_type or None,
+                    "order_id": dead_letter.order_id,
+                    "trace_id": dead_letter.trace_id or None,
+                    "reason": dead_letter.reason,
+                    "error_class": dead_letter.error_class,
+                    "error_message": dead_letter.error_message,
+                    "attempts": dead_letter.attempts,
+                    "replays": dead_letter.replays,
+                    "first_failed_at": dead_letter.first_failed_at if dead_letter.first_failed_at != NEVER else moment,
                     # Never in the future, whatever a header says: a message that died after it left counts as there.
-                    "died_at": min(letter.last_failed_at, moment) if letter.last_failed_at != NEVER else moment,
+                    "died_at": min(dead_letter.last_failed_at, moment)
+                    if dead_letter.last_failed_at != NEVER
+                    else moment,
                 }
-                for letter in unique.values()
+                for dead_letter in unique.values()
             ]
             statement = upsert(DeadMessageRow).values(rows)
             kept = {name: statement.excluded[name] for name in rows[0] if name not in ("message_id", "queue")}
@@ -241,7 +243,7 @@ def services() -> tuple[str, ...]:
     return tuple(dict.fromkeys(queue.service for queue in BY_NAME.values()))
 
 
-def _told(row: DeadMessageRow) -> dict[str, Any]:
+def _as_dict(row: DeadMessageRow) -> dict[str, Any]:
     return {
         "message_id": str(row.message_id),
         "queue": row.queue,

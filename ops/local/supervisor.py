@@ -106,8 +106,8 @@ class Supervisor:
 
     def stop(self) -> None:
         """Stop the gateway first, so that nothing new comes in, then the others side by side."""
-        for at_the_door in (True, False):
-            running = [child for child in self.children if child.popen and (child.service == "gateway") == at_the_door]
+        for is_gateway in (True, False):
+            running = [child for child in self.children if child.popen and (child.service == "gateway") == is_gateway]
             processes = {child.name: Process.of(child.popen.pid) for child in running if child.popen}
             end([process for process in processes.values() if process], signal.SIGTERM, STOP_TIMEOUT_S)
             for child in running:

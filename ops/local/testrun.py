@@ -6,7 +6,7 @@ import os
 import secrets
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +88,7 @@ def test(arguments: Sequence[str]) -> int:
             end_descendants()
             for stack in stacks.values():
                 stack.remove()
-    return judge(codes, narrowed)
+    return exit_code_of(codes, narrowed)
 
 
 def collect(arguments: Sequence[str]) -> list[str]:
@@ -129,12 +129,17 @@ def choose_parts(tests: Sequence[str], arguments: Sequence[str]) -> dict[str, Pa
     named = [word for word in _named(arguments) if any(_is_in(file, word) for file in files)]
     parts = {}
     for kind in TEST_RUNS:
-        own = [file for file in files if _kind_of(file) == kind]
+        own = _as_in_the_whole_run(kind, (file for file in files if _kind_of(file) == kind))
         if own:
-            words = [word for word in named if any(_is_in(file, word) for file in own)]
+            words = _as_in_the_whole_run(kind, (word for word in named if any(_is_in(file, word) for file in own)))
             mixed = any(_kind_of(file) != kind for word in words for file in files if _is_in(file, word))
             parts[kind] = Part(words if words and not mixed else own, any(map(needs_servers, own)))
     return parts
+
+
+def _as_in_the_whole_run(kind: str, paths: Iterable[str]) -> list[str]:
+    """Paths in the order of the run's folders: tests/audit leaves rows that the check in tests/smoke would find."""
+    return sorted(paths, key=lambda path: [not path.startswith(folder) for folder in TEST_RUNS[kind]])
 
 
 def needs_servers(file: str) -> bool:
@@ -201,7 +206,7 @@ def _side_by_side(
     return codes
 
 
-def judge(codes: Mapping[str, int], narrowed: bool) -> int:
+def exit_code_of(codes: Mapping[str, int], narrowed: bool) -> int:
     """The exit code of all runs of pytest. No test at all is a failure, unless the user narrowed the choice."""
 
     def failed(kind: str, code: int) -> bool:

@@ -1,4 +1,4 @@
-"""Alembic's door to the operations ledger's tables."""
+"""What Alembic runs to migrate the operations ledger."""
 
 from ops.models import TABLES
 from shared.migrations import run

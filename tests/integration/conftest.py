@@ -7,12 +7,13 @@ import os
 from collections.abc import Callable, Iterator
 
 import pytest
-from sqlalchemy import create_engine, make_url, text
+from sqlalchemy import Connection, create_engine, make_url, text
 from sqlalchemy.pool import NullPool
 
 from ops.cli.migrate import migrate
 from ops.local.servers import Servers
 from shared.config import Settings, read
+from shared.edge.publisher import Publisher
 from tests.databases import Databases
 from tests.integration.support import Bench, Mail, Wire
 from topology.declare import apply
@@ -106,3 +107,19 @@ def servers_of_this_run(servers: None) -> Servers:
     if os.environ.get("CI"):
         pytest.fail("no broker of our own: run the tests by `make test`")
     pytest.skip("no broker of our own: run the tests by `make test`")
+
+
+@pytest.fixture
+def connection(settings: Settings, database: Databases) -> Iterator[Connection]:
+    """The connection on which a leader reads and marks."""
+    engine = create_engine(settings.database_url("order"), isolation_level="AUTOCOMMIT")
+    with engine.connect() as one:
+        yield one
+    engine.dispose()
+
+
+@pytest.fixture
+def publisher(settings: Settings) -> Iterator[Publisher]:
+    one = Publisher(settings.amqp_uri, heartbeat_s=10)
+    yield one
+    one.close()

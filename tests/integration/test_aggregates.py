@@ -1,6 +1,6 @@
 """An event need not be about an order: it names its own aggregate, in the outbox, to the relay and when it dies."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from uuid import UUID, uuid4
 
@@ -8,8 +8,6 @@ import pytest
 from sqlalchemy import Connection
 
 from shared import events, outbox
-from shared.config import Settings
-from shared.edge.postgres import connect
 from shared.edge.publisher import Publisher
 from shared.errors import UnexpectedEvent
 from shared.events import Payload
@@ -43,30 +41,13 @@ def catalogued(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(events._TYPE_OF, StockCounted, COUNTED)
 
 
-@pytest.fixture
-def connection(settings: Settings) -> Iterator[Connection]:
-    engine = connect(settings.database_url("inventory"), "a relay").execution_options(isolation_level="AUTOCOMMIT")
-    with engine.connect() as one:
-        yield one
-    engine.dispose()
-
-
-@pytest.fixture
-def publisher(settings: Settings) -> Iterator[Publisher]:
-    one = Publisher(settings.amqp_uri, heartbeat_s=10)
-    yield one
-    one.close()
-
-
 def test_a_row_of_the_outbox_has_the_aggregate_that_the_event_names(
     bench: Callable[..., Bench], database: Databases
 ) -> None:
-    with bench("inventory").sessions.begin() as session:
+    with bench("order").sessions.begin() as session:
         outbox.emit(session, [emitted(StockCounted("lamp"))])
 
-    assert database.rows("inventory", "SELECT aggregate_id FROM outbox") == [
-        {"aggregate_id": aggregate_of("sku", "lamp")}
-    ]
+    assert database.rows("order", "SELECT aggregate_id FROM outbox") == [{"aggregate_id": aggregate_of("sku", "lamp")}]
 
 
 def test_a_refused_event_holds_back_later_events_of_its_aggregate_and_no_others(
@@ -77,7 +58,7 @@ def test_a_refused_event_holds_back_later_events_of_its_aggregate_and_no_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     lamp, other_lamp, desk = (emitted(StockCounted(sku)) for sku in ("lamp", "lamp", "desk"))
-    with bench("inventory").sessions.begin() as session:
+    with bench("order").sessions.begin() as session:
         outbox.emit(session, [lamp, other_lamp, desk])
     monkeypatch.setattr(
         publisher,
@@ -87,7 +68,7 @@ def test_a_refused_event_holds_back_later_events_of_its_aggregate_and_no_others(
 
     publish_once(connection, publisher)
 
-    waiting = database.rows("inventory", "SELECT message_id FROM outbox WHERE published_at IS NULL ORDER BY id")
+    waiting = database.rows("order", "SELECT message_id FROM outbox WHERE published_at IS NULL ORDER BY id")
     assert [row["message_id"] for row in waiting] == [lamp.message_id, other_lamp.message_id]
 
 
@@ -125,7 +106,7 @@ def test_an_event_that_names_no_aggregate_is_a_defect_that_its_author_sees(bench
 
     events._TYPE_OF[Nameless] = COUNTED
     try:
-        with bench("inventory").sessions.begin() as session, pytest.raises(NotImplementedError):
+        with bench("order").sessions.begin() as session, pytest.raises(NotImplementedError):
             outbox.emit(session, [emitted(Nameless())])
     finally:
         del events._TYPE_OF[Nameless]

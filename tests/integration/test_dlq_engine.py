@@ -22,7 +22,7 @@ from ops import models
 from ops.dlq import census, dlq_reader, files, operator_session, overview, selection
 from ops.dlq import replay as replays
 from ops.dlq.census import Census
-from ops.dlq.dead_messages import from_line, letter_of
+from ops.dlq.dead_messages import dead_letter_of, from_line
 from ops.dlq.dlq_reader import DlqReader
 from ops.dlq.operator_session import Actor, OperatorSession, Run, Watch
 from ops.dlq.replay import plan
@@ -206,7 +206,7 @@ def test_each_message_is_read_once_however_many_a_consumer_may_hold(settings, ma
     monkeypatch.setattr(dlq_reader, "PREFETCH", 7)
     put = {stranger() for _ in range(50)}
     with DlqReader(settings.amqp_uri, settings.heartbeat_s, DLQ) as box:
-        read = [letter_of(content).message_id for _, content in box.read()]
+        read = [dead_letter_of(content).message_id for _, content in box.read()]
         assert mail.waiting(DLQ) == 0
         assert list(box.arrivals()) == []
     assert Counter(read) == Counter(put)
@@ -248,7 +248,7 @@ def test_messages_that_arrive_after_an_ack_made_room_are_seen(settings, mail, st
         until(lambda: box.waiting() == 0)
         later |= {stranger() for _ in range(5)}
         seen: list[UUID] = []
-        until(lambda: seen.extend(letter_of(c).message_id for _, c in box.arrivals()) or len(seen) == 9)
+        until(lambda: seen.extend(dead_letter_of(c).message_id for _, c in box.arrivals()) or len(seen) == 9)
     assert set(seen) == later
 
 
@@ -657,7 +657,7 @@ def file(tmp_path):
 def test_an_export_holds_all_and_takes_nothing(operator, kill, mail, database, file):
     events = kill(cancellations(3))
     run = files.export(operator, QUEUE, file, ALL)
-    assert {letter_of(from_line(line)).message_id for line in file.read_bytes().splitlines()} == ids_of(events)
+    assert {dead_letter_of(from_line(line)).message_id for line in file.read_bytes().splitlines()} == ids_of(events)
     assert file.stat().st_mode & 0o777 == 0o600
     assert [path.name for path in file.parent.iterdir()] == [file.name]
     assert until(lambda: mail.waiting(DLQ) == 3)
@@ -700,7 +700,7 @@ def test_a_discard_is_in_its_file_before_it_is_gone_and_comes_back_from_it(
 def test_a_discard_takes_the_oldest_it_was_asked_for(operator, stranger, mail, file):
     put = {day: stranger(headers=dated(day)) for day in (3, 1, 2)}
     files.discard(operator, QUEUE, file, ALL, 2)
-    assert [letter_of(from_line(line)).message_id for line in file.read_bytes().splitlines()] == [put[1], put[2]]
+    assert [dead_letter_of(from_line(line)).message_id for line in file.read_bytes().splitlines()] == [put[1], put[2]]
     assert until(lambda: mail.waiting(DLQ) == 1)
     assert UUID(mail.all(DLQ)[0].properties["message_id"]) == put[3]
 
@@ -717,7 +717,7 @@ def test_a_discard_that_reads_anew_takes_nothing_that_is_not_in_its_file(operato
     monkeypatch.setattr(files, "write", slowly)
     run = files.discard(operator, QUEUE, file, ALL, None)
     assert run.tally.as_dict() == {"chosen": 2, "discarded": 2}
-    assert {letter_of(from_line(line)).message_id for line in file.read_bytes().splitlines()} == put
+    assert {dead_letter_of(from_line(line)).message_id for line in file.read_bytes().splitlines()} == put
     assert until(lambda: mail.waiting(DLQ) == 1)
     assert [UUID(m.properties["message_id"]) for m in mail.all(DLQ)] == newer
 
@@ -936,7 +936,7 @@ def test_a_second_operator_is_refused_by_the_name_of_the_first(open_operator, ki
             lambda: replay(second, QUEUE, ALL, None, FAST),
             lambda: files.discard(second, QUEUE, file, ALL, None),
             lambda: plan(second, QUEUE, ALL, None),
-            lambda: overview.whole(second, QUEUE, uuid4()),
+            lambda: overview.full_message(second, QUEUE, uuid4()),
         ):
             with pytest.raises(Conflict, match=f"{DLQ} is being worked on by ann"):
                 work()
@@ -1007,8 +1007,8 @@ def test_groups_are_the_same_by_the_books_and_by_the_queue(operator, kill, mail)
 @pytest.mark.parametrize("body", [b"[" * 100_000, b"\xff", b"1234", b'{"a": "\\ud800"}', b""])
 def test_any_message_can_be_shown(operator, stranger, body):
     message_id = stranger(body, {"x-error-message": "\x1b[2J"})
-    shown = overview.whole(operator, QUEUE, message_id)
+    shown = overview.full_message(operator, QUEUE, message_id)
     json.dumps(shown)
     assert shown["message"]["message_id"] == str(message_id)
     with pytest.raises(NotFound):
-        overview.whole(operator, QUEUE, uuid4())
+        overview.full_message(operator, QUEUE, uuid4())

@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 
 import eventlet
 import pytest
-from sqlalchemy import insert
+from sqlalchemy import Connection, insert
 
 from ops.dlq import files
 from ops.dlq.operator_session import Actor, OperatorSession, Watch
@@ -16,7 +16,6 @@ from ops.dlq.replay_request import ReplayRequest
 from ops.domain import Filter, Pace
 from shared import outbox
 from shared.config import Settings
-from shared.edge.postgres import connect
 from shared.edge.publisher import Publisher
 from shared.envelope import Envelope
 from shared.errors import UnexpectedEvent
@@ -91,7 +90,7 @@ def test_a_message_in_a_queue_is_handled(bench: Callable[..., Bench], database: 
 
 
 def test_a_row_in_the_outbox_is_published_as_it_is_and_handled(
-    bench: Callable[..., Bench], database: Databases, mail: Mail, settings: Settings
+    bench: Callable[..., Bench], database: Databases, mail: Mail, connection: Connection, publisher: Publisher
 ) -> None:
     event = cancelled()
     with bench("order").sessions.begin() as session:
@@ -104,12 +103,7 @@ def test_a_row_in_the_outbox_is_published_as_it_is_and_handled(
                 body=body_of_version_0_1(event),
             )
         )
-    publisher = Publisher(settings.amqp_uri, heartbeat_s=10)
-    engine = connect(settings.database_url("order"), "a relay").execution_options(isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        assert publish_once(connection, publisher) == 1
-    publisher.close()
-    engine.dispose()
+    assert publish_once(connection, publisher) == 1
 
     consume(bench, mail)
 

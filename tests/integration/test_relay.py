@@ -9,7 +9,7 @@ import amqp
 import eventlet
 import pytest
 from nameko.containers import ServiceContainer
-from sqlalchemy import Connection, create_engine
+from sqlalchemy import Connection
 
 from shared import outbox, relay
 from shared.config import Settings
@@ -45,22 +45,6 @@ class Telling:
     name = "order_service"
     db = Database()
     relay = Relay()
-
-
-@pytest.fixture
-def connection(settings: Settings, database: Databases) -> Iterator[Connection]:
-    """The connection on which a leader reads and marks."""
-    engine = create_engine(settings.database_url("order"), isolation_level="AUTOCOMMIT")
-    with engine.connect() as one:
-        yield one
-    engine.dispose()
-
-
-@pytest.fixture
-def publisher(settings: Settings) -> Iterator[Publisher]:
-    one = Publisher(settings.amqp_uri, heartbeat_s=10)
-    yield one
-    one.close()
 
 
 @pytest.fixture

@@ -173,7 +173,7 @@ def test_a_seal_cannot_pass_for_a_manifest() -> None:
 
 
 def test_a_large_file_is_read_in_constant_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "TELL_EVERY", 64 * 1024)
+    monkeypatch.setattr(files, "REPORT_EVERY", 64 * 1024)
     file, checksum, heard = tmp_path / "large.csv", hashlib.sha256(), []
     with file.open("wb") as opened:
         for number in range(-1, 20_000):

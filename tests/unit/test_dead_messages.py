@@ -15,11 +15,11 @@ from ops.dlq.dead_messages import (
     Content,
     check,
     content_of,
+    dead_letter_of,
     edited,
     event_of,
     from_line,
     id_of,
-    letter_of,
     outgoing,
     returning,
     to_line,
@@ -195,7 +195,7 @@ def test_a_line_that_is_not_from_an_export_is_refused(line):
 )
 def test_nonsense_in_any_header_is_read_as_something_that_can_be_kept(message, nonsense):
     headers = {**message.headers, **nonsense}
-    letter = letter_of(content(message.body, headers, message.properties))
+    letter = dead_letter_of(content(message.body, headers, message.properties))
     for text in (letter.reason, letter.error_class, letter.error_message, letter.event_type, letter.trace_id):
         text.encode()
         assert "\0" not in text
@@ -219,7 +219,7 @@ def test_any_message_in_a_dlq_can_be_replayed_and_imported(message):
 
 
 def test_the_reason_is_read_from_the_headers_of_the_consumer():
-    letter = letter_of(judged(EVENT, UnknownType("what is that"), {"x-replays": 2}))
+    letter = dead_letter_of(judged(EVENT, UnknownType("what is that"), {"x-replays": 2}))
     assert (letter.reason, letter.error_class, letter.error_message) == ("unknown_type", "UnknownType", "what is that")
     assert (letter.attempts, letter.replays) == (1, 2)
     assert letter.message_id == EVENT.message_id
@@ -231,7 +231,7 @@ def test_the_reason_is_read_from_the_headers_of_the_consumer():
 
 
 def test_a_crash_is_recognised_by_the_x_death_header():
-    letter = letter_of(crashed(EVENT.to_json().encode()))
+    letter = dead_letter_of(crashed(EVENT.to_json().encode()))
     assert (letter.reason, letter.error_message) == (CRASH, CRASHED)
     assert letter.first_failed_at == letter.last_failed_at == datetime(2026, 1, 14, 10, 30, tzinfo=UTC)
 
@@ -247,14 +247,14 @@ def test_a_crash_after_a_retry_is_still_a_crash():
         "x-first-failed-at": "2026-01-14T10:28:00Z",
         "x-last-failed-at": "2026-01-14T10:28:00Z",
     }
-    letter = letter_of(content(EVENT.to_json().encode(), headers))
+    letter = dead_letter_of(content(EVENT.to_json().encode(), headers))
     assert (letter.reason, letter.error_class, letter.error_message) == (CRASH, "", CRASHED)
     assert letter.first_failed_at == datetime(2026, 1, 14, 10, 28, tzinfo=UTC)
     assert letter.last_failed_at == datetime(2026, 1, 14, 10, 30, tzinfo=UTC)
 
 
 def test_an_expired_retry_wait_alone_is_no_crash():
-    assert letter_of(content(headers={"x-death": [death("expired")]})).reason == UNKNOWN
+    assert dead_letter_of(content(headers={"x-death": [death("expired")]})).reason == UNKNOWN
 
 
 A, B = str(uuid4()), str(uuid4())
@@ -374,7 +374,7 @@ def test_an_imported_message_is_the_same_dead_message(message):
     returned = returning(message)
     assert (returned.exchange, returned.routing_key) == ("ecom.failed.inventory", DLQ)
     assert not {name for name in returned.headers if name.startswith(("x-death", "x-first-death", "x-delivery"))}
-    assert letter_of(arrived(returned)) == letter_of(message)
+    assert dead_letter_of(arrived(returned)) == dead_letter_of(message)
 
 
 def test_an_imported_message_keeps_its_properties_except_those_that_would_end_it():
@@ -409,7 +409,7 @@ def test_a_corrected_message_is_another_one_and_the_same_at_each_run():
     assert event.message_id == id_of(one)
     assert event.causation_id == EVENT.message_id
     assert (event.payload, event.trace_id) == (EVENT.payload, EVENT.trace_id)
-    assert letter_of(one).replays == 0
+    assert dead_letter_of(one).replays == 0
     assert id_of(arrived(returning(one))) == id_of(one)
 
 

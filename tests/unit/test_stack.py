@@ -340,16 +340,16 @@ def test_misuse_is_exit_code_two(words, capsys):
 def test_a_run_that_fails_or_finds_no_tests_fails_the_whole(patched, plain, narrowed, code):
     codes = {"patched": patched, "plain": plain}
     if code == 0:
-        assert testrun.judge(codes, narrowed) == 0
+        assert testrun.exit_code_of(codes, narrowed) == 0
     else:
         with pytest.raises(StackFault) as failed:
-            testrun.judge(codes, narrowed)
+            testrun.exit_code_of(codes, narrowed)
         assert failed.value.exit_code == code
 
 
 def test_a_run_without_test_files_may_be_empty(monkeypatch, tmp_path):
     monkeypatch.setattr(testrun, "ROOT", tmp_path)
-    assert testrun.judge({"patched": 0, "plain": 5}, narrowed=False) == 0
+    assert testrun.exit_code_of({"patched": 0, "plain": 5}, narrowed=False) == 0
 
 
 def test_missing_programs_are_named_in_one_line_if_the_user_is_not_root(monkeypatch, capsys):

@@ -125,13 +125,13 @@ def dlq_peek(queue: str, most: int, as_json: bool, **given: Any) -> None:
         ("message_id", "event type", "reason", "tries", "replays", "first failed", "error"),
         [
             (
-                one.letter.message_id,
-                one.letter.event_type,
-                one.letter.reason,
-                one.letter.attempts,
-                one.letter.replays,
-                ago(one.letter.first_failed_at),
-                one.letter.error_message[:80],
+                one.dead_letter.message_id,
+                one.dead_letter.event_type,
+                one.dead_letter.reason,
+                one.dead_letter.attempts,
+                one.dead_letter.replays,
+                ago(one.dead_letter.first_failed_at),
+                one.dead_letter.error_message[:80],
             )
             for one in held
         ],
@@ -146,9 +146,9 @@ def dlq_peek(queue: str, most: int, as_json: bool, **given: Any) -> None:
 def dlq_show(queue: str, message_id: UUID, as_json: bool) -> None:
     """All of one message: envelope, headers, error, and what its order is now."""
     with operator_session(progress=True) as operator:
-        from ops.dlq.overview import whole
+        from ops.dlq.overview import full_message
 
-        found = whole(operator, queue, message_id)
+        found = full_message(operator, queue, message_id)
     if as_json:
         print_json(found)
         return

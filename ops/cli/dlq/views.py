@@ -63,7 +63,7 @@ def exported_line(one: Held) -> dict[str, Any]:
     from ops.dlq.dead_messages import to_line
 
     line: dict[str, Any] = json.loads(to_line(one.content))
-    return {**line, "reason": one.letter.reason, "order_id": one.letter.order_id}
+    return {**line, "reason": one.dead_letter.reason, "order_id": one.dead_letter.order_id}
 
 
 def plain(value: Any) -> str:
