@@ -1,4 +1,4 @@
-"""What an error of the database means: repeat the transaction, or wait for the server."""
+"""What an error of the database means: repeat the transaction, try it later, or wait for the server."""
 
 from __future__ import annotations
 
@@ -10,8 +10,13 @@ NOT_MIGRATED = "42P01"
 
 
 def is_conflict(error: BaseException) -> bool:
-    """Whether repeating the transaction is the answer: serialization failure, deadlock, lock not available."""
-    return sqlstate(error) in ("40001", "40P01", "55P03")
+    """Whether repeating the transaction is the answer: serialization failure, deadlock."""
+    return sqlstate(error) in ("40001", "40P01")
+
+
+def is_hold_up(error: BaseException) -> bool:
+    """Whether the transaction waited in vain: lock_timeout has passed, or statement_timeout has."""
+    return sqlstate(error) in ("55P03", "57014")
 
 
 def is_outage(error: BaseException) -> bool:

@@ -15,7 +15,7 @@ from uuid import UUID
 from shared.errors import Poison, UnknownType
 from shared.events import CATALOGUE, Identity, Payload, type_of
 from shared.ids import new_trace_id, uuid7
-from shared.schema import ShortText, TraceId, decoder, encode, schema_of
+from shared.schema import ShortText, TraceId, decoder, encode, schema_of, shown
 from shared.times import timestamp
 
 CONTRACT_VERSION = "v1"
@@ -89,14 +89,14 @@ def decode(body: bytes | str, routing_key: str) -> Envelope:
         return _completed(fields, routing_key)
     type_, version = fields.get("type"), fields.get("version")
     if version != VERSION or not isinstance(type_, str) or type_ not in CATALOGUE:
-        raise UnknownType(f"type {type_!r} version {version!r} is not in the catalogue")
+        raise UnknownType(f"type {shown(type_)} version {shown(version)} is not in the catalogue")
     head = decoder(_Head)(fields, "")
     return Envelope(**head.__dict__, payload=decoder(CATALOGUE[type_])(fields.get("payload"), "payload"))
 
 
 def _completed(payload: Mapping[str, Any], routing_key: str) -> Envelope:
     if routing_key not in CATALOGUE:
-        raise UnknownType(f"a bare payload came by {routing_key!r}, which is not in the catalogue")
+        raise UnknownType(f"a bare payload came by {shown(routing_key)}, which is not in the catalogue")
     decoded = decoder(CATALOGUE[routing_key])(payload, "payload")
     return envelope(SHELL, decoded, new_trace_id(), Identity(SHELL, ()))
 

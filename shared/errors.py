@@ -220,6 +220,12 @@ class ProviderAway(CannotWork):
 # These make one message wait for its next try.
 
 
+class HeldUp(EcomError):
+    """A lock or a slow statement holds this message up: nothing is wrong with it, and others can be handled."""
+
+    code = "held_up"
+
+
 class ProviderTimeout(EcomError):
     """The payment provider did not answer in time; whether it charged is unknown."""
 

@@ -1,12 +1,13 @@
-"""Messages that could not be handled: as they were delivered, and as they go to a retry level or to the DLQ.
+"""Messages that were not handled: as they were delivered, and as they go to a retry level or to the DLQ.
 
 `shared.outcomes` decides which of the two. Here is what the next queue must know of the message.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -25,7 +26,52 @@ EXHAUSTED = "exhausted"
 # Any publisher can send any headers: what is taken from them must fit the columns of `dead_messages`.
 MAX_COUNT = 1_000_000
 
+# RabbitMQ allows a routing key of 255 bytes. In a header, any publisher can claim a longer one.
+MAX_ROUTING_KEY = 255
+
 Headers = Mapping[str, Any]
+
+# The headers that a consumer writes. A message of a stranger that has one of them loses it.
+OURS = frozenset(
+    {
+        "x-attempt",
+        "x-error-class",
+        "x-error-message",
+        "x-service",
+        "x-source-queue",
+        "x-first-failed-at",
+        "x-last-failed-at",
+        "x-original-routing-key",
+        "x-replays",
+        "x-reason",
+        "x-held-up",
+        "x-held-up-since",
+        "event-contract-version",
+        "traceparent",
+    }
+)
+
+# Headers that mean something to the broker. RabbitMQ 3.10 drops a message with copied death headers as a cycle, takes a
+# copied delivery count for its own, and sends a copy to each queue that CC or BCC names.
+BROKERS = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count", "CC", "BCC")
+
+# Properties that no message is sent on with. A time to live would end it early, the broker refuses the user_id of
+# another user, and the others are written anew.
+NOT_KEPT = ("message_id", "type", "expiration", "user_id", "cluster_id", "delivery_mode")
+
+
+def publishers_headers(headers: Headers) -> dict[str, Any]:
+    """The headers that the publisher wrote: neither ours nor the broker's."""
+    return {
+        name: value
+        for name, value in headers.items()
+        if name not in OURS and not (isinstance(name, str) and name.startswith(BROKERS))
+    }
+
+
+def publishers_properties(properties: Headers) -> dict[str, Any]:
+    """The properties that a message is sent on with as its publisher wrote them, such as content_encoding."""
+    return {name: value for name, value in properties.items() if name not in NOT_KEPT}
 
 
 @dataclass(frozen=True)
@@ -37,6 +83,8 @@ class Delivery:
     routing_key: str
     message_id: str | None
     headers: Headers
+    properties: Headers = field(default_factory=dict)  # without the headers
+    received_at: float = field(default_factory=time.time, compare=False)  # Unix seconds
 
     @property
     def deliveries_before(self) -> int:
@@ -51,7 +99,22 @@ class Delivery:
     @property
     def original_routing_key(self) -> str:
         """The routing key of its first publication. A retried message returns with the queue's name as its key."""
-        return str(self.headers.get("x-original-routing-key") or self.routing_key)
+        return str(self.headers.get("x-original-routing-key") or self.routing_key)[:MAX_ROUTING_KEY]
+
+    @property
+    def held_up_before(self) -> int:
+        """How often it was set aside because a lock or a slow statement held it up."""
+        return _positive_integer(self.headers.get("x-held-up"))
+
+    @property
+    def unsettled_since(self) -> float:
+        """Since when it waits here, in Unix seconds: since it came, or since it was first held up."""
+        since = _moment(self.headers.get("x-held-up-since")) if self.held_up_before else None
+        return min(self.received_at, datetime.fromisoformat(since).timestamp()) if since else self.received_at
+
+    def stripped(self, message_id: str | None) -> Delivery:
+        """The same body under an id, with nothing else of what came with it."""
+        return replace(self, message_id=message_id, headers={}, properties={})
 
 
 @dataclass(frozen=True)
@@ -64,36 +127,47 @@ class FailedDelivery:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """What a publisher wrote beside the body, and stays with the message on its way to a retry level or to the DLQ."""
+
+    headers: dict[str, Any]
+    properties: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Failure:
     """A message on its way to a retry level or to the DLQ, with all that its next queue must know."""
 
     queue: str
     target: str
+    outcome: Outcome  # RETRY, LATER or DEAD
     message_id: UUID
     body: str | bytes
     type: str
-    reason: str | None  # None: it will be tried again
+    reason: str | None  # why it is dead; None: it will be tried again
     headers: dict[str, Any]
     order_id: UUID | None
     trace_id: str | None
+    publishers: Kept  # what its publisher wrote beside the body
 
     @property
     def dead(self) -> bool:
         """Whether it goes to the DLQ."""
-        return self.reason is not None
+        return self.outcome is Outcome.DEAD
 
 
 def classify_failure(failed: FailedDelivery, service: str, queue: str, now: datetime | None = None) -> Failure:
-    """Prepare a failed message for its retry level or, if its outcome is DEAD, for the DLQ with the reason."""
+    """Prepare a message that was not handled for a retry level or, if its outcome is DEAD, for the DLQ with the reason.
+
+    A message that was held up keeps its count of attempts: nothing is wrong with it.
+    """
     delivery, event, error = failed.delivery, failed.event, failed.error
     moment = timestamp(now or datetime.now(UTC))
-    failures = delivery.failures_before + 1
-    reason: str | None = None
-    if outcome_of(error, delivery.failures_before) is Outcome.DEAD:
-        reason = error.code if isinstance(error, DeadMessage) else EXHAUSTED
-    message_id = event.message_id if event else _uuid_or_new(delivery.message_id)
+    outcome = outcome_of(error, delivery.failures_before)
+    if outcome in (Outcome.PAUSE, Outcome.REPEAT):
+        outcome = Outcome.RETRY
+    failures = delivery.failures_before + (outcome is not Outcome.LATER)
     headers: dict[str, Any] = {
-        # Our own list and no others: RabbitMQ 3.10 drops a message with copied death headers as a cycle.
         "x-attempt": failures,
         "x-error-class": type(error).__name__,
         "x-error-message": _short(error),
@@ -104,22 +178,39 @@ def classify_failure(failed: FailedDelivery, service: str, queue: str, now: date
         "x-original-routing-key": delivery.original_routing_key,
         "x-replays": _positive_integer(delivery.headers.get("x-replays")),
     }
-    if reason is not None:
-        headers["x-reason"] = reason
+    reason: str | None = None
+    match outcome:
+        case Outcome.DEAD:
+            target = dead_letter_queue(queue)
+            reason = error.code if isinstance(error, DeadMessage) else EXHAUSTED
+            headers["x-reason"] = reason
+        case Outcome.LATER:
+            shortest, *_, longest = retry_queues(queue)
+            target = longest if delivery.held_up_before else shortest
+            headers["x-held-up"] = min(delivery.held_up_before + 1, MAX_COUNT)
+            headers["x-held-up-since"] = timestamp(datetime.fromtimestamp(delivery.unsettled_since, UTC))
+        case _:
+            target = retry_queues(queue)[failures - 1]
     if event is not None:
         headers |= {"event-contract-version": CONTRACT_VERSION, "traceparent": traceparent(event.trace_id)}
-    is_complete = event is None or delivery.message_id == str(event.message_id)
+    publishers = Kept(publishers_headers(delivery.headers), publishers_properties(delivery.properties))
+    body: str | bytes = delivery.body
+    if event is not None and delivery.message_id != str(event.message_id):
+        # A bare payload is sent on as the event it was completed to: otherwise each try would make another message.
+        body = event.to_json()
+        publishers = Kept(publishers.headers, {})
     return Failure(
         queue=queue,
-        target=dead_letter_queue(queue) if reason else retry_queues(queue)[failures - 1],
-        message_id=message_id,
-        # A bare payload is sent on as the event it was completed to: otherwise each try would make another message.
-        body=delivery.body if is_complete or event is None else event.to_json(),
+        target=target,
+        outcome=outcome,
+        message_id=event.message_id if event else _uuid_or_new(delivery.message_id),
+        body=body,
         type=event.type if event else "",
         reason=reason,
         headers=headers,
         order_id=getattr(event.payload, "order_id", None) if event else None,
         trace_id=event.trace_id if event else None,
+        publishers=publishers,
     )
 
 

@@ -9,6 +9,9 @@ REQUEST_SECONDS = Histogram("ecom_http_request_seconds", "Time to answer an HTTP
 EVENTS = Counter("ecom_events_total", "Messages settled, by what became of them.", ["service", "queue", "outcome"])
 BATCH_SECONDS = Histogram("ecom_batch_seconds", "Time to settle one batch of messages.", ["service", "queue"])
 PAUSES = Counter("ecom_pauses_total", "Times a consumer paused because its service could not work.", ["queue"])
+OLDEST_UNSETTLED = Gauge(
+    "ecom_oldest_unsettled_seconds", "Age of the oldest message that came to a consumer and is not settled.", ["queue"]
+)
 DEAD_LETTERS = Gauge("ecom_dead_letters", "Messages in a DLQ, by the broker's count.", ["queue"])
 WAITING = Gauge("ecom_waiting_clients", "Clients that wait for an order to change.", ["service"])
 OUTBOX_PENDING = Gauge("ecom_outbox_pending", "Events told and not yet published.", ["service"])

@@ -1,4 +1,4 @@
-"""What becomes of a message: one of five words, decided in one function.
+"""What becomes of a message: one of six words, decided in one function.
 
 Attempts count only what is wrong with one message. A service that cannot work pauses instead, and counts nothing.
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from shared.database_errors import is_conflict, is_outage
-from shared.errors import CannotWork, DeadMessage
+from shared.database_errors import is_conflict, is_hold_up, is_outage
+from shared.errors import CannotWork, DeadMessage, HeldUp
 from topology.table import RETRY_WAITS_S
 
 
@@ -17,6 +17,7 @@ class Outcome(StrEnum):
 
     DONE = "done"  # it took effect: acknowledge it
     RETRY = "retry"  # publish it to its next retry level, then acknowledge it
+    LATER = "later"  # a lock or a slow statement holds it up: to a retry level as well, but no attempt is counted
     DEAD = "dead"  # publish it to the DLQ, then acknowledge it
     PAUSE = "pause"  # the service cannot work: keep the message, wait, try it again
     REPEAT = "repeat"  # transactions were in each other's way: try again at once
@@ -31,6 +32,8 @@ def outcome_of(error: BaseException | None, failures_before: int = 0) -> Outcome
     """
     if error is None:
         return Outcome.DONE
+    if isinstance(error, HeldUp) or is_hold_up(error):
+        return Outcome.LATER
     if isinstance(error, DeadMessage) or failures_before >= len(RETRY_WAITS_S):
         return Outcome.DEAD
     if is_conflict(error):

@@ -2,6 +2,14 @@
 
 A frozen dataclass declares the fields. Its decoder and its JSON Schema are derived from the same type hints, so they
 cannot disagree. Unknown fields are ignored, and a field with a default may be absent: fields may be added.
+
+A value that is accepted here must fit into every later layer, so the narrowest layer sets the limit:
+
+    value   narrowest layer                         limit
+    text    PostgreSQL text, UTF-8 of AMQP          no NUL, no lone surrogates
+    number  integers of JSON readers, bigint        at most 2^53 - 1; each type narrows it
+    time    datetime in UTC, timestamptz            a moment in the years 1 to 9999 of UTC
+    UUID    PostgreSQL uuid                         36 characters with hyphens
 """
 
 from __future__ import annotations
@@ -12,7 +20,7 @@ import re
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 from uuid import UUID
 
@@ -74,8 +82,24 @@ def _make_decoder(annotation: Any) -> Decode:
     return {str: _string, int: _integer, UUID: _uuid, datetime: _datetime}[annotation]
 
 
+MAX_SHOWN = 100
+
+
+def shown(value: Any) -> str:
+    """A decoded JSON value for an error message, shortened. It never fails: not even for a value nested too deeply."""
+    match value:
+        case dict():
+            return "an object"
+        case list():
+            return "a list"
+        case str():
+            return json.dumps(value[:MAX_SHOWN])[:MAX_SHOWN]
+        case _:
+            return json.dumps(value)[:MAX_SHOWN]
+
+
 def _fault(path: str, expected: str, value: Any) -> InvalidSchema:
-    return InvalidSchema(f"{path or 'body'}: {expected} is expected, not {json.dumps(value, default=str)[:100]}")
+    return InvalidSchema(f"{path or 'body'}: {expected} is expected, not {shown(value)}")
 
 
 def _string(value: Any, path: str) -> str:
@@ -112,10 +136,10 @@ _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-
 def _datetime(value: Any, path: str) -> datetime:
     try:
         if _TIME.fullmatch(_string(value, path)):
-            return datetime.fromisoformat(value)
-    except ValueError:
-        pass  # it looks like a time and is none, like the 30th of February
-    raise _fault(path, "an RFC 3339 time with its zone", value)
+            return datetime.fromisoformat(value).astimezone(UTC)
+    except (ValueError, OverflowError):
+        pass  # it looks like a time and is none: the 30th of February, or a moment before the year 1 of UTC
+    raise _fault(path, "an RFC 3339 time with its zone, in the years 1 to 9999 of UTC", value)
 
 
 def _limited(inner: Decode, limits: Limits) -> Decode:

@@ -16,12 +16,13 @@ from uuid import UUID, uuid5
 from ops.domain import CRASH, NEVER, UNKNOWN, DeadLetter
 from shared.edge.broker import AMQPError, Message
 from shared.edge.publisher import Outgoing
-from shared.envelope import CONTRACT_VERSION, Envelope, decode
+from shared.envelope import CONTRACT_VERSION, Envelope
 from shared.errors import DeadMessage, InvalidSchema, ValidationFailed
 from shared.events import CATALOGUE
 from shared.failures import MAX_COUNT
+from shared.reading import read_event
 from shared.tracing import traceparent
-from topology.table import BY_NAME, failed_exchange, hears, main_queue
+from topology.table import BY_NAME, failed_exchange, main_queue
 
 # For messages that have no id of their own, and for corrected copies: the same input always gets the same id.
 NAMESPACE = UUID("0c2f2a0e-7a5e-5c0f-8a8c-6a0f6f1f4d11")
@@ -99,17 +100,21 @@ def id_of(content: Content) -> UUID:
     if named and written and named != written and "x-reason" in content.headers:
         # Its consumer used the id in the body if it could read the body; in any other body an id is only text.
         try:
-            heard = hears(BY_NAME[main_queue(content.queue)], decode(content.body, _key(content)).type)
+            _read(content)
         except DeadMessage:
-            heard = False
-        return written if heard else named
+            return named
+        return written
     return written or named or uuid5(NAMESPACE, content.body.hex())
 
 
 def event_of(content: Content) -> Envelope:
     """The event in it, a bare payload completed under its id. Raises DeadMessage, as its consumer would."""
-    event = decode(content.body, _key(content))
+    event = _read(content)
     return event if "message_id" in _fields(content.body) else replace(event, message_id=id_of(content))
+
+
+def _read(content: Content) -> Envelope:
+    return read_event(main_queue(content.queue), content.body, _key(content))
 
 
 def _key(content: Content) -> str:

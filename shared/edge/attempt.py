@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.orm import Session
 
 from shared import inbox, outbox
 from shared.edge.database import Sessions
@@ -24,6 +27,21 @@ class Handled:
     seen_before: int
     failed: dict[UUID, Exception]
 
+    def __add__(self, other: Handled) -> Handled:
+        return Handled(self.seen_before + other.seen_before, self.failed | other.failed)
+
+
+class Limits(NamedTuple):
+    """How long a transaction may wait for one lock, and one statement may take; in milliseconds."""
+
+    lock_ms: int
+    statement_ms: int
+
+
+_SET_LIMITS = text(
+    "SELECT set_config('lock_timeout', :lock_ms, true), set_config('statement_timeout', :statement_ms, true)"
+)
+
 
 @dataclass
 class Attempt:
@@ -35,12 +53,16 @@ class Attempt:
     handle: Callable[[Events, Tx], None]
     events: Sequence[Envelope]
     answers: dict[UUID, Any]
+    limits: Limits | None = None  # None: those of the connection
+    backend_pid: int | None = None  # of the PostgreSQL session in which it runs
     in_work: Envelope | None = None  # the event that the handler was at when it raised, if it is known
 
     def run(self) -> Handled:
         """Commit the effects of all events but those that the handler failed. Raises what the handler raised."""
         self.in_work = None  # what an earlier run was at when it met a conflict is not to blame now
         with self.sessions().begin() as session:
+            if self.limits:
+                self._set_limits(session, self.limits)
             new = inbox.claim(session, self.queue, [event.message_id for event in self.events])
             events = Events([event for event in self.events if event.message_id in new])
             tx = Tx(session, self.source, self.answers)
@@ -58,9 +80,18 @@ class Attempt:
                 log_failure(self.queue, event, tx.failed[event.message_id])
         return Handled(len(self.events) - len(events), tx.failed)
 
+    def _set_limits(self, session: Session, limits: Limits) -> None:
+        self.backend_pid = session.connection().connection.driver_connection.info.backend_pid  # type: ignore[union-attr]
+        session.execute(_SET_LIMITS, {name: str(value) for name, value in limits._asdict().items()})
+
 
 def log_failure(queue: str, event: Envelope, error: Exception) -> None:
-    """Log that a message could not be handled, with its trace; a defect with its traceback."""
+    """Log that a message could not be handled, with its trace; a defect with its traceback.
+
+    What kills a message is logged with its death.
+    """
+    if isinstance(error, DeadMessage):
+        return
     log.warning(
         "%s could not handle %s %s (trace %s): %s: %s",
         queue,
@@ -69,5 +100,5 @@ def log_failure(queue: str, event: Envelope, error: Exception) -> None:
         event.trace_id,
         type(error).__name__,
         error,
-        exc_info=None if isinstance(error, DeadMessage) else error,
+        exc_info=error,
     )

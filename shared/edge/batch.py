@@ -1,39 +1,47 @@
 """The life of a batch: decode, ask, claim, handle, emit, commit. Failed messages leave it and the others run again.
 
 The messages waiting in a queue are handled together in one transaction (group commit): that is several times as fast
-as a transaction for each message. A poison message costs only itself.
+as a transaction for each message. A poison message costs only itself, and so does one that a lock holds up.
 """
 
 from __future__ import annotations
 
 import logging
 import random
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 from uuid import UUID
 
-from shared.deaths import record_deaths
-from shared.edge import green
-from shared.edge.attempt import Attempt, Handled, log_failure
-from shared.edge.broker import backoff
+from shared.edge.attempt import Attempt, Handled, Limits, log_failure
 from shared.edge.database import Sessions
-from shared.edge.publisher import Outgoing, Publisher
+from shared.edge.hold_ups import UNKNOWN, HoldUps, Look
+from shared.edge.pausing import Pausing
+from shared.edge.publisher import Publisher
+from shared.edge.sending_on import SendingOn
 from shared.edge.tx import Events, Tx
-from shared.envelope import Envelope, decode
-from shared.errors import CannotWork, DeadMessage, UnknownType
-from shared.failures import Delivery, FailedDelivery, Failure, classify_failure, exchange_of
-from shared.logs import in_a_line
-from shared.metrics import EVENTS, PAUSES
+from shared.envelope import Envelope
+from shared.errors import DeadMessage, HeldUp
+from shared.failures import Delivery, FailedDelivery
+from shared.metrics import EVENTS
 from shared.outcomes import Outcome, outcome_of
-from topology.table import BY_NAME, hears
+from shared.reading import read_event
+from topology.table import BY_NAME
 
 log = logging.getLogger(__name__)
 
 # After so many culprits in one batch it is quicker to run the rest one by one.
 ROUNDS = 3
 
-T = TypeVar("T")
+# A message that a lock or a slow statement may hold up is tried within these limits, so that others wait for it as
+# short as possible. Transactions of our own hold a row for some milliseconds. The longer wait for a lock leaves time to
+# ask PostgreSQL who holds it.
+SHORT = Limits(lock_ms=200, statement_ms=1000)
+SHORTEST = Limits(lock_ms=50, statement_ms=1000)
+
+# The longest that such messages may make the others of a batch wait, beside the one that is being tried.
+MOST_HELD_UP_S = 2.0
 
 
 class Incoming(NamedTuple):
@@ -41,13 +49,6 @@ class Incoming(NamedTuple):
 
     delivery: Delivery
     event: Envelope
-
-
-class Stopping(BaseException):
-    """The service stops while its consumer is paused: the messages it holds go back to the queue.
-
-    It is no Exception, because that would count as the failure of a message.
-    """
 
 
 class Batch:
@@ -69,8 +70,9 @@ class Batch:
         self.publisher = publisher
         self.handle = handle
         self.ask = ask
-        self.stopping = stopping
-        self.not_ready_reason: str | None = None
+        self.pausing = Pausing(queue, stopping)
+        self.hold_ups = HoldUps(queue)
+        self.sending_on = SendingOn(queue, self.service, sessions, publisher, self.pausing)
 
     def handle_batch(self, deliveries: Sequence[Delivery]) -> None:
         """Handle them all. On return each has taken effect, was a duplicate, or is safe in its next queue.
@@ -80,14 +82,18 @@ class Batch:
         incoming, unreadable = self._decode(deliveries)
         answers = self._ask_for([item.event for item in incoming.values()])
         unanswered = {key: answer for key, answer in answers.items() if isinstance(answer, Exception)}
-        ready = [item.event for key, item in incoming.items() if key not in unanswered]
-        handled = self._handle_together(ready, answers)
+        handled = self._handle([item for key, item in incoming.items() if key not in unanswered], answers)
         errors = unanswered | handled.failed
         failed = unreadable + [FailedDelivery(*incoming[key], error) for key, error in errors.items()]
-        retried, dead = self._send_on(failed)
+        for item in failed:
+            if outcome_of(item.error) is Outcome.LATER:
+                reason = str(item.error) if isinstance(item.error, HeldUp) else UNKNOWN
+                self.hold_ups.note(reason, item.delivery.unsettled_since)
+        sent_on = self.sending_on.send_on(failed)
         duplicates = handled.seen_before + len(deliveries) - len(incoming) - len(unreadable)
         done = len(deliveries) - len(failed) - duplicates
-        for outcome, count in (("done", done), ("duplicate", duplicates), ("retry", retried), ("dead", dead)):
+        settled = [("done", done), ("duplicate", duplicates), *sent_on.items()]
+        for outcome, count in settled:
             EVENTS.labels(self.service, self.queue, outcome).inc(count)
 
     def _decode(self, deliveries: Sequence[Delivery]) -> tuple[dict[UUID, Incoming], list[FailedDelivery]]:
@@ -96,9 +102,7 @@ class Batch:
         unreadable = []
         for delivery in deliveries:
             try:
-                event = decode(delivery.body, delivery.original_routing_key)
-                if not hears(BY_NAME[self.queue], event.type):
-                    raise UnknownType(f"{self.queue} does not take {event.type}")
+                event = read_event(self.queue, delivery.body, delivery.original_routing_key)
             except DeadMessage as error:
                 unreadable.append(FailedDelivery(delivery, None, error))
             else:
@@ -125,14 +129,24 @@ class Batch:
         if self.ask is None or not events:
             return answers
         try:
-            self._until_able(partial(ask_for_the_rest, self.ask))
+            self.pausing.until_able(partial(ask_for_the_rest, self.ask))
         except Exception as error:
             if len(waiting) == 1:
                 return {**answers, waiting[0].message_id: error}
             log.warning("asking for %d messages failed, they are asked for singly", len(waiting), exc_info=True)
+            began = time.monotonic()
             for event in waiting:
-                answers |= self._ask_for([event])
+                late = outcome_of(error) is Outcome.LATER and time.monotonic() - began > MOST_HELD_UP_S
+                answers |= {event.message_id: HeldUp(UNKNOWN)} if late else self._ask_for([event])
         return answers
+
+    def _handle(self, incoming: Sequence[Incoming], answers: dict[UUID, Any]) -> Handled:
+        """Handle the events: first those that were never held up, so that they do not wait for a lock."""
+        fresh = [event for delivery, event in incoming if not delivery.held_up_before]
+        returned = [event for delivery, event in incoming if delivery.held_up_before]
+        random.shuffle(returned)  # when there is no time for all of them, each has its turn sooner or later
+        handled = self._handle_together(fresh, answers)
+        return handled + self._handle_held_up(returned, answers) if returned else handled
 
     def _handle_together(self, events: list[Envelope], answers: dict[UUID, Any]) -> Handled:
         """Handle the events in as few transactions as it takes: without those that failed, the others run again."""
@@ -140,102 +154,60 @@ class Batch:
         for _ in range(ROUNDS):
             if not events:
                 return Handled(0, failed)
-            attempt = self._attempt(events, answers)
+            attempt = self._attempt(events, answers, SHORT if self.hold_ups.any() else None)
             try:
-                handled = self._until_able(attempt.run)
-                return Handled(handled.seen_before, failed | handled.failed)
+                return Handled(0, failed) + self.pausing.until_able(attempt.run)
             except Exception as error:
+                if outcome_of(error) is Outcome.LATER:
+                    return Handled(0, failed) + self._handle_held_up(events, answers)
                 culprit = attempt.in_work if len(events) > 1 else events[0]
                 if culprit is None:
                     break  # the error names no message, as at commit
                 log_failure(self.queue, culprit, error)
                 failed[culprit.message_id] = error
                 events = [event for event in events if event is not culprit]
-        one_by_one = self._handle_singly(events, answers)
-        return Handled(one_by_one.seen_before, failed | one_by_one.failed)
+        return Handled(0, failed) + self._handle_singly(events, answers)
 
     def _handle_singly(self, events: list[Envelope], answers: dict[UUID, Any]) -> Handled:
         """Handle each event in a transaction of its own."""
-        seen_before, failed = 0, dict[UUID, Exception]()
+        handled = Handled(0, {})
         for event in events:
-            try:
-                handled = self._until_able(self._attempt([event], answers).run)
-                seen_before, failed = seen_before + handled.seen_before, failed | handled.failed
-            except Exception as error:
+            handled += self._run_alone(event, self._attempt([event], answers))
+        return handled
+
+    def _handle_held_up(self, events: list[Envelope], answers: dict[UUID, Any]) -> Handled:
+        """Handle each event alone, and set aside those that wait for a lock or a slow statement.
+
+        The waits have short limits, and after MOST_HELD_UP_S of them the rest is set aside untried. Of the first event
+        that waits it is found out who holds it up.
+        """
+        handled, found, waited_s = Handled(0, {}), False, 0.0
+        for event in events:
+            if waited_s > MOST_HELD_UP_S:
+                handled += Handled(0, {event.message_id: HeldUp(UNKNOWN)})
+                continue
+            began = time.monotonic()
+            attempt = self._attempt([event], answers, SHORTEST if found else SHORT)
+            with Look(self.sessions(), attempt) as look:
+                outcome = self._run_alone(event, attempt)
+            error = outcome.failed.get(event.message_id)
+            if outcome_of(error) is Outcome.LATER:
+                waited_s += time.monotonic() - began
+                found = found or look.found is not None
+                outcome = Handled(0, {event.message_id: HeldUp(look.found or UNKNOWN)})
+            handled += outcome
+        return handled
+
+    def _run_alone(self, event: Envelope, attempt: Attempt) -> Handled:
+        try:
+            return self.pausing.until_able(attempt.run)
+        except Exception as error:
+            if outcome_of(error) is not Outcome.LATER:
                 log_failure(self.queue, event, error)
-                failed[event.message_id] = error
-        return Handled(seen_before, failed)
+            return Handled(0, {event.message_id: error})
 
-    def _attempt(self, events: list[Envelope], answers: dict[UUID, Any]) -> Attempt:
-        return Attempt(self.queue, self.source, self.sessions, self.handle, events, answers)
-
-    def _send_on(self, failed: list[FailedDelivery]) -> tuple[int, int]:
-        """Publish failed messages to their retry level or DLQ, confirmed; how many to each."""
-        failures = [classify_failure(item, self.service, self.queue) for item in failed]
-        dead = [failure for failure in failures if failure.dead]
-        if dead:
-            self._until_able(lambda: self._record(dead))
-        refused = failures
-
-        def publish_the_rest() -> None:
-            nonlocal refused
-            refused, reason = self._publish(refused)
-            if refused:
-                raise CannotWork(f"{len(refused)} failed messages could not be sent on: {reason}")
-
-        if failures:
-            self._until_able(publish_the_rest)
-        return len(failures) - len(dead), len(dead)
-
-    def _record(self, dead: list[Failure]) -> None:
-        with self.sessions().begin() as session:
-            record_deaths(session, dead)
-
-    def _publish(self, failures: list[Failure]) -> tuple[list[Failure], str | None]:
-        """Publish them: those that the broker refused, and why it refused the first of them."""
-        reasons = self.publisher.publish_all(
-            [
-                Outgoing(
-                    exchange_of(failure),
-                    failure.target,
-                    failure.body,
-                    str(failure.message_id),
-                    failure.type,
-                    failure.headers,
-                )
-                for failure in failures
-            ]
-        )
-        refused = [failure for failure, reason in zip(failures, reasons, strict=True) if reason]
-        return refused, next(filter(None, reasons), None)
-
-    def _until_able(self, action: Callable[[], T]) -> T:
-        """Do it; repeat it after a conflict between transactions, and pause while the service cannot work."""
-        waits = backoff()
-        while True:
-            try:
-                result = action()
-                self.not_ready_reason = None
-                return result
-            except Exception as error:
-                match outcome_of(error):
-                    case Outcome.REPEAT:
-                        if self.stopping():  # another session may hold that lock for ever
-                            raise Stopping from error
-                        green.sleep(random.uniform(0.001, 0.05))
-                    case Outcome.PAUSE:
-                        self._pause(error, next(waits))
-                    case _:
-                        raise
-
-    def _pause(self, error: Exception, wait: float) -> None:
-        if self.not_ready_reason is None:
-            log.warning("%s is paused: %s", self.queue, in_a_line(error))
-            PAUSES.labels(self.queue).inc()
-        self.not_ready_reason = f"{self.queue} is paused: {type(error).__name__}"
-        green.sleep(wait)
-        if self.stopping():
-            raise Stopping
+    def _attempt(self, events: list[Envelope], answers: dict[UUID, Any], limits: Limits | None = None) -> Attempt:
+        return Attempt(self.queue, self.source, self.sessions, self.handle, events, answers, limits)
 
 
 def _says_pause(answer: object) -> bool:

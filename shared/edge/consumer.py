@@ -19,15 +19,16 @@ import amqp
 from nameko.exceptions import ContainerBeingKilled
 from nameko.extensions import Entrypoint
 
-from shared.edge.batch import Batch, Stopping
+from shared.edge.batch import Batch
 from shared.edge.broker import BrokerConnection, run_connected
 from shared.edge.database import Database
+from shared.edge.pausing import Stopping
 from shared.edge.publisher import Publisher
 from shared.edge.settings import settings_of
 from shared.edge.tx import Events, Tx
 from shared.edge.worker import Abandoned, run_in_worker
 from shared.failures import Delivery
-from shared.metrics import BATCH_SECONDS
+from shared.metrics import BATCH_SECONDS, OLDEST_UNSETTLED
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,8 @@ class Handles(Entrypoint):
         self._stopping = False
         self._stop_by = math.inf
         self._broker_fault: str | None = "not connected yet"
+        self._held: deque[Delivery] = deque()
+        self._in_work: list[Delivery] = []
         self._publisher = Publisher(self.settings.amqp_uri, self.settings.heartbeat_s)
         self.batch = Batch(
             self.queue,
@@ -72,10 +75,22 @@ class Handles(Entrypoint):
             ask=self._asker(),
             stopping=lambda: self._stopping,
         )
+        OLDEST_UNSETTLED.labels(self.queue).set_function(self.oldest_unsettled_s)
 
     def not_ready_reason(self) -> str | None:
         """Why this consumer is not ready, or None."""
-        return self._broker_fault or self.batch.not_ready_reason
+        return self._broker_fault or self.batch.pausing.not_ready_reason
+
+    def warnings(self) -> list[str]:
+        """What holds up some messages while the others go on, for people."""
+        return self.batch.hold_ups.sentences()
+
+    def oldest_unsettled_s(self) -> float:
+        """The age of the oldest message that came and is not settled, in seconds; 0 if all are."""
+        waiting = [delivery.unsettled_since for delivery in (*self._held, *self._in_work)]
+        held_up = self.batch.hold_ups.oldest()
+        oldest = min([*waiting, held_up] if held_up else waiting, default=None)
+        return max(0.0, time.time() - oldest) if oldest else 0.0
 
     def start(self) -> None:
         self._thread = self.container.spawn_managed_thread(self.run, identifier=f"consumer of {self.queue}")
@@ -130,7 +145,7 @@ class Handles(Entrypoint):
 
     def _consume(self, connection: BrokerConnection) -> None:
         self._connection = connection
-        self._held: deque[Delivery] = deque()
+        self._held.clear()
         self._clean_needed = 0
         self._tag: str | None = None
         self._subscribe(PREFETCH_CAREFUL)
@@ -162,16 +177,7 @@ class Handles(Entrypoint):
             self._tag = None
 
     def _receive(self, message: amqp.Message) -> None:
-        body = message.body
-        self._held.append(
-            Delivery(
-                tag=message.delivery_info["delivery_tag"],
-                body=body.encode() if isinstance(body, str) else bytes(body),
-                routing_key=message.delivery_info["routing_key"],
-                message_id=message.properties.get("message_id"),
-                headers=message.headers or {},
-            )
-        )
+        self._held.append(delivery_of(message))
 
     def _take(self) -> list[Delivery]:
         """The next messages to handle together: up to BATCH_SIZE, or one while a message may be killing the process."""
@@ -195,8 +201,12 @@ class Handles(Entrypoint):
     def _handle_and_ack(self, deliveries: list[Delivery]) -> None:
         if not deliveries:
             return
-        with BATCH_SECONDS.labels(self.batch.service, self.queue).time():
-            self.batch.handle_batch(deliveries)
+        self._in_work = deliveries
+        try:
+            with BATCH_SECONDS.labels(self.batch.service, self.queue).time():
+                self.batch.handle_batch(deliveries)
+        finally:
+            self._in_work = []
         if self._clean_needed:
             self._clean_needed -= 1
         opens = not self._clean_needed and self._prefetch != PREFETCH
@@ -216,6 +226,19 @@ class Handles(Entrypoint):
         else:
             for item in deliveries:
                 channel.basic_ack(item.tag)
+
+
+def delivery_of(message: amqp.Message) -> Delivery:
+    """A message as the broker delivered it."""
+    body = message.body
+    return Delivery(
+        tag=message.delivery_info["delivery_tag"],
+        body=body.encode() if isinstance(body, str) else bytes(body),
+        routing_key=message.delivery_info["routing_key"],
+        message_id=message.properties.get("message_id"),
+        headers=message.headers or {},
+        properties={name: value for name, value in message.properties.items() if name != "application_headers"},
+    )
 
 
 handles = Handles.decorator

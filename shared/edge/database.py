@@ -11,7 +11,7 @@ import nameko_sqlalchemy
 from nameko.containers import WorkerContext
 from sqlalchemy.orm import Session, sessionmaker
 
-from shared.database_errors import NOT_MIGRATED, is_conflict, is_outage, sqlstate
+from shared.database_errors import NOT_MIGRATED, is_conflict, is_hold_up, is_outage, sqlstate
 from shared.edge import green
 from shared.edge.postgres import connect
 from shared.errors import CannotWork
@@ -77,8 +77,8 @@ def no_fault_of_the_call() -> Iterator[None]:
     except Exception as error:
         if is_outage(error):
             raise CannotWork(f"the database is away: {type(getattr(error, 'orig', error)).__name__}") from error
-        if is_conflict(error):
-            raise CannotWork("another transaction is in the way") from error
+        if is_conflict(error) or is_hold_up(error):
+            raise CannotWork("another transaction is in the way, or a statement took too long") from error
         raise
 
 

@@ -145,7 +145,9 @@ class Health(DependencyProvider):
     def readyz(self) -> Response:
         """The service can do its work now, or why not."""
         reasons = self.reasons()
-        return _json({"ready": not reasons, "reasons": reasons}, 503 if reasons else 200)
+        return _json(
+            {"ready": not reasons, "reasons": reasons, "warnings": self.all_warnings()}, 503 if reasons else 200
+        )
 
     def metrics(self) -> Response:
         """This process's own numbers."""
@@ -155,6 +157,16 @@ class Health(DependencyProvider):
         """Why the service cannot work: the reasons of all its extensions."""
         troubles = (_not_ready_reason(extension) for extension in list(self.container.extensions))
         return sorted({not_ready_reason for not_ready_reason in troubles if not_ready_reason})
+
+    def all_warnings(self) -> list[str]:
+        """What a person should look at although the service can work: the warnings of all its extensions."""
+        found = [warning for extension in list(self.container.extensions) for warning in _warnings(extension)]
+        return sorted(set(found))
+
+
+def _warnings(extension: Any) -> list[str]:
+    ask = getattr(extension, "warnings", None)
+    return ask() if callable(ask) else []
 
 
 def _not_ready_reason(extension: Any) -> str | None:

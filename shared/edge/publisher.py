@@ -6,6 +6,7 @@ publish is `mandatory` by default: without it an unroutable message is confirmed
 
 from __future__ import annotations
 
+import struct
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,6 +37,31 @@ class Outgoing:
     headers: Mapping[str, Any] = field(default_factory=dict)
     mandatory: bool = True
     properties: Mapping[str, Any] = field(default_factory=dict)  # others, and instead of the ones all have
+
+
+# Properties and headers travel in one frame, of at most 128 KiB with RabbitMQ's default.
+MAX_PROPERTIES_BYTES = 120_000
+
+
+def fits(message: Outgoing) -> bool:
+    """Whether AMQP can carry its properties and headers: each of a type that it knows, and all in one frame."""
+    try:
+        return len(amqp.Message(b"", **_properties(message))._serialize_properties()) <= MAX_PROPERTIES_BYTES
+    except (amqp.AMQPError, struct.error, ValueError, TypeError, AttributeError, OverflowError, ArithmeticError):
+        return False
+
+
+def _properties(message: Outgoing) -> dict[str, Any]:
+    return {
+        "content_type": CONTENT_TYPE,
+        "content_encoding": "utf-8",
+        "timestamp": int(time.time()),
+        **message.properties,
+        "delivery_mode": PERSISTENT,
+        "message_id": message.message_id,
+        "type": message.type,
+        "application_headers": dict(message.headers),
+    }
 
 
 class Publisher:
@@ -75,19 +101,7 @@ class Publisher:
         self._waiting = set(range(first, first + len(messages)))
         for message in messages:
             connection.channel._basic_publish(
-                amqp.Message(
-                    message.body,
-                    **{
-                        "content_type": CONTENT_TYPE,
-                        "content_encoding": "utf-8",
-                        "timestamp": int(time.time()),
-                        **message.properties,
-                        "delivery_mode": PERSISTENT,
-                        "message_id": message.message_id,
-                        "type": message.type,
-                        "application_headers": dict(message.headers),
-                    },
-                ),
+                amqp.Message(message.body, **_properties(message)),
                 message.exchange,
                 message.routing_key,
                 message.mandatory,

@@ -179,7 +179,7 @@ def test_every_replica_of_a_service_answers_its_probes(system: System, service: 
         url = system.url(service, replica)
         assert requests.get(f"{url}/healthz", timeout=5).json() == {"status": "ok"}
         ready = requests.get(f"{url}/readyz", timeout=5)
-        assert (ready.status_code, ready.json()) == (200, {"ready": True, "reasons": []})
+        assert (ready.status_code, ready.json()) == (200, {"ready": True, "reasons": [], "warnings": []})
         metrics = requests.get(f"{url}/metrics", timeout=5)
         assert metrics.headers["Content-Type"].startswith("text/plain")
         assert {family.name for family in text_string_to_metric_families(metrics.text)} >= {"ecom_http_requests"}

@@ -86,7 +86,7 @@ def bench(settings: Settings, database: "Databases") -> Iterator[Callable[..., B
 @pytest.fixture
 def restless(monkeypatch: pytest.MonkeyPatch) -> None:
     """A consumer that is paused tries again soon, however often it has."""
-    monkeypatch.setattr("shared.edge.batch.backoff", lambda: itertools.repeat(0.05))
+    monkeypatch.setattr("shared.edge.pausing.backoff", lambda: itertools.repeat(0.05))
 
 
 @pytest.fixture

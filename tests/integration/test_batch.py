@@ -1,7 +1,10 @@
 """The life of a batch: a poison message costs only itself, an outage costs no message anything."""
 
+import gzip
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -10,14 +13,16 @@ import pytest
 from prometheus_client import REGISTRY
 from sqlalchemy import text
 
-from shared.edge import postgres
-from shared.edge.batch import Stopping
+from shared.edge import postgres, sending_on
+from shared.edge.consumer import delivery_of
+from shared.edge.pausing import Stopping
 from shared.edge.publisher import Outgoing
+from shared.edge.sending_on import LEFT_OUT
 from shared.edge.tx import Events, Tx
 from shared.envelope import Envelope
 from shared.errors import CannotWork, ProviderAway, ProviderTimeout, PublishFailed, UnexpectedEvent
 from shared.events import OrderCancelled, Reserved
-from shared.failures import Delivery
+from shared.failures import OURS, Delivery, FailedDelivery, Failure
 from tests.databases import Databases
 from tests.integration.support import (
     Bench,
@@ -39,21 +44,6 @@ pytestmark = pytest.mark.usefixtures("restless")
 VOIDS = "q.payment.order-cancelled"
 CHARGES = "q.payment.inventory-reserved"
 CREATED = "q.inventory.order-created"
-
-OUR_HEADERS = {
-    "x-attempt",
-    "x-error-class",
-    "x-error-message",
-    "x-service",
-    "x-source-queue",
-    "x-first-failed-at",
-    "x-last-failed-at",
-    "x-original-routing-key",
-    "x-replays",
-    "x-reason",
-    "event-contract-version",
-    "traceparent",
-}
 
 Benches = Callable[..., Bench]
 
@@ -142,7 +132,7 @@ def test_a_message_whose_handler_raises_is_tried_again_alone(
     assert headers["x-error-class"] == "ValueError"
     assert headers["x-source-queue"] == VOIDS
     assert headers["x-original-routing-key"] == "order.cancelled"
-    assert set(headers) <= OUR_HEADERS
+    assert set(headers) <= OURS
     assert database.rows("payment", "SELECT * FROM dead_messages") == []
 
 
@@ -156,7 +146,7 @@ def test_a_retry_returns_after_a_second_to_its_own_queue_and_no_other(
 
     assert returned.properties["message_id"] == str(event.message_id)
     assert headers_of(returned)["x-attempt"] == 1
-    assert set(headers_of(returned)) <= OUR_HEADERS
+    assert set(headers_of(returned)) <= OURS
     for queue in QUEUES:
         assert mail.get(queue.name) is None, queue.name
 
@@ -191,7 +181,7 @@ def test_a_message_that_cannot_be_read_dies_alone_and_is_written_down_first(
     assert dead.body == UNREADABLE[reason]
     assert dead.properties["message_id"] == str(message_id)
     assert headers_of(dead)["x-reason"] == reason
-    assert set(headers_of(dead)) <= OUR_HEADERS
+    assert set(headers_of(dead)) <= OURS
     assert mail.all(f"{VOIDS}.retry") == []
 
 
@@ -262,9 +252,7 @@ def test_a_failure_that_names_no_message_is_narrowed_down_one_by_one(
     assert headers_of(retried)["x-error-class"] in ("IntegrityError", "DataError")
 
 
-def test_headers_from_a_stranger_neither_kill_the_consumer_nor_travel_on(
-    bench: Benches, database: Databases, mail: Mail
-) -> None:
+def test_headers_from_a_stranger_do_not_kill_the_consumer(bench: Benches, database: Databases, mail: Mail) -> None:
     strange = {
         "x-attempt": 2**40,
         "x-replays": 2**40,
@@ -280,7 +268,91 @@ def test_headers_from_a_stranger_neither_kill_the_consumer_nor_travel_on(
 
     assert len(database.rows("payment", "SELECT * FROM dead_messages")) == 1
     (dead,) = mail.all(f"{VOIDS}.dlq")
-    assert set(headers_of(dead)) <= OUR_HEADERS
+    assert set(headers_of(dead)) <= OURS | {"cookie"}
+    assert headers_of(dead)["cookie"] == "c"
+
+
+def test_a_dead_message_keeps_what_its_publisher_wrote(bench: Benches, mail: Mail) -> None:
+    zipped = gzip.compress(b"{}")
+    properties = {"content_encoding": "gzip", "content_type": "text/x", "app_id": "shop", "correlation_id": "c-1"}
+    message = Delivery(1, zipped, "order.cancelled", str(uuid4()), {"version": 7, "nested": {"a": [1]}}, properties)
+
+    bench("payment").batch(VOIDS).handle_batch([message])
+
+    (dead,) = mail.all(f"{VOIDS}.dlq")
+    assert dead.body == zipped
+    assert {name: dead.properties[name] for name in properties} == properties
+    assert (headers_of(dead)["version"], headers_of(dead)["nested"]) == (7, {"a": [1]})
+
+
+@pytest.mark.parametrize(
+    "headers", [{"large": "x" * 125_000}, {"number": 2**80}, {"thing": object()}], ids=["large", "number", "thing"]
+)
+def test_headers_that_amqp_cannot_carry_with_ours_are_left_out(
+    headers: dict[str, Any], bench: Benches, mail: Mail
+) -> None:
+    bench("payment").batch(VOIDS).handle_batch([Delivery(1, b"{", "order.cancelled", str(uuid4()), headers)])
+
+    (dead,) = mail.all(f"{VOIDS}.dlq")
+    assert set(headers_of(dead)) <= OURS | {LEFT_OUT}
+    assert (dead.body, headers_of(dead)["x-reason"]) == (b"{", "poison")
+
+
+def test_a_message_that_cannot_be_classified_goes_to_the_dlq_as_it_came(
+    bench: Benches, database: Databases, mail: Mail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    payment, events = bench("payment"), cancellations(3)
+    bad, classify = events[1], sending_on.classify_failure
+
+    def fails_for_one(item: FailedDelivery, *args: Any) -> Failure:
+        if item.event and item.event.message_id == bad.message_id:
+            raise OverflowError("date value out of range")
+        return classify(item, *args)
+
+    monkeypatch.setattr(sending_on, "classify_failure", fails_for_one)
+    payment.handle_batch(VOIDS, events, handle=Poisoned(payment.service.void, ValueError("no"), bad, events[2]))
+
+    assert effects(database) == orders_of(events[:1])
+    (dead,) = mail.all(f"{VOIDS}.dlq")
+    assert (dead.body, headers_of(dead)["x-reason"]) == (bad.to_json().encode(), "poison")
+    assert dead.properties["message_id"] == str(bad.message_id)
+    assert len(mail.all(f"{VOIDS}.retry")) == 1
+
+
+def test_a_death_that_cannot_be_recorded_keeps_no_message_from_its_dlq(
+    bench: Benches, database: Databases, mail: Mail
+) -> None:
+    payment, events = bench("payment"), cancellations(3)
+    refused = events[1].message_id
+    database.run("payment", f"ALTER TABLE dead_messages ADD CONSTRAINT test CHECK (message_id <> '{refused}')")
+    try:
+        payment.handle_batch(VOIDS, events, handle=Poisoned(payment.service.void, UnexpectedEvent("no"), *events))
+    finally:
+        database.run("payment", "ALTER TABLE dead_messages DROP CONSTRAINT test")
+
+    recorded = {row["message_id"] for row in database.rows("payment", "SELECT message_id FROM dead_messages")}
+    assert recorded == ids_of([events[0], events[2]])
+    assert len(mail.all(f"{VOIDS}.dlq")) == 3
+
+
+@pytest.mark.parametrize("reason", ["unexpected_event", "poison", "exhausted"])
+def test_each_death_leaves_a_line_in_the_log(
+    reason: str, bench: Benches, mail: Mail, caplog: pytest.LogCaptureFixture
+) -> None:
+    payment, event = bench("payment"), cancellations(1)[0]
+    dying = delivery(event, headers={"x-attempt": 3 if reason == "exhausted" else 0})
+    if reason == "poison":
+        dying = replace(dying, body=b"{")
+    error = UnexpectedEvent("no") if reason == "unexpected_event" else ValueError("no")
+
+    payment.batch(VOIDS, handle=Poisoned(payment.service.void, error, event)).handle_batch([dying])
+
+    (line,) = [line for line in caplog.messages if "is dead" in line]
+    assert str(event.message_id) in line
+    assert f"{VOIDS}.dlq: {reason}:" in line
+    if reason != "poison":
+        assert f"order {event.payload.order_id}" in line
+        assert f"trace {event.trace_id}" in line
 
 
 def test_a_deadlock_repeats_the_batch_and_counts_nothing(bench: Benches, database: Databases, mail: Mail) -> None:
@@ -368,7 +440,7 @@ def test_a_killed_backend_pauses_the_consumer_and_sets_nothing_apart(
     assert calls == 6
     assert effects(database) == orders_of(events)
     assert mail.all(f"{VOIDS}.retry") == mail.all(f"{VOIDS}.dlq") == []
-    assert batch.not_ready_reason is None
+    assert batch.pausing.not_ready_reason is None
     assert paused(VOIDS) == before + 1
 
 
@@ -381,7 +453,7 @@ def test_an_empty_pool_pauses_the_consumer_and_sets_nothing_apart(
     batch = payment.batch(VOIDS)
     settling = eventlet.spawn(batch.handle_batch, deliveries(events))
 
-    assert "TimeoutError" in until(lambda: batch.not_ready_reason or "")
+    assert "TimeoutError" in until(lambda: batch.pausing.not_ready_reason or "")
     for connection in taken:
         connection.close()
     settling.wait()
@@ -474,19 +546,85 @@ def test_a_service_that_stops_while_it_is_paused_sets_nothing_apart(
     assert remembered(database) == set()
 
 
-def test_a_service_that_stops_while_somebody_holds_its_rows_sets_nothing_apart(
-    bench: Benches, database: Databases, mail: Mail, monkeypatch: pytest.MonkeyPatch
+@contextmanager
+def somebody_locks(database: Databases, service: str, statement: str) -> Iterator[int]:
+    """Another session that holds a lock; its pid."""
+    engine = database.engines[service]
+    with engine.connect().execution_options(isolation_level="READ COMMITTED") as somebody:
+        somebody.execute(text("SET LOCAL application_name = 'a forgotten psql'"))
+        somebody.execute(text(statement))
+        yield somebody.execute(text("SELECT pg_backend_pid()")).scalar_one()
+
+
+def test_a_locked_row_holds_up_its_own_messages_and_no_others(
+    bench: Benches, database: Databases, mail: Mail, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(postgres, "LOCK_TIMEOUT_MS", 200)
-    payment, events = bench("payment"), cancellations(1)
-    payment.handle_batch(VOIDS, cancellations(1))
-    with database.engines["payment"].connect().execution_options(isolation_level="READ COMMITTED") as somebody:
-        somebody.execute(text("LOCK TABLE payments"))
-        with pytest.raises(Stopping):
-            payment.handle_batch(VOIDS, events, stopping=lambda: True)
+    inventory = bench("inventory")
+    for sku in ("apple", "pear"):
+        inventory.service.put_stock(sku, 100)
+    events = [emitted(order_created(skus=[sku])) for sku in ("apple", "pear") * 5]
+    held_up = [event for event in events if event.payload.items[0].sku == "apple"]
+    batch = inventory.batch(CREATED)
+    with somebody_locks(database, "inventory", "SELECT FROM stock_items WHERE sku = 'apple' FOR UPDATE") as pid:
+        batch.handle_batch(deliveries(events))
 
-    assert mail.all(f"{VOIDS}.retry") == mail.all(f"{VOIDS}.dlq") == []
-    assert ids_of(events).isdisjoint(remembered(database))
+        assert remembered(database, "inventory") == ids_of(events) - ids_of(held_up)
+        (warning,) = batch.hold_ups.sentences()
+        assert f"stock_items sku=apple, held by PostgreSQL session {pid}" in warning
+        assert "a forgotten psql" in warning
+        assert any("stock_items sku=apple" in line and "the others go on" in line for line in caplog.messages)
+        retried = mail.all(f"{CREATED}.retry")
+        assert {UUID(message.properties["message_id"]) for message in retried} == ids_of(held_up)
+        assert {headers_of(message)["x-attempt"] for message in retried} == {0}
+        fresh = emitted(order_created(skus=["pear"]))
+        batch.handle_batch([*map(delivery_of, retried), delivery(fresh)])
+
+        assert fresh.message_id in remembered(database, "inventory")
+        retried = mail.all(f"{CREATED}.retry.4s")
+        assert len(retried) == len(held_up)
+    batch.handle_batch([delivery_of(message) for message in retried])
+
+    assert remembered(database, "inventory") == ids_of([*events, fresh])
+    assert mail.all(f"{CREATED}.dlq") == []
+
+
+def test_a_slow_statement_is_set_aside_and_the_others_go_on(
+    bench: Benches, database: Databases, mail: Mail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres, "STATEMENT_TIMEOUT_MS", 200)
+    payment, events = bench("payment"), cancellations(4)
+
+    def handle(batch: Events, tx: Tx) -> None:
+        if events[0].message_id in ids_of(list(batch)):
+            tx.session.execute(text("SELECT pg_sleep(10)"))
+        payment.service.void(batch, tx)
+
+    payment.handle_batch(VOIDS, events, handle=handle)
+
+    assert effects(database) == orders_of(events[1:])
+    (later,) = mail.all(f"{VOIDS}.retry")
+    assert (headers_of(later)["x-attempt"], headers_of(later)["x-error-class"]) == (0, "HeldUp")
+
+
+def test_many_messages_behind_one_lock_do_not_wait_for_it_one_after_another(
+    bench: Benches, database: Databases, mail: Mail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres, "LOCK_TIMEOUT_MS", 100)
+    monkeypatch.setattr("shared.edge.batch.MOST_HELD_UP_S", 0.0)
+    payment = bench("payment")
+    tried: list[int] = []
+
+    def handle(batch: Events, tx: Tx) -> None:
+        tried.append(len(batch))
+        payment.service.void(batch, tx)
+
+    with somebody_locks(database, "payment", "LOCK TABLE payments"):
+        payment.handle_batch(VOIDS, cancellations(20), handle=handle)
+
+    assert tried == [20, 1], "the rest is set aside untried"
+    assert len(mail.all(f"{VOIDS}.retry")) == 20
+    assert effects(database) == set()
 
 
 def test_nothing_is_settled_before_what_failed_is_safe_in_its_next_queue(
@@ -499,7 +637,7 @@ def test_nothing_is_settled_before_what_failed_is_safe_in_its_next_queue(
     )
     settling = eventlet.spawn(batch.handle_batch, deliveries(events))
 
-    assert "PublishFailed" in until(lambda: batch.not_ready_reason or "")
+    assert "PublishFailed" in until(lambda: batch.pausing.not_ready_reason or "")
     assert not settling.dead
     settling.wait()
 
@@ -519,7 +657,7 @@ def test_a_refused_message_is_sent_again_and_the_others_are_not(
     mail.channel.queue_unbind(dlq, exchange, dlq)
     try:
         settling = eventlet.spawn(batch.handle_batch, [*deliveries(events), unreadable])
-        assert "CannotWork" in until(lambda: batch.not_ready_reason or "")
+        assert "CannotWork" in until(lambda: batch.pausing.not_ready_reason or "")
         throughout(lambda: not settling.dead, for_s=0.5)  # some more tries
         assert len(mail.all(f"{VOIDS}.retry")) == 1
     finally:

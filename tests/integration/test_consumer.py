@@ -242,7 +242,7 @@ def test_a_stop_while_paused_is_quick_and_gives_everything_back(start: Start, da
     events = orders(3)
     mail.publish(events)
     container = start(closed)
-    until(lambda: extension(container, Handles).batch.not_ready_reason)
+    until(lambda: extension(container, Handles).batch.pausing.not_ready_reason)
     began = time.monotonic()
     container.stop()
 

@@ -10,7 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, TimeoutError
 
 from shared.config import Settings
-from shared.database_errors import is_conflict, is_outage
+from shared.database_errors import is_conflict, is_hold_up, is_outage
 from shared.edge import postgres as edge
 from shared.edge.database import Database
 from shared.edge.rpc import RpcServer, rpc
@@ -98,14 +98,14 @@ def test_a_query_that_takes_too_long_is_ended_by_the_server(bench: Benches, monk
     assert raised.value.orig.pgcode == "57014"  # type: ignore[union-attr]
 
 
-def test_a_lock_that_is_not_given_in_time_is_a_conflict(bench: Benches, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_that_is_not_given_in_time_holds_its_message_up(bench: Benches, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(edge, "LOCK_TIMEOUT_MS", 100)
     payment = bench("payment")
     with payment.sessions.begin() as session:
         session.execute(text("INSERT INTO consumed_messages VALUES ('q', '00000000-0000-0000-0000-000000000000')"))
         with pytest.raises(DBAPIError) as raised, payment.sessions.begin() as other:
             other.execute(text("INSERT INTO consumed_messages VALUES ('q', '00000000-0000-0000-0000-000000000000')"))
-    assert is_conflict(raised.value)
+    assert is_hold_up(raised.value)
     assert not is_outage(raised.value)
 
 

@@ -70,14 +70,14 @@ def test_messages_wait_during_an_outage_and_no_retry_is_counted(
     batch = payment.batch(queue)
     handling = eventlet.spawn(batch.handle_batch, deliveries(events))
 
-    until(lambda: batch.not_ready_reason == f"{queue} is paused: ProviderAway")
-    throughout(lambda: not handling.dead and batch.not_ready_reason is not None, for_s=OUTAGE_S)
+    until(lambda: batch.pausing.not_ready_reason == f"{queue} is paused: ProviderAway")
+    throughout(lambda: not handling.dead and batch.pausing.not_ready_reason is not None, for_s=OUTAGE_S)
     outage.unlink()
     handling.wait()
 
     table, done = ("payments", "COMPLETED") if queue == CHARGES else ("refunds", "COMPLETED")
     assert statuses(database, table) == [done] * count
-    assert batch.not_ready_reason is None
+    assert batch.pausing.not_ready_reason is None
     assert mail.all(f"{queue}.retry") == mail.all(f"{queue}.dlq") == []
     assert database.rows("payment", "SELECT 1 FROM dead_messages") == []
 
@@ -160,7 +160,7 @@ def test_a_charge_made_while_recover_unknown_finds_none_is_not_lost(
     outage.touch()
     batch = payment.batch(CHARGES)
     handling = eventlet.spawn(batch.handle_batch, deliveries([event]))
-    until(lambda: batch.not_ready_reason)
+    until(lambda: batch.pausing.not_ready_reason)
     handling.kill()  # the message returns to the queue
     payment.handle_batch(VOIDS, [emitted(OrderCancelled(event.payload.order_id, "deadline"))])
     make_old(database)

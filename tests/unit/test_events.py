@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ops.docs import contracts
 from shared import events
 from shared.envelope import Envelope, decode, envelope, json_schema
-from shared.errors import EcomError, InvalidSchema, Poison, UnknownType
+from shared.errors import DeadMessage, EcomError, InvalidSchema, Poison, UnknownType
 from shared.events import CATALOGUE, Identity, OrderCreated, PricedItem
 from shared.ids import aggregate_of
 from topology.services import publisher_of
@@ -114,6 +114,51 @@ def test_the_aggregate_of_an_event_about_an_order_is_the_order(type_: str) -> No
 def test_an_aggregate_known_by_name_always_has_the_same_id() -> None:
     assert aggregate_of("sku", "lamp") == aggregate_of("sku", "lamp")
     assert len({aggregate_of("sku", "lamp"), aggregate_of("user", "lamp"), aggregate_of("sku", "desk")}) == 3
+
+
+NO_MOMENTS = (
+    "0001-01-01T00:00:00+01:00",  # the first moment of an unset .NET date, an hour before the year 1 of UTC
+    "9999-12-31T23:59:59.999-00:01",
+    "9999-12-31T23:00:00-14:00",
+    "2026-02-30T10:30:00Z",
+    "2026-01-14T24:00:01Z",
+    "2026-01-14T10:30:60Z",
+    "2026-01-14T10:30:00+24:00",
+    "0000-01-01T00:00:00Z",
+    "2026-01-14T10:30:00",
+)
+MOMENTS = (
+    "0001-01-01T00:00:00Z",
+    "9999-12-31T23:59:59.999999999Z",
+    "0001-01-01T14:00:00+14:00",
+    "1969-12-31T23:59:59Z",
+)
+
+
+@pytest.mark.parametrize("written", NO_MOMENTS)
+def test_a_time_that_is_no_moment_of_utc_is_refused(written: str) -> None:
+    with pytest.raises(InvalidSchema, match="occurred_at"):
+        read(body("order.cancelled") | {"occurred_at": written})
+
+
+@pytest.mark.parametrize("written", MOMENTS)
+def test_each_moment_that_is_read_can_be_written(written: str) -> None:
+    event = read(body("order.cancelled") | {"occurred_at": written})
+
+    again = read(json.loads(event.to_json()))
+
+    assert again.occurred_at.replace(microsecond=0) == event.occurred_at.replace(microsecond=0)
+
+
+DEEP = "[" * 900 + "]" * 900
+
+
+@pytest.mark.parametrize("field", ["type", "version", "message_id", "occurred_at", "identity", "payload", "trace_id"])
+def test_no_value_is_nested_too_deeply_to_be_refused(field: str) -> None:
+    message = json.dumps(body("order.cancelled") | {field: "DEEP"}).replace('"DEEP"', DEEP)
+
+    with pytest.raises(DeadMessage):
+        decode(message, "order.cancelled")
 
 
 def spoilt() -> st.SearchStrategy[Any]:

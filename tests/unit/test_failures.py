@@ -7,29 +7,26 @@ from uuid import UUID, uuid4
 import pytest
 
 from shared.envelope import envelope
-from shared.errors import InvalidSchema, Poison, ProviderTimeout, UnknownOrder
+from shared.errors import HeldUp, InvalidSchema, Poison, ProviderTimeout, UnknownOrder
 from shared.events import Identity, OrderCancelled
-from shared.failures import MAX_ERROR_BYTES, Delivery, FailedDelivery, classify_failure, exchange_of
+from shared.failures import (
+    MAX_ERROR_BYTES,
+    MAX_ROUTING_KEY,
+    OURS,
+    Delivery,
+    FailedDelivery,
+    classify_failure,
+    exchange_of,
+)
+from shared.outcomes import Outcome
 
 QUEUE = "q.payment.order-cancelled"
 NOW = datetime(2026, 1, 14, 10, 30, tzinfo=UTC)
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 EVENT = envelope("order_service", OrderCancelled(uuid4(), "deadline"), TRACE, Identity("ann", ()))
 
-OURS = {
-    "x-attempt",
-    "x-reason",
-    "x-error-class",
-    "x-error-message",
-    "x-service",
-    "x-source-queue",
-    "x-first-failed-at",
-    "x-last-failed-at",
-    "x-original-routing-key",
-    "x-replays",
-    "event-contract-version",
-    "traceparent",
-}
+# Only a message that is dead has a reason, and only one that was held up says so.
+ALWAYS = OURS - {"x-reason", "x-held-up", "x-held-up-since"}
 
 
 def apart(error: Exception, message_id: str | None = None, **headers: Any) -> FailedDelivery:
@@ -60,12 +57,50 @@ def test_a_hopeless_message_dies_at_once(error: Exception, reason: str) -> None:
     assert (failure.target, failure.reason, failure.headers["x-reason"]) == (QUEUE + ".dlq", reason, reason)
 
 
-def test_the_headers_are_from_our_own_list_and_death_headers_are_never_copied() -> None:
+def test_a_message_is_sent_on_with_our_headers_and_those_of_its_publisher() -> None:
     failure = verdict(
         ValueError("no"), x_attempt=3, x_death=[{"count": 4}], x_first_death_queue="q", x_delivery_count=7, other="x"
     )
 
-    assert set(failure.headers) == OURS
+    assert set(failure.headers) == ALWAYS | {"x-reason"}
+    assert failure.publishers.headers == {"other": "x"}
+
+
+@pytest.mark.parametrize("name", ["x-death", "x-last-death-reason", "x-acquired-count", "CC", "BCC", *sorted(OURS)])
+def test_a_header_with_a_meaning_for_us_or_the_broker_is_not_kept_as_its_publisher_wrote_it(name: str) -> None:
+    delivery = Delivery(1, b"{", "order.cancelled", None, {name: "forged", "kept": 1})
+
+    failure = classify_failure(FailedDelivery(delivery, None, Poison()), "payment", QUEUE)
+
+    assert failure.publishers.headers == {"kept": 1}
+
+
+def test_the_publishers_properties_are_kept_but_those_that_would_end_the_message_early() -> None:
+    kept = {"content_encoding": "gzip", "app_id": "shop", "correlation_id": "c", "reply_to": "r", "timestamp": 7}
+    delivery = Delivery(1, b"{", "k", None, {}, {**kept, "expiration": "1", "user_id": "ann", "delivery_mode": 1})
+
+    failure = classify_failure(FailedDelivery(delivery, None, Poison()), "payment", QUEUE)
+
+    assert failure.publishers.properties == kept
+
+
+def test_a_routing_key_from_a_header_is_cut_to_what_amqp_allows() -> None:
+    failure = verdict(ValueError("no"), x_original_routing_key="k" * 100_000)
+
+    assert failure.headers["x-original-routing-key"] == "k" * MAX_ROUTING_KEY
+
+
+def test_a_message_that_is_held_up_counts_no_attempt_and_remembers_since_when() -> None:
+    first = verdict(HeldUp("a lock"), x_attempt=2)
+    assert (first.target, first.outcome, first.reason) == (QUEUE + ".retry", Outcome.LATER, None)
+    assert (first.headers["x-attempt"], first.headers["x-held-up"]) == (2, 1)
+
+    returned = Delivery(2, b"", QUEUE, str(EVENT.message_id), first.headers)
+    second = classify_failure(FailedDelivery(returned, EVENT, HeldUp("a lock")), "payment", QUEUE)
+
+    assert (second.target, second.headers["x-attempt"]) == (QUEUE + ".retry.4s", 2)
+    assert second.headers["x-held-up"] == 2
+    assert second.headers["x-held-up-since"] == first.headers["x-held-up-since"]
 
 
 def test_the_first_failure_and_the_first_key_are_remembered_over_all_tries() -> None:

@@ -252,7 +252,7 @@ def test_probes_answer_while_every_worker_is_busy(server):
     waiting = [eventlet.spawn(ask, server, "GET", f"/wait/{n}") for n in range(4)]
     eventlet.sleep(0.1)
     assert ask(server, "GET", "/healthz")[2] == {"status": "ok"}
-    assert ask(server, "GET", "/readyz")[2] == {"ready": True, "reasons": []}
+    assert ask(server, "GET", "/readyz")[2] == {"ready": True, "reasons": [], "warnings": []}
     assert "ecom_http_requests_total" in ask(server, "GET", "/metrics")[2]
     Echo.let_go.send()
     assert [thread.wait()[2] for thread in waiting] == ["0", "1", "2", "3"]
@@ -260,7 +260,7 @@ def test_probes_answer_while_every_worker_is_busy(server):
 
 def test_a_service_in_trouble_is_not_ready_and_says_why(server, monkeypatch):
     monkeypatch.setattr(Trouble, "words", "the well is dry")
-    assert ask(server, "GET", "/readyz")[::2] == (503, {"ready": False, "reasons": ["the well is dry"]})
+    assert ask(server, "GET", "/readyz")[::2] == (503, {"ready": False, "reasons": ["the well is dry"], "warnings": []})
     assert lives(server)
 
 
