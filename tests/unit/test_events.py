@@ -1,6 +1,5 @@
 """The catalogue: what is decoded, what is refused, and that schema, decoder and documents say the same."""
 
-import copy
 import json
 from dataclasses import replace
 from typing import Any
@@ -17,52 +16,14 @@ from shared.envelope import Envelope, decode, envelope, json_schema
 from shared.errors import DeadMessage, EcomError, InvalidSchema, Poison, UnknownType
 from shared.events import CATALOGUE, Identity, OrderCreated, PricedItem
 from shared.ids import aggregate_of
+from tests.messages import body, places
 from topology.services import publisher_of
 from topology.table import QUEUES, UNHEARD, hears
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 
-VALUES: dict[str, Any] = {
-    "order_id": str(uuid4()),
-    "reservation_id": str(uuid4()),
-    "payment_id": str(uuid4()),
-    "refund_id": str(uuid4()),
-    "currency": "EUR",
-    "total": 500,
-    "amount": 500,
-    "items": [{"sku": "lamp", "quantity": 5, "unit_price": 100}],
-    "payment_method": "mock_ok",
-    "reason": "payment_failed",
-    "shortages": [{"sku": "lamp", "requested": 5, "available": 4}],
-    "provider_reference": "ref-1",
-    "customer_id": "ann",
-}
-
 # The events whose payload names the owner of the order; version 0.1 did not.
 WITH_AN_OWNER = [type_ for type_ in CATALOGUE if publisher_of(type_) == "order"]
-
-
-def body(type_: str) -> dict[str, Any]:
-    """A good message of a type."""
-    schema = json_schema(type_)["properties"]["payload"]
-    values = copy.deepcopy(VALUES)
-    # A new id needs no line in VALUES.
-    values |= {name: str(uuid4()) for name in schema["required"] if name.endswith("_id") and name not in values}
-    if "items" in schema["required"]:
-        values["items"] = [
-            {name: VALUES["items"][0][name] for name in schema["properties"]["items"]["items"]["required"]}
-        ]
-    return {
-        "message_id": str(uuid4()),
-        "type": type_,
-        "version": 1,
-        "occurred_at": "2026-01-14T10:30:00.123Z",
-        "source": "order_service",
-        "trace_id": TRACE,
-        "causation_id": None,
-        "identity": {"user_id": "ann", "roles": ["customer"]},
-        "payload": {name: values[name] for name in schema["properties"]},
-    }
 
 
 def read(message: dict[str, Any]) -> Envelope:
@@ -178,7 +139,7 @@ def spoilt() -> st.SearchStrategy[Any]:
 def test_decoder_and_schema_agree_on_every_spoilt_message(data: st.DataObject) -> None:
     type_ = data.draw(st.sampled_from(sorted(CATALOGUE)))
     message = body(type_)
-    place, name = data.draw(st.sampled_from(_places(message)))
+    place, name = data.draw(st.sampled_from(places(message)))
     if data.draw(st.booleans()):
         del place[name]
     else:
@@ -199,14 +160,6 @@ def test_decoder_and_schema_agree_on_every_spoilt_message(data: st.DataObject) -
         assert validator.is_valid(message)
     elif "\0" not in str(message.values()):
         assert not validator.is_valid(message) or _is_beyond_schemas(place, name)
-
-
-def _places(value: Any) -> list[tuple[Any, Any]]:
-    if isinstance(value, dict):
-        return [(value, name) for name in value] + [place for inner in value.values() for place in _places(inner)]
-    if isinstance(value, list):
-        return [place for inner in value for place in _places(inner)]
-    return []
 
 
 def _is_beyond_schemas(place: Any, name: Any) -> bool:
