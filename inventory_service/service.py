@@ -14,7 +14,7 @@ from shared.edge.database import Database
 from shared.edge.http import Probes
 from shared.edge.rpc import rpc
 from shared.edge.settings import Setting
-from shared.edge.timer import every
+from shared.edge.timer import each_alone, every
 from shared.edge.tx import Events, Tx
 from shared.errors import Conflict, DeadMessage
 from shared.events import Identity, Item
@@ -169,6 +169,8 @@ class InventoryService(ReleaseAudit, Probes):
         """Release manual reservations that nobody committed or released in time."""
         with self.db.read() as session:
             overdue = models.expired(session, EXPIRE_BATCH)
-        for order_id in overdue:
-            with self.db.begin() as session:
-                self._close_one(session, order_id, RELEASE, "expired", EXPIRED, new_trace_id())
+        each_alone(overdue, self._expire)
+
+    def _expire(self, order_id: UUID) -> None:
+        with self.db.begin() as session:
+            self._close_one(session, order_id, RELEASE, "expired", EXPIRED, new_trace_id())

@@ -16,10 +16,10 @@ from shared.edge.hints import Hints
 from shared.edge.http import Probes
 from shared.edge.rpc import rpc
 from shared.edge.settings import Setting
-from shared.edge.timer import every
+from shared.edge.timer import each_alone, every
 from shared.edge.tx import Events, Tx
 from shared.envelope import envelope
-from shared.errors import Conflict, UnexpectedEvent, UnknownOrder
+from shared.errors import CannotWork, Conflict, UnexpectedEvent, UnknownOrder
 from shared.events import Identity, OrderCreated, PricedItem
 from shared.idempotency import KeyedAnswer, KeyedRequest
 from shared.ids import uuid7
@@ -211,9 +211,15 @@ class OrderService(Probes):
         """Cancel the orders that have not ended in time, also when their messages are dead or lost."""
         with self.db.read() as session:
             overdue = models.overdue(session, self.settings.order_deadline_s, DEADLINE_BATCH)
-        if overdue:
+        try:
+            self._cancel_overdue(overdue)
+        except CannotWork:  # a lock on one order, perhaps: the others are cancelled without it
+            each_alone(overdue, lambda order_id: self._cancel_overdue([order_id]))
+
+    def _cancel_overdue(self, order_ids: list[UUID]) -> None:
+        if order_ids:
             with self.db.begin() as session:
-                self._apply(session, overdue, domain.DEADLINE, CLOCK)
+                self._apply(session, order_ids, domain.DEADLINE, CLOCK)
 
     @every(3600)
     def forget_keys(self) -> None:

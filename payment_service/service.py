@@ -21,7 +21,7 @@ from shared.edge.green import run_side_by_side
 from shared.edge.http import Probes
 from shared.edge.resources import ExternalClient
 from shared.edge.rpc import rpc
-from shared.edge.timer import every
+from shared.edge.timer import each_alone, every
 from shared.edge.tx import Events, Tx
 from shared.envelope import envelope
 from shared.errors import DeadMessage, ProviderTimeout
@@ -147,32 +147,38 @@ class PaymentService(Probes):
         with self.db.read() as session:
             rows = models.unknown(session, models.PaymentRow, UNKNOWN_AFTER_S, RECOVER_BATCH)
         found, failed = self._find({row.payment_id: row for row in rows})
-        for row, answer in found:
-            with self.db.begin() as session:
-                locked = models.payments_of(session, [row.order_id], lock=True)[row.order_id]
-                before = models.payment(locked)
-                if before.status != domain.Status.PENDING:
-                    continue
-                if answer is None and locked.updated_at != row.updated_at:
-                    continue  # requested again meanwhile: the provider may know it by now
-                after, emits = domain.charged(before, answer) if answer else (domain.unknown_to_provider(before), ())
-                models.save_payments(session, [after])
-                self._emit(session, locked, emits)
+        each_alone(found, self._save_charge)
         return failed
+
+    def _save_charge(self, found: tuple[models.PaymentRow, Answer | None]) -> None:
+        row, answer = found
+        with self.db.begin() as session:
+            locked = models.payments_of(session, [row.order_id], lock=True)[row.order_id]
+            before = models.payment(locked)
+            if before.status != domain.Status.PENDING:
+                return
+            if answer is None and locked.updated_at != row.updated_at:
+                return  # requested again meanwhile: the provider may know it by now
+            after, emits = domain.charged(before, answer) if answer else (domain.unknown_to_provider(before), ())
+            models.save_payments(session, [after])
+            self._emit(session, locked, emits)
 
     def _recover_refunds(self) -> list[Exception]:
         with self.db.read() as session:
             rows = models.unknown(session, models.RefundRow, UNKNOWN_AFTER_S, RECOVER_BATCH)
         found, failed = self._find({row.refund_id: row for row in rows})
-        for row, answer in found:
-            with self.db.begin() as session:
-                locked = models.payments_of(session, [row.order_id], lock=True)[row.order_id]
-                refund = models.refunds(session, [row.refund_id])[row.refund_id]
-                after, closed, emits = domain.refunded(models.payment(locked), row.order_id, refund, answer)
-                models.save_payments(session, [after])
-                models.save_refunds(session, [closed])
-                self._emit(session, row, emits)
+        each_alone(found, self._save_refund)
         return failed
+
+    def _save_refund(self, found: tuple[models.RefundRow, Answer | None]) -> None:
+        row, answer = found
+        with self.db.begin() as session:
+            locked = models.payments_of(session, [row.order_id], lock=True)[row.order_id]
+            refund = models.refunds(session, [row.refund_id])[row.refund_id]
+            after, closed, emits = domain.refunded(models.payment(locked), row.order_id, refund, answer)
+            models.save_payments(session, [after])
+            models.save_refunds(session, [closed])
+            self._emit(session, row, emits)
 
     def _find(self, rows: dict[UUID, Any]) -> tuple[list[tuple[Any, Answer | None]], list[Exception]]:
         """Ask the provider for the key of each row. Returns (row, answer) pairs, and the errors of the other rows."""

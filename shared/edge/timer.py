@@ -8,9 +8,12 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from nameko.extensions import Entrypoint
 
+from shared.database_errors import is_hold_up
 from shared.edge import green
 from shared.edge.consumer import FINISH_S
 from shared.edge.green import Event
@@ -20,6 +23,26 @@ from shared.logs import Reminder
 from shared.relay import Relay
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+def each_alone(items: Iterable[T], act: Callable[[T], None]) -> None:
+    """Act on each item in a transaction of its own: one that waits for a lock in vain keeps no other from its turn.
+
+    Raises CannotWork at the end if a lock held up an item; the timer's next run comes to it again. Raises at once what
+    `act` raised for another reason.
+    """
+    held_up: CannotWork | None = None
+    for item in items:
+        try:
+            act(item)
+        except CannotWork as error:
+            if error.__cause__ is None or not is_hold_up(error.__cause__):
+                raise
+            held_up = error
+    if held_up is not None:
+        raise held_up
 
 
 class Every(Entrypoint):

@@ -5,9 +5,12 @@ from __future__ import annotations
 import time
 import uuid
 from collections import Counter
+from functools import partial
+from statistics import median
 
 import pytest
 import requests
+from sqlalchemy import text
 
 from ops.local.processes import wait_until
 from ops.local.servers import Server, Servers
@@ -64,6 +67,63 @@ def server_of(machines: Servers, name: str) -> Server:
     server = machines.broker if name == "broker" else machines.postgres
     assert server is not None
     return server
+
+
+LOCKED_S, LOCKED_LONG_S = 12.0, 60.0
+OPERATOR_TOLD_WITHIN_S = 10.0
+
+
+def test_a_locked_row_holds_up_its_own_orders_and_the_operator_is_told_whose_session_holds_it(
+    system: System, long: bool
+) -> None:
+    flow, skus = system.flow(), [f"lock-{uuid.uuid4().hex[:8]}" for _ in range(2)]
+    for sku in skus:
+        flow.stock(sku, 1000)
+    locked, free = skus
+    usual = [seconds_to_be_paid(system, free) for _ in range(5)]
+    engine = system.databases.engines["inventory"].execution_options(isolation_level="READ COMMITTED")
+    with engine.connect() as somebody:
+        row = text("SELECT pg_backend_pid() FROM stock_items WHERE sku = :sku FOR UPDATE")
+        pid = somebody.execute(row, {"sku": locked}).scalar_one()
+        began = time.monotonic()
+        waiting = [str(flow.order(locked)["order_id"]) for _ in range(3)]
+        wanted = f"stock_items sku={locked}, held by PostgreSQL session {pid}"
+        eventually(lambda: warnings(system), lambda said: wanted in said, OPERATOR_TOLD_WITHIN_S)
+        told = time.monotonic() - began
+        took = []
+        while time.monotonic() - began < (LOCKED_LONG_S if long else LOCKED_S):
+            waiting.append(str(flow.order(locked)["order_id"]))
+            took.append(seconds_to_be_paid(system, free))
+        assert {status_of(system, order_id) for order_id in waiting} == {"PENDING"}
+        assert max(oldest_unsettled(system)) > 5
+    for order_id in waiting:
+        eventually(partial(status_of, system, order_id), lambda status: status == "PAID")
+    print(
+        f"\nrow locked: told after {told:.1f} s; {len(took)} others paid, median {median(took):.2f} s,"
+        f" longest {max(took):.2f} s; before, median {median(usual):.2f} s; {len(waiting)} held up"
+    )
+    assert median(took) < median(usual) + 1, (took, usual)
+
+
+def seconds_to_be_paid(system: System, sku: str) -> float:
+    began = time.monotonic()
+    order_id = str(system.flow().order(sku)["order_id"])
+    eventually(lambda: status_of(system, order_id), lambda status: status == "PAID")
+    return time.monotonic() - began
+
+
+def warnings(system: System) -> str:
+    """What every replica of inventory_service warns of in /readyz."""
+    answers = [requests.get(f"{system.url('inventory', replica)}/readyz", timeout=5) for replica in range(2)]
+    assert {answer.status_code for answer in answers} == {200}
+    return "\n".join(warning for answer in answers for warning in answer.json()["warnings"])
+
+
+def oldest_unsettled(system: System) -> list[float]:
+    """The gauge of each replica of inventory_service, for the queue of new orders."""
+    name = 'ecom_oldest_unsettled_seconds{queue="q.inventory.order-created"} '
+    pages = [requests.get(f"{system.url('inventory', replica)}/metrics", timeout=5).text for replica in range(2)]
+    return [float(line.removeprefix(name)) for page in pages for line in page.splitlines() if line.startswith(name)]
 
 
 @pytest.mark.parametrize("name", ["broker", "database"])

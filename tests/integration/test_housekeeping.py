@@ -1,15 +1,19 @@
 """The timers of the services, run once: recovering unknown payments, deleting stored answers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from uuid import UUID, uuid4
 
 import pytest
+from sqlalchemy import text
 
 from payment_service.domain import payment_id_of
 from payment_service.provider import Answer, Charge
+from shared.edge import postgres
 from shared.envelope import Envelope
-from shared.errors import ProviderTimeout
-from shared.events import OrderCancelled, RefundRequested
+from shared.errors import CannotWork, ProviderTimeout
+from shared.events import OrderCancelled, PricedItem, RefundRequested
+from shared.schema import encode
 from tests.databases import Databases
 from tests.integration.support import Bench, Mail, emitted, reserved_event
 
@@ -160,3 +164,55 @@ def test_a_refund_of_what_took_no_money_is_claimed_by_nobody_and_holds_up_no_oth
     make_old(database)
     one.service.recover_unknown()
     assert statuses(database, "refunds") == {paid.payload.order_id: "COMPLETED"}
+
+
+def test_a_locked_order_keeps_no_other_from_its_deadline(
+    bench: Benches, database: Databases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres, "LOCK_TIMEOUT_MS", 200)
+    order = bench("order")
+    order.service.db = order.database.worker_sessions
+    order.service.settings = order._container.config["settings"]
+    for _ in range(3):
+        posted = {"currency": "EUR", "payment_method": "mock_ok", "items": [encode(PricedItem("apple", 1, 100))]}
+        order.service.create_order(posted, str(uuid4()))
+    database.run("order", "UPDATE orders SET created_at = created_at - interval '1 day'")
+    with locked(database, "order", "orders", "order_id", oldest="created_at") as held:
+        with pytest.raises(CannotWork):
+            order.service.cancel_overdue()
+        cancelled = database.rows("order", "SELECT order_id FROM orders WHERE status = 'CANCELLED'")
+        assert len(cancelled) == 2
+        assert held not in {row["order_id"] for row in cancelled}
+    order.service.cancel_overdue()
+
+    assert database.rows("order", "SELECT 1 FROM orders WHERE status <> 'CANCELLED'") == []
+
+
+def test_a_locked_reservation_keeps_no_other_from_expiring(
+    bench: Benches, database: Databases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres, "LOCK_TIMEOUT_MS", 200)
+    inventory = bench("inventory")
+    inventory.service.db = inventory.database.worker_sessions
+    inventory.service.put_stock("apple", 10)
+    for _ in range(3):
+        inventory.service.reserve_manually(str(uuid4()), [{"sku": "apple", "quantity": 1}])
+    database.run("inventory", "UPDATE reservations SET expires_at = now() - interval '1 day'")
+    with locked(database, "inventory", "reservations", "order_id", oldest="expires_at") as held:
+        with pytest.raises(CannotWork):
+            inventory.service.release_expired()
+        released = database.rows("inventory", "SELECT order_id FROM reservations WHERE state = 'RELEASED'")
+        assert len(released) == 2
+        assert held not in {row["order_id"] for row in released}
+    inventory.service.release_expired()
+
+    assert database.rows("inventory", "SELECT 1 FROM reservations WHERE state <> 'RELEASED'") == []
+
+
+@contextmanager
+def locked(database: Databases, service: str, table: str, key: str, oldest: str) -> Iterator[UUID]:
+    """Another session that holds the row whose turn comes first; its key."""
+    engine = database.engines[service].execution_options(isolation_level="READ COMMITTED")
+    with engine.connect() as somebody:
+        statement = f"SELECT {key} FROM {table} ORDER BY {oldest}, {key} LIMIT 1 FOR UPDATE"
+        yield somebody.execute(text(statement)).scalar_one()
