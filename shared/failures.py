@@ -60,13 +60,14 @@ BROKERS = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-
 NOT_KEPT = ("message_id", "type", "expiration", "user_id", "cluster_id", "delivery_mode")
 
 
+def is_brokers(name: object) -> bool:
+    """Whether a header means something to the broker. A name that is no UTF-8 comes as bytes."""
+    return isinstance(name, str) and name.startswith(BROKERS)
+
+
 def publishers_headers(headers: Headers) -> dict[str, Any]:
     """The headers that the publisher wrote: neither ours nor the broker's."""
-    return {
-        name: value
-        for name, value in headers.items()
-        if name not in OURS and not (isinstance(name, str) and name.startswith(BROKERS))
-    }
+    return {name: value for name, value in headers.items() if name not in OURS and not is_brokers(name)}
 
 
 def publishers_properties(properties: Headers) -> dict[str, Any]:

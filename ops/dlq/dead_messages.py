@@ -15,11 +15,11 @@ from uuid import UUID, uuid5
 
 from ops.domain import CRASH, NEVER, UNKNOWN, DeadLetter
 from shared.edge.broker import AMQPError, Message
-from shared.edge.publisher import Outgoing
+from shared.edge.publisher import Outgoing, with_publishers
 from shared.envelope import CONTRACT_VERSION, Envelope
 from shared.errors import DeadMessage, InvalidSchema, ValidationFailed
 from shared.events import CATALOGUE
-from shared.failures import MAX_COUNT
+from shared.failures import MAX_COUNT, is_brokers, publishers_headers, publishers_properties
 from shared.reading import read_event
 from shared.tracing import traceparent
 from topology.table import BY_NAME, failed_exchange, main_queue
@@ -27,15 +27,11 @@ from topology.table import BY_NAME, failed_exchange, main_queue
 # For messages that have no id of their own, and for corrected copies: the same input always gets the same id.
 NAMESPACE = UUID("0c2f2a0e-7a5e-5c0f-8a8c-6a0f6f1f4d11")
 
-# What a replay keeps of the headers. Never those of a death: RabbitMQ 3.10 drops such a message as a cycle, and a
-# delivery count that came along would be taken for its own.
+# What a replay keeps of our own headers, beside all of the publisher's.
 KEPT = ("x-first-failed-at", "x-original-routing-key", "event-contract-version", "traceparent")
 
-# Written by the broker; put back they would mean something else.
-BROKERS = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
-
-# Not put back: a time to live would end it in the DLQ, and the broker refuses another's user_id.
-LEFT_OUT = ("message_id", "type", "expiration", "user_id", "cluster_id", "delivery_mode")
+# They say how the body is written, so they do not fit a body that is written anew.
+OF_THE_BODY = ("content_type", "content_encoding")
 
 CRASHED = "its consumer ended or hung each time it was delivered"
 
@@ -131,6 +127,7 @@ def _key(content: Content) -> str:
 def outgoing(content: Content) -> Outgoing:
     """The message as it goes back: to its main queue alone, by the exchange of its service, with clean headers."""
     queue = main_queue(content.queue)
+    properties = publishers_properties(content.properties)
     headers = {name: content.headers[name] for name in KEPT if name in content.headers}
     headers["x-replays"] = _whole(content.headers.get("x-replays")) + 1
     body, type_ = content.body, _text(content.properties.get("type"))
@@ -143,14 +140,20 @@ def outgoing(content: Content) -> Outgoing:
         headers |= {"event-contract-version": CONTRACT_VERSION, "traceparent": traceparent(event.trace_id)}
         if "message_id" not in _fields(content.body):
             body = event.to_json().encode()
+            properties = _of_another_body(properties)
     exchange = failed_exchange(BY_NAME[queue].service)
-    return Outgoing(exchange, queue, body, str(id_of(content)), type_, headers)
+    message = Outgoing(exchange, queue, body, str(id_of(content)), type_, headers)
+    return with_publishers(message, publishers_headers(content.headers), properties)
+
+
+def _of_another_body(properties: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in properties.items() if name not in OF_THE_BODY}
 
 
 def returning(content: Content) -> Outgoing:
     """The message as it goes back into the DLQ it was exported from: all of it but what only a broker may say."""
     dead_letter = dead_letter_of(content)
-    headers = {name: value for name, value in content.headers.items() if not str(name).startswith(BROKERS)}
+    headers = {name: value for name, value in content.headers.items() if not is_brokers(name)}
     if dead_letter.reason == CRASH:
         # The broker's own headers are left out, so ours say it.
         headers |= {"x-reason": CRASH, "x-error-class": "", "x-error-message": CRASHED}
@@ -159,7 +162,7 @@ def returning(content: Content) -> Outgoing:
             headers.setdefault("x-first-failed-at", dead_letter.first_failed_at.isoformat())
             headers["x-last-failed-at"] = dead_letter.last_failed_at.isoformat()
     exchange = failed_exchange(BY_NAME[main_queue(content.queue)].service)
-    properties = {name: value for name, value in content.properties.items() if name not in LEFT_OUT}
+    properties = publishers_properties(content.properties)
     return Outgoing(
         exchange,
         content.queue,
@@ -190,7 +193,7 @@ def edited(content: Content) -> Content:
     new = uuid5(NAMESPACE, old.hex + content.body.hex())
     event = replace(event, message_id=new, causation_id=old)
     headers = {name: value for name, value in content.headers.items() if name != "x-replays"}
-    properties = {**content.properties, "message_id": str(new), "type": event.type}
+    properties = {**_of_another_body(content.properties), "message_id": str(new), "type": event.type}
     return replace(content, properties=properties, headers=headers, body=event.to_json().encode())
 
 

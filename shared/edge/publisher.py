@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import amqp
@@ -42,6 +42,8 @@ class Outgoing:
 # Properties and headers travel in one frame, of at most 128 KiB with RabbitMQ's default.
 MAX_PROPERTIES_BYTES = 120_000
 
+LEFT_OUT = "x-publishers-left-out"
+
 
 def fits(message: Outgoing) -> bool:
     """Whether AMQP can carry its properties and headers: each of a type that it knows, and all in one frame."""
@@ -49,6 +51,17 @@ def fits(message: Outgoing) -> bool:
         return len(amqp.Message(b"", **_properties(message))._serialize_properties()) <= MAX_PROPERTIES_BYTES
     except (amqp.AMQPError, struct.error, ValueError, TypeError, AttributeError, OverflowError, ArithmeticError):
         return False
+
+
+def with_publishers(message: Outgoing, headers: Mapping[str, Any], properties: Mapping[str, Any]) -> Outgoing:
+    """A message that is sent on, with what its publisher wrote beside the body; our own headers win.
+
+    If AMQP cannot carry that, all of the publisher's is left out and the header LEFT_OUT says so.
+    """
+    whole = replace(message, headers={**headers, **message.headers}, properties=properties)
+    if fits(whole):
+        return whole
+    return replace(message, headers={**message.headers, LEFT_OUT: "AMQP cannot carry the publisher's headers"})
 
 
 def _properties(message: Outgoing) -> dict[str, Any]:

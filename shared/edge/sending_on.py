@@ -13,14 +13,12 @@ from collections.abc import Callable
 from shared.deaths import record_deaths
 from shared.edge.database import Sessions
 from shared.edge.pausing import Pausing
-from shared.edge.publisher import Outgoing, Publisher, fits
+from shared.edge.publisher import Outgoing, Publisher, with_publishers
 from shared.errors import CannotWork, Poison
 from shared.failures import FailedDelivery, Failure, classify_failure, exchange_of
 from shared.outcomes import Outcome, outcome_of
 
 log = logging.getLogger(__name__)
-
-LEFT_OUT = "x-publishers-left-out"
 
 
 class SendingOn:
@@ -85,26 +83,10 @@ class SendingOn:
 
 
 def _outgoing(failure: Failure) -> Outgoing:
-    """The message as it is published, with what its publisher wrote beside the body as far as AMQP can carry it."""
     message = Outgoing(
-        exchange_of(failure),
-        failure.target,
-        failure.body,
-        str(failure.message_id),
-        failure.type,
-        {**failure.publishers.headers, **failure.headers},
-        properties=failure.publishers.properties,
+        exchange_of(failure), failure.target, failure.body, str(failure.message_id), failure.type, failure.headers
     )
-    if fits(message):
-        return message
-    return Outgoing(
-        message.exchange,
-        message.routing_key,
-        message.body,
-        message.message_id,
-        message.type,
-        {**failure.headers, LEFT_OUT: "one frame cannot carry the publisher's own headers and properties"},
-    )
+    return with_publishers(message, failure.publishers.headers, failure.publishers.properties)
 
 
 def _log_death(failure: Failure) -> None:

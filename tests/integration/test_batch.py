@@ -16,8 +16,7 @@ from sqlalchemy import text
 from shared.edge import postgres, sending_on
 from shared.edge.consumer import delivery_of
 from shared.edge.pausing import Stopping
-from shared.edge.publisher import Outgoing
-from shared.edge.sending_on import LEFT_OUT
+from shared.edge.publisher import LEFT_OUT, Outgoing
 from shared.edge.tx import Events, Tx
 from shared.envelope import Envelope
 from shared.errors import CannotWork, ProviderAway, ProviderTimeout, PublishFailed, UnexpectedEvent

@@ -1,6 +1,7 @@
 """Dead messages as they lie in their DLQ: nothing in them is trusted, nothing of them is lost."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from uuid import UUID, uuid4
@@ -25,6 +26,7 @@ from ops.dlq.dead_messages import (
     to_line,
 )
 from ops.domain import CRASH, NEVER, UNKNOWN
+from shared.edge.publisher import fits
 from shared.errors import Poison, UnknownType, ValidationFailed
 from shared.failures import Delivery, FailedDelivery, classify_failure
 from shared.schema import encode
@@ -213,7 +215,7 @@ def test_nonsense_in_any_header_is_read_as_something_that_can_be_kept(message, n
 def test_any_message_in_a_dlq_can_be_replayed_and_imported(message):
     back, again = outgoing(message), returning(message)
     check(again)
-    amqp.Message(back.body, application_headers=dict(back.headers), type=back.type)._serialize_properties()
+    assert fits(back)
     assert UUID(back.message_id) == UUID(again.message_id) == id_of(message)
     assert again.body == message.body
 
@@ -328,7 +330,19 @@ def test_a_replay_goes_to_its_queue_alone_with_clean_headers():
     assert sent.type == "order.created"
     traceparent = sent.headers["traceparent"]
     assert EVENT.trace_id in traceparent
-    assert sent.headers == {**keeps, "x-replays": 2, "event-contract-version": "v1", "traceparent": traceparent}
+    kept = {**keeps, "of a stranger": 1}
+    assert sent.headers == {**kept, "x-replays": 2, "event-contract-version": "v1", "traceparent": traceparent}
+
+
+def test_a_replay_keeps_what_the_publisher_wrote_of_the_body():
+    written = {"content_encoding": "gzip", "content_type": "text/x", "app_id": "shop"}
+    message = content(b"\x1f\x8b", {"version": 7}, {**written, "message_id": A, "user_id": "ann", "expiration": "1"})
+    assert outgoing(message).properties == written
+    assert outgoing(message).headers["version"] == 7
+    bare = content(json.dumps(encode(EVENT.payload)).encode(), {}, {**written, "type": "order.created"})
+    assert outgoing(bare).properties == {"app_id": "shop"}, "the body is written anew, as JSON"
+    corrected = edited(replace(message, body=EVENT.to_json().encode()))
+    assert {name for name in corrected.properties if name in written} == {"app_id"}
 
 
 @pytest.mark.parametrize(("before", "after"), [(None, 1), (0, 1), (2, 3), (-5, 1), ("2", 1), (True, 1), ({}, 1)])
