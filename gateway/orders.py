@@ -36,11 +36,12 @@ from gateway.following import stream, waiting
 from gateway.stock import MAX_ITEMS, MAX_QUANTITY, sku_field
 from shared.auth import ADMIN, CUSTOMER, MAX_NAME_LENGTH, OPERATOR
 from shared.errors import Conflict, ValidationFailed
-from shared.order_states import Status
+from shared.order_states import AT_REST, Reason, Status
 
 MAX_UNIT_PRICE = 10**9
 WAIT_S, MAX_WAIT_S = 20, 25
 STATES = tuple(status.value for status in Status)
+SORTS = ("created_at", "updated_at")
 DEVELOPMENT_PAYMENT_METHOD = "mock_ok"
 
 # The ISO 4217 codes of money in use: without metals, bond units, the test code and "no currency".
@@ -57,6 +58,13 @@ CURRENCIES = frozenset(
         """,
     )
 )
+
+
+# From the tables, so that no list of them is out of date.
+STATES_IN_WORDS = "{} are in progress; {} are at rest: the order waits for nothing but a person".format(
+    *(", ".join(status for status in Status if (status in AT_REST) is rests) for rests in (False, True))
+)
+REASONS_IN_WORDS = f"why the order was cancelled: {', '.join(Reason)}; null if it was not"
 
 
 class OrderItem(RequestSchema):
@@ -89,13 +97,36 @@ def with_payment_method(order: dict[str, Any], production: bool) -> dict[str, An
     return {**order, "payment_method": DEVELOPMENT_PAYMENT_METHOD}
 
 
+class StatesInQuery(fields.String):
+    """States of an order, separated by commas; loaded as such a text."""
+
+    def __init__(self, description: str, **kwargs: Any) -> None:
+        shape = f"^(?:{'|'.join(STATES)})(?:,(?:{'|'.join(STATES)}))*$"
+        super().__init__(metadata=field_metadata("PAID,CANCELLED", description, pattern=shape), **kwargs)
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
+        if not set(value.split(",")) <= set(STATES):
+            raise ValidationError(f"Must be some of: {', '.join(STATES)}.")
+        return value
+
+
 class OrderQuery(PageQuery):
     """Orders by state, user and time (`from` is included, `to` is not), or the one made under a key."""
 
-    status = Text("PAID", "a state of an order", pattern=re.compile(r"[A-Z_]{1,32}"))
+    status = StatesInQuery("in one of these states")
     user = Text("alice", "the owner of the orders; customers see only their own", at_most=MAX_NAME_LENGTH)
     from_ = Timestamp("made at this time or later; with a zone", data_key="from", attribute="from")
     to = Timestamp("made before this time; with a zone")
+    updated_from = Timestamp("last changed at this time or later; with a zone")
+    updated_to = Timestamp("last changed before this time; with a zone")
+    sort = fields.String(
+        validate=validate.OneOf(SORTS),
+        metadata=field_metadata(
+            "updated_at",
+            "`created_at`: newest first; `updated_at`: oldest change first, the default with `updated_from` or"
+            " `updated_to`",
+        ),
+    )
     idempotency_key = Text(
         "first-order",
         "the caller's order made under this key, for clients that lost the answer; with `user`, that user's",
@@ -103,27 +134,10 @@ class OrderQuery(PageQuery):
     )
 
 
-class StatesInQuery(fields.String):
-    """States of an order, separated by commas."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        shape = f"^(?:{'|'.join(STATES)})(?:,(?:{'|'.join(STATES)}))*$"
-        super().__init__(
-            metadata=field_metadata("PAID,CANCELLED", "answer as soon as the order is in one of these", pattern=shape),
-            **kwargs,
-        )
-
-    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
-        states = value.split(",")
-        if not set(states) <= set(STATES):
-            raise ValidationError(f"Must be some of: {', '.join(STATES)}.")
-        return states
-
-
 class WaitQuery(RequestSchema):
     """The states to wait for, and how long."""
 
-    wait = StatesInQuery(load_default=None)
+    wait = StatesInQuery("answer as soon as the order is in one of these", load_default=None)
     timeout = WholeNumberInQuery(1, MAX_WAIT_S, 20, "the longest wait, in seconds", load_default=WAIT_S)
 
 
@@ -148,9 +162,9 @@ class PostedOrder(AnswerSchema):
 class Order(PostedOrder):
     """An order as it is now."""
 
-    status = text_field("PAID", "PENDING and RESERVED are in progress; PAID, CANCELLED and REFUND_FAILED are final")
+    status = text_field("PAID", STATES_IN_WORDS)
     payment_method = text_field("mock_ok")
-    reason = text_field(None, "why the order was cancelled", allow_none=True)
+    reason = text_field(None, REASONS_IN_WORDS, allow_none=True)
     payment_id = uuid_field(example=OTHER_ID, allow_none=True)
     created_at = datetime_field()
     updated_at = datetime_field()
@@ -158,7 +172,7 @@ class Order(PostedOrder):
 
 
 class OrderPage(AnswerSchema):
-    """Orders, newest first."""
+    """Orders, sorted as asked for."""
 
     items = list_field(Order)
     next_cursor = cursor_field()
@@ -201,7 +215,7 @@ class Timeline(AnswerSchema):
 
     order_id = uuid_field()
     status = text_field("PENDING")
-    reason = text_field(None, "why the order was cancelled", allow_none=True)
+    reason = text_field(None, REASONS_IN_WORDS, allow_none=True)
     trace_id = text_field(TRACE_ID, "one trace for the whole life of the order")
     steps = list_field(Step)
     awaits = fields.Nested(
@@ -255,7 +269,13 @@ class Orders(Combined):
         summary="List orders",
     )
     def list_orders(self, call: Call) -> dict[str, Any]:
-        """A page of orders. Customers see their own, the other roles see all."""
+        """A page of orders. Customers see their own, the other roles see all.
+
+        No page skips or repeats an order that does not change. To follow changes, sort by `updated_at`: an order that
+        changes while you read moves to the end, so you read its new state later and may have read its old one before.
+        Begin the next time a minute before the latest `updated_at` that you have read, because an order is shown some
+        moments after that time, and skip what has the `version` that you know.
+        """
         return self.orders.list_orders(call.query["limit"], call.query["cursor"], filters_in(call.query))
 
     @waiting(
@@ -270,7 +290,9 @@ class Orders(Combined):
         """One order. A customer gets 404 for the order of somebody else.
 
         With `wait` the answer comes as soon as the order is in one of these states. When the timeout ends first, or the
-        gateway stops, the answer is the order as it is: check its status.
+        gateway stops, the answer is the order as it is: check its status, and ask again. An order without a payment is
+        cancelled after 15 minutes (`ORDER_DEADLINE_S`), with the reason `deadline`, so `wait=PAID,CANCELLED` of a new
+        order succeeds within that time.
         """
         return self.orders.get_order(str(order_id))
 
@@ -279,12 +301,20 @@ class Orders(Combined):
         "/api/orders/<uuid:order_id>/events",
         roles=READERS,
         answer=None,
+        also={204: "No step is due and none came after `Last-Event-ID`: do not reconnect."},
         summary="Stream the steps of an order",
     )
     def order_events(self, call: Call, order_id: UUID) -> dict[str, Any]:
-        """Server-Sent Events: the steps of the timeline so far, then each new step.
+        """Server-Sent Events: the steps of the timeline so far, then each new step, then `end`.
 
-        The stream ends after 10 minutes. Reconnect with the `Last-Event-ID` of the last event received to miss none.
+        The `id` of an event is the `id` of the step, which is unique among all orders. `event` is its type, such as
+        `order.created`, so `onmessage` of an EventSource hears none. `data` is a `Step`. A comment comes every 15
+        seconds. The event `end` says that the order is at rest and no step is due; its `data` is `{"status": "PAID"}`.
+        The stream is closed then, and a client that connects again with its `Last-Event-ID` gets 204.
+
+        Without `end` the stream is cut after 10 minutes or when the token expires. Reconnect with the `Last-Event-ID`
+        of the last event to miss none. The EventSource of a browser sends no token: read the stream with `fetch`.
+        docs/streams.md has examples.
         """
         return self.orders.steps(str(order_id), call.query["after"])
 

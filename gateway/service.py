@@ -5,6 +5,7 @@ The gateway checks each request and its sender and calls the services by RPC. It
 
 from __future__ import annotations
 
+from gateway.feed import Feed
 from gateway.operations import Operations
 from gateway.orders import Orders
 from gateway.payments import Payments
@@ -16,7 +17,7 @@ from shared.edge.http import Probes
 from shared.edge.settings import Setting
 
 
-class GatewayService(Tokens, Orders, Stocks, Releases, Payments, Operations, Site, Probes):
+class GatewayService(Tokens, Orders, Feed, Stocks, Releases, Payments, Operations, Site, Probes):
     """Every route of the gateway, by subject."""
 
     name = "gateway"

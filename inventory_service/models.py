@@ -30,6 +30,7 @@ from inventory_service.domain import Kind, Movement, Outcome, Reservation, State
 from shared.bulk import unnest, update_many
 from shared.errors import NotFound
 from shared.events import Identity
+from shared.horizon import CURRENT_XID
 from shared.paging import decode_cursor, encode_cursor, page_of
 from shared.tables import MESSAGING_TABLES, NOW, Base
 
@@ -112,7 +113,7 @@ class ReleaseEvent(Base):
     trace_id: Mapped[str]
     released_at: Mapped[datetime] = mapped_column(server_default=NOW)
     # The transaction that wrote the row. Seals use it to know that no earlier row can appear any more.
-    xid: Mapped[int] = mapped_column(BigInteger, server_default=text("(pg_current_xact_id()::text::bigint)"))
+    xid: Mapped[int] = mapped_column(BigInteger, server_default=text(CURRENT_XID))
 
     __table_args__ = (
         UniqueConstraint("reservation_id", "sku"),

@@ -23,18 +23,18 @@ from shared.events import (
     Reserved,
     type_of,
 )
-from shared.order_states import UNPAID
+from shared.order_states import UNPAID, Reason
 from shared.order_states import Status as Status
 from shared.schema import MAX_AMOUNT
 
 # Commands of people and timers, beside the events of services.
 CANCEL = "cancel"
-DEADLINE = "deadline"
+DEADLINE = Reason.DEADLINE.value  # also the reason
 REFUND_RETRY = "refund.retry"
 
-OUT_OF_STOCK = "out_of_stock"
-PAYMENT_FAILED = "payment_failed"
-ORDER_CANCELLED = "order_cancelled"
+OUT_OF_STOCK = Reason.OUT_OF_STOCK.value
+PAYMENT_FAILED = Reason.PAYMENT_FAILED.value
+ORDER_CANCELLED = Reason.ORDER_CANCELLED.value
 
 
 @dataclass(frozen=True)

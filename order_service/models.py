@@ -19,6 +19,7 @@ from shared.bulk import update_many
 from shared.changes import changed
 from shared.envelope import Envelope
 from shared.events import OrderCreated
+from shared.horizon import CURRENT_XID
 from shared.idempotency import KeyedRequest
 from shared.order_states import UNPAID
 from shared.schema import encode
@@ -54,10 +55,12 @@ class OrderRow(Base):
     __table_args__ = (
         # A late repeat of a key never makes a second order.
         UniqueConstraint("user_id", "idempotency_key"),
-        # Pages of orders, newest first, by each filter.
-        Index(None, "created_at", "order_id"),
-        Index(None, "user_id", "created_at", "order_id"),
-        Index(None, "status", "created_at", "order_id"),
+        # Pages of orders by each filter: newest first, or by their last change.
+        *(
+            Index(None, *filtered, sorted_by, "order_id")
+            for sorted_by in ("created_at", "updated_at")
+            for filtered in ((), ("user_id",), ("status",))
+        ),
         Index("ix_orders_unsettled", "created_at", postgresql_where=text(_UNPAID)),
     )
 
@@ -90,8 +93,13 @@ class OrderEventRow(Base):
     message_id: Mapped[uuid.UUID | None]
     details: Mapped[dict[str, Any]] = mapped_column(JSONB)
     at: Mapped[datetime] = mapped_column(server_default=text("clock_timestamp()"))
+    xid: Mapped[int] = mapped_column(BigInteger, server_default=text(CURRENT_XID))
 
-    __table_args__ = (Index(None, "order_id", "id"),)
+    __table_args__ = (
+        Index(None, "order_id", "id"),
+        # The feed.
+        Index(None, "xid", "id"),
+    )
 
 
 TABLES = MESSAGING_TABLES | {"orders", "order_items", "order_events", "idempotency_keys"}

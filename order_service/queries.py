@@ -7,14 +7,15 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, select, tuple_
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, Select, func, select, tuple_, union_all
+from sqlalchemy.orm import Session, aliased
 
 from order_service.domain import AWAITED, Status, may_see
 from order_service.models import OrderEventRow, OrderItemRow, OrderRow
 from shared.errors import BadRequest, IdempotencyKeyReused, InvalidCursor, NotFound
 from shared.events import Identity
 from shared.idempotency import KeyedRequest
+from shared.order_states import has_ended
 from shared.paging import decode_cursor, encode_cursor, page_of
 from shared.times import timestamp
 
@@ -38,37 +39,93 @@ def visible_order(session: Session, order_id: str, viewer: Identity) -> OrderRow
     return row
 
 
+# How a list can be sorted: by which column, whether it begins with the newest, and the filter at which it begins. A
+# program that follows changes reads the oldest change first: an order that changes meanwhile moves to the end, so it is
+# never skipped.
+SORTS = {"created_at": (OrderRow.created_at, True, "to"), "updated_at": (OrderRow.updated_at, False, "updated_from")}
+
+# The filters by time, as (column, whether the bound is the beginning).
+_TIMES = {
+    "from": (OrderRow.created_at, True),
+    "to": (OrderRow.created_at, False),
+    "updated_from": (OrderRow.updated_at, True),
+    "updated_to": (OrderRow.updated_at, False),
+}
+
+
 def orders_page(
     session: Session, viewer: Identity, limit: int, cursor: str | None, filters: Mapping[str, Any]
 ) -> tuple[list[dict[str, Any]], str | None]:
-    """A page of orders, newest first, and the next cursor: the viewer's own, or all for viewers who may see them.
+    """A page of orders and the next cursor: the viewer's own, or all for viewers who may see them.
 
-    `filters` may hold status, user, from and to (RFC 3339; from <= created_at < to), and idempotency_key (of the
-    viewer's own orders, or of the user's).
+    `filters` may hold status (states separated by commas), user, from, to, updated_from, updated_to (RFC 3339;
+    from <= time < to), idempotency_key (of the viewer's own orders, or of the user's), and sort: created_at (newest
+    first) or updated_at (oldest change first, the default with updated_from or updated_to). Raises BadRequest,
+    InvalidCursor.
     """
-    query = select(OrderRow).order_by(OrderRow.created_at.desc(), OrderRow.order_id.desc()).limit(limit + 1)
-    status, user, key = filters.get("status"), filters.get("user"), filters.get("idempotency_key")
-    if not may_see("", viewer.user_id, viewer.roles) or (key and not user):
-        query = query.where(OrderRow.user_id == viewer.user_id)
-    if status and status not in set(Status):
-        raise BadRequest("There is no such status.", {"status": [f"Must be one of: {', '.join(Status)}."]})
-    for column, value in ((OrderRow.status, status), (OrderRow.user_id, user), (OrderRow.idempotency_key, key)):
-        if value:
-            query = query.where(column == value)
-    if filters.get("from"):
-        query = query.where(OrderRow.created_at >= datetime.fromisoformat(filters["from"]))
-    if filters.get("to"):
-        query = query.where(OrderRow.created_at < datetime.fromisoformat(filters["to"]))
+    column, newest_first, beginning = _sort_of(filters)
     if cursor:
-        created_at, last = decode_cursor(cursor, filters, [str, str])
-        try:
-            position = (datetime.fromisoformat(created_at), uuid.UUID(last))
-        except ValueError as error:
-            raise InvalidCursor() from error
-        query = query.where(tuple_(OrderRow.created_at, OrderRow.order_id) < position)
-    rows, more = page_of(session.scalars(query).all(), limit)
-    last_seen = [rows[-1].created_at.isoformat(), rows[-1].order_id] if more else []
+        # A position lies after the beginning. PostgreSQL would take the two for independent, expect few rows and sort.
+        conditions = _conditions(viewer, {name: filters[name] for name in filters if name != beginning})
+        position, read_to = tuple_(column, OrderRow.order_id), _read_to(cursor, filters)
+        conditions.append(position < read_to if newest_first else position > read_to)
+    else:
+        conditions = _conditions(viewer, filters)
+    query = select(OrderRow).where(*conditions)
+    states = _states_in(filters)
+    # Each state has its own range of an index, which is read no further than a page.
+    ranges = [query.where(OrderRow.status == state) for state in states] if states else [query]
+    found = union_all(*(_sorted(each, column, OrderRow.order_id, newest_first, limit + 1) for each in ranges))
+    row = aliased(OrderRow, found.subquery())
+    page = _sorted(select(row), getattr(row, column.key), row.order_id, newest_first, limit + 1)
+    rows, more = page_of(session.scalars(page).all(), limit)
+    last_seen = [getattr(rows[-1], column.key).isoformat(), rows[-1].order_id] if more else []
     return order_bodies(session, rows), encode_cursor(last_seen, filters) if more else None
+
+
+def _read_to(cursor: str, filters: Mapping[str, Any]) -> tuple[datetime, uuid.UUID]:
+    at, order_id = decode_cursor(cursor, filters, [str, str])
+    try:
+        return datetime.fromisoformat(at), uuid.UUID(order_id)
+    except ValueError as error:
+        raise InvalidCursor() from error
+
+
+def _sort_of(filters: Mapping[str, Any]) -> tuple[Any, bool, str]:
+    by_change = "updated_from" in filters or "updated_to" in filters
+    sort = filters.get("sort") or ("updated_at" if by_change else "created_at")
+    if sort not in SORTS:
+        raise BadRequest("Orders cannot be sorted by this.", {"sort": [f"Must be one of: {', '.join(SORTS)}."]})
+    return SORTS[sort]
+
+
+def _states_in(filters: Mapping[str, Any]) -> list[str]:
+    states = sorted(set(filters["status"].split(","))) if filters.get("status") else []
+    if not set(states) <= set(Status):
+        raise BadRequest("There is no such status.", {"status": [f"Must be some of: {', '.join(Status)}."]})
+    return states
+
+
+def _conditions(viewer: Identity, filters: Mapping[str, Any]) -> list[ColumnElement[bool]]:
+    """The conditions for all filters but the states."""
+    user, key = filters.get("user"), filters.get("idempotency_key")
+    found: list[ColumnElement[bool]] = []
+    if not may_see("", viewer.user_id, viewer.roles) or (key and not user):
+        found.append(OrderRow.user_id == viewer.user_id)
+    if user:
+        found.append(OrderRow.user_id == user)
+    if key:
+        found.append(OrderRow.idempotency_key == key)
+    for name, (column, is_beginning) in _TIMES.items():
+        if filters.get(name):
+            bound = datetime.fromisoformat(filters[name])
+            found.append(column >= bound if is_beginning else column < bound)
+    return found
+
+
+def _sorted(query: Select[Any], at: Any, order_id: Any, newest_first: bool, limit: int) -> Select[Any]:
+    keys = (at.desc(), order_id.desc()) if newest_first else (at, order_id)
+    return query.order_by(*keys).limit(limit)
 
 
 def order_bodies(session: Session, rows: Sequence[OrderRow]) -> list[dict[str, Any]]:
@@ -103,10 +160,18 @@ def orders_newer_than(session: Session, known: Mapping[str, int]) -> list[dict[s
     return order_bodies(session, session.scalars(select(OrderRow).where(OrderRow.order_id.in_(moved))).all())
 
 
-def steps_after(session: Session, order_id: uuid.UUID, last: int) -> list[dict[str, Any]]:
-    """The steps of an order after one of them."""
-    query = select(OrderEventRow).where(OrderEventRow.order_id == order_id, OrderEventRow.id > last)
-    return [step_body(step) for step in session.scalars(query.order_by(OrderEventRow.id))]
+def steps_after(session: Session, order_id: uuid.UUID, last: int) -> dict[str, Any]:
+    """The steps of an order after one of them: {steps, status, ended}. `ended` says whether no further step is due.
+
+    All comes from one statement, so that the steps and the state agree.
+    """
+    steps = session.scalars(select(OrderEventRow).filter_by(order_id=order_id).order_by(OrderEventRow.id)).all()
+    status = steps[-1].to_status
+    return {
+        "steps": [step_body(step) for step in steps if step.id > last],
+        "status": status,
+        "ended": has_ended(status, {step.type for step in steps}),
+    }
 
 
 def timeline(session: Session, row: OrderRow) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from order_service import domain, models, queries
+from order_service import domain, feed, models, queries
 from shared import idempotency, outbox
 from shared.edge.consumer import handles
 from shared.edge.context import Context
@@ -150,9 +150,9 @@ class OrderService(Probes):
     def list_orders(
         self, limit: int, cursor: str | None = None, filters: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        """A page of orders, newest first: {items, next_cursor}. Raises InvalidCursor, BadRequest.
+        """A page of orders: {items, next_cursor}. Raises InvalidCursor, BadRequest.
 
-        `filters` may hold status, user, from, to and idempotency_key.
+        `filters` are those of `queries.orders_page`.
         """
         with self.db.read() as session:
             items, next_cursor = queries.orders_page(session, self.context.identity, limit, cursor, filters or {})
@@ -166,16 +166,34 @@ class OrderService(Probes):
 
     @rpc
     def steps(self, order_id: str, after: int) -> dict[str, Any]:
-        """The steps after step `after`: {version, steps}. Raises NotFound, also for the order of another customer."""
+        """The steps after step `after`: {version, steps, status, ended}.
+
+        Raises NotFound, also for the order of another customer.
+        """
         with self.db.read() as session:
             row = queries.visible_order(session, order_id, self.context.identity)
-            return {"version": row.version, "steps": queries.steps_after(session, row.order_id, after)}
+            return {"version": row.version, **queries.steps_after(session, row.order_id, after)}
 
     @rpc
     def changed_orders(self, known: dict[str, int]) -> list[dict[str, Any]]:
         """Those of these orders that have changed since a known version, for a gateway whose clients wait for them."""
         with self.db.read() as session:
             return queries.orders_newer_than(session, known)
+
+    @rpc
+    def all_steps(self, after: str, limit: int) -> dict[str, Any]:
+        """A page of the steps of all orders: {items, after, more}. The gateway checks who may read them.
+
+        Raises BadRequest for a position that the feed never gave.
+        """
+        with self.db.read() as session:
+            return feed.steps_page(session, after, limit)
+
+    @rpc
+    def next_steps(self, known: dict[str, int]) -> list[dict[str, Any]]:
+        """The pages after these positions, for a gateway whose clients stream the steps of all orders."""
+        with self.db.read() as session:
+            return feed.pages_after(session, known)
 
     @handles("q.order.inventory-result")
     def follow_inventory(self, events: Events, tx: Tx) -> None:

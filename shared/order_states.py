@@ -5,6 +5,7 @@ The table in order_service.domain moves an order from state to state.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from enum import StrEnum
 
 
@@ -19,8 +20,35 @@ class Status(StrEnum):
     REFUND_FAILED = "REFUND_FAILED"
 
 
+class Reason(StrEnum):
+    """Why an order was cancelled. The first reason stays, also if a refund follows."""
+
+    OUT_OF_STOCK = "out_of_stock"  # inventory_service could not reserve its items
+    PAYMENT_FAILED = "payment_failed"  # the provider refused the payment
+    ORDER_CANCELLED = "order_cancelled"  # its customer or an admin cancelled it
+    DEADLINE = "deadline"  # it had no payment after ORDER_DEADLINE_S
+
+
 # An order without a payment yet. The deadline cancels orders in these states.
 UNPAID = frozenset({Status.PENDING, Status.RESERVED})
 
-# No message is on its way for an order in these states. A REFUND_FAILED order waits for an operator.
-AT_REST = frozenset({Status.PAID, Status.CANCELLED, Status.REFUND_FAILED})
+# The answer of inventory_service that an order in each of these states still hears, if stock was reserved for it: the
+# order is at rest, and its stock is not yet. Whatever changes the order next is asked for by a person: a customer who
+# cancels a paid order, an operator who retries a failed refund. A payment that was under way when its order was
+# cancelled is the exception: the order then refunds it.
+LAST_ANSWERS = {
+    Status.PAID: "inventory.committed",
+    Status.CANCELLED: "inventory.released",
+    Status.REFUND_FAILED: "inventory.released",
+}
+AT_REST = frozenset(LAST_ANSWERS)
+
+# Each says that stock was reserved for the order; any of them may be the first that it hears.
+_RESERVED = frozenset({"inventory.reserved", "payment.succeeded", "payment.failed"})
+
+
+def has_ended(status: str, heard: Collection[str]) -> bool:
+    """Whether no further step of an order is due: it is at rest, and what it heard includes the last answer."""
+    if status not in AT_REST:
+        return False
+    return _RESERVED.isdisjoint(heard) or LAST_ANSWERS[Status(status)] in heard

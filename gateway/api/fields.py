@@ -30,6 +30,9 @@ TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 # Parameters of a list that choose the page. All others are filters.
 PAGING = frozenset({"limit", "cursor", "offset", "include_total"})
 
+# The filters that are a beginning and an end.
+PERIODS = (("from", "to"), ("updated_from", "updated_to"))
+
 
 def field_metadata(example: Any, description: str = "", **more: Any) -> dict[str, Any]:
     """The metadata of a field: what the OpenAPI document says about it."""
@@ -176,10 +179,11 @@ class PageQuery(RequestSchema):
 
 
 def filters_in(query: Mapping[str, Any]) -> dict[str, Any]:
-    """The filters among the parameters of a list. Raises BadRequest when `to` is before `from`."""
+    """The filters among the parameters of a list. Raises BadRequest when a period ends before it begins."""
     filters = {name: value for name, value in query.items() if name not in PAGING}
-    if "from" in filters and "to" in filters and filters["from"] > filters["to"]:
-        raise BadRequest("A query parameter is not valid.", {"to": ["Must not be before from."]})
+    for beginning, end in PERIODS:
+        if beginning in filters and end in filters and filters[beginning] > filters[end]:
+            raise BadRequest("A query parameter is not valid.", {end: [f"Must not be before {beginning}."]})
     return filters
 
 

@@ -56,16 +56,17 @@ class Call:
 class Api(Route):
     """A route under /api. Its decorator declares everything about it, also for the OpenAPI document.
 
-    `answer` is the schema of what the method returns with `status`; `also` maps further statuses to their schemas.
-    A `located` answer has a Location header with the address of what was created. `fails` lists the errors particular
-    to this route; errors of roles, bodies and keys need no mention. `in_path` has a field for each piece of plain text
-    in the path. A body that is `passed_on` is validated by the service that gets it: its schema only documents it. A
-    route whose query has a cursor links to the next page in a Link header.
+    `answer` is the schema of what the method returns with `status`; `also` maps further statuses to their schemas, or
+    to words if there is no body. A `located` answer has a Location header with the address of what was created. `fails`
+    lists the errors particular to this route; errors of roles, bodies and keys need no mention. `in_path` has a field
+    for each piece of plain text in the path. A body that is `passed_on` is validated by the service that gets it: its
+    schema only documents it. A route whose query has a cursor links to the next page in a Link header.
     """
 
     rates = Shared(Rates)
     content_type = "application/json"
     in_document = True  # whether the OpenAPI document shows the route
+    streams = False  # whether a client may choose Server-Sent Events by its Accept header
     # Request headers that only this kind of route reads, by name: description and JSON schema.
     reads_headers: ClassVar[dict[str, tuple[str, dict[str, Any]]]] = {}
     # Headers of successful answers of this kind of route, beside those of every answer; same form.
@@ -80,7 +81,7 @@ class Api(Route):
         summary: str,
         answer: type[marshmallow.Schema] | None,
         status: int = 200,
-        also: Mapping[int, type[marshmallow.Schema]] | None = None,
+        also: Mapping[int, type[marshmallow.Schema] | str] | None = None,
         body: type[marshmallow.Schema] | None = None,
         query: type[marshmallow.Schema] | None = None,
         idempotent: bool = False,

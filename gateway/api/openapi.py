@@ -53,6 +53,7 @@ HEADERS = {
     ),
 }
 ALWAYS = ("X-Correlation-ID", "traceparent")
+EVENT_STREAM = "text/event-stream"
 
 
 @cache
@@ -71,7 +72,7 @@ def document(service: type) -> dict[str, Any]:
         spec.components.header(name, {"description": description, "schema": schema})
     for name, method, route in documented:
         for shape in (route.body, *route.answers.values(), Error):
-            if shape is not None and shape.__name__ not in spec.components.schemas:
+            if shape is not None and not isinstance(shape, str) and shape.__name__ not in spec.components.schemas:
                 about = {"description": _doc(shape), **getattr(shape, "openapi", {})}
                 spec.components.schema(shape.__name__, about, schema=shape)
         operation = _operation(name, method, route, plugin)
@@ -158,7 +159,9 @@ def _operation(name: str, method: Any, route: Api, plugin: MarshmallowPlugin) ->
     return operation
 
 
-def _answer(route: Api, status: int, shape: type[marshmallow.Schema] | None) -> dict[str, Any]:
+def _answer(route: Api, status: int, shape: type[marshmallow.Schema] | str | None) -> dict[str, Any]:
+    if isinstance(shape, str):
+        return {"description": shape, "headers": _headers(ALWAYS)}
     if shape is None:
         schema: Any = {"type": "string"} if route.content_type.startswith("text/") else {"type": "object"}
     else:
@@ -168,7 +171,8 @@ def _answer(route: Api, status: int, shape: type[marshmallow.Schema] | None) -> 
     return {
         "description": _doc(shape) if shape else route.summary,
         "headers": _headers((*ALWAYS, *own)),
-        "content": {route.content_type.partition(";")[0]: {"schema": schema}},
+        "content": {route.content_type.partition(";")[0]: {"schema": schema}}
+        | ({EVENT_STREAM: {"schema": {"type": "string"}}} if route.streams else {}),
     }
 
 

@@ -51,7 +51,7 @@ class Reader:
 
     def answer(self, status: str, answer: Mapping[str, Any]) -> dict[str, Any]:
         """What the page shows about one answer: an example and its fields, or the codes of an error."""
-        (content,) = answer["content"].values()
+        content: Mapping[str, Any] = next(iter(answer.get("content", {}).values()), {"schema": {}})
         good = int(status) < 400
         example = self.example(content["schema"]) if good and "$ref" in content["schema"] else None
         return {

@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import (
-    BigInteger,
     ColumnElement,
     DateTime,
     RowMapping,
@@ -15,7 +14,6 @@ from sqlalchemy import (
     case,
     func,
     insert,
-    literal_column,
     select,
     text,
     tuple_,
@@ -25,17 +23,12 @@ from sqlalchemy.orm import Session
 from inventory_service.models import ReleaseEvent, SealRow
 from shared import seals
 from shared.errors import CannotWork
+from shared.horizon import HORIZON, NEXT_XID
 from shared.seals import Place, Seal
 from shared.times import timestamp
 
 # Hashing the rows of one seal blocks the whole process: about 5 ms for this many rows.
 ROWS_PER_SEAL = 1000
-
-# Every transaction with an id below the horizon has committed or rolled back, so no new row can appear there, and those
-# rows can be sealed. Reading the horizon does not wait. An open transaction only delays the rows above the horizon.
-_HORIZON: ColumnElement[int] = literal_column("pg_snapshot_xmin(pg_current_snapshot())::text::bigint", BigInteger)
-# The next transaction id: no open or finished transaction has this id or a larger one.
-_NEXT_XID: ColumnElement[int] = literal_column("pg_snapshot_xmax(pg_current_snapshot())::text::bigint", BigInteger)
 
 # Only one process seals at a time: the leader's timer or an export. Others skip their turn instead of waiting. The lock
 # number is arbitrary. If a sealer freezes between two statements, PostgreSQL ends its session, which frees the lock.
@@ -70,7 +63,7 @@ def seal_once(session: Session, key: str, limit: int = ROWS_PER_SEAL) -> int:
     newest = newest_seal(session)
     if reason := blocked_reason(session, newest):
         raise CannotWork(reason)
-    query = select(*_ROW).where(_ROW.xid < _HORIZON).order_by(*CHAIN_ORDER).limit(limit)
+    query = select(*_ROW).where(_ROW.xid < HORIZON).order_by(*CHAIN_ORDER).limit(limit)
     rows = session.execute(_after(query, newest)).mappings().all()
     if rows:
         until = rows[-1]["xid"], rows[-1]["id"]
@@ -130,7 +123,7 @@ def blocked_reason(session: Session, newest: Seal | None) -> str | None:
     Read `newest` before this call: a seal that another process adds later may lie above the horizon read here.
     """
     newest_row = select(func.max(_ROW.xid)).scalar_subquery()
-    horizon, next_xid, last = session.execute(select(_HORIZON, _NEXT_XID, newest_row)).one()
+    horizon, next_xid, last = session.execute(select(HORIZON, NEXT_XID, newest_row)).one()
     behind = newest is not None and newest.until_xid >= horizon
     return IDS_FELL_BACK if behind or (last is not None and last >= next_xid) else None
 
@@ -161,17 +154,17 @@ def status(session: Session) -> dict[str, Any]:
 
 def next_xid(session: Session) -> int:
     """Return the next transaction id. Every row committed so far has a smaller one."""
-    return int(session.scalar(select(_NEXT_XID)) or 0)
+    return int(session.scalar(select(NEXT_XID)) or 0)
 
 
 def is_open_below(session: Session, xid: int) -> bool:
     """Whether a transaction with an id below `xid` is still open and may write rows."""
-    return bool(session.scalar(select(xid > _HORIZON)))
+    return bool(session.scalar(select(xid > HORIZON)))
 
 
 def is_behind(session: Session, xid: int) -> bool:
     """Whether rows of finished transactions with ids below `xid` are not sealed yet."""
-    sealable = _ROW.xid < xid, _ROW.xid < _HORIZON
+    sealable = _ROW.xid < xid, _ROW.xid < HORIZON
     return session.scalar(_after(select(_ROW.id), newest_seal(session)).where(*sealable).limit(1)) is not None
 
 

@@ -95,13 +95,17 @@ class Watch(ConnectedExtension):
 
     def start(self) -> None:
         if self._thread is None:
-            WAITING.labels(self.container.service_name).set_function(self.waiting)
+            WAITING.labels(self.container.service_name).set_function(self._all_waiting)
             self.container.spawn_managed_thread(self._look, identifier=f"watch of {self.changed}")
         super().start()
 
     def waiting(self) -> int:
         """How many know a state and wait for the next."""
         return sum(waiter.version > 0 for waiters in self._waiters.values() for waiter in waiters)
+
+    def _all_waiting(self) -> int:
+        """Those of every watch of this process: they share one gauge."""
+        return sum(item.waiting() for item in self.container.extensions if isinstance(item, Watch))
 
     def stop(self) -> None:
         self.release()

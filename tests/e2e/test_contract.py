@@ -567,6 +567,7 @@ def test_real_answers_match_the_document_exactly(system: System, api: Api) -> No
         ("GET", f"/api/orders?idempotency_key={key}", "customer", None),
         ("GET", f"/api/orders/{order['order_id']}", "customer", None),
         ("GET", f"/api/orders?{found}", "operator", None),
+        ("GET", "/api/orders?status=PAID,CANCELLED&updated_from=2026-01-14T10:30:00Z&sort=updated_at", "auditor", None),
         ("GET", f"/api/orders/{refused['order_id']}", "auditor", None),
         ("GET", f"/api/orders/{order['order_id']}?wait=PAID,CANCELLED&timeout=5", "customer", None),
         ("GET", f"/api/orders/{order['order_id']}?wait=REFUND_FAILED&timeout=1", "customer", None),
@@ -634,6 +635,7 @@ def test_a_real_stream_sends_the_timeline_as_server_sent_events(system: System, 
             assert event == [f"id: {step['id']}", f"event: {step['event']}", event[2], ""]
             assert json.loads(event[2].removeprefix("data: ")) == step
             conform(api, step, {"$ref": "#/components/schemas/Step"})
+        assert list(lines) == ["event: end", 'data: {"status":"PAID"}', ""]
 
 
 def test_a_real_export_matches_the_document(api: Api) -> None:
@@ -650,9 +652,11 @@ def test_a_real_export_matches_the_document(api: Api) -> None:
 
 @pytest.mark.parametrize("last", ["", "x", "-1", "1.5", "9" * 19])
 def test_a_malformed_last_event_id_is_400(api: Api, last: str) -> None:
-    (operation,) = [operation for operation in api.operations if operation.path.endswith("/events")]
-    bad = api.allowed(operation).with_headers(Last_Event_ID=last)
-    assert list(problems(api, operation, bad, 400, "bad_request", last)) == []
+    streams = [operation for operation in api.operations if operation.path.endswith("/events")]
+    assert len(streams) == 2
+    for operation in streams:
+        bad = api.allowed(operation).with_headers(Last_Event_ID=last, Accept=EVENT_STREAM)
+        assert list(problems(api, operation, bad, 400, "bad_request", last)) == []
 
 
 def operation_of(api: Api, method: str, path: str) -> Operation:

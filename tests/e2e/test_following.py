@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,7 +19,7 @@ import requests
 
 from ops.cli.flow import Flow
 from tests.e2e.held import held
-from tests.e2e.system import System
+from tests.e2e.system import ROOT, System
 
 
 def reserved(flow: Flow, sku: str) -> str:
@@ -25,13 +30,14 @@ def reserved(flow: Flow, sku: str) -> str:
 
 
 class Events:
-    """One client of an order's events: each is (id, event, data)."""
+    """One client of an order's events, or of the feed: each is (id, event, data). `end` has the id 0."""
 
-    def __init__(self, flow: Flow, order_id: str, last: int | None = None, user: str = "customer") -> None:
-        headers = {"Authorization": f"Bearer {flow.token(user)}"}
+    def __init__(self, flow: Flow, order_id: str | None, last: Any = None, user: str = "customer") -> None:
+        headers = {"Authorization": f"Bearer {flow.token(user)}", "Accept": "text/event-stream"}
         if last is not None:
             headers["Last-Event-ID"] = str(last)
-        self.answer = requests.get(f"{flow.url}/api/orders/{order_id}/events", headers=headers, stream=True, timeout=20)
+        path = f"/api/orders/{order_id}/events" if order_id else "/api/orders/events"
+        self.answer = requests.get(flow.url + path, headers=headers, stream=True, timeout=20)
 
         self._told = self._read()  # one for good: the connection ends with it
 
@@ -44,8 +50,10 @@ class Events:
             if line:
                 name, _, value = line.partition(": ")
                 told[name] = value
-            elif "data" in told:
-                yield int(told["id"]), told["event"], json.loads(told["data"])
+            elif "data" not in told:
+                told = {}
+            else:
+                yield int(told.get("id", "0").rpartition("-")[2]), told["event"], json.loads(told["data"])
                 told = {}
 
     def until(self, event: str) -> list[tuple[int, str, dict[str, Any]]]:
@@ -108,10 +116,57 @@ def test_a_client_hears_every_step_from_the_first_at_either_gateway(system: Syst
         assert {event for _, event, _ in early} == {"order.created"}
     steps = flow.timeline(order_id, last="inventory.committed")["steps"]
     for stream, first in zip(streams, early, strict=True):
-        heard = [first, *stream.until("inventory.committed")]
-        assert [data for _, _, data in heard] == steps[: len(heard)]
+        *heard, end = [first, *stream]  # it ends by itself
+        assert [data for _, _, data in heard] == steps
         assert [id_ for id_, _, _ in heard] == sorted(data["id"] for _, _, data in heard)
+        assert end == (0, "end", {"status": "PAID"})
+    again = Events(flow, order_id, last=steps[-1]["id"])
+    assert (again.answer.status_code, again.answer.content) == (204, b"")
+
+
+def test_the_feed_tells_the_steps_of_all_orders_to_streams_and_to_readers_of_pages(system: System) -> None:
+    flow = system.flow()
+    flow.stock("fed", 10)
+    began = flow.get("/api/orders/events?after=now", "service")["after"]
+    streams = [Events(system.flow(replica), None, began, "operator") for replica in range(system.replicas)]
+    orders = [str(flow.order("fed", payment=method)["order_id"]) for method in ("mock_ok", "mock_declined")]
+    paid, refused = (
+        flow.timeline(order_id, last=last)["steps"]
+        for order_id, last in zip(orders, ("inventory.committed", "inventory.released"), strict=True)
+    )
+    pages: list[dict[str, Any]] = []
+    while len(pages) < len(paid) + len(refused):
+        page = flow.get(f"/api/orders/events?limit=2&after={pages[-1]['position'] if pages else began}", "operator")
+        assert len(page["items"]) == 2 or not page["more"]
+        pages += page["items"]
+    for order_id, steps in zip(orders, (paid, refused), strict=True):
+        told = [{**step, "order_id": None, "position": None} for step in pages if step["order_id"] == order_id]
+        assert told == [{**step, "order_id": None, "position": None} for step in steps]
+    for stream in streams:
+        assert [next(stream._told)[2] for _ in pages] == pages
         stream.answer.close()
+
+
+RUN = {"python": [sys.executable, "-c"], "javascript": ["node", "--input-type=module", "-e"]}
+
+
+@pytest.mark.parametrize("language", RUN)
+def test_the_clients_of_the_page_of_streams_follow_an_order_to_its_end(system: System, language: str) -> None:
+    if shutil.which(RUN[language][0]) is None:
+        pytest.skip(f"{language} is not installed")
+    (example,) = re.findall(rf"^```{language}\n(.*?)^```", (ROOT / "docs/streams.md").read_text("utf-8"), re.S | re.M)
+    flow = system.flow()
+    flow.stock("by-example", 10)
+    order_id = flow.order("by-example")["order_id"]
+    where = {"API": flow.url, "STREAM": f"/api/orders/{order_id}/events", "TOKEN": flow.token("customer")}
+
+    run = subprocess.run(
+        [*RUN[language], example], env={**os.environ, **where}, capture_output=True, text=True, timeout=30, check=False
+    )
+
+    steps = flow.get(f"/api/orders/{order_id}/timeline")["steps"]
+    told = [f"{step['event']} {step['to']}" for step in steps]
+    assert run.stdout.splitlines() == [*told, "end PAID"], run.stderr
 
 
 def test_a_client_that_comes_again_to_another_gateway_goes_on_where_it_was(system: System) -> None:

@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Iterator
+from uuid import uuid4
 
 import pytest
 from alembic import command
@@ -112,6 +113,28 @@ def test_the_previous_version_can_still_insert_after_each_migration(scratch: Con
 
         new = {(table, column) for table, column in demanded(scratch) - known if table in existing}
         assert not new, f"{service} {revision}: NOT NULL without a default"
+
+
+@pytest.mark.parametrize("service", ["order"])
+def test_steps_of_before_the_feed_come_first_in_it(scratch: Connection, service: str) -> None:
+    config = alembic(service, scratch)
+    command.upgrade(config, "0003")
+    insert = """
+        INSERT INTO order_events (order_id, type, to_status, source, user_id, details)
+        VALUES (:order_id, :type, 'PENDING', '', '', '{}')
+    """
+    order = "INSERT INTO orders VALUES (:order_id, '', '', '', '', 1, '', NULL, NULL, NULL, false, '', '', '')"
+    order_id = uuid4()
+    scratch.execute(text(order), {"order_id": order_id})
+    for type_ in ("old", "older"):
+        scratch.execute(text(insert), {"order_id": order_id, "type": type_})
+    scratch.commit()
+    command.upgrade(config, "0004")
+    scratch.execute(text(insert), {"order_id": order_id, "type": "new"})
+    scratch.commit()
+
+    assert list(scratch.scalars(text("SELECT type FROM order_events ORDER BY xid, id"))) == ["old", "older", "new"]
+    assert list(scratch.scalars(text("SELECT xid = 0 FROM order_events ORDER BY id"))) == [True, True, False]
 
 
 def revisions(config: Config) -> list[str]:

@@ -27,15 +27,21 @@ from tests.integration.support import Bench, until
 EVERYBODY = Identity("olga", ("operator",))
 BEGAN = datetime(2026, 1, 14, 10, tzinfo=UTC)
 ORDERS = 20_000
-# Each a minute after the one before; of 200 users; one in twenty is not PAID.
+# Each made a minute after the one before and changed in another order; of 200 users; one in twenty is not PAID.
 MANY = """
     INSERT INTO orders (order_id, user_id, status, currency, total, payment_method, trace_id, idempotency_key,
-                        fingerprint, created_at)
+                        fingerprint, created_at, updated_at)
     SELECT gen_random_uuid(), 'user-' || n % 200,
-           CASE WHEN n % 20 = 0 THEN 'CANCELLED' ELSE 'PAID' END, 'EUR', n, 'mock_ok', '', 'key-' || n, '',
-           CAST(:began AS timestamptz) + n * interval '1 minute'
+           CASE WHEN n % 40 = 0 THEN 'CANCELLED' WHEN n % 40 = 20 THEN 'REFUND_FAILED' ELSE 'PAID' END, 'EUR', n,
+           'mock_ok', '', 'key-' || n, '', CAST(:began AS timestamptz) + n * interval '1 minute',
+           CAST(:began AS timestamptz) + n * 7919 % :count * interval '1 minute'
     FROM generate_series(0, :count - 1) n
 """
+
+
+def changed_at(n: int) -> int:
+    """The minute of an order's last change."""
+    return n * 7919 % ORDERS
 
 
 def minute(n: int) -> str:
@@ -65,27 +71,85 @@ def pages(many: Bench, limit: int, viewer: Identity = EVERYBODY, **filters: str)
             return
 
 
+NEITHER = "CANCELLED,REFUND_FAILED"
 # What is asked, and which numbers are right.
 FILTERS: dict[str, tuple[dict[str, str], Callable[[int], bool]]] = {
-    "status": ({"status": "CANCELLED"}, lambda n: n % 20 == 0),
+    "status": ({"status": "CANCELLED"}, lambda n: n % 40 == 0),
+    "states": ({"status": NEITHER}, lambda n: n % 20 == 0),
     "user": ({"user": "user-7"}, lambda n: n % 200 == 7),
     "from": ({"from": minute(ORDERS - 300)}, lambda n: n >= ORDERS - 300),
     "to": ({"to": minute(300)}, lambda n: n < 300),
     "from and to": ({"from": minute(1000), "to": minute(1250)}, lambda n: 1000 <= n < 1250),
     "user and time": ({"user": "user-7", "to": minute(19_000)}, lambda n: n % 200 == 7 and n < 19_000),
-    "status and time": ({"status": "CANCELLED", "from": minute(15_000)}, lambda n: n % 20 == 0 and n >= 15_000),
-    "user and status": ({"user": "user-20", "status": "CANCELLED"}, lambda n: n % 200 == 20),
+    "status and time": ({"status": "CANCELLED", "from": minute(10_000)}, lambda n: n % 40 == 0 and n >= 10_000),
+    "states and time": ({"status": NEITHER, "from": minute(15_000)}, lambda n: n % 20 == 0 and n >= 15_000),
+    "user and status": ({"user": "user-40", "status": "CANCELLED"}, lambda n: n % 200 == 40),
+}
+# The same by change: the oldest change comes first.
+BY_CHANGE: dict[str, tuple[dict[str, str], Callable[[int], bool]]] = {
+    "change": ({"sort": "updated_at", "user": "user-7"}, lambda n: n % 200 == 7),
+    "updated_from": ({"updated_from": minute(19_700)}, lambda n: changed_at(n) >= 19_700),
+    "updated_to": ({"updated_to": minute(300)}, lambda n: changed_at(n) < 300),
+    "both": ({"updated_from": minute(1000), "updated_to": minute(1250)}, lambda n: 1000 <= changed_at(n) < 1250),
+    "user and change": (
+        {"user": "user-7", "updated_to": minute(19_000)},
+        lambda n: n % 200 == 7 and changed_at(n) < 19_000,
+    ),
+    "state and change": (
+        {"status": "CANCELLED", "updated_from": minute(10_000)},
+        lambda n: n % 40 == 0 and changed_at(n) >= 10_000,
+    ),
+    "states and change": (
+        {"status": NEITHER, "updated_from": minute(15_000)},
+        lambda n: n % 20 == 0 and changed_at(n) >= 15_000,
+    ),
 }
 
 
 def test_a_filter_finds_all_that_fit_page_by_page_newest_first(many: Bench, subtests: pytest.Subtests) -> None:
     for name, (filters, fits) in FILTERS.items():
         with subtests.test(name):
-            right = [n for n in range(ORDERS) if fits(n)][::-1]
-            assert len(right) > 90
-            read = list(pages(many, 40, **filters))
-            assert [number for page in read for number in page] == right
-            assert {len(page) for page in read[:-1]} == {40}
+            refuse_pages(many, filters, [n for n in range(ORDERS) if fits(n)][::-1])
+
+
+def test_orders_that_changed_come_page_by_page_oldest_change_first(many: Bench, subtests: pytest.Subtests) -> None:
+    for name, (filters, fits) in BY_CHANGE.items():
+        with subtests.test(name):
+            refuse_pages(many, filters, sorted((n for n in range(ORDERS) if fits(n)), key=changed_at))
+    with subtests.test("newest first although changed"):
+        filters = {"updated_from": minute(19_700), "sort": "created_at"}
+        refuse_pages(many, filters, [n for n in range(ORDERS) if changed_at(n) >= 19_700][::-1])
+
+
+def pairs(numbers: list[int]) -> list[list[int]]:
+    """Pairs."""
+    return [numbers[place : place + 2] for place in range(0, len(numbers), 2)]
+
+
+def refuse_pages(many: Bench, filters: dict[str, str], right: list[int]) -> None:
+    """The pages hold the right orders, in this order."""
+    assert len(right) > 90
+    read = list(pages(many, 40, **filters))
+    assert [number for page in read for number in page] == right
+    assert {len(page) for page in read[:-1]} == {40}
+
+
+def test_no_order_is_skipped_or_repeated_while_others_change(many: Bench, database: Databases) -> None:
+    change = "UPDATE orders SET updated_at = CAST(:at AS timestamptz) WHERE total IN (:read, :unread)"
+    first, last = ORDERS - 300, ORDERS
+    numbers = sorted(range(ORDERS), key=changed_at)[first:]
+    moved: list[int] = []
+    read: list[int] = []
+    for turn, page in enumerate(pages(many, 40, updated_from=minute(first))):
+        read += page
+        if turn < 3:
+            moved += [page[5], numbers[-5 - turn]]  # one that was read, and one that was not
+            database.run("order", change, at=minute(last + turn), read=moved[-2], unread=moved[-1])
+    still = [number for number in numbers if number not in moved]
+    assert [number for number in read if number in still] == still
+    # The two of a turn share their new time.
+    assert [set(pair) for pair in pairs(read[-6:])] == [set(pair) for pair in pairs(moved)]
+    assert {number: read.count(number) for number in moved} == dict(zip(moved, [2, 1] * 3, strict=True))
 
 
 def test_customers_page_through_their_own_orders_with_any_filter(many: Bench) -> None:
@@ -99,9 +163,18 @@ def test_customers_page_through_their_own_orders_with_any_filter(many: Bench) ->
     assert list(pages(many, 40, EVERYBODY, idempotency_key="key-8")) == [[]], "a key is its user's"
 
 
-def test_a_status_that_there_is_none_of_is_refused(many: Bench) -> None:
+@pytest.mark.parametrize("sort", ["created_at", "updated_at"])
+def test_orders_of_one_moment_are_each_read_once(order: Bench, database: Databases, sort: str) -> None:
+    database.run("order", MANY, began=BEGAN, count=100)
+    database.run("order", "UPDATE orders SET created_at = :at, updated_at = :at", at=BEGAN)
+    read = [number for page in pages(order, 40, sort=sort) for number in page]
+    assert sorted(read) == list(range(100))
+
+
+@pytest.mark.parametrize("filters", [{"status": "SENT"}, {"status": "PAID,"}, {"sort": "total"}])
+def test_a_state_or_a_sort_that_there_is_none_of_is_refused(order: Bench, filters: dict[str, str]) -> None:
     with pytest.raises(BadRequest):
-        list(pages(many, 40, status="SENT"))
+        list(pages(order, 40, **filters))
 
 
 @contextmanager
@@ -120,8 +193,9 @@ def statements(bench: Bench) -> Iterator[list[tuple[str, Any]]]:
 
 
 def test_every_filter_has_an_index_that_gives_its_page_in_order(many: Bench, subtests: pytest.Subtests) -> None:
-    asked = {name: filters for name, (filters, _) in FILTERS.items()}
+    asked = {name: filters for name, (filters, _) in (FILTERS | BY_CHANGE).items()}
     asked |= {"nothing": {}, "idempotency_key": {"user": "user-7", "idempotency_key": "key-7"}}
+    asked |= {"all by change": {"sort": "updated_at"}, "most states": {"status": ",".join(Status)}}
     for name, filters in asked.items():
         with subtests.test(name):
             refuse_slow(many, filters, most=10**9 if name == "user and status" else 90)  # two filters share no index

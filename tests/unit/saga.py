@@ -38,6 +38,7 @@ from shared.errors import CannotWork, Conflict, ProviderAway, ProviderTimeout
 from shared.events import CATALOGUE, Identity, OrderCreated, PricedItem
 from shared.idempotency import KeyedAnswer, KeyedRequest
 from shared.ids import uuid7
+from shared.order_states import has_ended
 from topology.table import BY_NAME, QUEUES, hears
 
 ANN = Identity("ann", ("customer",))
@@ -688,9 +689,14 @@ class World:
             released = reservation.state == State.RELEASED and bool(reservation.quantities)
             assert (reservation.reservation_id in audited) == released, "the audit knows what was released, and no more"
 
+    def heard_by(self, order_id: UUID) -> list[str]:
+        """The types of an order's steps."""
+        return [type_ for type_, before, _ in self.order.steps.values() if before.order_id == order_id]
+
     def check_rest(self) -> None:
         """When nothing is left to come: every order has ended, and the three books and the provider's agree."""
         for order in self.order.orders.values():
+            assert has_ended(order.status, self.heard_by(order.order_id)), "its stream ends"
             charged, given_back = self.bank.moved(order.order_id)
             net = sum(charged) - sum(given_back)
             reserved = self.inventory.reservations[order.order_id].state

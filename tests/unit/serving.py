@@ -88,6 +88,9 @@ class Changes:
         self.steps = []
         self.asked = []
         self.steps_asked = []
+        self.ending = {}
+        self.feed = []
+        self.feed_asked = []
         self.error = None
 
     def read(self, id_):
@@ -97,6 +100,12 @@ class Changes:
         """Make a new version of one state."""
         self.states[id_] = {**self.states[id_], **what, "version": self.states[id_]["version"] + 1}
 
+    def page(self, after, limit):
+        """A page of the feed; its positions are `1-n`."""
+        read = len(self.feed) if after == "now" else int(after.partition("-")[2])
+        items = self.feed[read : read + limit]
+        return {"items": items, "after": f"1-{read + len(items)}", "more": read + limit < len(self.feed)}
+
     def call(self, routing_key, args, kwargs, context, timeout_s):
         eventlet.sleep(0)
         if self.error:
@@ -104,7 +113,19 @@ class Changes:
         if routing_key.endswith(".steps"):
             id_, last = args
             self.steps_asked.append(last)
-            return {"version": self.states[id_]["version"], "steps": [s for s in self.steps if s["id"] > last]}
+            after = [step for step in self.steps if step["id"] > last]
+            return {"version": self.states[id_]["version"], "steps": after, **self.ending}
+        if routing_key.endswith(".all_steps"):
+            self.feed_asked.append(args)
+            return self.page(*args)
+        if routing_key.endswith(".next_steps"):
+            self.feed_asked.append(args)
+            pages = {after: self.page(after, 200) for after in args[0]}
+            return [
+                {"position": after, "version": args[0][after] + 1, "page": page}
+                for after, page in pages.items()
+                if page["items"]
+            ]
         (known,) = args
         self.asked.append(known)
         return [self.read(id_) for id_, version in known.items() if self.states[id_]["version"] > version]

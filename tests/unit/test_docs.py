@@ -5,7 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from gateway import following
+from gateway.orders import MAX_WAIT_S
 from ops.docs import readme
+from order_service import domain
+from shared.config import Settings
+from shared.order_states import AT_REST, Reason, Status
 from tests.unit.test_gateway_http import ROUTES
 from topology.services import SERVICES
 
@@ -71,3 +76,25 @@ def test_the_readme_says_what_each_service_does() -> None:
     text = text_of("README.md")
 
     assert readme.with_processes(text) == text, "run: python -m ops.docs.contracts"
+
+
+def test_the_page_of_streams_lists_every_state_and_every_reason() -> None:
+    text = text_of("docs/streams.md")
+    states = dict(re.findall(r"^\| `([A-Z_]+)` \| (yes|no) \|", text, re.M))
+    reasons = re.findall(r"^\| `([a-z_]+)` \|", text, re.M)
+
+    assert states == {status: "yes" if status in AT_REST else "no" for status in Status}
+    assert reasons == list(Reason)
+
+
+def test_the_page_of_streams_says_how_long_everything_takes() -> None:
+    text = " ".join(text_of("docs/streams.md").split())
+
+    assert f"after {Settings.order_deadline_s / 60:.0f} minutes (`ORDER_DEADLINE_S`)" in text
+    assert f"One comes every {following.KEEP_ALIVE_S:.0f} s" in text
+    assert f"after {following.MAX_STREAM_S / 60:.0f} minutes, when the token expired" in text
+    assert f"One call waits at most {MAX_WAIT_S} s" in text
+
+
+def test_an_order_is_cancelled_for_each_reason_that_is_listed() -> None:
+    assert {rule.reason for rule in domain.TABLE} - {None} == set(Reason)

@@ -1,6 +1,7 @@
 """Clients that wait for an order or stream its steps, with a fake order service."""
 
 import gc
+import re
 import socket
 import time
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from tests.unit.test_gateway_http import ORDER_ID, Gateway, bearer, code
 
 PATH = f"/api/orders/{ORDER_ID}"
 EVENTS = f"{PATH}/events"
+FEED = "/api/orders/events"
+STREAMED = {"Accept": "text/event-stream"}
 
 
 class Orders:
@@ -35,6 +38,9 @@ class Orders:
         self.get_order(order_id)
         return ORDERS.call("order_service.steps", [order_id, after], {}, {}, 1)
 
+    def all_steps(self, after, limit):
+        return ORDERS.call("order_service.all_steps", [after, limit], {}, {}, 1)
+
 
 class Shop(Gateway):
     name = "gateway"
@@ -47,9 +53,12 @@ def an_order(monkeypatch):
     monkeypatch.setattr(watch, "LOOK_EVERY_S", 60.0)
     ORDERS.states = {ORDER_ID: {"order_id": ORDER_ID, "version": 1, "status": "PENDING"}}
     ORDERS.steps = [{"id": 10, "event": "order.created", "to": "PENDING"}]
+    ORDERS.ending = {"status": "PENDING", "ended": False}
+    ORDERS.feed = []
     ORDERS.error = None
     ORDERS.asked.clear()
     ORDERS.steps_asked.clear()
+    ORDERS.feed_asked.clear()
     with eventlet.Timeout(20):
         yield
 
@@ -66,12 +75,16 @@ def shop():
         yield server
 
 
+def watches(server):
+    return {item.key: item for item in server.container.subextensions if isinstance(item, Unconnected)}
+
+
 def watch_of(server):
-    return next(item for item in server.container.subextensions if isinstance(item, Unconnected))
+    return watches(server)["order_id"]
 
 
 def waiters(server):
-    return len(list(watch_of(server)._everybody()))
+    return sum(len(list(watch._everybody())) for watch in watches(server).values())
 
 
 def settle(server, count):
@@ -205,7 +218,7 @@ def test_a_client_that_pipelines_its_next_request_has_not_gone(quick, shop):
 def test_a_stop_answers_all_waiting_clients_and_ends_the_streams():
     with serving(Shop) as server:
         waiting = [get(server, f"{PATH}?wait=PAID&timeout=25") for _ in range(200)]
-        streams = [Listener(server) for _ in range(20)]
+        streams = [Listener(server) for _ in range(10)] + [Listener(server, FEED, **STREAMED) for _ in range(10)]
         settle(server, 220)
         began = time.monotonic()
         server.container.stop()
@@ -215,18 +228,18 @@ def test_a_stop_answers_all_waiting_clients_and_ends_the_streams():
 
 
 def request(path, more="", headers=None):
-    named = {**bearer("customer"), "Host": "shop", **(headers or {})}
+    named = {**bearer("customer", "operator"), "Host": "shop", **(headers or {})}
     lines = [f"GET {path} HTTP/1.1", *(f"{name}: {value}" for name, value in named.items())]
     return ("\r\n".join(lines) + f"\r\n{more}\r\n").encode()
 
 
 class Listener:
-    """A client of the event stream of an order."""
+    """A client of an event stream: of one order, unless told otherwise."""
 
-    def __init__(self, server, **headers):
+    def __init__(self, server, path=EVENTS, **headers):
         self.sock = dial(server)
         self.heard = ""
-        self.sock.sendall(request(EVENTS, headers={name.replace("_", "-"): value for name, value in headers.items()}))
+        self.sock.sendall(request(path, headers={name.replace("_", "-"): value for name, value in headers.items()}))
 
     def until(self, words):
         """Everything received so far, as soon as it contains these words."""
@@ -248,8 +261,8 @@ class Listener:
 
 
 @contextmanager
-def listening(server, **headers):
-    listener = Listener(server, **headers)
+def listening(server, path=EVENTS, **headers):
+    listener = Listener(server, path, **headers)
     try:
         yield listener
     finally:
@@ -341,3 +354,162 @@ def test_a_head_request_of_a_stream_has_no_body_and_does_not_wait(shop):
     status, headers, body = ask(shop, "HEAD", EVENTS, headers=bearer("customer"))
     assert (status, headers["Content-Type"], body) == (200, "text/event-stream", "")
     assert waiters(shop) == 0
+
+
+END = 'event: end\ndata: {"status":"PAID"}\n\n'
+
+
+def ends(server, status="PAID"):
+    """The order takes its last step."""
+    ORDERS.ending = {"status": status, "ended": True}
+    happens(server, "inventory.committed", status)
+
+
+def test_the_stream_of_an_order_at_rest_ends_with_a_mark(shop):
+    ORDERS.ending = {"status": "PAID", "ended": True}
+    with listening(shop) as client:
+        assert "id: 10\n" in client.rest().partition(END)[0]
+    assert waiters(shop) == 0
+
+
+def test_a_stream_ends_after_the_last_step_and_not_before(shop):
+    with listening(shop) as client:
+        settle(shop, 1)
+        happens(shop, "payment.succeeded", "PAID")
+        client.until("id: 11\n")
+        assert "event: end" not in client.heard
+        ends(shop)
+        assert "event: inventory.committed\n" in client.rest().partition(END)[0]
+    assert client.heard.count(END) == 1
+
+
+def test_a_client_that_has_all_steps_of_an_order_at_rest_is_told_not_to_reconnect(shop):
+    ends(shop)
+    status, headers, body = get(shop, EVENTS, **{"Last-Event-ID": "11"}).wait()
+    assert (status, body, headers["Content-Type"]) == (204, "", None)
+    status, _, body = get(shop, EVENTS, **{"Last-Event-ID": "10"}).wait()
+    assert (status, body.count("id: "), body.count(END)) == (200, 1, 1)
+    ORDERS.ending = {"status": "REFUND_PENDING", "ended": False}
+    with listening(shop, Last_Event_ID="11") as client:
+        client.until("retry: ")
+        happens(shop, "payment.refunded", "CANCELLED")
+        client.until("id: 12\n")
+
+
+def test_a_stream_goes_on_while_order_service_is_of_the_version_before(shop):
+    ORDERS.ending = {}
+    with listening(shop, Last_Event_ID="10") as client:
+        settle(shop, 1)
+        happens(shop, "inventory.reserved", "RESERVED")
+        client.until("id: 11\n")
+
+
+def all_orders(count):
+    """This many steps of different orders happen."""
+    for _ in range(count):
+        number = len(ORDERS.feed) + 1
+        ORDERS.feed.append({"id": 100 + number, "event": "order.created", "position": f"1-{number}"})
+
+
+def positions(heard):
+    return re.findall(r"^id: ([0-9]+-[0-9]+)\nevent: ", heard, re.M)
+
+
+def test_the_feed_is_answered_page_by_page(shop):
+    all_orders(3)
+    first = get(shop, f"{FEED}?limit=2", **bearer("service")).wait()
+    assert (first[0], first[1]["Content-Type"]) == (200, "application/json")
+    assert first[2] == {"items": ORDERS.feed[:2], "after": "1-2", "more": True}
+    for accept in ("*/*", "application/json", "text/event-stream;q=0.1, */*"):
+        rest = get(shop, f"{FEED}?after={first[2]['after']}", Accept=accept, **bearer("operator")).wait()
+        assert rest[2] == {"items": ORDERS.feed[2:], "after": "1-3", "more": False}
+
+
+@pytest.mark.parametrize("query", ["after=", "after=1", "after=1-", "after=-1", "after=a-b", "limit=0", "limit=201"])
+def test_a_bad_position_or_limit_is_400(shop, query):
+    for accept in ({}, STREAMED):
+        answer = get(shop, f"{FEED}?{query}", **bearer("operator"), **accept).wait()
+        assert code(answer) == (400, "bad_request")
+    answer = get(shop, FEED, **bearer("operator"), **STREAMED, **{"Last-Event-ID": "17"}).wait()
+    assert code(answer) == (400, "bad_request")
+
+
+def test_a_stream_of_the_feed_begins_with_past_steps_and_sends_new_ones(quick, shop):
+    all_orders(2)
+    with listening(shop, FEED, **STREAMED) as client:
+        assert "content-type: text/event-stream" in client.until("id: 1-2\n").partition("\r\n\r\n")[0].lower()
+        assert 'event: order.created\ndata: {"id":101,"event":"order.created","position":"1-1"}\n\n' in client.heard
+        settle(shop, 1)
+        all_orders(1)
+        client.until("id: 1-3\n")
+        all_orders(1)
+        client.until("id: 1-4\n")
+        assert positions(client.heard) == ["1-1", "1-2", "1-3", "1-4"]
+
+
+def test_streams_at_the_same_position_cost_one_question(shop):
+    streams = [Listener(shop, FEED, **STREAMED) for _ in range(20)]
+    settle(shop, 20)
+    ORDERS.feed_asked.clear()
+    all_orders(1)
+    watches(shop)["position"]._ask(["1-0"])
+    for client in streams:
+        client.until("id: 1-1\n")
+        client.close()
+    assert ORDERS.feed_asked == [[{"1-0": 1}]]
+
+
+def test_a_stream_far_behind_reads_page_after_page_without_waiting(shop, monkeypatch):
+    monkeypatch.setattr(following, "STREAM_PAGE", 10)
+    all_orders(35)
+    with listening(shop, f"{FEED}?after=1-5", **STREAMED) as client:
+        client.until("id: 1-35\n")
+        settle(shop, 1)
+        assert ORDERS.feed_asked == [["1-5", 10], ["1-15", 10], ["1-25", 10]]
+        assert positions(client.heard) == [f"1-{number}" for number in range(6, 36)]
+
+
+def test_a_stream_far_behind_goes_on_when_order_service_is_back(quick, shop, monkeypatch):
+    monkeypatch.setattr(following, "STREAM_PAGE", 10)
+    all_orders(35)
+    with listening(shop, FEED, **STREAMED) as client:
+        client.until("id: 1-1\n")
+        ORDERS.error = ServiceUnavailable()
+        settle(shop, 1)
+        ORDERS.error = None
+        client.until("id: 1-35\n")
+        assert positions(client.heard) == [f"1-{number}" for number in range(1, 36)]
+
+
+def test_a_client_of_the_feed_continues_after_its_last_event(quick, shop):
+    all_orders(4)
+    with listening(shop, f"{FEED}?after=1-1", Last_Event_ID="1-3", **STREAMED) as client:
+        client.until("id: 1-4\n")
+        assert positions(client.heard) == ["1-4"]
+
+
+def test_a_client_that_begins_now_is_told_where_that_is(quick, shop):
+    all_orders(2)
+    with listening(shop, f"{FEED}?after=now", **STREAMED) as client:
+        client.until("id: 1-2\nretry: 1000\n\n")
+        settle(shop, 1)
+        all_orders(1)
+        client.until("id: 1-3\n")
+        assert positions(client.heard) == ["1-3"]
+
+
+def test_an_idle_stream_of_the_feed_sends_keep_alives(shop, monkeypatch):
+    monkeypatch.setattr(following, "KEEP_ALIVE_S", 0.05)
+    with listening(shop, FEED, **STREAMED) as client:
+        client.until(": still here\n\n")
+        client.heard = ""
+        client.until(": still here\n\n")
+        assert ORDERS.feed_asked == [["0-0", following.STREAM_PAGE]]
+
+
+def test_every_waiting_client_is_counted_once(shop):
+    clients = [Listener(shop), Listener(shop, FEED, **STREAMED), Listener(shop, FEED, **STREAMED)]
+    settle(shop, 3)
+    assert [watched._all_waiting() for watched in watches(shop).values()] == [3, 3], "they share one gauge"
+    for client in clients:
+        client.close()

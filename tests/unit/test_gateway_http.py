@@ -120,6 +120,7 @@ CALLERS = {
     "owner, admin": {"customer", "admin"},
     "owner, operator, auditor, admin": {"customer", "operator", "auditor", "admin"},
     "operator, admin": {"operator", "admin"},
+    "operator, admin, service": {"operator", "admin", "service"},
     "auditor, admin": {"auditor", "admin"},
     "auditor, admin, signed in there": {"auditor", "admin"},
 }

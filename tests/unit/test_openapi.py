@@ -14,14 +14,18 @@ from openapi_spec_validator import validate
 from gateway.api.fields import EXAMPLE_ID, AnswerSchema, list_field, text_field
 from gateway.api.http import Api
 from gateway.api.openapi import document, failures, routes
+from gateway.following import KEEP_ALIVE_S
 from gateway.operations import ReplayRequest
-from gateway.orders import CURRENCIES, STATES
+from gateway.orders import CURRENCIES, SORTS, STATES
 from gateway.service import GatewayService
 from gateway.site.pages import docs
 from gateway.site.reader import Reader
 from ops.dlq.replay_request import read_replay
+from order_service import queries
 from order_service.domain import Status
 from shared import auth, errors
+from shared.config import Settings
+from shared.order_states import AT_REST, Reason
 from shared.version import VERSION
 from tests.unit.serving import ask, serving
 from tests.unit.test_gateway_http import BEHIND, EXPECTED_ROLES, JSON, PAGES, Gateway, bearer
@@ -37,8 +41,8 @@ def operation(method, path):
 
 
 def schema_of(answer):
-    ((_, content),) = answer["content"].items()
-    return content["schema"]
+    """The schema of an answer; of one that may also be a stream, that of its JSON."""
+    return next(iter(answer["content"].values()))["schema"]
 
 
 def conform(value, schema):
@@ -158,6 +162,47 @@ def test_an_event_stream_documents_last_event_id():
     assert not any(shape.match(bad) for bad in ("", "-1", "x", "9" * 19))
     assert "`bad_request`" in documented["responses"]["400"]["description"]
     assert "Last-Event-ID" not in READER.operation("GET", "/api/orders/{order_id}/events", documented)["curl"]
+
+
+def test_the_end_of_a_stream_is_documented_as_an_answer_without_a_body():
+    documented = operation("get", "/api/orders/{order_id}/events")
+    assert "content" not in documented["responses"]["204"]
+    shown = READER.operation("GET", "/api/orders/{order_id}/events", documented)["answers"]
+    assert next(answer for answer in shown if answer["status"] == "204")["lines"] == [
+        documented["responses"]["204"]["description"]
+    ]
+    words = " ".join(documented["description"].split())
+    assert all(word in words for word in ("`end`", "`Step`", "`id`", "15 seconds", "fetch"))
+    assert KEEP_ALIVE_S == 15
+
+
+def test_the_feed_is_documented_as_pages_and_as_a_stream():
+    documented = operation("get", "/api/orders/events")
+    assert documented["responses"]["200"]["content"] == {
+        "application/json": {"schema": {"$ref": "#/components/schemas/FeedPage"}},
+        "text/event-stream": {"schema": {"type": "string"}},
+    }
+    after = next(item["schema"]["pattern"] for item in documented["parameters"] if item["name"] == "after")
+    assert all(re.match(after, good) for good in ("0-0", "41823-17", "now"))
+    assert not any(re.match(after, bad) for bad in ("", "17", "1-", "now-1", "1-1now"))
+
+
+def test_an_order_documents_its_states_at_rest_its_reasons_and_its_deadline():
+    described = DOCUMENT["components"]["schemas"]["Order"]["properties"]
+    in_progress, at_rest = (
+        set(re.findall(r"[A-Z_]{3,}", part)) for part in described["status"]["description"].split(" are in progress; ")
+    )
+    assert (in_progress, at_rest) == (set(Status) - AT_REST, AT_REST)
+    assert all(reason in described["reason"]["description"] for reason in Reason)
+    waiting = operation("get", "/api/orders/{order_id}")["description"]
+    assert f"{Settings.order_deadline_s / 60:.0f} minutes (`ORDER_DEADLINE_S`)" in waiting.replace("\n", " ")
+
+
+def test_several_states_of_a_list_are_documented_like_those_of_a_wait():
+    listed = {item["name"]: item["schema"] for item in operation("get", "/api/orders")["parameters"]}
+    waited = {item["name"]: item["schema"] for item in operation("get", "/api/orders/{order_id}")["parameters"]}
+    assert listed["status"]["pattern"] == waited["wait"]["pattern"]
+    assert tuple(listed["sort"]["enum"]) == SORTS == tuple(queries.SORTS)
 
 
 def test_an_export_is_documented_as_csv_with_filters_and_no_paging():

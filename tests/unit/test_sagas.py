@@ -8,8 +8,9 @@ from inventory_service.domain import State
 from ops.docs import diagrams
 from ops.docs.diagrams import Simulation, moves, sagas, sequence, states
 from order_service import domain
-from order_service.domain import Status
+from order_service.domain import CANCEL, REFUND_RETRY, Status
 from payment_service.domain import Status as PaymentStatus
+from shared.order_states import AT_REST, has_ended
 from tests.unit.saga import DECLINES, WILLING, World, on_memory
 
 CANCELLED_ORDER = (Status.CANCELLED, State.RELEASED, PaymentStatus.REFUNDED)
@@ -93,3 +94,22 @@ def test_the_handlers_emit_what_is_drawn_in_the_same_order(title: str, monkeypat
     (payment,) = world.payment.payments.values()
     assert (order.status, reservation.state, payment.status) == ENDS[title]
     assert Counter(simulation.emitted)["order.cancelled"] == (order.status == Status.CANCELLED)
+
+
+@pytest.mark.parametrize("title", ENDS)
+def test_an_order_has_ended_only_when_no_step_follows_until_a_person_asks_for_one(
+    title: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_memory(monkeypatch)
+
+    steps = list(acted(title).order.steps.values())
+
+    heard = [type_ for type_, _, _ in steps]
+    ended = [has_ended(after.status, heard[: place + 1]) for place, (_, _, after) in enumerate(steps)]
+    followed_by = [*heard[1:], None]
+    assert ended == [following in (None, CANCEL, REFUND_RETRY) for following in followed_by]
+
+
+def test_an_order_in_progress_has_not_ended_whatever_it_heard() -> None:
+    everything = {rule.hears for rule in domain.TABLE}
+    assert {status for status in Status if has_ended(status, everything)} == AT_REST

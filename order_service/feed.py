@@ -1,0 +1,93 @@
+"""The feed: the steps of all orders, in the order (xid, id) of `shared.horizon`, so that a reader misses none.
+
+A position is written as `xid-id`. It names the last step that was read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import func, select, tuple_
+from sqlalchemy.orm import Session
+
+from order_service.models import OrderEventRow
+from order_service.queries import step_body
+from shared.errors import BadRequest, CannotWork
+from shared.horizon import HORIZON, NEXT_XID
+from shared.paging import page_of
+
+# Instead of a position: after the last step that is in the feed now.
+NOW = "now"
+
+# A page for a waiting stream, and the steps in one answer to all waiting streams of a gateway: about 500 kB.
+STREAM_PAGE = 200
+MOST_STEPS = 1000
+
+_PLACE = tuple_(OrderEventRow.xid, OrderEventRow.id)
+
+# As for the release audit: ids only grow within one cluster.
+IDS_FELL_BACK = (
+    "this cluster's transaction ids are behind those of the steps of orders, as after a restore into a new one: the"
+    " feed would miss steps until they are set (docs/streams.md says how)"
+)
+
+
+def steps_page(session: Session, after: str, limit: int) -> dict[str, Any]:
+    """The steps after a position, oldest first: {items, after, more}.
+
+    `after` in the answer is the position to go on from, and `more` says whether steps are waiting there already. Raises
+    BadRequest for a position that the feed never gave, CannotWork if transaction ids fell back.
+    """
+    horizon, next_xid = _horizon(session)
+    if after == NOW:
+        return {"items": [], "after": _text((horizon, 0)), "more": False}
+    position = _position(after)
+    if position[0] > next_xid:  # given before a restore: to wait for it would miss every step until then
+        raise BadRequest("The feed has not come to this position.", {"after": ["Begin again: see docs/streams.md."]})
+    return _page(session, position, limit, horizon)
+
+
+def pages_after(session: Session, known: Mapping[str, int]) -> list[dict[str, Any]]:
+    """The page after each position that has one, as {position, version, page}; `version` is one above the known one.
+
+    At most MOST_STEPS steps in all: the other positions get theirs when they ask again.
+    """
+    horizon, _ = _horizon(session)
+    found, left = [], MOST_STEPS
+    for after, version in known.items():
+        page = _page(session, _position(after), min(left, STREAM_PAGE), horizon)
+        if page["items"]:
+            found.append({"position": after, "version": version + 1, "page": page})
+            left -= len(page["items"])
+        if left == 0:
+            break
+    return found
+
+
+def _horizon(session: Session) -> tuple[int, int]:
+    newest = select(func.max(OrderEventRow.xid)).scalar_subquery()
+    horizon, next_xid, last = session.execute(select(HORIZON, NEXT_XID, newest)).one()
+    if last is not None and last >= next_xid:
+        raise CannotWork(IDS_FELL_BACK)
+    return horizon, next_xid
+
+
+def _position(text: str) -> tuple[int, int]:
+    xid, _, id_ = text.partition("-")
+    try:
+        return int(xid), int(id_)
+    except ValueError:
+        raise BadRequest("This is no position of the feed.", {"after": [f"Must be a position, or {NOW}."]}) from None
+
+
+def _page(session: Session, position: tuple[int, int], limit: int, horizon: int) -> dict[str, Any]:
+    query = select(OrderEventRow).where(tuple_(*position) < _PLACE, OrderEventRow.xid < horizon)
+    query = query.order_by(OrderEventRow.xid, OrderEventRow.id).limit(limit + 1)
+    rows, more = page_of(session.scalars(query).all(), limit)
+    items = [{**step_body(row), "order_id": str(row.order_id), "position": _text((row.xid, row.id))} for row in rows]
+    return {"items": items, "after": items[-1]["position"] if items else _text(position), "more": more}
+
+
+def _text(position: tuple[int, int]) -> str:
+    return f"{position[0]}-{position[1]}"
