@@ -38,7 +38,7 @@ class FeedQuery(RequestSchema):
 
     after = Text(
         BEGINNING,
-        f"a position in the feed; `{NOW}` is its end",
+        f"a position in the feed; `{BEGINNING}` is its beginning, `{NOW}` its end",
         pattern=re.compile(f"{POSITION.pattern}|{NOW}"),
         load_default=BEGINNING,
     )

@@ -32,9 +32,9 @@ END = "end"
 
 EVENT_ID = re.compile("[0-9]{1,18}")
 
-# A position in the feed, and the word for its end.
-POSITION = re.compile("[0-9]{1,18}-[0-9]{1,18}")
-BEGINNING, NOW = "0-0", "now"
+# A position in the feed, its beginning, and the word for its end.
+BEGINNING, NOW = "0", "now"
+POSITION = re.compile(f"(?:{BEGINNING}|[0-9]{{1,18}}-[0-9]{{1,18}})")
 # Steps that a stream of the feed reads at once. It holds no more in memory.
 STREAM_PAGE = 200
 

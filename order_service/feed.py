@@ -17,8 +17,8 @@ from shared.errors import BadRequest, CannotWork
 from shared.horizon import HORIZON, NEXT_XID
 from shared.paging import page_of
 
-# Instead of a position: after the last step that is in the feed now.
-NOW = "now"
+# Instead of a position: before the first step, and after the last one that is in the feed now.
+BEGINNING, NOW = "0", "now"
 
 # A page for a waiting stream, and the steps in one answer to all waiting streams of a gateway: about 500 kB.
 STREAM_PAGE = 200
@@ -74,6 +74,8 @@ def _horizon(session: Session) -> tuple[int, int]:
 
 
 def _position(text: str) -> tuple[int, int]:
+    if text == BEGINNING:
+        return 0, 0
     xid, _, id_ = text.partition("-")
     try:
         return int(xid), int(id_)

@@ -26,7 +26,6 @@ STEPS = """
     INSERT INTO order_events (order_id, type, to_status, source, user_id, details)
     SELECT :order_id, :type || n, 'PENDING', 'order_service', 'ann', '{}' FROM generate_series(1, :count) n
 """
-BEGINNING = "0-0"
 
 
 @pytest.fixture
@@ -41,12 +40,12 @@ def write(connection: Connection, type_: str, count: int = 1) -> None:
     connection.execute(text(STEPS), {"order_id": ORDER, "type": type_, "count": count})
 
 
-def read(order: Bench, after: str = BEGINNING, limit: int = 100) -> dict[str, Any]:
+def read(order: Bench, after: str = feed.BEGINNING, limit: int = 100) -> dict[str, Any]:
     with order.sessions.read() as session:
         return feed.steps_page(session, after, limit)
 
 
-def read_all(order: Bench, count: int, after: str = BEGINNING) -> dict[str, Any]:
+def read_all(order: Bench, count: int, after: str = feed.BEGINNING) -> dict[str, Any]:
     """The page, once it holds so many steps: a vacuum of the server may hold the horizon back for a moment."""
 
     def found() -> dict[str, Any] | None:
@@ -99,7 +98,7 @@ def test_pages_hold_every_step_once_and_in_order(order: Bench) -> None:
         with transaction(order) as connection:
             write(connection, f"{number}.", count=number)
     read_all(order, 21)
-    seen, after, more = [], BEGINNING, True
+    seen, after, more = [], feed.BEGINNING, True
     while more:
         page = read(order, after, limit=4)
         seen += page["items"]
@@ -140,7 +139,7 @@ def test_waiting_streams_get_the_pages_after_their_positions(order: Bench) -> No
     with transaction(order) as connection:
         write(connection, "step", count=3)
     everything = read_all(order, 3)
-    places = [BEGINNING, *(item["position"] for item in everything["items"])]
+    places = [feed.BEGINNING, *(item["position"] for item in everything["items"])]
     found = order.service.next_steps(dict.fromkeys(places, 4))
     assert [(item["position"], item["version"]) for item in found] == [(place, 5) for place in places[:-1]]
     assert [types(item["page"]) for item in found] == [["step1", "step2", "step3"], ["step2", "step3"], ["step3"]]
@@ -152,7 +151,7 @@ def test_an_answer_to_waiting_streams_is_bounded(order: Bench, monkeypatch: pyte
     monkeypatch.setattr(feed, "STREAM_PAGE", 5)
     with transaction(order) as connection:
         write(connection, "step", count=6)
-    places = [BEGINNING, *(item["position"] for item in read_all(order, 6)["items"])]
+    places = [feed.BEGINNING, *(item["position"] for item in read_all(order, 6)["items"])]
     pages = [item["page"] for item in order.service.next_steps(dict.fromkeys(places, 1))]
     assert [(len(page["items"]), page["more"]) for page in pages] == [(5, True), (2, True)]
 
@@ -169,7 +168,7 @@ def test_a_page_costs_two_statements_and_reads_no_more_than_itself(order: Bench,
         sent.append((statement, values))
 
     event.listen(order.database.engine, "before_cursor_execute", note)
-    for after in (BEGINNING, half_way):
+    for after in (feed.BEGINNING, half_way):
         read(order, after, limit=40)
     event.remove(order.database.engine, "before_cursor_execute", note)
 

@@ -102,7 +102,7 @@ class Changes:
 
     def page(self, after, limit):
         """A page of the feed; its positions are `1-n`."""
-        read = len(self.feed) if after == "now" else int(after.partition("-")[2])
+        read = len(self.feed) if after == "now" else int(after.rpartition("-")[2])
         items = self.feed[read : read + limit]
         return {"items": items, "after": f"1-{read + len(items)}", "more": read + limit < len(self.feed)}
 

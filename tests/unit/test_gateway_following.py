@@ -504,7 +504,7 @@ def test_an_idle_stream_of_the_feed_sends_keep_alives(shop, monkeypatch):
         client.until(": still here\n\n")
         client.heard = ""
         client.until(": still here\n\n")
-        assert ORDERS.feed_asked == [["0-0", following.STREAM_PAGE]]
+        assert ORDERS.feed_asked == [["0", following.STREAM_PAGE]]
 
 
 def test_every_waiting_client_is_counted_once(shop):
