@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, ClassVar
 
 from werkzeug.wrappers import Request, Response
@@ -39,6 +40,10 @@ POSITION = re.compile(f"(?:{BEGINNING}|[0-9]{{1,18}}-[0-9]{{1,18}})")
 STREAM_PAGE = 200
 
 _PREPARED = "ecom.prepared"
+
+# Clients that a test runs, shown by /docs and docs/streams.md.
+SAMPLES = Path(__file__).with_name("samples")
+CLIENTS = {"Python": "stream.py", "JavaScript": "stream.mjs"}
 
 
 class Following(Api):
@@ -102,6 +107,9 @@ class Stream(Streaming):
     """The steps of one order so far, or those after Last-Event-ID, then each new step, and `end` when none is due."""
 
     content_type = EVENT_STREAM
+    samples: ClassVar[dict[str, str]] = {
+        language: (SAMPLES / file).read_text(encoding="utf-8") for language, file in CLIENTS.items()
+    }
     reads_headers: ClassVar[dict[str, tuple[str, dict[str, Any]]]] = {
         "Last-Event-ID": (
             "the id of the last event received: the stream continues after it",

@@ -67,6 +67,7 @@ class Api(Route):
     content_type = "application/json"
     in_document = True  # whether the OpenAPI document shows the route
     streams = False  # whether a client may choose Server-Sent Events by its Accept header
+    samples: ClassVar[dict[str, str]] = {}  # programs that call the route, by language
     # Request headers that only this kind of route reads, by name: description and JSON schema.
     reads_headers: ClassVar[dict[str, tuple[str, dict[str, Any]]]] = {}
     # Headers of successful answers of this kind of route, beside those of every answer; same form.

@@ -154,6 +154,8 @@ def _operation(name: str, method: Any, route: Api, plugin: MarshmallowPlugin) ->
     }
     if route.roles is not None:
         operation |= {"security": [{"bearer": []}], "x-roles": sorted(route.roles)}
+    if route.samples:
+        operation["x-codeSamples"] = [{"lang": lang, "source": source} for lang, source in route.samples.items()]
     if route.body is not None:
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": route.body.__name__}}}
     return operation

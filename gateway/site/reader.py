@@ -47,6 +47,7 @@ class Reader:
             "body": list(self.fields(body)) if body else [],
             "answers": [self.answer(status, answer) for status, answer in operation["responses"].items()],
             "curl": self.curl(method, path, operation, body),
+            "samples": operation.get("x-codeSamples", []),
         }
 
     def answer(self, status: str, answer: Mapping[str, Any]) -> dict[str, Any]:

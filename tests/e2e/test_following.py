@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -147,22 +146,17 @@ def test_the_feed_tells_the_steps_of_all_orders_to_streams_and_to_readers_of_pag
         stream.answer.close()
 
 
-RUN = {"python": [sys.executable, "-c"], "javascript": ["node", "--input-type=module", "-e"]}
-
-
-@pytest.mark.parametrize("language", RUN)
-def test_the_clients_of_the_page_of_streams_follow_an_order_to_its_end(system: System, language: str) -> None:
-    if shutil.which(RUN[language][0]) is None:
-        pytest.skip(f"{language} is not installed")
-    (example,) = re.findall(rf"^```{language}\n(.*?)^```", (ROOT / "docs/streams.md").read_text("utf-8"), re.S | re.M)
+@pytest.mark.parametrize(("runs", "sample"), [(sys.executable, "stream.py"), ("node", "stream.mjs")])
+def test_the_sample_clients_follow_an_order_to_its_end(system: System, runs: str, sample: str) -> None:
+    if shutil.which(runs) is None:
+        pytest.skip(f"{runs} is not installed")
     flow = system.flow()
     flow.stock("by-example", 10)
     order_id = flow.order("by-example")["order_id"]
     where = {"API": flow.url, "STREAM": f"/api/orders/{order_id}/events", "TOKEN": flow.token("customer")}
+    command = [runs, str(ROOT / "gateway/samples" / sample)]
 
-    run = subprocess.run(
-        [*RUN[language], example], env={**os.environ, **where}, capture_output=True, text=True, timeout=30, check=False
-    )
+    run = subprocess.run(command, env={**os.environ, **where}, capture_output=True, text=True, timeout=30, check=False)
 
     steps = flow.get(f"/api/orders/{order_id}/timeline")["steps"]
     told = [f"{step['event']} {step['to']}" for step in steps]

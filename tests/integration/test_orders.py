@@ -319,3 +319,35 @@ def test_only_newer_states_and_later_steps_are_returned(order: Bench, database: 
     assert (steps["version"], [step["event"] for step in steps["steps"]]) == (cancelled["version"], ["cancel"])
     assert order.service.steps(str(order_id), steps["steps"][-1]["id"])["steps"] == []
     assert order.service.steps(str(order_id), 10**18 - 1)["steps"] == []
+
+
+def test_a_paid_order_has_ended_when_its_stock_is_committed(order: Bench, database: Databases) -> None:
+    order_id = one_order(database, Status.PAID)
+    order.service.context = RequestContext(new_trace_id(), Identity("ann", ("customer",)))
+    step = """
+        INSERT INTO order_events (order_id, type, to_status, source, user_id, details)
+        VALUES (:order_id, :type, :to_status, '', '', '{}')
+    """
+
+    def ended() -> tuple[str, bool]:
+        told = order.service.steps(str(order_id), 10**17)
+        assert told["steps"] == [], "all steps count, also those that are not asked for"
+        return told["status"], told["ended"]
+
+    found = []
+    for type_, status in (
+        ("order.created", "PENDING"),
+        ("inventory.reserved", "RESERVED"),
+        ("payment.succeeded", "PAID"),
+        ("inventory.committed", "PAID"),
+        ("cancel", "REFUND_PENDING"),
+    ):
+        database.run("order", step, order_id=order_id, type=type_, to_status=status)
+        found.append(ended())
+    assert found == [
+        ("PENDING", False),
+        ("RESERVED", False),
+        ("PAID", False),
+        ("PAID", True),
+        ("REFUND_PENDING", False),
+    ]

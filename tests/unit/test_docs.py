@@ -96,5 +96,12 @@ def test_the_page_of_streams_says_how_long_everything_takes() -> None:
     assert f"One call waits at most {MAX_WAIT_S} s" in text
 
 
+@pytest.mark.parametrize("language", following.CLIENTS)
+def test_the_page_of_streams_shows_the_clients_that_the_document_shows(language: str) -> None:
+    block = f"```{language.lower()}\n{following.Stream.samples[language]}```\n"
+
+    assert block in text_of("docs/streams.md")
+
+
 def test_an_order_is_cancelled_for_each_reason_that_is_listed() -> None:
     assert {rule.reason for rule in domain.TABLE} - {None} == set(Reason)

@@ -14,7 +14,7 @@ from openapi_spec_validator import validate
 from gateway.api.fields import EXAMPLE_ID, AnswerSchema, list_field, text_field
 from gateway.api.http import Api
 from gateway.api.openapi import document, failures, routes
-from gateway.following import KEEP_ALIVE_S
+from gateway.following import KEEP_ALIVE_S, Stream
 from gateway.operations import ReplayRequest
 from gateway.orders import CURRENCIES, SORTS, STATES
 from gateway.service import GatewayService
@@ -442,6 +442,7 @@ def test_the_docs_page_shows_every_operation_without_a_token(gateway):
         assert documented["summary"] in shown
         for role in documented.get("x-roles", ()):
             assert role in shown
+    assert all(client in shown for client in Stream.samples.values())
     for code in ("idempotency_key_reused", "version_moved", "rate_limited"):
         assert code in shown
     assert "-H 'Idempotency-Key: first-order'" in shown
