@@ -483,6 +483,27 @@ def test_filters_of_releases_are_normalised(gateway):
     }
 
 
+@pytest.mark.parametrize(
+    "query",
+    [
+        *("status=", "status=SENT", "status=PAID,", "status=paid", "sort=", "sort=total", "updated_from=yesterday"),
+        "updated_from=2026-01-15T00:00:00Z&updated_to=2026-01-14T00:00:00Z",
+    ],
+)
+def test_a_bad_filter_of_orders_is_400_and_named(gateway, query):
+    answer = ask(gateway, "GET", f"/api/orders?{query}", headers=bearer("operator"))
+    assert code(answer) == (400, "bad_request")
+    assert set(answer[2]["error"]["details"]) <= {pair.split("=")[0] for pair in query.split("&")}
+
+
+def test_filters_of_orders_are_passed_on(gateway):
+    query = "status=PAID,CANCELLED&sort=updated_at&updated_from=2026-01-14T12:00:00%2B02:00"
+    BEHIND.answer = {"items": [], "next_cursor": None}
+    assert ask(gateway, "GET", f"/api/orders?{query}", headers=bearer("operator"))[0] == 200
+    filters = {"status": "PAID,CANCELLED", "sort": "updated_at", "updated_from": "2026-01-14T10:00:00.000Z"}
+    assert BEHIND.asked[0][:2] == ("list_orders", (50, None, filters))
+
+
 def test_a_page_has_fifty_items_by_default(gateway):
     ask(gateway, "GET", "/api/stocks", headers=bearer("customer"))
     assert BEHIND.asked[0][:3] == ("list_stocks", (), {"limit": 50, "cursor": None})
