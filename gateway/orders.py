@@ -37,8 +37,8 @@ from gateway.stock import MAX_ITEMS, MAX_QUANTITY, sku_field
 from shared.auth import ADMIN, CUSTOMER, MAX_NAME_LENGTH, OPERATOR
 from shared.errors import Conflict, ValidationFailed
 from shared.order_states import AT_REST, Reason, Status
+from shared.schema import MAX_AMOUNT
 
-MAX_UNIT_PRICE = 10**9
 WAIT_S, MAX_WAIT_S = 20, 25
 STATES = tuple(status.value for status in Status)
 SORTS = ("created_at", "updated_at")
@@ -72,11 +72,11 @@ class OrderItem(RequestSchema):
 
     sku = sku_field(required=True)
     quantity = WholeNumber(1, MAX_QUANTITY, 2, required=True)
-    unit_price = WholeNumber(0, MAX_UNIT_PRICE, 1999, "in minor units: 1999 is 19.99 EUR", required=True)
+    unit_price = WholeNumber(0, MAX_AMOUNT, 1999, "in minor units: 1999 is 19.99 EUR", required=True)
 
 
 class OrderRequest(RequestSchema):
-    """An order. The limits of its lines keep the total under 2^53, which every JSON reader holds exactly."""
+    """An order. A line (quantity x unit_price) and the total are at most 2^53 - 1, which JSON readers hold exactly."""
 
     currency = Text(
         "EUR",

@@ -39,7 +39,7 @@ class Payment(AnswerSchema):
     amount = integer_field(3998, "in minor units")
     currency = text_field("EUR", "ISO 4217")
     payment_method = text_field("mock_ok")
-    provider_reference = text_field("mock-5f0c", allow_none=True)
+    provider_reference = text_field("mock-5f0c", "`nothing_to_pay` for an amount of 0", allow_none=True)
     reason = text_field(None, "why it failed", allow_none=True)
     created_at = datetime_field()
     updated_at = datetime_field()

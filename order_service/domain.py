@@ -208,11 +208,23 @@ def _apply(rule: Rule, order: Order, new_refund_id: UUID) -> Step:
 
 
 def total_of(items: tuple[PricedItem, ...]) -> int:
-    """The order's total in minor units. Raises ValidationFailed when some JSON readers could not hold it exactly."""
-    total = sum(item.quantity * item.unit_price for item in items)
-    if total > MAX_AMOUNT:
-        raise ValidationFailed("The order's total is too large.", {"items": [f"total over {MAX_AMOUNT}"]})
-    return total
+    """The order's total in minor units.
+
+    Raises ValidationFailed if a line or the total is over MAX_AMOUNT; `details` names each line by its place.
+    """
+    lines = [item.quantity * item.unit_price for item in items]
+    too_large = {
+        str(place): {"unit_price": [f"Must be at most {MAX_AMOUNT} when multiplied by quantity."]}
+        for place, line in enumerate(lines)
+        if line > MAX_AMOUNT
+    }
+    if too_large:
+        raise ValidationFailed("A line of the order is too large.", {"items": too_large})
+    if sum(lines) > MAX_AMOUNT:
+        raise ValidationFailed(
+            "The total of the order is too large.", {"items": [f"Must cost at most {MAX_AMOUNT} together."]}
+        )
+    return sum(lines)
 
 
 def may_see(owner: str, user_id: str, roles: tuple[str, ...]) -> bool:

@@ -49,6 +49,10 @@ class Answer:
     reason: str = ""
 
 
+# The answer to a charge or a refund of nothing. The provider is not asked: it may refuse an amount of 0.
+NOTHING_TO_PAY = Answer(done=True, reference="nothing_to_pay")
+
+
 @dataclass(frozen=True)
 class Payment:
     """One order's payment; amount in minor units. `cancelled`: the order ended while the answer was unknown."""
@@ -75,6 +79,11 @@ class Refund:
 def is_to_be_charged(payment: Payment) -> bool:
     """Whether the provider must be asked to charge: only if its answer is unknown."""
     return payment.status == Status.PENDING
+
+
+def answer_without_provider(amount: int) -> Answer | None:
+    """Return the answer to a charge or a refund of an amount that needs no provider, or None if it must be asked."""
+    return NOTHING_TO_PAY if amount == 0 else None
 
 
 def charged(payment: Payment, answer: Answer) -> tuple[Payment, tuple[Payload, ...]]:

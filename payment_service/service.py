@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
@@ -78,7 +79,7 @@ class PaymentService(Probes):
             row = rows[event.payload.order_id]
             if domain.is_to_be_charged(models.payment(row)):
                 calls[event.message_id] = _charge_of(row, row.payment_id)
-        answers = run_side_by_side(self.provider.charge, calls, PARALLEL_CALLS)
+        answers = _ask(self.provider.charge, calls)
         # This process may have frozen before its call. Another process may then have handled the message and the
         # payment may have become VOID, although it has been charged now.
         if calls:
@@ -122,7 +123,7 @@ class PaymentService(Probes):
             unknown = refund.status == domain.RefundStatus.PENDING
             if unknown and domain.is_to_be_refunded(models.payment(row)):
                 calls[event.message_id] = _charge_of(row, refund.refund_id)
-        return run_side_by_side(self.provider.refund, calls, PARALLEL_CALLS)
+        return _ask(self.provider.refund, calls)
 
     @handles("q.payment.order-cancelled")
     def void(self, events: Events, tx: Tx) -> None:
@@ -146,7 +147,7 @@ class PaymentService(Probes):
     def _recover_charges(self) -> list[Exception]:
         with self.db.read() as session:
             rows = models.unknown(session, models.PaymentRow, UNKNOWN_AFTER_S, RECOVER_BATCH)
-        found, failed = self._find({row.payment_id: row for row in rows})
+        found, failed = self._find([(row, _charge_of(row, row.payment_id)) for row in rows])
         each_alone(found, self._save_charge)
         return failed
 
@@ -166,7 +167,8 @@ class PaymentService(Probes):
     def _recover_refunds(self) -> list[Exception]:
         with self.db.read() as session:
             rows = models.unknown(session, models.RefundRow, UNKNOWN_AFTER_S, RECOVER_BATCH)
-        found, failed = self._find({row.refund_id: row for row in rows})
+            payments = models.payments_of(session, [row.order_id for row in rows])
+        found, failed = self._find([(row, _charge_of(payments[row.order_id], row.refund_id)) for row in rows])
         each_alone(found, self._save_refund)
         return failed
 
@@ -180,11 +182,12 @@ class PaymentService(Probes):
             models.save_refunds(session, [closed])
             self._emit(session, row, emits)
 
-    def _find(self, rows: dict[UUID, Any]) -> tuple[list[tuple[Any, Answer | None]], list[Exception]]:
-        """Ask the provider for the key of each row. Returns (row, answer) pairs, and the errors of the other rows."""
-        found = run_side_by_side(self.provider.find, {key: key for key in rows}, PARALLEL_CALLS)
-        answered = [(rows[key], answer) for key, answer in found.items() if not isinstance(answer, Exception)]
-        return answered, [answer for answer in found.values() if isinstance(answer, Exception)]
+    def _find(self, asked: list[tuple[Any, Charge]]) -> tuple[list[tuple[Any, Answer | None]], list[Exception]]:
+        """Find the answer to each row's charge or refund: (row, answer) pairs, and the errors of the other rows."""
+        answers = _ask(lambda charge: self.provider.find(charge.key), {charge.key: charge for _, charge in asked})
+        found = [(row, answers[charge.key]) for row, charge in asked]
+        answered = [(row, answer) for row, answer in found if not isinstance(answer, Exception)]
+        return answered, [answer for _, answer in found if isinstance(answer, Exception)]
 
     def _emit(
         self, session: Session, asked: models.PaymentRow | models.RefundRow, payloads: tuple[Payload, ...]
@@ -204,6 +207,15 @@ class PaymentService(Probes):
         """Return the payment of an order. Raises NotFound, also if a customer asks for another customer's payment."""
         with self.db.read() as session:
             return models.visible(session, self.context.identity, order_id=order_id)
+
+
+def _ask(call: Callable[[Charge], Answer | None], charges: dict[UUID, Charge]) -> dict[UUID, Any]:
+    """Ask the provider in parallel where money is to move. Returns answers, or the exceptions of calls, by key."""
+    answers = {key: domain.answer_without_provider(charge.amount) for key, charge in charges.items()}
+    known = {key: answer for key, answer in answers.items() if answer is not None}
+    return known | run_side_by_side(
+        call, {key: charge for key, charge in charges.items() if key not in known}, PARALLEL_CALLS
+    )
 
 
 def _charge_of(row: models.PaymentRow, key: UUID) -> Charge:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, TypeVar
 from uuid import UUID
 
-from shared.schema import Amount, Count, Currency, Limits, Quantity, ShortText, Sku, UnitPrice, Word
+from shared.schema import Amount, Count, Currency, Limits, Quantity, ShortText, Sku, Word
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class PricedItem:
 
     sku: Sku
     quantity: Quantity
-    unit_price: UnitPrice
+    unit_price: Amount
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ class Committed(OrderPayload):
 @_event("payment.succeeded")
 @dataclass(frozen=True)
 class PaymentSucceeded(OrderPayload):
-    """The provider took the money."""
+    """The provider took the money, or there was nothing to pay: `provider_reference` is then `nothing_to_pay`."""
 
     payment_id: UUID
     amount: Amount

@@ -46,7 +46,6 @@ class Limits:
 Sku = Annotated[str, Limits(pattern=r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")]
 Currency = Annotated[str, Limits(pattern=r"[A-Z]{3}")]
 Quantity = Annotated[int, Limits(at_least=1, at_most=1_000_000)]  # lines of one sku are summed
-UnitPrice = Annotated[int, Limits(at_least=0, at_most=10**9)]
 Amount = Annotated[int, Limits(at_least=0, at_most=MAX_AMOUNT)]
 Count = Annotated[int, Limits(at_least=0, at_most=10**12)]
 Word = Annotated[str, Limits(pattern=r"[a-z][a-z0-9_]{0,63}")]

@@ -147,11 +147,11 @@ def nobody_is_charged_twice(databases: Readable) -> list[str]:
 
 
 def payments_are_those_of_the_provider(databases: Readable) -> list[str]:
-    """Each payment agrees with the provider's ledger, and the provider has no key that we did not send."""
+    """Each payment of money agrees with the provider's ledger, and the provider has no key that we did not send."""
     rows = databases.rows(
         "payment",
         "SELECT p.order_id, p.status, l.done FROM payments p LEFT JOIN provider_ledger l ON l.key = p.payment_id"
-        " WHERE (p.status IN ('COMPLETED', 'REFUND_PENDING', 'REFUNDED')) <> coalesce(l.done, false)"
+        " WHERE (p.status IN ('COMPLETED', 'REFUND_PENDING', 'REFUNDED') AND p.amount > 0) <> coalesce(l.done, false)"
         " OR (l.done AND (l.amount, l.currency) <> (p.amount, p.currency))",
     )
     strange = databases.rows(
@@ -185,11 +185,12 @@ def services_agree_on_each_order(databases: Readable) -> list[str]:
         state = states.get(order_id, "none")
         payment = payments[order_id]["status"] if order_id in payments else "none"
         moved = money[order_id]
+        charge = Counter(charges=1, charge=order["total"]) if order["total"] else Counter()
         if status == "PAID":
             fits = {
                 "reservation": state == "COMMITTED" or (state == "RESERVED" and order_id in committing),
                 "payment": payment == "COMPLETED" and payments[order_id]["amount"] == order["total"],
-                "ledger": moved == Counter(charges=1, charge=order["total"]),
+                "ledger": moved == charge,
             }
         elif status == "CANCELLED":
             fits = {
@@ -201,7 +202,7 @@ def services_agree_on_each_order(databases: Readable) -> list[str]:
             fits = {
                 "reservation": state == "RELEASED",
                 "payment": payment == "COMPLETED",
-                "ledger": moved == Counter(charges=1, charge=order["total"]),
+                "ledger": moved == charge,
             }
         else:
             continue  # not at rest, which another check reports

@@ -18,6 +18,7 @@ from shared.times import timestamp
 IDEMPOTENCY_KEY = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 MAX_PAGE = 200
 MAX_ROW_ID = 2**63 - 1
+MAX_INT32 = 2**31 - 1
 PAGE = 50
 MAX_CURSOR = 512
 
@@ -72,7 +73,8 @@ class WholeNumber(fields.Integer):
     """An integer in a range. `true`, 1.0 and "1" are refused."""
 
     def __init__(self, at_least: int, at_most: int, example: int, description: str = "", **kwargs: Any) -> None:
-        metadata = field_metadata(example, description)
+        wide = {"format": "int64"} if at_most > MAX_INT32 else {}
+        metadata = field_metadata(example, description, **wide)
         super().__init__(strict=True, validate=validate.Range(at_least, at_most), metadata=metadata, **kwargs)
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
@@ -200,8 +202,8 @@ def text_field(example: str | None, description: str = "", **more: Any) -> field
 
 
 def integer_field(example: int, description: str = "", **more: Any) -> fields.Integer:
-    """An integer field that every answer has."""
-    return fields.Integer(**_always(example, description, **more))
+    """An integer field that every answer has. `int64` keeps typed clients from reading amounts and ids as 32 bits."""
+    return fields.Integer(required=True, metadata=field_metadata(example, description, format="int64"), **more)
 
 
 def uuid_field(description: str = "", example: str | None = EXAMPLE_ID, **more: Any) -> fields.UUID:

@@ -34,6 +34,52 @@ def test_an_order_with_stock_and_money_is_paid_and_its_stock_is_sold(system: Sys
     assert (payment["payment_id"], payment["status"], payment["amount"]) == (order["payment_id"], "COMPLETED", 750)
 
 
+def test_the_largest_amount_is_paid_and_given_back_exactly_and_a_larger_one_is_refused(system: System) -> None:
+    flow = system.flow()
+    flow.stock("dear", 10)
+    largest = 2**53 - 1
+    posted = flow.order("dear", unit_price=largest)
+    order = flow.at_rest(posted["order_id"])
+    assert (order["status"], order["total"], order["items"][0]["unit_price"]) == ("PAID", largest, largest)
+    flow.cancel(order["order_id"])
+    assert flow.at_rest(order["order_id"])["status"] == "CANCELLED"
+    payment = flow.get(f"/api/payments?order_id={order['order_id']}")
+    assert (payment["status"], payment["amount"]) == ("REFUNDED", largest)
+    statement = "SELECT kind, amount FROM provider_ledger WHERE order_id = :id ORDER BY at"
+    asked = system.databases.rows("payment", statement, id=order["order_id"])
+    assert asked == [{"kind": "charge", "amount": largest}, {"kind": "refund", "amount": largest}]
+
+    line = {"sku": "dear", "quantity": 1, "unit_price": largest}
+    for items, where in (
+        ([line | {"unit_price": 1}, line | {"quantity": 2}], {"1"}),
+        ([line | {"unit_price": largest + 1}], {"0"}),
+        ([line, line], None),
+    ):
+        body = {"currency": "IDR", "items": items}
+        answer = flow.send("POST", "/api/orders", body, Idempotency_Key="too-dear")
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"]) == (422, "validation_failed")
+        assert str(largest) in str(error["details"])
+        assert where is None or set(error["details"]["items"]) == where
+
+
+def test_an_order_with_nothing_to_pay_is_paid_and_cancelled_without_the_provider(system: System) -> None:
+    flow = system.flow()
+    flow.stock("gift", 5)
+    order = flow.at_rest(flow.order("gift", quantity=2, payment="mock_declined", unit_price=0)["order_id"])
+    assert (order["status"], order["total"]) == ("PAID", 0)
+    payment = flow.get(f"/api/payments?order_id={order['order_id']}")
+    assert (payment["status"], payment["amount"], payment["provider_reference"]) == ("COMPLETED", 0, "nothing_to_pay")
+    flow.cancel(order["order_id"])
+    assert flow.at_rest(order["order_id"])["status"] == "CANCELLED"
+    assert flow.get(f"/api/payments?order_id={order['order_id']}")["status"] == "REFUNDED"
+    eventually(lambda: stock_of(system, "gift"), lambda stock: stock == (5, 0))
+    assert (
+        system.databases.rows("payment", "SELECT 1 FROM provider_ledger WHERE order_id = :id", id=order["order_id"])
+        == []
+    )
+
+
 def test_an_order_for_more_than_there_is_ends_out_of_stock_and_nobody_is_asked_for_money(system: System) -> None:
     flow = system.flow()
     flow.stock("short", 2)

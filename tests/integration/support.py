@@ -79,15 +79,16 @@ def order_created(
     skus: Sequence[str] = ("apple",),
     quantity: int = 1,
     method: str = "mock_ok",
+    unit_price: int = 100,
 ) -> OrderCreated:
     """An order of the same quantity of some skus."""
-    items = tuple(PricedItem(sku, quantity, 100) for sku in skus)
-    return OrderCreated(order_id or uuid4(), "EUR", 100 * quantity * len(items), items, method)
+    items = tuple(PricedItem(sku, quantity, unit_price) for sku in skus)
+    return OrderCreated(order_id or uuid4(), "EUR", unit_price * quantity * len(items), items, method)
 
 
-def reserved_event(order_id: UUID | None = None, method: str = "mock_ok") -> Envelope:
+def reserved_event(order_id: UUID | None = None, method: str = "mock_ok", unit_price: int = 100) -> Envelope:
     """An order's items are held: payment_service charges for this event."""
-    order = order_created(order_id, method=method)
+    order = order_created(order_id, method=method, unit_price=unit_price)
     payload = Reserved(order.order_id, uuid4(), order.items, order.total, order.currency, method)
     return emitted(payload, source="inventory_service")
 

@@ -136,6 +136,58 @@ def test_a_charge_that_the_provider_never_heard_of_is_void_once_its_order_is_can
     assert statuses(database, "payments") == {order_id: "VOID"}
 
 
+class Unasked:
+    """A provider that nobody may ask."""
+
+    def charge(self, charge: Charge | UUID) -> Answer | None:
+        raise AssertionError(f"the provider is asked: {charge}")
+
+    refund = find = charge
+
+
+def test_a_payment_of_nothing_is_completed_and_refunded_without_the_provider(
+    bench: Benches, database: Databases, mail: Mail
+) -> None:
+    one = bench("payment")
+    one.service.provider = Unasked()
+    charge = reserved_event(method="mock_declined", unit_price=0)
+    order_id = charge.payload.order_id
+    one.handle_batch(CHARGES, [charge])
+    (payment,) = database.rows("payment", "SELECT status, reference FROM payments")
+    assert payment == {"status": "COMPLETED", "reference": "nothing_to_pay"}
+    one.handle_batch(REFUNDS, [refund_of(charge)])
+    assert statuses(database, "payments") == {order_id: "REFUNDED"}
+    assert told_of(database, "payment.succeeded") == told_of(database, "payment.refunded") == [str(order_id)]
+
+
+def test_payments_and_refunds_of_nothing_that_an_older_version_left_open_are_closed_without_the_provider(
+    bench: Benches, database: Databases, mail: Mail
+) -> None:
+    """Older versions asked the provider about them, and some of its answers were lost."""
+    one = bench("payment")
+    one.service.provider = Unasked()
+    charged, refunding = (reserved_event(unit_price=0) for _ in range(2))
+    one.handle_batch(CHARGES, [charged, refunding])
+    one.handle_batch(REFUNDS, [refund_of(refunding)])
+    database.run("payment", "DELETE FROM outbox")
+    for table, row, status in (
+        ("payments", charged, "PENDING"),
+        ("payments", refunding, "REFUND_PENDING"),
+        ("refunds", refunding, "PENDING"),
+    ):
+        statement = f"UPDATE {table} SET status = :status WHERE order_id = :id"
+        database.run("payment", statement, status=status, id=row.payload.order_id)
+    make_old(database)
+
+    one.service.recover_unknown()
+
+    paid, given_back = charged.payload.order_id, refunding.payload.order_id
+    assert statuses(database, "payments") == {paid: "COMPLETED", given_back: "REFUNDED"}
+    assert statuses(database, "refunds") == {given_back: "COMPLETED"}
+    assert told_of(database, "payment.succeeded") == [str(paid)]
+    assert told_of(database, "payment.refunded") == [str(given_back)]
+
+
 def test_stored_answers_are_forgotten_once_they_are_older_than_promised(bench: Benches, database: Databases) -> None:
     for age in ("47 hours", "49 hours"):
         database.run(

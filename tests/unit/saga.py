@@ -370,6 +370,7 @@ class Bank(Provider):
         return found[2] if found else None
 
     def _asked(self, kind: str, asked: Charge) -> Answer:
+        assert asked.amount, "the provider is asked to move nothing"
         if self.fate == AWAY:
             raise ProviderAway
         if self.fate == LATE:
@@ -479,10 +480,10 @@ class World:
 
     # What happens
 
-    def place(self, quantities: Mapping[str, int]) -> UUID:
-        """A customer posts an order; each piece costs 100."""
-        items = tuple(PricedItem(sku, quantity, 100) for sku, quantity in quantities.items())
-        total = 100 * sum(quantities.values())
+    def place(self, quantities: Mapping[str, int], unit_price: int = 100) -> UUID:
+        """A customer posts an order."""
+        items = tuple(PricedItem(sku, quantity, unit_price) for sku, quantity in quantities.items())
+        total = unit_price * sum(quantities.values())
         payload = OrderCreated(uuid7(), CURRENCY, total, items, "mock_ok")
         self.order.orders[payload.order_id] = Order(payload.order_id, ANN.user_id, Status.PENDING, CURRENCY, total)
         tell(self.order, [envelope("order_service", payload, TRACE, ANN)])

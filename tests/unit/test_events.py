@@ -200,6 +200,7 @@ def test_a_type_or_version_outside_the_catalogue_is_unknown(change: dict[str, An
         ("items", {}, "payload.items"),
         ("items", [{"sku": "a b", "quantity": 1, "unit_price": 1}], r"payload.items\[0\].sku"),
         ("items", [{"sku": "a", "quantity": 0, "unit_price": 1}], r"payload.items\[0\].quantity"),
+        ("items", [{"sku": "a", "quantity": 1, "unit_price": 2**53}], r"payload.items\[0\].unit_price"),
         ("payment_method", "a\0b", "payload.payment_method"),
         ("payment_method", "\ud800", "payload.payment_method"),
         ("order_id", "1-2-3", "payload.order_id"),

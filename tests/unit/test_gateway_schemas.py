@@ -4,8 +4,8 @@ import pytest
 from marshmallow import ValidationError
 
 from gateway.api.reading import read_json
-from gateway.orders import MAX_UNIT_PRICE, OrderRequest
-from gateway.stock import MAX_ITEMS, MAX_QUANTITY, ReserveRequest, StockRequest
+from gateway.orders import OrderRequest
+from gateway.stock import ReserveRequest, StockRequest
 from shared.schema import MAX_AMOUNT
 
 LINE = {"sku": "A-1", "quantity": 1, "unit_price": 0}
@@ -31,14 +31,11 @@ def test_a_valid_order_is_loaded_unchanged():
 
 
 def test_the_limits_of_an_order_are_inclusive():
-    assert line(quantity=10_000, unit_price=10**9)
+    assert line(quantity=10_000)
+    assert line(unit_price=MAX_AMOUNT)
     assert order(items=[LINE] * 100)
     assert line(sku="a" * 64)
     assert line(sku="0.9_x-Y")
-
-
-def test_the_largest_total_is_an_exact_json_number():
-    assert MAX_ITEMS * MAX_QUANTITY * MAX_UNIT_PRICE <= MAX_AMOUNT
 
 
 @pytest.mark.parametrize("value", [0, -1, 10_001, True, 1.0, "1", None, [1], 10**30])
@@ -47,8 +44,8 @@ def test_a_quantity_is_an_integer_from_1_to_10000(value):
         line(quantity=value)
 
 
-@pytest.mark.parametrize("value", [-1, 10**9 + 1, False, 0.0, "0", None])
-def test_a_unit_price_is_an_integer_from_0_to_1000000000(value):
+@pytest.mark.parametrize("value", [-1, MAX_AMOUNT + 1, False, 0.0, "0", None])
+def test_a_unit_price_is_an_integer_from_0_to_the_largest_amount(value):
     with pytest.raises(ValidationError):
         line(unit_price=value)
 

@@ -267,6 +267,7 @@ BODIES = {
         *({"currency": "EUR", "items": value} for value in ([], [LINE] * 101, {}, [LINE | {"colour": "red"}])),
         *({"currency": "EUR", "items": [LINE | {"sku": value}]} for value in ("a" * 65, "-a", "a b", 7)),
         *({"currency": "EUR", "items": [LINE | {"quantity": value}]} for value in (0, 10_001, True, "1", None)),
+        *({"currency": "IDR", "items": [LINE | {"unit_price": value}]} for value in (2_000_000_000, 2**53 - 1, 2**53)),
         *({"currency": "EUR", "items": [LINE], "payment_method": value} for value in ("", "a\0b", "a" * 201, "\xe9")),
     ],
     "TokenRequest": [

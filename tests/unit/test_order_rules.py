@@ -178,8 +178,16 @@ def test_the_overtaken_reservation_is_noted() -> None:
 def test_a_total_that_no_reader_can_keep_exact_is_refused() -> None:
     assert domain.total_of((PricedItem("a", 2, 100), PricedItem("b", 1, 1))) == 201
     assert domain.total_of((PricedItem("a", 1, MAX_AMOUNT),)) == MAX_AMOUNT
-    with pytest.raises(ValidationFailed):
+    with pytest.raises(ValidationFailed) as caught:
         domain.total_of((PricedItem("a", 1, MAX_AMOUNT), PricedItem("b", 1, 1)))
+    assert caught.value.details == {"items": [f"Must cost at most {MAX_AMOUNT} together."]}
+
+
+def test_a_line_that_is_too_large_is_named_by_its_place() -> None:
+    lines = (PricedItem("a", 1, 5), PricedItem("b", 2, MAX_AMOUNT // 2 + 1), PricedItem("c", 10_000, MAX_AMOUNT))
+    with pytest.raises(ValidationFailed) as caught:
+        domain.total_of(lines)
+    assert list(caught.value.details["items"]) == ["1", "2"]
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,11 @@ def test_a_refund_of_an_order_without_payment_raises_unknown_order() -> None:
         domain.refunded(None, ORDER, refund(), None)
 
 
+def test_only_an_amount_of_0_needs_no_provider() -> None:
+    assert domain.answer_without_provider(0) == Answer(True, reference="nothing_to_pay")
+    assert domain.answer_without_provider(1) is None
+
+
 def test_an_order_always_has_the_same_payment_id() -> None:
     assert payment_id_of(ORDER) == PAYMENT != payment_id_of(uuid4())
 

@@ -38,6 +38,8 @@ somewhere = st.integers(0, 2**16) | st.just(-1)
 # More often than not the provider does what it is there for.
 fates = st.sampled_from((WILLING, WILLING, WILLING, DECLINES, *FATES))
 how_far = st.sampled_from((0, 1, 3, 4, 8))
+# Some orders cost nothing.
+prices = st.sampled_from((100, 100, 0))
 basket = st.dictionaries(st.sampled_from(sorted(STOCK)), st.integers(1, 2), min_size=1)
 
 # What no history comes to, since a provider never changes its mind about a key and payment gives back once.
@@ -66,16 +68,16 @@ class Saga(RuleBasedStateMachine):
         """What waits for the provider to be asked."""
         return [message for message in self.world.waiting if self.world.handlers[message.queue][2]]
 
-    @initialize(seed=somewhere, late=st.booleans(), items=basket, far=how_far, fate=fates)
-    def begin(self, seed: int, late: bool, items: dict[str, int], far: int, fate: str) -> None:
+    @initialize(seed=somewhere, late=st.booleans(), items=basket, price=prices, far=how_far, fate=fates)
+    def begin(self, seed: int, late: bool, items: dict[str, int], price: int, far: int, fate: str) -> None:
         self.seed, self.late = seed, late
-        self.place(items, far, fate)
+        self.place(items, price, far, fate)
 
     @precondition(lambda self: len(self.world.order.orders) < ORDERS)
-    @rule(items=basket, far=how_far, fate=fates)
-    def place(self, items: dict[str, int], far: int, fate: str) -> None:
+    @rule(items=basket, price=prices, far=how_far, fate=fates)
+    def place(self, items: dict[str, int], price: int, far: int, fate: str) -> None:
         """An order that gets so far before anything else happens; `fate` is what its charge meets."""
-        self.world.place(items)
+        self.world.place(items, price)
         for _ in range(far):
             if self.world.waiting:
                 self.world.deliver(self.world.waiting[0], fate)
@@ -201,6 +203,24 @@ def test_a_charge_that_is_asked_for_while_settle_waits_to_hear_of_it_is_not_void
     assert world.payment.payments[order_id].status == "PENDING"
     world.bank.arrive(willing=True)
     world.drain(Random(0), late=False)
+    world.check_rest()
+
+
+@pytest.mark.parametrize("fate", [DECLINES, SILENT, LATE, AWAY])
+def test_an_order_with_nothing_to_pay_is_paid_and_cancelled_whatever_the_provider_does(fate: str) -> None:
+    world = World(STOCK)
+    order_id = world.place({"lamp": 2}, unit_price=0)
+    while world.waiting:
+        world.deliver(world.waiting[0], fate)
+    assert world.order.orders[order_id].status == Status.PAID
+
+    world.cancel(order_id, "a")
+    while world.waiting:
+        world.deliver(world.waiting[0], fate)
+
+    assert world.order.orders[order_id].status == Status.CANCELLED
+    assert world.payment.payments[order_id].status == "REFUNDED"
+    assert world.bank.ledger == {}
     world.check_rest()
 
 
