@@ -22,7 +22,7 @@ from shared.edge import green
 from shared.edge.green import MINIMUM_WRITE_CHUNK_SIZE
 from shared.edge.rpc_proxy import CALL_TIMEOUT_S, Replies
 from shared.errors import CannotWork, ServiceUnavailable
-from shared.exports import header_line, manifest_line, release_lines
+from shared.exports import Reader, header_line, manifest_line, release_lines
 
 log = logging.getLogger(__name__)
 
@@ -47,13 +47,17 @@ class BrokenOff(Exception):
 
 
 class Export(Api):
-    """A route that answers with a CSV of releases. Its method opens the export and returns {export_id}."""
+    """A route that answers with a CSV of releases. Its method opens the export and returns {export_id}.
+
+    The query parameter `for` says who reads the file; without it, `reader` does.
+    """
 
     content_type = "text/csv; charset=utf-8"
     answer_headers: ClassVar[dict[str, tuple[str, dict[str, Any]]]] = {
         "Content-Disposition": ("The name of the file.", {"type": "string"})
     }
     replies = Replies()
+    reader = Reader.PROGRAMS
     stops_at = math.inf
 
     def stop(self) -> None:
@@ -77,6 +81,7 @@ class Export(Api):
     def answer(self, request: Request, result: Any) -> Response:
         call, context = request.environ[_PREPARED]
         running = Running(result["export_id"], partial(self._ask, context), partial(self._check, call), call.trace_id)
+        running.reader = Reader(call.query.get("for", self.reader))
         running.read()  # an error of the first page still gets its status
         response = self._head(request)
         response.response = running.file()
@@ -113,6 +118,7 @@ class Running:
     def __init__(self, export_id: str, ask: Callable[..., Any], check: Callable[[], None], trace_id: str) -> None:
         self.export_id = export_id
         self.trace_id = trace_id
+        self.reader = Reader.PROGRAMS
         self.rows = 0
         self._ask = ask
         self._check = check
@@ -144,9 +150,9 @@ class Running:
 
     def _lines(self) -> Iterator[bytes]:
         checksum = hashlib.sha256()
-        lines = header_line()
+        lines = header_line(self.reader)
         while True:
-            lines += release_lines(self._releases)
+            lines += release_lines(self._releases, self.reader)
             self.rows += len(self._releases)
             checksum.update(lines)
             yield lines

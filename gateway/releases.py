@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from marshmallow import ValidationError, fields, validates_schema
+from marshmallow import ValidationError, fields, validate, validates_schema
 
 from gateway.api.fields import (
     EXAMPLE_TIME,
@@ -38,6 +38,7 @@ from gateway.stock import sku_field
 from shared.auth import MAX_NAME_LENGTH
 from shared.edge.rpc_proxy import RpcProxy
 from shared.errors import NotFound
+from shared.exports import Reader
 
 MAX_OFFSET = 10_000
 
@@ -64,6 +65,18 @@ class ReleasePageQuery(ReleaseQuery, PageQuery):
     def begins_at_cursor_or_offset(self, data: Mapping[str, Any], **kwargs: Any) -> None:
         if "offset" in data and data["cursor"] is not None:
             raise ValidationError("Must not be given together with cursor.", "offset")
+
+
+class ReleaseExportQuery(ReleaseQuery):
+    """Filters of an export, and who reads it."""
+
+    for_ = Text(
+        Reader.SPREADSHEETS,
+        "`programs` (the default) or `spreadsheets`, which see a byte order mark and keep every text as text",
+        validate=validate.OneOf(list(Reader)),
+        data_key="for",
+        attribute="for",
+    )
 
 
 class LinkedOperation(AnswerSchema):
@@ -156,7 +169,7 @@ class Releases(Combined):
         "GET",
         "/api/stocks/release-events/export",
         roles=AUDITORS,
-        query=ReleaseQuery,
+        query=ReleaseExportQuery,
         answer=None,
         summary="Export releases",
     )
@@ -164,8 +177,10 @@ class Releases(Combined):
         """A CSV of all releases so far that match every filter; later releases are not in it.
 
         It is UTF-8 and has a header. Its last line begins with `manifest` and holds the signed manifest, with which
-        `ecom audit verify-export` proves that the file is complete and unaltered. A cell that a spreadsheet would take
-        for a formula begins with an apostrophe. Every export is recorded with the name of the user.
+        `ecom audit verify-export` proves that the file is complete and unaltered. A text that a spreadsheet would take
+        for a formula, or that begins with an apostrophe, has an apostrophe before it. With `for=spreadsheets` the file
+        begins with a byte order mark, and every text that a spreadsheet would change has the apostrophe: `'00042`.
+        Every export is recorded with the name of the user.
         """
         return self.inventory.open_release_export(filters_in(call.query))
 

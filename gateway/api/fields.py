@@ -28,8 +28,8 @@ EXAMPLE_TIME = "2026-01-14T10:30:00.123Z"
 OTHER_ID = "01a1fcf8-0a3c-7d01-8f2e-3b1c9d5e7f60"
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 
-# Parameters of a list that choose the page. All others are filters.
-PAGING = frozenset({"limit", "cursor", "offset", "include_total"})
+# Parameters of a list that choose the page, or how an export is written. All others are filters.
+NO_FILTERS = frozenset({"limit", "cursor", "offset", "include_total", "for"})
 
 # The filters that are a beginning and an end.
 PERIODS = (("from", "to"), ("updated_from", "updated_to"))
@@ -182,7 +182,7 @@ class PageQuery(RequestSchema):
 
 def filters_in(query: Mapping[str, Any]) -> dict[str, Any]:
     """The filters among the parameters of a list. Raises BadRequest when a period ends before it begins."""
-    filters = {name: value for name, value in query.items() if name not in PAGING}
+    filters = {name: value for name, value in query.items() if name not in NO_FILTERS}
     for beginning, end in PERIODS:
         if beginning in filters and end in filters and filters[beginning] > filters[end]:
             raise BadRequest("A query parameter is not valid.", {end: [f"Must not be before {beginning}."]})

@@ -105,7 +105,7 @@ class Site(Combined):
         "GET", "/dashboard/export", roles=AUDITORS, query=DashboardFilters, answer=None, summary="The releases as CSV"
     )
     def dashboard_export(self, call: Call) -> dict[str, Any]:
-        """The same file as the export of the API."""
+        """The same file as the export of the API with `for=spreadsheets`."""
         return self.inventory.open_release_export(filters_in(call.query))
 
     @api("GET", "/api/openapi.json", roles=None, answer=None, summary="Read this document")

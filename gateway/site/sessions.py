@@ -26,6 +26,7 @@ from gateway.site.pages import Look, PageRoute, render
 from shared import auth, errors
 from shared.edge.http import BODY, Environ
 from shared.events import Identity
+from shared.exports import Reader
 from shared.tracing import as_uuid
 
 HOME = "/dashboard"
@@ -112,7 +113,9 @@ class SessionPage(Session, PageRoute):
 
 
 class SessionExport(Session, Export):
-    """A file for signed-in users."""
+    """A file for signed-in users, who open it in a spreadsheet."""
+
+    reader = Reader.SPREADSHEETS
 
 
 class SignIn(SessionPage):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import sys
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from ops.audit import files
 from ops.audit.files import Proof, prove
 from ops.cli import main as cli
 from shared import seals
-from shared.exports import header_line, manifest_line, release_lines
+from shared.exports import BOM, Reader, header_line, manifest_line, release_lines
 
 KEY = "a key that tests sign exports with and nobody else"
 OTHER_KEY = "another key that nothing was ever signed with"
@@ -23,13 +26,13 @@ OTHER_KEY = "another key that nothing was ever signed with"
 WHY = 'twice, "to be sure":\r\nsee the log\nmanifest,{}'
 
 
-def release(number: int) -> dict[str, Any]:
-    operation = {"kind": "replay", "operation_id": "op-1", "actor": "ann", "why": WHY}
+def release(number: int, sku: str = "=apfel-ä", why: str = WHY) -> dict[str, Any]:
+    operation = {"kind": "replay", "operation_id": "op-1", "actor": "ann", "why": why}
     return {
         "id": number,
         "order_id": f"order-{number}",
         "reservation_id": f"reservation-{number}",
-        "sku": "=apfel-ä",
+        "sku": sku,
         "quantity": number % 9 + 1,
         "reason": "cancelled",
         "requested_by": "ann",
@@ -106,6 +109,74 @@ def test_one_byte_that_is_missing_or_added_is_found(export: Path) -> None:
 def test_a_changed_cell_is_told_as_that(export: Path) -> None:
     export.write_bytes(export.read_bytes().replace(b"order-4", b"order-5"))
     assert proved(export).wrong == "it has its 10 rows, and some of their bytes were altered"
+
+
+def resaved(content: bytes, separator: str = ",", line_end: str = "\r\n", quoting: int = csv.QUOTE_MINIMAL) -> bytes:
+    """A file as another program writes its cells."""
+    text = io.StringIO()
+    rows = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""))
+    csv.writer(text, delimiter=separator, lineterminator=line_end, quoting=quoting).writerows(rows)
+    return text.getvalue().encode()
+
+
+SAME = "its cells are those that were exported"
+LF = "its line ends were changed from CRLF to LF"
+BOM_ADDED = "a byte order mark (BOM) was added to its beginning"
+BOM_REMOVED = "a byte order mark (BOM) was removed from its beginning"
+SEMICOLONS = "its separators were changed from comma to semicolon"
+QUOTES = "its quotes, line ends or empty lines were changed"
+
+
+@pytest.mark.parametrize(
+    ("reader", "change", "says"),
+    [
+        (Reader.PROGRAMS, lambda file: file.replace(b"\r\n", b"\n"), f"{LF}; {SAME}"),
+        (Reader.SPREADSHEETS, lambda file: file.replace(b"\r\n", b"\n"), f"{LF}; {SAME}"),
+        (Reader.PROGRAMS, lambda file: BOM + file, f"{BOM_ADDED}; {SAME}"),
+        (Reader.SPREADSHEETS, lambda file: file.removeprefix(BOM), f"{BOM_REMOVED}; {SAME}"),
+        (Reader.PROGRAMS, lambda file: file[:-2], f"its last line end was removed; {SAME}"),
+        (Reader.PROGRAMS, lambda file: file + b"\r\n", f"{QUOTES}; {SAME}"),
+        (Reader.PROGRAMS, lambda file: resaved(file, quoting=csv.QUOTE_ALL), f"{QUOTES}; {SAME}"),
+        (Reader.PROGRAMS, lambda file: resaved(file, ";"), f"{SEMICOLONS}; {SAME}"),
+        (Reader.SPREADSHEETS, lambda file: resaved(file, ";", "\n"), f"{SEMICOLONS}, {LF}, {BOM_REMOVED}; {SAME}"),
+        (
+            Reader.PROGRAMS,
+            lambda file: resaved(file, "\t", "\n").replace(b"00042", b"42"),
+            "another program, such as a spreadsheet, saved it again"
+            f" (its separators were changed from comma to tab, {LF});"
+            " it has its 10 rows, and some of their bytes were altered",
+        ),
+        (
+            Reader.PROGRAMS,
+            lambda file: b"".join(
+                line for line in resaved(file, line_end="\n").splitlines(True) if b"order-4" not in line
+            ),
+            f"another program, such as a spreadsheet, saved it again ({LF});"
+            " it has 9 rows and its manifest says 10: lines are missing",
+        ),
+        (Reader.PROGRAMS, lambda file: BOM + file.replace(b"ann", b"bob"), "its manifest was altered"),
+        (
+            Reader.PROGRAMS,
+            lambda file: b"PK\x03\x04 and no line",
+            "it is a workbook of a spreadsheet, not the CSV that was downloaded",
+        ),
+        (
+            Reader.PROGRAMS,
+            lambda file: file.decode().encode("utf-16"),
+            "it is UTF-16 text that another program saved, not the UTF-8 that was downloaded",
+        ),
+    ],
+)
+def test_a_file_that_was_saved_in_another_way_is_told_in_words(
+    tmp_path: Path, reader: Reader, change: Callable[[bytes], bytes], says: str
+) -> None:
+    file = tmp_path / "saved.csv"
+    body = header_line(reader) + release_lines((release(number, sku="00042", why="x") for number in range(10)), reader)
+    content = body + manifest_line(manifest(body, 10))
+    file.write_bytes(content)
+    assert proved(file).wrong == ""
+    file.write_bytes(change(content))
+    assert proved(file).wrong == says
 
 
 def without(body: bytes, number: int) -> bytes:

@@ -10,6 +10,8 @@ import time
 
 import eventlet
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway import export
 from gateway.export import Export, Running, filename, linked
@@ -318,10 +320,93 @@ def test_every_cell_is_read_back_unchanged_and_no_cell_is_a_formula(gateway, ser
     services.releases = [release(1, sku=value, reason=value, requested_by=value, roles=[value], trace_id=value)]
     services.operations = {ORDER_ID: [operation(kind=value)]}
     _, (line,), _ = read(get(gateway, EXPORT)[2])
-    wanted = f"'{value}" if value in FORMULAS else value
+    wanted = f"'{value}" if value in FORMULAS or value.startswith("'") else value
     assert [line[place] for place in (3, 5, 6, 7, 8)] == [wanted] * 5
     assert line[10].removeprefix(wanted).startswith(" ")
     assert not any(cell[:1] in tuple("=+-@\t\r\0") for cell in line if cell)
+
+
+# Texts that a spreadsheet shows as something else, some of them as the same thing; behind each the cell.
+CHANGED = {
+    "00042": "'00042",
+    "42": "'42",
+    "1E5": "'1E5",
+    "100000": "'100000",
+    "1" * 32: "'" + "1" * 32,
+    "12345678901234567890123456789e12": "'12345678901234567890123456789e12",
+    "1,5": "'1,5",
+    "5%": "'5%",
+    "１２": "'１２",
+    "1/2": "'1/2",
+    "MAR1": "'MAR1",
+    "5. März": "'5. März",
+    "1月": "'1月",
+    "5 pm": "'5 pm",
+    "5 EUR": "'5 EUR",
+    "true": "'true",
+    "WAHR": "'WAHR",
+    **{formula: f"'{formula}" for formula in FORMULAS if formula.isprintable()},
+    "＝1+1": "'＝1+1",
+    "'=1+1": "''=1+1",
+    "'00042": "''00042",
+    "\t=1": '"\\t=1"',
+    "two\nlines": '"two\\nlines"',
+    "two\r\nlines": '"two\\r\\nlines"',
+    " ann": '" ann"',
+    "ann\u200b": '"ann\\u200b"',
+    "e\u0301": '"e\\u0301"',
+    '"ann"': '"\\"ann\\""',
+}
+KEPT = [
+    "ann",
+    "M\xfcller",
+    "lamp-2",
+    "sku-00042",
+    "0af7651916cd43dd8448eb211c80319c",
+    "user.5@shop.example",
+    "",
+    "a,b;c",
+]
+
+
+def text_of(cell):
+    """The text in a cell of a file for spreadsheets, as the documentation says it."""
+    return json.loads(cell) if cell.startswith('"') else cell.removeprefix("'")
+
+
+@pytest.mark.parametrize(("text", "cell"), [*CHANGED.items(), *((text, text) for text in KEPT)])
+def test_a_cell_for_spreadsheets_is_shown_as_its_text(gateway, services, text, cell):
+    services.releases = [release(12, sku=text, requested_by=text, roles=[text], trace_id=text)]
+    _, _, file = get(gateway, f"{EXPORT}?for=spreadsheets")
+    _, (line,), _ = read(file)
+    assert [line[place] for place in (3, 6, 7, 8)] == [cell] * 4
+    assert text_of(cell) == text
+    assert (line[0], line[4], line[9]) == ("12", "2", "2026-01-14T10:30:00.123Z")
+
+
+@given(st.text(max_size=8), st.text(max_size=8))
+def test_two_users_are_never_one_cell(one, other):
+    for write in (exports.for_programs, exports.for_spreadsheets):
+        assert (write(one) == write(other)) == (one == other)
+        assert not write(one).startswith(("=", "+", "-", "@", "\t", "\r"))
+    assert text_of(exports.for_spreadsheets(one)) == one
+    # Pairs that an apostrophe or a JSON string could make equal are too rare to be drawn.
+    for twin in (f"'{one}", json.dumps(one), exports.for_spreadsheets(one), exports.for_programs(one)):
+        assert twin == one or exports.for_spreadsheets(twin) != exports.for_spreadsheets(one)
+        assert twin == one or exports.for_programs(twin) != exports.for_programs(one)
+
+
+def test_a_file_for_spreadsheets_has_a_byte_order_mark_that_is_signed(gateway, services):
+    services.releases = many(3)
+    plain, marked = (get(gateway, f"{EXPORT}?for={reader}&sku=A-1")[2].encode() for reader in exports.Reader)
+    assert get(gateway, f"{EXPORT}?sku=A-1")[2].encode() == plain
+    assert plain.startswith(b"id,")
+    assert marked.startswith(exports.BOM + b"id,")
+    assert marked.count(exports.BOM) == 1
+    before_the_last = marked[: marked.index(b"manifest,")]
+    assert read(marked.decode())[2]["sha256"] == hashlib.sha256(before_the_last).hexdigest()
+    assert services.asked_for("open_release_export") == [[{"sku": "A-1"}]] * 3  # the reader is no filter
+    assert code(get(gateway, f"{EXPORT}?for=me")) == (400, "bad_request")
 
 
 @pytest.mark.parametrize(
