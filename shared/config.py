@@ -170,6 +170,7 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
     return settings
 
 
+# Most processes need no key. Those that do name it in topology/services.py or ask for it, and raise if it is missing.
 def _keys(text: str, production: bool) -> tuple[tuple[str, str], ...]:
     keys = []
     for part in filter(None, (piece.strip() for piece in text.split(","))):
@@ -181,15 +182,12 @@ def _keys(text: str, production: bool) -> tuple[tuple[str, str], ...]:
         if production and part == DEVELOPMENT_KEY:
             raise ConfigurationFault("AUTH_KEYS holds the development key: it is refused in production")
         keys.append((kid, secret))
-    if not keys:
-        raise ConfigurationFault("AUTH_KEYS is not set")
     if len({kid for kid, _ in keys}) != len(keys):
         raise ConfigurationFault("AUTH_KEYS names a kid twice")
     return tuple(keys)
 
 
 def _audit_keys(text: str, production: bool) -> tuple[str, ...]:
-    # Most processes need no key. Those that seal or verify ask for it and raise when it is missing.
     keys = tuple(piece.strip() for piece in text.split(",") if piece.strip())
     if any(len(key.encode()) < MIN_SECRET_BYTES for key in keys):
         raise ConfigurationFault(f"a key in AUDIT_KEY is under {MIN_SECRET_BYTES} bytes")

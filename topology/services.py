@@ -40,6 +40,7 @@ SERVICES = (
         start_order=100,
         has_database=False,
         workers=200,
+        needs=("AUTH_KEYS",),
     ),
     Service(
         "order",
@@ -64,7 +65,7 @@ SERVICES = (
         start_order=3,
         publishes=("payment",),
     ),
-    Service("auth", "auth_service", purpose="owns users; issues tokens", start_order=1),
+    Service("auth", "auth_service", purpose="owns users; issues tokens", start_order=1, needs=("AUTH_KEYS",)),
     Service(
         "ops",
         "ops",

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 import sys
 import tracemalloc
 from collections.abc import Callable
@@ -353,6 +354,17 @@ def test_without_a_key_nothing_can_be_done(
     for command in (["verify"], ["verify-export", export]):
         assert ecom(*command) == 3
         assert capsys.readouterr().err == "ecom: AUDIT_KEY is not set\n"
+
+
+def test_in_production_the_key_alone_is_enough(
+    export: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in os.environ if name.startswith(("AUTH_", "AMQP_")) or name.endswith("_URL")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("ECOM_ENV", "production")
+    monkeypatch.setenv("AUDIT_KEY", KEY)
+    assert ecom("verify-export", export) == 0
+    assert capsys.readouterr().out.startswith(f"{export}: intact\n")
 
 
 def test_without_a_database_a_verification_cannot_be_done(

@@ -21,6 +21,7 @@ from sqlalchemy import make_url
 
 from ops.cli import main as cli
 from shared import config
+from topology.services import BY_NAME
 from topology.table import QUEUES
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -29,6 +30,7 @@ DEPLOY = ROOT / "deploy"
 SERVERS = {"rabbitmq": "rabbitmq:4.2-management", "postgres": "postgres:17"}
 ONCE = {"migrate": ("migrate",), "topology": ("topology", "apply")}
 BY_HAND = {"audit": ("audit", "verify")}  # a person starts it; `up` does not
+KEYS = {"AUTH_KEYS": "auth_keys", "AUDIT_KEY": "audit_keys"}  # a setting, and its attribute
 SECRETS_FOLDER = "deploy/secrets/"
 FINISH_S = 30  # a service needs at most so long to stop, see ops.local.supervisor and shared.edge
 
@@ -128,14 +130,20 @@ def _settings_faults(name, compose, secrets):
             yield f"{name}: has the databases {sorted(settings.database_urls)}"
         if bool(settings.database_admin_url) != (name == "migrate"):
             yield f"{name}: must have the administrator's rights, or must not"
-        if env == "production" and bool(settings.audit_keys) != (name in ("inventory", "audit")):
-            yield f"{name}: must have the key of the release audit, or must not"
+        for setting in KEYS if env == "production" else ():
+            if bool(getattr(settings, KEYS[setting])) != (setting in needs_of(name)):
+                yield f"{name}: must have {setting}, or must not"
         broker = make_url(settings.amqp_uri)
         if (broker.host, broker.port) != ("rabbitmq", 5672) or "guest" in (broker.username, broker.database):
             yield f"{name}: the broker is {config.masked(settings)['amqp_uri']}"
         for url in (*settings.database_urls.values(), settings.database_admin_url):
             if url and (make_url(url).host, make_url(url).port) != ("postgres", 5432):
                 yield f"{name}: a database is on {make_url(url).host}"
+
+
+def needs_of(name):
+    """The keys that a container may read: those of its row. `audit` verifies what inventory seals."""
+    return BY_NAME["inventory" if name == "audit" else name].needs if name in {*BY_NAME, "audit"} else ()
 
 
 def databases_of(name):
@@ -301,7 +309,10 @@ MUTATIONS = {
     "auth: runs with more rights than it needs": broken("auth", "cap_drop"),
     "order: no setting is read from ORDER_DEADLINE": broken("order", "environment", "ORDER_DEADLINE", to="900"),
     "order: no setting is read from DATABASE_URL_FILE": broken("order", "environment", "DATABASE_URL_FILE", to="x"),
-    "payment: in production AUTH_KEYS is not set": broken("payment", "environment", "AUTH_KEYS_FILE"),
+    "auth: must have AUTH_KEYS, or must not": broken("auth", "environment", "AUTH_KEYS_FILE"),
+    "payment: must have AUTH_KEYS, or must not": broken(
+        "payment", "environment", "AUTH_KEYS_FILE", to="/run/secrets/auth_keys"
+    ),
     "payment: ECOM_ENV does not choose production": broken("payment", "environment", "ECOM_ENV"),
     "payment: listens on 127.0.0.1": broken("payment", "environment", "HOST"),
     "inventory: has the databases []": broken("inventory", "environment", "INVENTORY_DATABASE_URL_FILE"),
@@ -351,10 +362,8 @@ MUTATIONS = {
     "postgres: POSTGRES_PASSWORD holds a secret itself": broken("postgres", "environment", "POSTGRES_PASSWORD", to="x"),
     "order: publishes": broken("order", "ports", to=["8001:8001"]),
     "gateway: publishes ['8000:8000']": broken("gateway", "ports", to=["8000:8000"]),
-    "inventory: must have the key of the release audit, or must not": broken(
-        "inventory", "environment", "AUDIT_KEY_FILE"
-    ),
-    "ops: must have the key of the release audit, or must not": broken(
+    "inventory: must have AUDIT_KEY, or must not": broken("inventory", "environment", "AUDIT_KEY_FILE"),
+    "ops: must have AUDIT_KEY, or must not": broken(
         "ops", "environment", "AUDIT_KEY_FILE", to="/run/secrets/audit_key"
     ),
     "audit: must be started by `up`": broken("audit", "profiles"),

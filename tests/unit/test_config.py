@@ -124,9 +124,7 @@ FAULTS = {
     "keys without a kid": ({"AUTH_KEYS": SECRET}, "kid:secret"),
     "keys with an empty kid": ({"AUTH_KEYS": f":{SECRET}"}, "kid:secret"),
     "a short secret": ({"AUTH_KEYS": "k1:" + "x" * 31}, "under 32 bytes"),
-    "no key": ({"AUTH_KEYS": " , "}, "AUTH_KEYS is not set"),
     "a kid twice": ({"AUTH_KEYS": f"k1:{SECRET},k1:{SECRET}"}, "twice"),
-    "production without a key": ({"ECOM_ENV": "production"}, "AUTH_KEYS is not set"),
     "production with the development key": (
         {"ECOM_ENV": "production", "AUTH_KEYS": config.DEVELOPMENT_KEY},
         "development key",
@@ -159,16 +157,18 @@ def test_the_first_audit_key_seals_and_all_audit_keys_verify():
 
 
 def test_settings_can_be_read_without_an_audit_key():
-    settings = config.read({"ECOM_ENV": "production", "AUTH_KEYS": f"k1:{SECRET}"})
+    settings = config.read({"ECOM_ENV": "production"})
     with pytest.raises(ConfigurationFault, match=r"^AUDIT_KEY is not set$"):
         settings.audit_key  # noqa: B018
     assert config.read({}).audit_key == config.DEVELOPMENT_AUDIT_KEY
 
 
-@pytest.mark.parametrize("name", ["AUDIT_KEY", "READER_PASSWORD"])
-def test_a_required_setting_that_is_missing_is_named(name):
-    production = {"ECOM_ENV": "production", "AUTH_KEYS": f"k1:{SECRET}"}
-    config.read({**production, name: SECRET}).require(name)
+@pytest.mark.parametrize(
+    ("name", "value"), [("AUDIT_KEY", SECRET), ("AUTH_KEYS", f"k1:{SECRET}"), ("READER_PASSWORD", SECRET)]
+)
+def test_a_required_setting_that_is_missing_is_named(name, value):
+    production = {"ECOM_ENV": "production"}
+    config.read({**production, name: value}).require(name)
     with pytest.raises(ConfigurationFault, match=f"^{name} is not set$"):
         config.read(production).require(name)
 
