@@ -167,6 +167,11 @@ QUOTES = "its quotes, line ends or empty lines were changed"
             "it is UTF-16 text that another program saved, not the UTF-8 that was downloaded",
         ),
     ],
+    ids=[
+        *("line ends", "line ends of a file for spreadsheets", "a BOM added", "a BOM removed", "no last line end"),
+        *("an empty line", "quotes", "semicolons", "a spreadsheet's own way", "cells altered", "a line removed"),
+        *("manifest altered", "a workbook", "UTF-16"),
+    ],
 )
 def test_a_file_that_was_saved_in_another_way_is_told_in_words(
     tmp_path: Path, reader: Reader, change: Callable[[bytes], bytes], says: str
