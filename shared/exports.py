@@ -41,9 +41,10 @@ MANIFEST = "manifest"
 # By this byte order mark Excel knows that a file is UTF-8.
 BOM = "\ufeff".encode()
 
-# A spreadsheet takes a cell that begins so for a formula, and runs it. Some know the wide characters of East Asia.
+# A spreadsheet takes a cell that begins so for a formula, and runs it.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\0")
-_WIDE_FORMULA = ("＝", "＋", "－", "＠")
+# Some know the wide characters of East Asia as well, and read #N/A as an error.
+_FORMULA_OR_ERROR = (*_FORMULA, "＝", "＋", "－", "＠", "#")
 _APOSTROPHE = "'"
 
 _WORD = re.compile(r"[^\W\d_]+")
@@ -116,7 +117,7 @@ def for_spreadsheets(text: str) -> str:
     """
     if not _is_seen(text) or text.startswith('"'):
         return json.dumps(text)
-    is_kept = _stays_text(text) and not text.startswith((*_FORMULA, *_WIDE_FORMULA, _APOSTROPHE))
+    is_kept = _stays_text(text) and not text.startswith((*_FORMULA_OR_ERROR, _APOSTROPHE))
     return text if is_kept else _APOSTROPHE + text
 
 

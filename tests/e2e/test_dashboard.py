@@ -22,6 +22,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from ops.local.install import HOW_TO_GET_CHROMIUM, find_chromium, must_have_browser
+from shared import exports
 from tests.e2e.system import ROOT, System
 
 # The last two flags of the first line stop background requests; the others avoid a GPU and a sandbox that needs root.
@@ -272,17 +273,18 @@ def test_a_row_opens_the_release_with_the_timeline_of_its_order(
     assert page.goto(f"{shop.url}/dashboard/releases/{10**18}").status == 404
 
 
-def test_the_csv_is_the_file_of_the_api(open_page: Callable[..., Page], shop: Shop, session: Any) -> None:
+def test_the_csv_is_the_one_for_spreadsheets(open_page: Callable[..., Page], shop: Shop, session: Any) -> None:
     page = open_page(storage_state=session)
     page.goto(f"{shop.url}/dashboard?user_id={shop.customer}&reason=payment_failed&from=")
     with page.expect_download() as download:
         page.get_by_role("link", name="Download all as CSV").click()
     assert re.fullmatch(r"release-events.*\.csv", download.value.suggested_filename)
     file = download.value.path().read_bytes()
-    path = f"/api/stocks/release-events/export?user_id={shop.customer}&reason=payment_failed"
+    path = f"/api/stocks/release-events/export?for=spreadsheets&user_id={shop.customer}&reason=payment_failed"
     api_file = shop.system.flow().send("GET", path, user="auditor").content
     (whole, last), (apis, _) = ((*content[:-2].rpartition(b"\r\n")[::2],) for content in (file, api_file))
     assert whole == apis
+    assert whole.startswith(exports.BOM)
     assert whole.count(b"\r\n") == DECLINED
     manifest = json.loads(next(csv.reader(io.StringIO(last.decode())))[1])
     assert (manifest["rows"], manifest["exported_by"]) == (DECLINED, "auditor")

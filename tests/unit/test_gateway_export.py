@@ -347,6 +347,7 @@ CHANGED = {
     "WAHR": "'WAHR",
     **{formula: f"'{formula}" for formula in FORMULAS if formula.isprintable()},
     "＝1+1": "'＝1+1",
+    "#N/A": "'#N/A",
     "'=1+1": "''=1+1",
     "'00042": "''00042",
     "\t=1": '"\\t=1"',
