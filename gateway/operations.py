@@ -123,10 +123,19 @@ class DeadLetterQuery(PageQuery):
 
 
 class ReasonCount(AnswerSchema):
-    """How many messages died for one reason."""
+    """How many messages died for one reason, copies included."""
 
     reason = text_field("unknown_order")
     count = integer_field(3)
+
+
+class QueueHolder(AnswerSchema):
+    """Who works on a DLQ."""
+
+    actor = text_field("operator")
+    command = text_field("ecom dlq replay", "what they do; empty for an older version of the program")
+    operation_id = uuid_field("the operation in the ledger; null while they only read", allow_none=True)
+    since = datetime_field("null for an older version of the program", allow_none=True)
 
 
 class DeadLetterQueue(AnswerSchema):
@@ -135,12 +144,16 @@ class DeadLetterQueue(AnswerSchema):
     queue = text_field("q.inventory.commit-requested")
     dlq = text_field("q.inventory.commit-requested.dlq")
     service = text_field("inventory", "the service that consumes the queue")
-    messages = integer_field(3, "counted by the broker, without unacknowledged ones")
-    recorded = integer_field(3, "recorded in the services' databases")
+    messages = integer_field(3, "counted by the broker; while somebody works on the DLQ, by what is recorded")
+    recorded = integer_field(3, "recorded in the services' databases, each message once")
+    copies = integer_field(0, "messages beyond these that are copies of them; a crash of the broker can make copies")
     oldest = datetime_field("when the oldest first failed", allow_none=True)
     newest = datetime_field("when the newest died", allow_none=True)
     reasons = list_field(ReasonCount)
     busy = text_field(None, "the operator who works on it now", allow_none=True)
+    holder = fields.Nested(
+        QueueHolder, required=True, allow_none=True, metadata=field_metadata(None, "what that operator does")
+    )
 
 
 class QueueList(AnswerSchema):
@@ -162,6 +175,7 @@ class DeadLetter(AnswerSchema):
     error_message = text_field("order 01a1fcf8-0a3c-7d01-8f2e-3b1c9d5e7f60 has no reservation to commit")
     attempts = integer_field(1, "how often it was attempted")
     replays = integer_field(0, "how often it was replayed")
+    copies = integer_field(1, "how many messages in the DLQ are this one; a replay sends one and removes all")
     first_failed_at = datetime_field()
     died_at = datetime_field()
 
@@ -178,13 +192,16 @@ class Replay(AnswerSchema):
 
     replay_id = uuid_field()
     queue = text_field("q.inventory.commit-requested.dlq")
-    status = text_field("done", "started, then one of done, stopped, failed, interrupted (its process died)")
-    outcome = text_field("3 applied", "in words; empty while it runs")
+    status = text_field(
+        "done", "started, then one of done, stopped, failed, interrupted (its process died or lost the ledger)"
+    )
+    outcome = text_field("2 applied, 1 without effect", "in words; empty while it runs")
     counts = fields.Dict(
         required=True,
         metadata=field_metadata(
-            {"chosen": 3, "applied": 3},
-            "chosen messages and how many had each outcome; the reasons of the dead and refused",
+            {"chosen": 3, "applied": 2, "without_effect": 1},
+            "chosen messages and how many had each outcome: applied, already_applied, without_effect (the order had "
+            "moved on), dead_again, refused, sent (not consumed yet); their copies; reasons of the dead and refused",
         ),
     )
     actor = text_field("operator", "the operator who started it")
@@ -240,7 +257,7 @@ class Operations:
     def start_replay(self, call: Call, queue: str) -> Answer:
         """Send dead messages back to the queue they died in, oldest first. Location has the progress of the replay.
 
-        While another operator works on the DLQ the answer is 409 and names that operator.
+        While another operator works on the DLQ the answer is 409 and names that operator and their operation.
         """
         replay = self.ops.start_replay(queue_in(queue), call.body)
         return Answer(replay, headers=(("Location", f"/api/ops/replays/{replay['replay_id']}"),))

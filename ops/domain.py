@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from typing import TypeVar
 from uuid import UUID
 
 from shared.errors import ValidationFailed
 from topology.table import BY_NAME, dead_letter_queue, main_queue
+
+T = TypeVar("T")
 
 # After this many replays a message is refused: another replay would not help.
 MAX_REPLAYS = 3
@@ -44,7 +47,7 @@ class Status(StrEnum):
     DONE = "done"
     STOPPED = "stopped"  # it ended itself, or was asked to, before it was through
     FAILED = "failed"  # it could not go on
-    INTERRUPTED = "interrupted"  # its process died
+    INTERRUPTED = "interrupted"  # its process died, or was cut off from the ledger, and has not said how it ended
 
 
 class Fate(StrEnum):
@@ -52,12 +55,18 @@ class Fate(StrEnum):
 
     STARTED = "started"  # about to be sent; still so after a crash: it may be in both queues, which the inbox absorbs
     SENT = "sent"  # safe in its main queue and gone from the DLQ; not consumed yet
-    APPLIED = "applied"  # its consumer has it in its inbox
+    APPLIED = "applied"  # its consumer has it in its inbox, and was expected to act on it
+    ALREADY_APPLIED = "already_applied"  # its consumer had it in its inbox before it was sent
+    WITHOUT_EFFECT = "without_effect"  # its consumer has it in its inbox; it was stale, so nothing changed
     DEAD_AGAIN = "dead_again"
     REFUSED = "refused"  # by a guard: it is still in the DLQ
     DISCARDED = "discarded"
     IMPORTED = "imported"
     THERE = "already_there"  # not imported: the DLQ holds it
+
+
+# A message that was sent and now has one of these is no longer on its way.
+CONSUMED = (Fate.APPLIED, Fate.ALREADY_APPLIED, Fate.WITHOUT_EFFECT, Fate.DEAD_AGAIN)
 
 
 @dataclass(frozen=True)
@@ -130,16 +139,19 @@ class Pace:
 
 @dataclass
 class Tally:
-    """The results of an operation, counted."""
+    """The results of an operation, counted by message: copies of a message count as one."""
 
     chosen: int = 0
+    copies: int = 0  # messages that had the same id and body as one of these, and went with it
     fates: Counter[Fate] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)  # why they were refused, or are dead again
 
     def as_dict(self) -> dict[str, object]:
         """As plain values for the ledger."""
         fates = {fate.value: count for fate, count in self.fates.items() if count}
-        return {"chosen": self.chosen, **fates, **({"reasons": dict(self.reasons)} if self.reasons else {})}
+        copies = {"copies": self.copies} if self.copies else {}
+        reasons = {"reasons": dict(self.reasons)} if self.reasons else {}
+        return {"chosen": self.chosen, **copies, **fates, **reasons}
 
 
 def dlq_of(queue: str) -> tuple[str, str]:
@@ -165,6 +177,25 @@ def refusal(dead_letter: DeadLetter, now: datetime, inbox_days: int) -> str | No
     if now - born > timedelta(days=inbox_days):
         return f"older than the {inbox_days} days that the inbox remembers"
     return None
+
+
+def turns(items: Iterable[T], group: Callable[[T], object | None]) -> list[list[T]]:
+    """The items in their order, in as few lists as it takes for no list to have two of one group. None is no group."""
+    found: list[list[T]] = []
+    before: Counter[object] = Counter()
+    for item in items:
+        key = group(item)
+        turn = before[key] if key is not None else 0
+        before[key] += 1
+        if turn == len(found):
+            found.append([])
+        found[turn].append(item)
+    return found
+
+
+def counted(messages: int, ids: int) -> str:
+    """`3`, or `109 messages of 99 ids` where some have copies."""
+    return str(messages) if messages == ids else f"{messages} messages of {ids} ids"
 
 
 def waves(ramp: Iterable[int]) -> Iterator[int]:

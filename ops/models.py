@@ -1,4 +1,4 @@
-"""The operations ledger: each operation on dead messages with actor, time and reason, and who works on one now.
+"""The operations ledger: each operation on dead messages with actor, time and reason.
 
 Nothing is ever deleted from it: the role of the service may not.
 """
@@ -19,6 +19,7 @@ from sqlalchemy import (
     Uuid,
     any_,
     bindparam,
+    case,
     func,
     insert,
     select,
@@ -30,8 +31,9 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Mapped, mapped_column
 
 from ops.domain import DeadLetter, Fate, Filter, Kind, Status, Tally
+from ops.locks import holder_of
 from shared.bulk import columns_of, unnest
-from shared.errors import Conflict, NotFound
+from shared.errors import NotFound
 from shared.ids import uuid7
 from shared.paging import decode_cursor, encode_cursor, page_of
 from shared.tables import NOW, Base
@@ -114,45 +116,35 @@ class AuditVerification(Base):
     finished_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
 
-TABLES = frozenset({"operations", "operation_messages", "audit_heads", "audit_verifications"})
+TABLES = frozenset({"operations", "operation_messages", "dlq_holders", "audit_heads", "audit_verifications"})
 
 FATES_AT_ONCE = 1000
 
 # With these a message was put where its consumer finds it again.
-BROUGHT_BACK = (Fate.STARTED, Fate.SENT, Fate.APPLIED, Fate.DEAD_AGAIN, Fate.IMPORTED)
-
-DIED = "its process died"
-
-# A queue's lock lives as long as the session that took it: a dead process holds none.
-_LOCK_CLASS = 0x646C71
-# The name of a database session: this prefix, then the name of its operator.
-SESSION_PREFIX = "ecom dlq "
-_LOCK = text("SELECT pg_try_advisory_lock(:class, hashtext(:queue))")
-_HOLDER = text(
-    "SELECT application_name FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE locktype = 'advisory'"
-    " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
-    " AND classid = CAST(:class AS oid) AND objid::bigint = hashtext(:queue)::bigint & 4294967295 AND granted"
+BROUGHT_BACK = (
+    Fate.STARTED,
+    Fate.SENT,
+    Fate.APPLIED,
+    Fate.ALREADY_APPLIED,
+    Fate.WITHOUT_EFFECT,
+    Fate.DEAD_AGAIN,
+    Fate.IMPORTED,
 )
 
+# An operation that no session works on any more, and whose process has not said how it ended. A process that lives
+# says so as soon as it reaches the ledger again, and replaces these words.
+SERVER_RESTARTED = "the database server was restarted while it ran"
+DIED = "its process died, or was cut off from the ledger"
+_ABANDONED = case((func.pg_postmaster_start_time() > Operation.started_at, SERVER_RESTARTED), else_=DIED)
 
-def lock(connection: Connection, queue: str) -> None:
-    """Take a DLQ for the session of this connection. Raises Conflict, naming who has it.
 
-    An operation that is still STARTED under a free lock belongs to a dead process: it is marked as INTERRUPTED.
-    """
-    if not connection.execute(_LOCK, {"class": _LOCK_CLASS, "queue": queue}).scalar():
-        name = (holder(connection, queue) or "somebody").removeprefix(SESSION_PREFIX)
-        raise Conflict(f"{queue} is being worked on by {name}")
+def mark_abandoned(connection: Connection, queue: str) -> None:
+    """Mark what is still STARTED as INTERRUPTED. The caller has just locked this DLQ, so no session works on it."""
     connection.execute(
         update(Operation)
         .where(Operation.queue == queue, Operation.status == Status.STARTED)
-        .values(status=Status.INTERRUPTED, outcome=DIED, finished_at=func.now())
+        .values(status=Status.INTERRUPTED, outcome=_ABANDONED, finished_at=func.now())
     )
-
-
-def holder(connection: Connection, queue: str) -> str | None:
-    """The session that works on a DLQ now, or None."""
-    return connection.execute(_HOLDER, {"class": _LOCK_CLASS, "queue": queue}).scalar()
 
 
 @dataclass(frozen=True)
@@ -249,15 +241,16 @@ def operation(connection: Connection, operation_id: uuid.UUID) -> dict[str, Any]
 
 
 def operation_now(connection: Connection, operation_id: uuid.UUID) -> dict[str, Any]:
-    """The same, with INTERRUPTED for an operation that did not finish and whose process is gone. Raises NotFound.
+    """The same, with INTERRUPTED for an operation that did not finish and that no session works on. Raises NotFound.
 
     Each statement must see committed rows: an operation unlocks its DLQ after it has saved its result.
     """
     found = operation(connection, operation_id)
-    if found["status"] == Status.STARTED and holder(connection, found["queue"]) is None:
+    if found["status"] == Status.STARTED and holder_of(connection, found["queue"]) is None:
         found = operation(connection, operation_id)
         if found["status"] == Status.STARTED:
-            found |= {"status": Status.INTERRUPTED, "outcome": DIED}
+            words = connection.execute(select(_ABANDONED).filter_by(operation_id=operation_id)).scalar()
+            found |= {"status": Status.INTERRUPTED, "outcome": words}
     return found
 
 

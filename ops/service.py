@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -33,14 +34,14 @@ log = logging.getLogger(__name__)
 
 CENSUS_EVERY_S = 10
 WITNESS_EVERY_S = 1
-CENSUS = Actor("system:census")
+CENSUS = Actor("system:census", command="census", gives_way=True)
 
 # Each client that follows an order asks for its dead messages: this many short queries may run at one time.
 READERS = 5
 
 # The fields of a dead message for a caller who may see its order. Error texts may reveal more and are left out.
 STEP_FIELDS = ("message_id", "queue", "event_type", "reason", "died_at")
-QUEUE_FIELDS = ("queue", "dlq", "service", "messages", "recorded", "reasons")
+QUEUE_FIELDS = ("queue", "dlq", "service", "messages", "recorded", "copies", "reasons", "busy", "holder")
 REPLAY_FIELDS = (
     "queue", "status", "outcome", "counts", "actor", "why", "filter", "options", "started_at", "finished_at"
 )  # fmt: skip
@@ -92,10 +93,15 @@ class OpsService(Probes):
         stop_on_redeath; why. Raises NotFound, ValidationFailed, Conflict, CannotWork.
         """
         main, asked = _known(queue), read_replay(wanted)
-        actor, begun = self._actor(asked.why), Event()
+        actor, begun = self._actor(asked.why, f"replay of {main} over HTTP"), Event()
 
         def job() -> None:
-            watch = Watch(begun=begun.send, stopping=self.background.stopping, stopped_by="its service was stopped")
+            watch = Watch(
+                begun=begun.send,
+                stopping=self.background.stopping,
+                stopped_by="its service was stopped",
+                report_for_s=math.inf,  # the service goes on anyway
+            )
             try:
                 with self._operator(actor, watch) as operator:
                     replay.replay(operator, main, asked)
@@ -159,8 +165,8 @@ class OpsService(Probes):
         with self._operator(CENSUS) as operator:
             self.census.run_once(operator)
 
-    def _actor(self, why: str = "") -> Actor:
-        return Actor(self.context.identity.user_id, why)
+    def _actor(self, why: str = "", command: str = "") -> Actor:
+        return Actor(self.context.identity.user_id, why, command)
 
     @contextmanager
     def _operator(self, actor: Actor, watch: Watch | None = None) -> Iterator[OperatorSession]:
@@ -181,5 +187,4 @@ def _known(queue: str) -> str:
 
 def _queue(one: Mapping[str, Any]) -> dict[str, Any]:
     times = {name: timestamp(one[name]) if one[name] else None for name in ("oldest", "newest")}
-    busy = one["busy"].removeprefix(models.SESSION_PREFIX) if one["busy"] else None
-    return {**{name: one[name] for name in QUEUE_FIELDS}, **times, "busy": busy}
+    return {**{name: one[name] for name in QUEUE_FIELDS}, **times}

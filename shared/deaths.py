@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import func
+from sqlalchemy import case, func
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -36,9 +36,11 @@ def record_deaths(session: Session, failures: list[Failure]) -> None:
         name: statement.excluded[name]
         for name in ("reason", "error_class", "error_message", "attempts", "replays", "first_failed_at")
     }
+    # While the first death is still in the DLQ this may make a copy: the census counts the copies, not the service.
+    copies = case((DeadMessageRow.left_at.is_(None), DeadMessageRow.copies), else_=1)
     session.execute(
         statement.on_conflict_do_update(
             index_elements=["queue", "message_id"],
-            set_={**again, "died_at": func.now(), "left_at": None, "left_how": None},
+            set_={**again, "copies": copies, "died_at": func.now(), "left_at": None, "left_how": None},
         )
     )

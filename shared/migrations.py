@@ -97,6 +97,16 @@ def drop_messaging_tables_v1() -> None:
         op.drop_table(table)
 
 
+def add_copies_of_dead_messages() -> None:
+    """How many messages of one id lie in a DLQ: a crash of the broker can leave more than one."""
+    op.add_column("dead_messages", sa.Column("copies", sa.Integer, nullable=False, server_default="1"))
+
+
+def drop_copies_of_dead_messages() -> None:
+    """Undo add_copies_of_dead_messages."""
+    op.drop_column("dead_messages", "copies")
+
+
 def create_idempotency_keys_v1() -> None:
     """The table of `shared.idempotency` as of its first version. Never edited: a change is a new function."""
     op.create_table(

@@ -92,6 +92,7 @@ class DeadMessageRow(Base):
     error_message: Mapped[str]
     attempts: Mapped[int] = mapped_column(Integer)
     replays: Mapped[int] = mapped_column(Integer, server_default="0")
+    copies: Mapped[int] = mapped_column(Integer, server_default="1")  # how many messages of this id lie in the DLQ
     first_failed_at: Mapped[datetime]
     died_at: Mapped[datetime] = mapped_column(server_default=NOW)
     left_at: Mapped[datetime | None]

@@ -12,13 +12,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
+from sqlalchemy.orm import Session
+
 from ops.dlq.dead_messages import event_of
 from ops.dlq.operator_session import CHUNK, OperatorSession
 from ops.dlq.selection import Held
 from ops.dlq.service_databases import ServiceDatabases
 from ops.domain import Filter, dlq_of
+from shared.database_errors import is_outage
 from shared.envelope import Envelope
-from shared.errors import DeadMessage
+from shared.errors import DeadMessage, EcomError
 from shared.predictions import Prediction, Predictor, Verdict
 from topology import services
 from topology.table import BY_NAME, CONSUMERS
@@ -43,7 +46,7 @@ class Group:
 
 @dataclass
 class Diagnosis:
-    """How many messages of a DLQ have which prospect."""
+    """How many messages of a DLQ have which prospect; copies of a message are one."""
 
     queue: str
     groups: Counter[Group] = field(default_factory=Counter)
@@ -83,5 +86,17 @@ def predict(databases: ServiceDatabases, main: str, held: Sequence[Held]) -> dic
                 events.append(event)
     if events:
         with databases.read(BY_NAME[main].service) as session:
-            verdicts |= PREDICTORS[main](session, events)
+            verdicts |= _ask(PREDICTORS[main], session, events)
     return verdicts
+
+
+def _ask(predictor: Predictor, session: Session, events: Sequence[Envelope]) -> dict[UUID, Verdict]:
+    """Ask for all together, or singly if one of them makes the rule fail: its handler would fail as well."""
+    try:
+        return predictor(session, events)
+    except Exception as error:
+        if isinstance(error, EcomError) or is_outage(error):
+            raise
+        if len(events) == 1:
+            return {events[0].message_id: (Prediction.POISON, type(error).__name__)}
+        return {key: verdict for event in events for key, verdict in _ask(predictor, session, [event]).items()}

@@ -71,6 +71,7 @@ class DlqReader:
         self._room = 0
         self._held = 0
         self._consumers = 0
+        self._failed = False  # the broker did not answer
         with broker_faults():
             self._connection = BrokerConnection(uri, heartbeat_s)
         self._channels: list[Channel] = [self._connection.channel]
@@ -79,8 +80,10 @@ class DlqReader:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        # The next reader finds all of them also after an error, unless the broker is the reason or somebody is in a
+        # hurry (KeyboardInterrupt and the like): then the broker takes them back when it sees the connection end.
         try:
-            if kind is None:
+            if not self._failed and (kind is None or issubclass(kind, Exception)):
                 self._put_back()
         except BROKER_ERRORS:
             log.debug("%s is put back by the broker itself", self.dlq, exc_info=True)
@@ -101,6 +104,15 @@ class DlqReader:
         while self._count() < expected and time.monotonic() < until:
             green.sleep(PUT_BACK_AGAIN_S)
 
+    @contextmanager
+    def _faults(self) -> Iterator[None]:
+        try:
+            with broker_faults():
+                yield
+        except CannotWork:
+            self._failed = True
+            raise
+
     @property
     def is_expired(self) -> bool:
         """Whether it has been open for so long that it should be opened anew."""
@@ -108,7 +120,7 @@ class DlqReader:
 
     def waiting(self) -> int:
         """How many messages no consumer holds."""
-        with broker_faults():
+        with self._faults():
             return self._count()
 
     def _count(self) -> int:
@@ -129,7 +141,7 @@ class DlqReader:
 
     def ack(self, tags: Sequence[int]) -> None:
         """Remove these from the DLQ, and return when the broker has confirmed it."""
-        with broker_faults():
+        with self._faults():
             self._connection.reset_silence()
             for tag in tags:
                 delivery, place = divmod(tag, CHANNELS)
@@ -142,7 +154,7 @@ class DlqReader:
 
     def _fetch(self, patience_s: float) -> bool:
         """Read what is on its way; whether there is anything."""
-        with broker_faults():
+        with self._faults():
             self._connection.reset_silence()
             if self._room <= 0:  # what was acked makes room again, and may have been filled beyond the count
                 self._subscribe()

@@ -21,7 +21,7 @@ from topology.table import main_queue
 
 
 def export(operator: OperatorSession, queue: str, file: Path, chosen: Filter, most: int | None = None) -> Run:
-    """Write dead messages to a new file; they stay in the DLQ.
+    """Write dead messages to a new file, copies of one message once; they stay in the DLQ.
 
     Raises Conflict when the file exists or an operator works on the DLQ, CannotWork.
     """
@@ -35,6 +35,8 @@ def export(operator: OperatorSession, queue: str, file: Path, chosen: Filter, mo
 
 def discard(operator: OperatorSession, queue: str, file: Path, chosen: Filter, most: int | None) -> Run:
     """Move dead messages from the DLQ to a new file: it is synced to disk and read again before any is removed.
+
+    Copies of one message are one line of the file and leave the DLQ together.
 
     Raises Conflict, CannotWork, as `export`.
     """
@@ -59,7 +61,7 @@ def discard(operator: OperatorSession, queue: str, file: Path, chosen: Filter, m
                 operator.databases.leave(
                     main, [dead_letter.message_id for dead_letter in dead_letters], DISCARDED, died_before
                 )
-                selection.reader.ack([item.slot.tag for item in held])
+                selection.reader.ack([tag for item in held for tag in item.slot.tags])
                 run.count(Fate.DISCARDED, dead_letters)
     return run
 
@@ -115,10 +117,11 @@ def write(run: Run, selection: Selection, file: Path, most: int | None) -> None:
     try:
         descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(descriptor, "wb") as out:
-            for line in selection.lines(most):
+            for line, copies in selection.lines(most):
                 out.write(line)
                 digest.update(line)
                 run.tally.chosen += 1
+                run.tally.copies += copies - 1
                 if run.tally.chosen % CHUNK == 0:
                     run.report()
             out.flush()

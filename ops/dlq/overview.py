@@ -5,80 +5,117 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from ops import models
 from ops.dlq.dead_messages import to_line
 from ops.dlq.dlq_reader import depths
 from ops.dlq.operator_session import CHUNK, OperatorSession
-from ops.domain import NEVER, DeadLetter, Filter, dlq_of
+from ops.dlq.selection import Held
+from ops.domain import NEVER, Filter, counted, dlq_of
+from ops.locks import Holder, holders
 from shared.errors import NotFound
 from shared.times import timestamp
-from topology.table import QUEUES, dead_letter_queue
+from topology.table import BY_NAME, QUEUES, dead_letter_queue
+
+
+@dataclass(frozen=True)
+class Count:
+    """What lies in the DLQ of a main queue: by the broker, by what is written down, and who works on it."""
+
+    queue: str
+    ready: int  # by the broker, without what a consumer holds
+    deaths: list[dict[str, Any]]  # written down, by reason
+    holder: Holder | None
+
+    @property
+    def ids(self) -> int:
+        """How many different messages are written down."""
+        return sum(row["ids"] for row in self.deaths)
+
+    @property
+    def recorded(self) -> int:
+        """How many messages are written down, with copies."""
+        return sum(row["count"] for row in self.deaths)
+
+    @property
+    def messages(self) -> int:
+        """How many messages lie there. Who works on a DLQ holds its messages, and the broker counts none of them."""
+        return max(self.ready, self.recorded) if self.holder else self.ready
+
+    @property
+    def note(self) -> str:
+        """What an operator should know of the numbers."""
+        notes = [self.holder.sentence()] if self.holder else []
+        if self.messages != self.recorded:
+            notes.append(f"{self.ids} written down")
+        elif self.recorded != self.ids:
+            notes.append(counted(self.recorded, self.ids))
+        return "; ".join(notes)
+
+
+def count(operator: OperatorSession) -> list[Count]:
+    """Count what lies in every DLQ. Raises CannotWork."""
+    settings = operator.settings
+    dlqs = [dead_letter_queue(queue.name) for queue in QUEUES]
+    with operator.ledger() as ledger:
+        # Before and after: the broker's count is too low if somebody works on the DLQ at that moment.
+        before = holders(ledger, dlqs)
+        ready = depths(settings.amqp_uri, settings.heartbeat_s, dlqs)
+        held = before | holders(ledger, dlqs)
+    deaths: dict[str, list[dict[str, Any]]] = {queue.name: [] for queue in QUEUES}
+    for service in dict.fromkeys(queue.service for queue in QUEUES):
+        for row in operator.databases.deaths(service):
+            deaths.setdefault(row["queue"], []).append(row)
+    return [
+        Count(queue.name, ready[dlq], deaths[queue.name], held.get(dlq))
+        for queue, dlq in zip(QUEUES, dlqs, strict=True)
+    ]
 
 
 def overview(operator: OperatorSession, scan: bool = False) -> list[dict[str, Any]]:
-    """Every DLQ: {queue, dlq, service, messages, recorded, oldest, newest, reasons, busy, note}.
+    """Every DLQ: {queue, dlq, service, messages, recorded, copies, oldest, newest, reasons, busy, holder, note}.
 
-    `messages` is what the broker counts, `recorded` what the services wrote down; `scan` reads the queues instead.
-    While an operator works on a DLQ they hold its messages, and the broker counts none of them.
-    Raises CannotWork.
+    `messages` is what the broker counts, or what is written down while somebody works on the DLQ; `recorded` is how
+    many different messages the services wrote down, `copies` how many copies of them are there; `scan` reads the
+    queues instead. Raises CannotWork.
     """
-    settings = operator.settings
-    counts = depths(settings.amqp_uri, settings.heartbeat_s, [dead_letter_queue(queue.name) for queue in QUEUES])
-    deaths = [
-        row
-        for service in dict.fromkeys(queue.service for queue in QUEUES)
-        for row in operator.databases.deaths(service)
-    ]
     found = []
-    with operator.ledger() as ledger:
-        for queue in QUEUES:
-            dlq = dead_letter_queue(queue.name)
-            busy = models.holder(ledger, dlq)
-            known = [row for row in deaths if row["queue"] == queue.name]
-            recorded = sum(row["count"] for row in known)
-            if scan and counts[dlq] and not busy:
-                known = _scanned(operator, queue.name)
-            found.append(
-                {
-                    "queue": queue.name,
-                    "dlq": dlq,
-                    "service": queue.service,
-                    "messages": counts[dlq],
-                    "recorded": recorded,
-                    "oldest": min((row["oldest"] for row in known if row["oldest"]), default=None),
-                    "newest": max((row["newest"] for row in known if row["newest"]), default=None),
-                    "reasons": [{"reason": row["reason"], "count": row["count"]} for row in known],
-                    "busy": busy,
-                    "note": _note(counts[dlq], recorded, busy),
-                }
-            )
+    for one in count(operator):
+        known = _scanned(operator, one.queue) if scan and one.ready and not one.holder else one.deaths
+        found.append(
+            {
+                "queue": one.queue,
+                "dlq": dead_letter_queue(one.queue),
+                "service": BY_NAME[one.queue].service,
+                "messages": one.messages,
+                "recorded": one.ids,
+                "copies": one.recorded - one.ids,
+                "oldest": min((row["oldest"] for row in known if row["oldest"]), default=None),
+                "newest": max((row["newest"] for row in known if row["newest"]), default=None),
+                "reasons": [{"reason": row["reason"], "count": row["count"]} for row in known],
+                "busy": one.holder.actor if one.holder else None,
+                "holder": one.holder.as_dict() if one.holder else None,
+                "note": one.note,
+            }
+        )
     return found
-
-
-def _note(messages: int, recorded: int, busy: str | None) -> str:
-    if busy:
-        return f"being worked on by {busy.removeprefix(models.SESSION_PREFIX)}"
-    return "" if messages == recorded else f"{recorded} written down"
 
 
 def _scanned(operator: OperatorSession, queue: str) -> list[dict[str, Any]]:
     """Count the messages of a DLQ by reason, most frequent first."""
     rows: dict[str, dict[str, Any]] = {}
-    for dead_letter in _letters(operator, queue):
-        _add(
-            rows.setdefault(
-                dead_letter.reason, {"reason": dead_letter.reason, "count": 0, "oldest": None, "newest": None}
-            ),
-            dead_letter,
-        )
+    for item in _held(operator, queue):
+        reason = item.dead_letter.reason
+        _add(rows.setdefault(reason, {"reason": reason, **_NOTHING}), item)
     return sorted(rows.values(), key=lambda row: (-row["count"], row["reason"]))
 
 
 def groups(operator: OperatorSession, queue: str, scan: bool = False) -> list[dict[str, Any]]:
     """Group the messages of a DLQ by reason, error and event type, most frequent first, each with an example.
+
+    `count` has the copies in it, `ids` has each message once.
 
     Raises ValidationFailed for a queue that is not in the table, Conflict (of a scan), CannotWork.
     """
@@ -86,7 +123,8 @@ def groups(operator: OperatorSession, queue: str, scan: bool = False) -> list[di
     if not scan:
         return operator.databases.groups(main)
     rows: dict[tuple[str, str, str], dict[str, Any]] = {}
-    for dead_letter in _letters(operator, queue):
+    for item in _held(operator, queue):
+        dead_letter = item.dead_letter
         alike = {
             "reason": dead_letter.reason,
             "error_class": dead_letter.error_class,
@@ -94,17 +132,22 @@ def groups(operator: OperatorSession, queue: str, scan: bool = False) -> list[di
         }
         example = {"example_id": str(dead_letter.message_id), "example_error": dead_letter.error_message}
         key = (dead_letter.reason, dead_letter.error_class, dead_letter.event_type)
-        _add(rows.setdefault(key, {**alike, "count": 0, "oldest": None, "newest": None, **example}), dead_letter)
+        _add(rows.setdefault(key, {**alike, **_NOTHING, **example}), item)
     return sorted(rows.values(), key=lambda row: -row["count"])
 
 
-def _letters(operator: OperatorSession, queue: str) -> Iterator[DeadLetter]:
+_NOTHING: dict[str, Any] = {"count": 0, "ids": 0, "oldest": None, "newest": None}
+
+
+def _held(operator: OperatorSession, queue: str) -> Iterator[Held]:
     with operator.look_into(queue, Filter()) as selection:
-        yield from (item.dead_letter for held in selection.all(CHUNK) for item in held)
+        yield from (item for held in selection.all(CHUNK) for item in held)
 
 
-def _add(row: dict[str, Any], dead_letter: DeadLetter) -> None:
-    row["count"] += 1
+def _add(row: dict[str, Any], item: Held) -> None:
+    dead_letter = item.dead_letter
+    row["count"] += len(item.slot.tags)
+    row["ids"] += 1
     if dead_letter.first_failed_at != NEVER:
         row["oldest"] = min(row["oldest"] or dead_letter.first_failed_at, dead_letter.first_failed_at)
     if dead_letter.last_failed_at != NEVER:
@@ -117,10 +160,10 @@ def full_message(operator: OperatorSession, queue: str, message_id: UUID) -> dic
     Raises NotFound when it is not in the DLQ, Conflict, CannotWork.
     """
     with operator.look_into(queue, Filter(ids=frozenset({message_id}))) as selection:
-        found = selection.take(1)
+        found = selection.take(selection.count)
     if not found:
         raise NotFound(f"there is no message {message_id} in {dlq_of(queue)[1]}")
-    (item,) = found
+    item = found[0]
     dead_letter, line = item.dead_letter, json.loads(to_line(item.content))
     event = line.get("body", line.get("body_base64"))
     with suppress(ValueError, RecursionError):  # or it is shown as it is
@@ -133,6 +176,7 @@ def full_message(operator: OperatorSession, queue: str, message_id: UUID) -> dic
             "type": dead_letter.event_type,
             "order_id": str(dead_letter.order_id) if dead_letter.order_id else None,
             "trace_id": dead_letter.trace_id,
+            "copies": sum(len(item.slot.tags) for item in found),
             "consumed": bool(operator.databases.consumed(dlq_of(queue)[0], [message_id])),
         },
         "error": {

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
 from ops import domain
 from ops.dlq.dead_messages import outgoing
+from ops.dlq.diagnose import predict
 from ops.dlq.operator_session import CHUNK, OperatorSession, Run
 from ops.dlq.replay_request import ReplayRequest
 from ops.dlq.selection import Held, Selection
@@ -17,6 +20,7 @@ from ops.dlq.service_databases import REPLAYED
 from ops.domain import DeadLetter, Fate, Filter, Kind, Status, dlq_of
 from shared.edge import green
 from shared.inbox import KEEP_DAYS
+from shared.predictions import Prediction
 from topology.table import main_queue
 
 # A replay sends in steps of at most this long, so that its rate is even.
@@ -50,7 +54,9 @@ def replay(operator: OperatorSession, queue: str, request: ReplayRequest) -> Run
 def plan(
     operator: OperatorSession, queue: str, chosen: Filter, most: int | None, force: bool = False
 ) -> dict[str, Any]:
-    """The plan of a replay: {queue, in_queue, chosen, reasons, refused}. Changes nothing.
+    """The plan of a replay: {queue, in_queue, ids, chosen, reasons, refused}. Changes nothing.
+
+    `in_queue` has copies in it; `ids` and all others count each message once.
 
     Raises Conflict if an operator works on the DLQ, CannotWork.
     """
@@ -58,13 +64,13 @@ def plan(
     guarded: Counter[str] = Counter()
     with operator.look_into(queue, chosen) as selection:
         left = count = selection.count if most is None else min(most, selection.count)
-        total = selection.total
+        total, ids = selection.total, selection.ids
         while held := selection.take(min(CHUNK, left)):
             left -= len(held)
             reasons.update(item.dead_letter.reason for item in held)
             guarded.update(refused(held, force).values())
     shown = {"reasons": dict(reasons.most_common()), "refused": dict(guarded.most_common())}
-    return {"queue": dlq_of(queue)[1], "in_queue": total, "chosen": count, **shown}
+    return {"queue": dlq_of(queue)[1], "in_queue": total, "ids": ids, "chosen": count, **shown}
 
 
 def refused(dead_letters: list[Held], force: bool) -> dict[UUID, str]:
@@ -76,6 +82,18 @@ def refused(dead_letters: list[Held], force: bool) -> dict[UUID, str]:
         else {item.slot.message_id: domain.refusal(item.dead_letter, now, KEEP_DAYS) for item in dead_letters}
     )
     return {message_id: why for message_id, why in found.items() if why is not None}
+
+
+@dataclass(frozen=True)
+class Sent:
+    """Messages of one id that were sent, and what it means if their consumer takes them."""
+
+    dead_letters: list[DeadLetter]
+    fate: Fate
+
+
+# What it means if a message is consumed after its service's rules said this of it.
+EXPECTED = {Prediction.APPLIED: Fate.ALREADY_APPLIED, Prediction.STALE: Fate.WITHOUT_EFFECT}
 
 
 class Replay:
@@ -92,7 +110,7 @@ class Replay:
         self.pace = request.pace
         self.force = request.force
         self.stop_on_redeath = request.stop_on_redeath
-        self.out: dict[UUID, list[DeadLetter]] = {}  # sent, and not seen again; copies of one message together
+        self.out: dict[UUID, Sent] = {}  # sent, and not seen again
         self.dead: Counter[str] = Counter()  # seen again in the DLQ, by why
 
     def go(self) -> None:
@@ -103,7 +121,7 @@ class Replay:
             wave = min(next(sizes), left)
             left -= wave
             self._send_wave(wave)
-            self._await(0 if self.pace.ramp or not left else IN_FLIGHT)
+            self._await_at_most(0 if self.pace.ramp or not left else IN_FLIGHT)
 
     def _send_wave(self, size: int) -> None:
         rate = self.pace.per_second
@@ -114,8 +132,13 @@ class Replay:
             if not held:
                 return
             size -= len(held)
-            self._send(self._guarded(held))
-            self._await(IN_FLIGHT)
+            # One message of an order at a time: what the next would do depends on what this one does.
+            for turn in domain.turns(self._guarded(held), lambda item: item.dead_letter.order_id):
+                self._await_orders({item.dead_letter.order_id for item in turn})
+                if self.run.must_stop():
+                    return
+                self._send(turn)
+            self._await_at_most(IN_FLIGHT)
             if rate is not None and size > 0:
                 self._pause(until=began + len(held) / rate)
 
@@ -128,20 +151,21 @@ class Replay:
         return [item for item in held if item.slot.message_id not in why]
 
     def _send(self, held: list[Held]) -> None:
-        """Publish with confirms, then remove from the DLQ, then record that they left."""
-        if not held:
-            return
+        """Publish with confirms, then remove with all copies from the DLQ, then record that they left."""
         dead_letters = [item.dead_letter for item in held]
+        expected = predict(self.operator.databases, self.queue, held)
         self.run.count(Fate.STARTED, dead_letters)
         died_before = self.operator.databases.now(self.queue)
         self.operator.publish([outgoing(item.content) for item in held])
-        self.selection.reader.ack([item.slot.tag for item in held])
+        self.selection.reader.ack([tag for item in held for tag in item.slot.tags])
         self.operator.databases.leave(
             self.queue, [dead_letter.message_id for dead_letter in dead_letters], REPLAYED, died_before
         )
+        self.run.tally.copies += sum(len(item.slot.tags) - 1 for item in held)
         self.run.count(Fate.SENT, dead_letters)
         for dead_letter in dead_letters:
-            self.out.setdefault(dead_letter.message_id, []).append(dead_letter)
+            fate = EXPECTED.get(expected[dead_letter.message_id][0], Fate.APPLIED)
+            self.out.setdefault(dead_letter.message_id, Sent([], fate)).dead_letters.append(dead_letter)
 
     def _pause(self, until: float) -> None:
         """Keep the rate. Meanwhile follow the messages sent, and look whether to stop."""
@@ -150,13 +174,26 @@ class Replay:
             if left > LOOK_EVERY_S:
                 self._look()
 
-    def _await(self, at_most: int) -> None:
+    def _await_at_most(self, count: int) -> None:
         """Look until at most so many are still out, or the replay must not go on."""
+        self._await(lambda: len(self.out) <= count)
+
+    def _await_orders(self, order_ids: set[UUID | None]) -> None:
+        """Look until no message of these orders is still out, or the replay must not go on."""
+
+        def none_is_out() -> bool:
+            orders = {dead_letter.order_id for sent in self.out.values() for dead_letter in sent.dead_letters}
+            return not (orders & order_ids) - {None}
+
+        if not none_is_out():
+            self._await(none_is_out)
+
+    def _await(self, is_enough: Callable[[], bool]) -> None:
         quiet_since = time.monotonic()
         while not self.run.must_stop():
             before = len(self.out)
             self._look()
-            if len(self.out) <= at_most:
+            if is_enough():
                 return
             if len(self.out) < before:
                 quiet_since = time.monotonic()
@@ -170,17 +207,19 @@ class Replay:
     def _look(self) -> None:
         """Follow the messages that were sent: the inbox shows those that took effect, the DLQ those that died again."""
         if self.out:
-            applied = self.operator.databases.consumed(self.queue, list(self.out))
-            self.run.count(
-                Fate.APPLIED, [dead_letter for message_id in applied for dead_letter in self.out.pop(message_id)]
-            )
+            consumed: dict[Fate, list[DeadLetter]] = {}
+            for message_id in self.operator.databases.consumed(self.queue, list(self.out)):
+                sent = self.out.pop(message_id)
+                consumed.setdefault(sent.fate, []).extend(sent.dead_letters)
+            for fate in sorted(consumed):
+                self.run.count(fate, consumed[fate])
         for item in self.selection.arrivals():
-            dead_letters = self.out.pop(item.slot.message_id, [])
-            if dead_letters:
+            if item.slot.message_id in self.out:
+                sent = self.out.pop(item.slot.message_id)
                 self.dead[
                     f"{item.dead_letter.reason} ({item.dead_letter.error_message or item.dead_letter.error_class})"
                 ] += 1
-                self.run.count(Fate.DEAD_AGAIN, dead_letters, item.dead_letter.reason)
+                self.run.count(Fate.DEAD_AGAIN, sent.dead_letters, item.dead_letter.reason)
         if self.dead and self.stop_on_redeath and not self.run.must_stop():
             ((why, _),) = self.dead.most_common(1)
             self.run.stop(Status.STOPPED, f"{self.dead.total()} died again, as {why}")

@@ -8,12 +8,13 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from hashlib import blake2b
 from itertools import islice
 from types import TracebackType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from uuid import UUID
 
 from ops.dlq.dead_messages import Content, dead_letter_of, from_line, to_line
@@ -54,19 +55,23 @@ class Spool:
         self._file.close()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Slot:
-    """A message that is held: when it first failed, its id, its tag, and its place in the file."""
+    """A message that is held, with the tags of all its copies.
 
-    first_failed: float
+    Copies have the same id and the same body: their consumer lets only one of them take effect.
+    """
+
     message_id: UUID
-    tag: int
-    place: int
+    key: bytes  # equal for copies
+    first_failed: float  # the earliest of its copies
+    tags: list[int]
+    place: int | None = None  # in the file; None when it was not chosen
 
 
 @dataclass(frozen=True)
 class Held:
-    """A message in hand."""
+    """A message in hand, with its copies."""
 
     slot: Slot
     content: Content
@@ -74,20 +79,30 @@ class Held:
 
 
 class Selection:
-    """The messages of a DLQ that a filter chooses, oldest first. While it is open no other reader gets any of them.
+    """The messages of a DLQ that a filter chooses, oldest first; copies of one message are one.
 
-    Everything not acked goes back to the DLQ when it is closed, or its process ends.
+    A message is chosen with all its copies if the filter chooses one of them. While the selection is open no other
+    reader gets any message of the DLQ. Everything not acked goes back to the DLQ when it is closed, or its process
+    ends. `check` is called again and again and may raise to end the reading.
     """
 
-    def __init__(self, open_reader: Callable[[], DlqReader], chosen: Filter, seen: Seen = lambda read, total: None):
+    def __init__(
+        self,
+        open_reader: Callable[[], DlqReader],
+        chosen: Filter,
+        seen: Seen = lambda read, total: None,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         self._open_reader = open_reader
         self._report = seen
+        self._check = check
         self._slots: deque[Slot] = deque()
         self._out: set[UUID] = set()  # handed out
         self._again: list[Slot] = []  # handed out, and found in the DLQ when it was read anew
         self._stack = ExitStack()
-        self.total = 0  # in the DLQ, whether chosen or not
-        self._read(chosen.matches)
+        self.total = 0  # messages in the DLQ, whether chosen or not
+        self.ids = 0  # and how many different ids they have
+        self._read(lambda slot, dead_letter: chosen.matches(dead_letter), _oldest_first)
         self.count = len(self._slots)
 
     def __enter__(self) -> Selection:
@@ -107,62 +122,97 @@ class Selection:
         """All of them, in chunks."""
         while held := self.take(chunk):
             yield held
+            self._check()
 
-    def lines(self, most: int | None = None) -> Iterator[bytes]:
-        """The lines of the oldest, or of all, which stay there to be taken."""
+    def lines(self, most: int | None = None) -> Iterator[tuple[bytes, int]]:
+        """The lines of the oldest, or of all, each with its number of copies; they stay there to be taken."""
         for slot in islice(self._slots, most):
-            yield self._spool.line(slot.place)
+            yield self._line(slot), len(slot.tags)
+
+    def counts(self) -> Counter[UUID]:
+        """How many messages of each id are still to be handed out."""
+        found: Counter[UUID] = Counter()
+        for slot in self._slots:
+            found[slot.message_id] += len(slot.tags)
+        return found
+
+    def keep(self, ids: Collection[UUID]) -> None:
+        """Hand out only messages with these ids from now on."""
+        self._slots = deque(slot for slot in self._slots if slot.message_id in ids)
 
     def arrivals(self) -> list[Held]:
         """Messages that arrived in the DLQ since it was read; after a new reading, those handed out that are back."""
         self._refresh()
-        came = self._again + [self._keep(tag, content) for tag, content in self.reader.arrivals()]
+        came = self._again
         self._again = []
+        for tag, content in self.reader.arrivals():
+            dead_letter = dead_letter_of(content)
+            slot = _slot(content, dead_letter)
+            slot.tags.append(tag)
+            slot.place = self._spool.add(content)
+            came.append(slot)
         return [self._held(slot) for slot in came]
 
     def _refresh(self) -> None:
         """Put all back before the broker takes it, and read again what is still to be handed out, and no other.
 
-        A message that arrived meanwhile was not chosen, and is in no file that a discard has written.
+        A message that arrived meanwhile was not chosen, and is in no file that a discard has written; a copy of one
+        that was chosen is.
         """
         if not self.reader.is_expired:
             return
-        left = Counter(slot.message_id for slot in self._slots)
-
-        def is_left(dead_letter: DeadLetter) -> bool:
-            left[dead_letter.message_id] -= 1
-            return left[dead_letter.message_id] >= 0
-
+        order = {slot.key: number for number, slot in enumerate(self._slots)}
         self._stack.close()
-        self._read(is_left)
+        self._read(lambda slot, dead_letter: slot.key in order, lambda slot: order[slot.key])
 
-    def _read(self, chosen: Callable[[DeadLetter], bool]) -> None:
+    def _read(self, is_chosen: Callable[[Slot, DeadLetter], bool], order: Callable[[Slot], Any]) -> None:
         try:
-            self._slots = deque(sorted(self._chosen(chosen), key=lambda slot: (slot.first_failed, slot.message_id)))
+            self._slots = deque(sorted(self._chosen(is_chosen), key=order))
         except BaseException:
             # There is no Selection yet that would do it, and the messages read would stay held.
             self._stack.__exit__(*sys.exc_info())
             raise
 
-    def _chosen(self, chosen: Callable[[DeadLetter], bool]) -> Iterator[Slot]:
+    def _chosen(self, is_chosen: Callable[[Slot, DeadLetter], bool]) -> list[Slot]:
         self._spool = Spool()
         self._stack.callback(self._spool.close)
         self.reader = self._stack.enter_context(self._open_reader())
         self.total = total = self.reader.waiting()
+        slots: dict[bytes, Slot] = {}
+        chosen: list[Slot] = []
         for number, (tag, content) in enumerate(self.reader.read(), start=1):
             dead_letter = dead_letter_of(content)
-            if chosen(dead_letter):
-                yield self._keep(tag, content, dead_letter)
-            elif dead_letter.message_id in self._out:
-                self._again.append(self._keep(tag, content, dead_letter))
+            new = _slot(content, dead_letter)
+            slot = slots.setdefault(new.key, new)
+            slot.tags.append(tag)
+            slot.first_failed = min(slot.first_failed, new.first_failed)
+            if slot.place is None:
+                into = chosen if is_chosen(slot, dead_letter) else self._again if slot.message_id in self._out else None
+                if into is not None:
+                    slot.place = self._spool.add(content)
+                    into.append(slot)
             if number % REPORT_EVERY == 0 and number < total:
+                self._check()
                 self._report(number, total)
+        self._check()
         self._report(total, total)
+        self.ids = len({slot.message_id for slot in slots.values()})
+        return chosen
 
-    def _keep(self, tag: int, content: Content, dead_letter: DeadLetter | None = None) -> Slot:
-        dead_letter = dead_letter or dead_letter_of(content)
-        return Slot(dead_letter.first_failed_at.timestamp(), dead_letter.message_id, tag, self._spool.add(content))
+    def _line(self, slot: Slot) -> bytes:
+        assert slot.place is not None, "it was not chosen"
+        return self._spool.line(slot.place)
 
     def _held(self, slot: Slot) -> Held:
-        content = from_line(self._spool.line(slot.place))
+        content = from_line(self._line(slot))
         return Held(slot, content, dead_letter_of(content))
+
+
+def _slot(content: Content, dead_letter: DeadLetter) -> Slot:
+    """A message without tags and place."""
+    digest = blake2b(content.body, key=dead_letter.message_id.bytes, digest_size=16).digest()
+    return Slot(dead_letter.message_id, digest, dead_letter.first_failed_at.timestamp(), [])
+
+
+def _oldest_first(slot: Slot) -> tuple[float, UUID, bytes]:
+    return slot.first_failed, slot.message_id, slot.key

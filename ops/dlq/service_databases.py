@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Engine, func, make_url, select, tuple_, update
+from sqlalchemy import Engine, case, func, make_url, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
@@ -33,6 +33,7 @@ READER = "ecom_reader"
 REPLAYED, DISCARDED, GONE = "replayed", "discarded", "gone"
 
 _THERE = DeadMessageRow.left_at.is_(None)
+_COUNT = func.sum(DeadMessageRow.copies)
 
 
 @contextmanager
@@ -41,8 +42,12 @@ def database_faults(name: str) -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
-        reason = str(error.orig or error).strip().splitlines()[0]
-        raise CannotWork(f"the database of {name} cannot be used: {reason}") from error
+        raise CannotWork(f"the database of {name} cannot be used: {reason_of(error)}") from error
+
+
+def reason_of(error: DBAPIError) -> str:
+    """The first line of what the database said."""
+    return str(error.orig or error).strip().splitlines()[0]
 
 
 class ServiceDatabases:
@@ -95,28 +100,34 @@ class ServiceDatabases:
             return set(session.scalars(query))
 
     def deaths(self, service: str) -> list[dict[str, Any]]:
-        """The messages in the DLQs of a service by reason: {queue, reason, count, oldest, newest}."""
+        """The messages in the DLQs of a service by reason: {queue, reason, count, ids, oldest, newest}.
+
+        `count` has the copies in it, `ids` has each message once.
+        """
         row = DeadMessageRow
         query = (
-            select(row.queue, row.reason, func.count(), func.min(row.first_failed_at), func.max(row.died_at))
+            select(row.queue, row.reason, _COUNT, func.count(), func.min(row.first_failed_at), func.max(row.died_at))
             .where(_THERE)
             .group_by(row.queue, row.reason)
-            .order_by(row.queue, func.count().desc(), row.reason)
+            .order_by(row.queue, _COUNT.desc(), row.reason)
         )
         with self.read(service) as session:
             found = session.execute(query).all()
-        return [dict(zip(("queue", "reason", "count", "oldest", "newest"), row, strict=True)) for row in found]
+        return [dict(zip(("queue", "reason", "count", "ids", "oldest", "newest"), row, strict=True)) for row in found]
 
     def groups(self, queue: str) -> list[dict[str, Any]]:
-        """The messages in a DLQ by reason, error and event type, the largest group first, each with an example."""
+        """The messages in a DLQ by reason, error and event type, the largest group first, each with an example.
+
+        `count` has the copies in it, `ids` has each message once.
+        """
         row = DeadMessageRow
         alike = (row.reason, row.error_class, row.event_type)
         example = func.min(func.concat(row.message_id, " ", row.error_message))
         query = (
-            select(*alike, func.count(), func.min(row.first_failed_at), func.max(row.died_at), example)
+            select(*alike, _COUNT, func.count(), func.min(row.first_failed_at), func.max(row.died_at), example)
             .where(row.queue == queue, _THERE)
             .group_by(*alike)
-            .order_by(func.count().desc())
+            .order_by(_COUNT.desc())
         )
         with self.read(BY_NAME[queue].service) as session:
             found = session.execute(query).all()
@@ -126,12 +137,13 @@ class ServiceDatabases:
                 "error_class": error_class,
                 "event_type": event_type or "",
                 "count": count,
+                "ids": ids,
                 "oldest": oldest,
                 "newest": newest,
                 "example_id": text_.partition(" ")[0],
                 "example_error": text_.partition(" ")[2],
             }
-            for reason, error_class, event_type, count, oldest, newest, text_ in found
+            for reason, error_class, event_type, count, ids, oldest, newest, text_ in found
         ]
 
     def page(
@@ -156,11 +168,12 @@ class ServiceDatabases:
         last_seen = [rows[-1].died_at.isoformat(), rows[-1].id] if more else []
         return [_as_dict(row) for row in rows], encode_cursor(last_seen, {"queue": queue, **filters}) if more else None
 
-    def recorded(self, queue: str) -> set[UUID]:
-        """The ids of all that is written down as lying in the DLQ of a main queue."""
-        query = select(DeadMessageRow.message_id).where(DeadMessageRow.queue == queue, _THERE)
+    def recorded(self, queue: str) -> dict[UUID, int]:
+        """All that is written down as lying in the DLQ of a main queue: how many messages of each id."""
+        row = DeadMessageRow
+        query = select(row.message_id, row.copies).where(row.queue == queue, _THERE)
         with self.read(BY_NAME[queue].service) as session:
-            return set(session.scalars(query))
+            return {found.message_id: found.copies for found in session.execute(query)}
 
     def there(self, queue: str, message_ids: Collection[UUID]) -> set[UUID]:
         """Those of them that are written down as lying in the DLQ of a main queue."""
@@ -184,19 +197,26 @@ class ServiceDatabases:
             return session.execute(select(func.clock_timestamp())).scalar_one()
 
     def leave(self, queue: str, message_ids: Collection[UUID], how: str, died_before: datetime) -> int:
-        """Write down that these left the DLQ; how many did. One that has died again since then stays as it is."""
+        """Write down that these left the DLQ with their copies; how many did. One that has died again since then is
+        still there, alone.
+        """
         row = DeadMessageRow
+        is_gone = row.died_at < died_before
         statement = (
             update(row)
-            .where(row.queue == queue, row.message_id.in_(message_ids), row.died_at < died_before, _THERE)
-            .values(left_at=func.now(), left_how=how)
+            .where(row.queue == queue, row.message_id.in_(message_ids), _THERE)
+            .values(copies=1, left_at=case((is_gone, func.now())), left_how=case((is_gone, how)))
+            .returning(row.left_at)
             .execution_options(synchronize_session=False)
         )
         with self.write(BY_NAME[queue].service) as session:
-            return int(session.execute(statement).rowcount)  # type: ignore[attr-defined]
+            return sum(left_at is not None for left_at in session.scalars(statement))
 
-    def enter(self, queue: str, dead_letters: Sequence[DeadLetter]) -> None:
-        """Record that these are in the DLQ, also if they were recorded as gone. One statement."""
+    def enter(self, queue: str, dead_letters: Sequence[DeadLetter], copies: Mapping[UUID, int] = {}) -> None:
+        """Record that these are in the DLQ, also if they were recorded as gone. One statement.
+
+        `copies`: how many messages of an id there are, if it is not one.
+        """
         unique = {dead_letter.message_id: dead_letter for dead_letter in dead_letters}
         if not unique:
             return
@@ -215,6 +235,7 @@ class ServiceDatabases:
                     "error_message": dead_letter.error_message,
                     "attempts": dead_letter.attempts,
                     "replays": dead_letter.replays,
+                    "copies": copies.get(dead_letter.message_id, 1),
                     "first_failed_at": dead_letter.first_failed_at if dead_letter.first_failed_at != NEVER else moment,
                     # Never in the future, whatever a header says: a message that died after it left counts as there.
                     "died_at": min(dead_letter.last_failed_at, moment)
@@ -255,6 +276,7 @@ def _as_dict(row: DeadMessageRow) -> dict[str, Any]:
         "error_message": row.error_message,
         "attempts": row.attempts,
         "replays": row.replays,
+        "copies": row.copies,
         "first_failed_at": timestamp(row.first_failed_at),
         "died_at": timestamp(row.died_at),
     }

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from sqlalchemy import make_url
 
+from ops.models import DIED
 from shared.envelope import envelope
 from shared.events import CommitRequested, Identity
 from shared.ids import new_trace_id
@@ -185,9 +186,13 @@ def test_a_conflict_names_the_operator_at_work_and_a_stopped_service_ends_its_re
     eventually(lambda: len(listed(system)), lambda left: left == 1)
     answer = system.flow(replica=1).send("POST", f"/api/ops/dlq/{DLQ}/replays", {"all": True}, "admin")
     assert (answer.status_code, answer.json()["error"]["code"]) == (409, "conflict")
-    assert "operator" in answer.json()["error"]["message"]
+    operation_id = location.rpartition("/")[2]
+    said = answer.json()["error"]["message"]
+    assert f"{DLQ} is being worked on by operator since 20" in said
+    assert f"replay of {MAIN} over HTTP (`ecom dlq history {operation_id}` shows it)" in said
     told = queue_of(system)
-    assert (told["messages"], told["recorded"], told["busy"]) == (0, 1, "operator")
+    assert (told["messages"], told["recorded"], told["busy"]) == (1, 1, "operator")
+    assert (told["holder"]["actor"], told["holder"]["operation_id"]) == ("operator", operation_id)
 
     for pid in system.replicas_of("ops").values():
         os.kill(pid, signal.SIGTERM)
@@ -213,7 +218,7 @@ def test_a_replay_whose_process_dies_is_told_as_interrupted_and_nothing_is_lost(
     eventually(lambda: len(listed(system)), lambda left: left == 1)
     system.kill_service("ops")
     replay = ended(system, location)
-    assert (replay["status"], replay["outcome"]) == ("interrupted", "its process died")
+    assert (replay["status"], replay["outcome"]) == ("interrupted", DIED)
     eventually(lambda: queue_of(system)["messages"], lambda messages: messages == 1)
     assert replayed(system, all=True)["counts"] == {"chosen": 1, "applied": 1}
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -308,8 +309,12 @@ def test_a_dlq_that_somebody_works_on_is_3_and_names_him(dead, consumer, databas
     with started("dlq", "replay", QUEUE, "--all", "--yes", "--rate", "1/h", "--actor", "ann") as command:
         until(lambda: effects(database), within_s=TIMEOUT_S)
         said = ecom("discard", QUEUE, "--to", tmp_path / "a", "--all", "--yes")
-        assert (said.code, said.err) == (3, f"ecom: {DLQ} is being worked on by ann\n")
-        assert "being worked on by ann" in ecom("ls").out
+        (operation,) = operations(database)
+        work = f"ecom dlq replay (`ecom dlq history {operation['operation_id']}` shows it)"
+        words = rf"ecom: {DLQ} is being worked on by ann since 20[\d-]+T[\d:.]+Z: {re.escape(work)}\n"
+        assert (said.code, bool(re.fullmatch(words, said.err))) == (3, True), said.err
+        (one,) = [one for one in json.loads(ecom("ls", "--json").out)["queues"] if one["holder"]]
+        assert (one["messages"], one["holder"]["operation_id"]) == (2, str(operation["operation_id"]))
         command.process.send_signal(signal.SIGINT)
         assert command.end(TIMEOUT_S).code == 1
 

@@ -192,9 +192,9 @@ def test_a_stop_while_the_queue_is_read_ends_it_as_stopped_with_nothing_sent(
 def test_a_replay_whose_process_died_says_so_though_nobody_has_come_since(ask: Ask, settings: Settings) -> None:
     operator = OperatorSession(settings, Actor("alice"))
     with operator.ledger() as ledger:
-        models.lock(ledger, DLQ)
+        operator.take(ledger, DLQ)
         replay_id = str(models.start(ledger, models.NewOperation(Kind.REPLAY, DLQ, "alice", "", Filter(), {})))
         assert ask("get_replay", replay_id)["status"] == "started"
     operator.close()  # its sessions end as a dead process's do
     died = until(lambda: (found := ask("get_replay", replay_id))["status"] != "started" and found)
-    assert (died["status"], died["outcome"]) == ("interrupted", "its process died")
+    assert (died["status"], died["outcome"]) == ("interrupted", models.DIED)

@@ -29,7 +29,7 @@ from ops.cli.dlq.options import (
 )
 from ops.cli.dlq.session import operator_session
 from ops.cli.dlq.views import ago, end, exported_line, plain, print_plan
-from ops.domain import Pace, dlq_of, parse_ramp, parse_rate
+from ops.domain import Pace, counted, dlq_of, parse_ramp, parse_rate
 from shared.replays import DEFAULT_RATE
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def dlq_groups(queue: str, scan: bool, as_json: bool) -> None:
             ("count", "reason", "error", "event type", "oldest", "newest", "for example"),
             [
                 (
-                    one["count"],
+                    counted(one["count"], one["ids"]),
                     one["reason"],
                     one["error_class"],
                     one["event_type"],
@@ -116,10 +116,11 @@ def dlq_groups(queue: str, scan: bool, as_json: bool) -> None:
 def dlq_peek(queue: str, most: int, as_json: bool, **given: Any) -> None:
     """One line a message, the oldest first."""
     with operator_session(progress=True) as operator, operator.look_into(queue, filter_of(**given)) as selection:
-        chosen, total = selection.count, selection.total
+        chosen, total, ids = selection.count, selection.total, selection.ids
         held = selection.take(most)
     if as_json:
-        print_json({"messages": [exported_line(one) for one in held], "matching": chosen, "in_queue": total})
+        lines = [exported_line(one) for one in held]
+        print_json({"messages": lines, "matching": chosen, "in_queue": total, "ids": ids})
         return
     print_table(
         ("message_id", "event type", "reason", "tries", "replays", "first failed", "error"),
@@ -136,7 +137,7 @@ def dlq_peek(queue: str, most: int, as_json: bool, **given: Any) -> None:
             for one in held
         ],
     )
-    click.echo(f"{len(held)} of {chosen} that match, {total} in {dlq_of(queue)[1]}")
+    click.echo(f"{len(held)} of {chosen} that match, {counted(total, ids)} in {dlq_of(queue)[1]}")
 
 
 @dlq.command("show")

@@ -62,7 +62,8 @@ def operator_session(actor: str | None = None, why: str = "", progress: bool = F
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with _bars(progress and sys.stderr.isatty()) as (seen, told), misuse():
         watch = Watch(seen=seen, begun=begun, progressed=told, stopping=lambda: bool(asked))
-        operator = OperatorSession(read(), Actor(actor or login(), why), watch)
+        command = click.get_current_context().command_path
+        operator = OperatorSession(read(), Actor(actor or login(), why, command), watch)
         try:
             yield operator
         finally:

@@ -22,7 +22,9 @@ def print_plan(planned: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(planned)
         return
-    click.echo(f"{planned['chosen']} of {planned['in_queue']} messages in {planned['queue']} are meant", err=True)
+    copies = planned["in_queue"] - planned["ids"]
+    lying = f"{planned['ids']} messages" + (f" (and {copies} copies)" if copies else "")
+    click.echo(f"{planned['chosen']} of {lying} in {planned['queue']} are meant", err=True)
     for reason, count in planned["reasons"].items():
         click.echo(f"  {count} {reason}", err=True)
     for reason, count in planned["refused"].items():
@@ -63,7 +65,8 @@ def exported_line(one: Held) -> dict[str, Any]:
     from ops.dlq.dead_messages import to_line
 
     line: dict[str, Any] = json.loads(to_line(one.content))
-    return {**line, "reason": one.dead_letter.reason, "order_id": one.dead_letter.order_id}
+    copies = len(one.slot.tags)
+    return {**line, "reason": one.dead_letter.reason, "order_id": one.dead_letter.order_id, "copies": copies}
 
 
 def plain(value: Any) -> str:

@@ -1,0 +1,18 @@
+"""How many messages of one id lie in a DLQ."""
+
+from shared.migrations import add_copies_of_dead_messages, drop_copies_of_dead_messages
+
+revision = "0002"
+down_revision = "0001"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Add the column."""
+    add_copies_of_dead_messages()
+
+
+def downgrade() -> None:
+    """Drop it."""
+    drop_copies_of_dead_messages()
