@@ -134,7 +134,10 @@ class QueueHolder(AnswerSchema):
 
     actor = text_field("operator")
     command = text_field("ecom dlq replay", "what they do; empty for an older version of the program")
-    operation_id = uuid_field("the operation in the ledger; null while they only read", allow_none=True)
+    operation_id = uuid_field(
+        "the operation in the ledger, /api/ops/replays/{replay_id} of a replay; null while they only read",
+        allow_none=True,
+    )
     since = datetime_field("null for an older version of the program", allow_none=True)
 
 

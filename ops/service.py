@@ -58,6 +58,8 @@ class OpsService(Probes):
     context = Context()
     background = Background()
     databases = ProcessResource(lambda settings: ServiceDatabases(settings, "ecom ops", pool_size=READERS))
+    # Kept open: connections and statements made anew for each count cost more than the count.
+    census_session = ProcessResource(lambda settings: OperatorSession(settings, CENSUS))
     census = Census()  # of this process
     witness = Witness()  # of this process
 
@@ -162,8 +164,7 @@ class OpsService(Probes):
     @every(CENSUS_EVERY_S)
     def count(self) -> None:
         """Compare what lies in the DLQs with what is written down of it."""
-        with self._operator(CENSUS) as operator:
-            self.census.run_once(operator)
+        self.census.run_once(self.census_session)
 
     def _actor(self, why: str = "", command: str = "") -> Actor:
         return Actor(self.context.identity.user_id, why, command)

@@ -42,7 +42,7 @@ class Witness:
             with databases.read("inventory") as session:
                 # From the head known on, to see that it is there still: read after the ledger, so no older than that.
                 seals = list(chain.seals_after(session, known - 1, HEADS_AT_ONCE))
-                newest = None if seals else chain.newest_seal(session)
+                newest = None if seals or head is None else chain.newest_seal(session)
             if head is None or (seals and seals[0].mac == head["mac"]):
                 self._say(None)
             elif not seals:
@@ -52,8 +52,9 @@ class Witness:
                     f"the ledger knows another seal {known}" if seals[0].seq == known else f"seal {known} is gone"
                 )
             new = [] if self.trouble else [seal for seal in seals if seal.seq > known]
-            with sessions.begin() as session:
-                ledger.write_heads(session.connection(), new)
+            if new:
+                with sessions.begin() as session:
+                    ledger.write_heads(session.connection(), new)
             count += len(new)
             if self.trouble or len(seals) < HEADS_AT_ONCE:
                 return count

@@ -22,7 +22,9 @@ from ops.domain import (
     dlq_of,
     parse_ramp,
     parse_rate,
+    counted,
     refusal,
+    turns,
     waves,
 )
 from shared.errors import ValidationFailed
@@ -82,6 +84,29 @@ def test_the_ledger_records_only_the_filter_fields_that_are_set():
     told = Filter(ids=frozenset({UUID(int=2), UUID(int=1)}), error="x", since=NOW).as_dict()
     assert told == {"ids": [str(UUID(int=1)), str(UUID(int=2))], "error": "x", "since": str(NOW)}
     assert Pace(10.0, (1, 2)).as_dict() == {"rate": 10.0, "ramp": [1, 2]}
+
+
+def test_copies_are_counted_in_words():
+    assert (counted(3, 3), counted(109, 99)) == ("3", "109 messages of 99 ids")
+
+
+def test_a_tally_with_copies_says_how_many():
+    assert Tally(chosen=2, copies=1).as_dict() == {"chosen": 2, "copies": 1}
+
+
+@given(st.lists(st.tuples(st.integers(), st.sampled_from([None, "a", "b"]))))
+def test_a_turn_has_each_group_once_and_a_group_keeps_its_order(items):
+    found = turns(items, lambda item: item[1])
+    for turn in found:
+        groups = [group for _, group in turn if group is not None]
+        assert len(groups) == len(set(groups))
+    for group in (None, "a", "b"):
+        kept = [item for turn in found for item in turn if item[1] == group]
+        assert kept == [item for item in items if item[1] == group]
+    assert len(found) == max(
+        [sum(item[1] == group for item in items) for group in ("a", "b")]
+        + [int(any(item[1] is None for item in items))]
+    )
 
 
 def test_a_tally_shows_only_counts_above_zero():
