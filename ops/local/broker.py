@@ -115,10 +115,10 @@ class Broker(Server):
             self._remember("epmd", mapper)
             if not wait_until(lambda: not is_free(self.facts["epmd_port"]), patience_s=10):
                 raise StackFault(f"epmd does not start; log: {self.log}\n{tail(self.log)}")
-        node = spawn(
+        self.popen = spawn(
             [binaries / "rabbitmq-server"], log=self.log, env=self._environment(), cwd=self.home, dies_with_us=tie
         )
-        self._remember("process", node)
+        self._remember("process", self.popen)
 
     def answers(self) -> bool:
         """Whether it greets a client: the port opens last, when vhosts, users and queues are there."""

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import ClassVar
 
-from ops.local.processes import StackFault, as_user, spawn, tail
+from ops.local.processes import StackFault, as_user, kill, orphans_in, spawn, tail
 from ops.local.server import BREW_PREFIXES, LOOPBACK, Server, identity_of, search_path, write_private
 
 POSTGRES_BIN_VARIABLE = "ECOM_POSTGRES_BIN"
@@ -83,7 +83,9 @@ class Postgres(Server):
         """Start the server without waiting for it."""
         if self.process:
             return
-        # Killed servers leave it, and its pid may be a zombie or another process by now: PostgreSQL would not start.
+        # A killed server leaves sessions that finish their query first, and PostgreSQL does not start beside them.
+        kill(orphans_in(self.home / "data", "postgres: "))
+        # It leaves this file too, and its pid may be a zombie or another process by now: PostgreSQL would not start.
         (self.home / "data" / "postmaster.pid").unlink(missing_ok=True)
         settings = {
             "listen_addresses": LOOPBACK,
@@ -94,7 +96,7 @@ class Postgres(Server):
             "jit": "off",  # it costs more than it saves on queries of milliseconds
         }
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
-        child = spawn(
+        self.popen = spawn(
             [Path(self.facts["binaries"]) / "postgres", "-D", self.home / "data", *options],
             log=self.log,
             env=self._environment(),
@@ -102,7 +104,7 @@ class Postgres(Server):
             user=self.facts["user"],
             dies_with_us=self.stop_signal if dies_with_us else None,
         )
-        self.keep(process=identity_of(child))
+        self.keep(process=identity_of(self.popen))
 
     def answers(self) -> bool:
         """Whether it asks a client for a password; while it recovers it sends an error instead."""

@@ -103,6 +103,16 @@ def kill(families: Iterable[Process]) -> None:
     wait_until(lambda: not any(member.alive() for member in families), KILL_TIMEOUT_S)
 
 
+def orphans_in(folder: Path, title: str) -> list[Process]:
+    """The processes that work in this folder, are titled so and whose parent works elsewhere (Linux only)."""
+    if sys.platform != "linux":
+        return []
+    table = _table()
+    there = {pid for pid in table if _works_in(pid, folder)}
+    found = [pid for pid in there if table[pid].parent not in there and _title(pid).startswith(title)]
+    return [Process(pid, table[pid].started) for pid in found]
+
+
 def wait_until(condition: Callable[[], bool], patience_s: float, pause_s: float = 0.05) -> bool:
     """Poll until the condition holds; False when the time ran out first."""
     deadline = time.monotonic() + patience_s
@@ -197,6 +207,20 @@ def _row(pid: int) -> _Row | None:
     # The second field is the program's name in brackets and may hold anything; see proc(5) for the places after it.
     rest = text.rpartition(")")[2].split()
     return _Row(parent=int(rest[1]), session=int(rest[3]), state=rest[0], started=rest[19])
+
+
+def _works_in(pid: int, folder: Path) -> bool:
+    try:
+        return os.readlink(f"/proc/{pid}/cwd") == str(folder.resolve())
+    except OSError:  # it has ended, or is another user's
+        return False
+
+
+def _title(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def _table() -> dict[int, _Row]:

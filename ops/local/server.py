@@ -73,6 +73,7 @@ class Server:
         self.file = directory / f"{self.name}.json"
         self.log = directory / "log" / f"{self.name}.log"
         self.facts: dict[str, Any] = json.loads(self.file.read_text()) if self.file.exists() else {}
+        self.popen: subprocess.Popen[bytes] | None = None  # of the process that was launched from here
 
     @property
     def port(self) -> int:

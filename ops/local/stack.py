@@ -185,14 +185,16 @@ class Stack:
             for service in START_ORDER
             for replica in range(replicas)
         ]
-        self.supervisor = Supervisor(children, _run_command, self._full_environment(), ROOT, _died, self._keep_children)
+        self.supervisor = Supervisor(
+            children, _run_command, self._full_environment(), ROOT, self._say, self._keep_children, self.servers.each()
+        )
         self.supervisor.start()
         self.supervisor.wait_ready()
         progress.done(f"{len(children)} processes are ready: {', '.join(START_ORDER)}")
         self.keep(ready=True)
 
     def watch(self, until: Callable[[], bool]) -> None:
-        """Keep the services running until the condition holds."""
+        """Keep services and servers running until the condition holds."""
         assert self.supervisor is not None
         self.supervisor.run(until)
 
@@ -228,6 +230,12 @@ class Stack:
 
     def _log(self, name: str) -> Path:
         return self.directory / "log" / f"{name}.log"
+
+    def _say(self, text: str) -> None:
+        """Tell who died, on the console and in a log: the console may be closed by the time somebody asks."""
+        with self._log("up").open("a", encoding="utf-8") as log:
+            print(time.strftime("%F %T"), text, file=log)
+        print(time.strftime("%T"), text, flush=True)
 
     def _keep_children(self) -> None:
         assert self.supervisor is not None
@@ -303,10 +311,6 @@ def choose_ports(replicas: int, say: Callable[[str], None] | None = None, first:
                 return block(start)
         raise StackFault("no free ports for the services")
     return block(first)
-
-
-def _died(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
 def _run_command(child: Child) -> list[str | Path]:

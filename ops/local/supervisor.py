@@ -1,4 +1,4 @@
-"""Keeps the services running: starts each, restarts the dead, stops them in order. Standard library only."""
+"""Keeps services and servers running: restarts the dead, stops the services in order. Standard library only."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ops.local.processes import Process, StackFault, end, spawn, tail
+from ops.local.server import Server
 
 READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
@@ -19,6 +20,24 @@ FIRST_BACKOFF_S = 0.5
 LONGEST_BACKOFF_S = 5.0
 HEALTHY_AFTER_S = 30.0  # a process that lived this long is restarted at once again
 HOPELESS_AFTER = 3  # deaths in a row before the first readiness: then the start is given up
+
+
+@dataclass
+class Restarts:
+    """When a process that died is started again: later after each death in a row."""
+
+    started_at: float = 0.0
+    start_at: float = 0.0
+    deaths: int = 0  # in a row
+
+    def count_death(self, now: float) -> float:
+        """Count a death; for how many seconds to wait before the next start."""
+        if now - self.started_at >= HEALTHY_AFTER_S:
+            self.deaths = 0
+        self.deaths += 1
+        wait = backoff(self.deaths)
+        self.start_at = now + wait
+        return wait
 
 
 @dataclass
@@ -30,9 +49,7 @@ class Child:
     port: int
     log: Path
     popen: subprocess.Popen[bytes] | None = None
-    started_at: float = 0.0
-    start_at: float = 0.0
-    deaths: int = 0  # in a row
+    restarts: Restarts = field(default_factory=Restarts)
     ready: bool = False
 
     @property
@@ -47,7 +64,7 @@ class Child:
 
 
 class Supervisor:
-    """Runs `command(service, replica)` for every child and keeps it running."""
+    """Runs `command(service, replica)` for every child and keeps it running, and the `servers`, which run already."""
 
     def __init__(
         self,
@@ -57,13 +74,15 @@ class Supervisor:
         cwd: Path,
         say: Callable[[str], None],
         changed: Callable[[], None] = lambda: None,
+        servers: Sequence[Server] = (),
     ) -> None:
         self.children = children
         self.command = command
         self.env = env
         self.cwd = cwd
         self.say = say
-        self.changed = changed  # called when processes were started or have died, so that their pids can be kept
+        self.changed = changed  # called when services were started or have died, so that their pids can be kept
+        self.servers = {server: Restarts(started_at=time.monotonic()) for server in servers}
 
     def start(self) -> None:
         """Start every child, waiting for none."""
@@ -74,17 +93,34 @@ class Supervisor:
     def run_once(self) -> int:
         """Notice the dead and start those whose time has come; returns how many were started."""
         now = time.monotonic()
-        died = started = 0
+        started = sum([self._keep_server(server, restarts, now) for server, restarts in self.servers.items()])
+        died = 0
         for child in self.children:
             if child.popen is not None and child.popen.poll() is not None:
-                self._bury(child, now)
+                self._say_died(child.name, child.popen.returncode, child.restarts.count_death(now))
+                child.popen = None
                 died += 1
-            if child.popen is None and child.start_at <= now:
+            if child.popen is None and child.restarts.start_at <= now:
                 self._start(child)
                 started += 1
         if died or started:
             self.changed()
         return started
+
+    def _keep_server(self, server: Server, restarts: Restarts, now: float) -> bool:
+        """Notice that a server has died, and start it on its ports and data when it is time; whether it was started."""
+        if server.popen is not None and server.popen.poll() is not None:
+            self._say_died(server.title, server.popen.returncode, restarts.count_death(now))
+            server.popen = None
+        if server.popen is not None or restarts.start_at > now:
+            return False
+        restarts.started_at = now
+        try:
+            server.launch(dies_with_us=True)
+        except (OSError, StackFault) as fault:
+            wait = restarts.count_death(now)
+            self.say(f"{server.title} does not start: {str(fault).splitlines()[0]}; trying again {_in(wait)}")
+        return server.popen is not None
 
     def run(self, until: Callable[[], bool], pause_s: float = 0.2) -> None:
         """Watch over the children until the condition holds."""
@@ -99,8 +135,12 @@ class Supervisor:
             self.run_once()
             for child in waiting:
                 child.ready = child.popen is not None and is_ready(child.url)
-                if not child.ready and (child.deaths >= HOPELESS_AFTER or time.monotonic() > deadline):
-                    why = f"died {child.deaths} times" if child.deaths else f"is not ready after {patience_s:.0f} s"
+                if not child.ready and (child.restarts.deaths >= HOPELESS_AFTER or time.monotonic() > deadline):
+                    why = (
+                        f"died {child.restarts.deaths} times"
+                        if child.restarts.deaths
+                        else f"is not ready after {patience_s:.0f} s"
+                    )
                     raise StackFault(f"{child.name} {why}; log: {child.log}\n{tail(child.log)}")
             time.sleep(0.1)
 
@@ -121,19 +161,15 @@ class Supervisor:
 
     def _start(self, child: Child) -> None:
         child.popen = spawn(self.command(child), log=child.log, env=self.env, cwd=self.cwd, dies_with_us=signal.SIGTERM)
-        child.started_at = time.monotonic()
+        child.restarts.started_at = time.monotonic()
 
-    def _bury(self, child: Child, now: float) -> None:
-        assert child.popen is not None
-        code = child.popen.returncode
-        if now - child.started_at >= HEALTHY_AFTER_S:
-            child.deaths = 0
-        child.popen = None
-        child.deaths += 1
-        wait = backoff(child.deaths)
-        child.start_at = now + wait
+    def _say_died(self, name: str, code: int, wait: float) -> None:
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        self.say(f"{child.name} died ({how}); restarting " + (f"in {wait:g} s" if wait else "at once"))
+        self.say(f"{name} died ({how}); restarting {_in(wait)}")
+
+
+def _in(wait: float) -> str:
+    return f"in {wait:g} s" if wait else "at once"
 
 
 def backoff(deaths: int) -> float:

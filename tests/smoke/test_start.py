@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +16,9 @@ import requests
 from ops.cli.flow import Flow
 from ops.local.processes import Process, wait_until
 from ops.local.servers import Server, Servers
+from ops.local.supervisor import Supervisor
 from tests.e2e.broker import channel
-from tests.e2e.system import System, eventually, set_up
+from tests.e2e.system import ROOT, System, eventually, set_up
 from topology.services import DATABASES, START_ORDER
 from topology.table import CONSUMERS, queue_arguments
 
@@ -160,3 +163,29 @@ def test_services_started_before_everything_work_once_servers_tables_and_queues_
     set_up()
     print(f"\nan order is paid {started.ready_after():.1f} s after all was set up")
     assert not system.faults()
+
+
+def test_servers_that_are_killed_are_started_again_on_their_ports_and_data(system: System, machines: Servers) -> None:
+    flow = Flow(system.url("gateway"))
+    flow.stock("survivor", 5)
+    for server in machines.each():
+        if server.popen is None:  # nobody is told of the death of a process that another one started
+            server.restart()
+    system.wait_ready()
+    pids, ports = system.supervisor.pids(), [server.port for server in machines.each()]
+    heard: list[str] = []
+    keeper = Supervisor([], lambda child: [], os.environ, ROOT, heard.append, servers=machines.each())
+    for server in machines.each():
+        assert server.process
+        server.process.send(signal.SIGKILL)
+
+    def back() -> bool:
+        keeper.run_once()
+        return len(heard) >= 2 and all(server.answers() for server in machines.each())
+
+    assert wait_until(back, 60), heard
+    assert sorted(heard) == [f"{name} died (signal SIGKILL); restarting at once" for name in ("PostgreSQL", "RabbitMQ")]
+    assert [server.port for server in machines.each()] == ports
+    system.wait_ready()
+    assert flow.at_rest(flow.order("survivor")["order_id"])["status"] == "PAID"
+    assert system.supervisor.pids() == pids

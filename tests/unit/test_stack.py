@@ -171,6 +171,85 @@ def test_a_service_that_dies_is_restarted_and_reported(tmp_path):
     assert watcher.pids() == {}
 
 
+class Sleeper(server.Server):
+    """A server that only sleeps, on its port; one whose program is missing does not start."""
+
+    name, title = "sleeper", "Sleeper"
+    stop_signal, stop_patience_s = signal.SIGTERM, 15.0
+    program = sys.executable
+
+    def launch(self, dies_with_us=False):
+        command = [self.program, "-c", "import time; time.sleep(60)"]
+        self.popen = spawn(command, log=self.log, env=os.environ, cwd=self.directory)
+        self.keep(process=server.identity_of(self.popen))
+
+
+@pytest.fixture
+def sleeper(tmp_path):
+    one = Sleeper(tmp_path)
+    one.keep(port=20001)
+    one.launch()
+    yield one
+    one.stop()
+
+
+def test_a_server_that_dies_is_restarted_at_once_then_later_and_reported(sleeper, tmp_path):
+    heard: list[str] = []
+    watcher = supervisor.Supervisor([], lambda _: [], {}, tmp_path, heard.append, servers=[sleeper])
+    assert watcher.run_once() == 0
+    for _ in range(2):
+        dead = sleeper.process
+        dead.send(signal.SIGKILL)
+        assert wait_until(lambda: watcher.run_once() == 1, 20)
+        assert sleeper.process not in (None, dead)
+    assert heard == [
+        "Sleeper died (signal SIGKILL); restarting at once",
+        "Sleeper died (signal SIGKILL); restarting in 0.5 s",
+    ]
+    assert sleeper.port == 20001
+
+
+def test_a_server_that_cannot_be_started_again_is_tried_ever_later(sleeper, tmp_path, monkeypatch):
+    heard: list[str] = []
+    watcher = supervisor.Supervisor([], lambda _: [], {}, tmp_path, heard.append, servers=[sleeper])
+    monkeypatch.setattr(Sleeper, "program", "/no/such/program")
+    sleeper.process.send(signal.SIGKILL)
+    assert wait_until(lambda: watcher.run_once() == 0 and len(heard) == 3, 20)
+    assert heard[1:] == [
+        f"Sleeper does not start: [Errno 2] No such file or directory: '/no/such/program'; trying again in {wait} s"
+        for wait in ("0.5", "1")
+    ]
+    monkeypatch.undo()
+    assert wait_until(lambda: watcher.run_once() == 1, 20)
+    assert sleeper.process
+
+
+def test_a_session_whose_server_was_killed_is_found_and_one_whose_server_lives_is_not(tmp_path):
+    if sys.platform != "linux":
+        pytest.skip("only Linux shows where a process works")
+    folder = tmp_path / "data"
+    folder.mkdir()
+    session = "exec -a 'postgres: session' sleep 60"
+    program = f"import subprocess, time; subprocess.Popen(['bash', '-c', \"{session}\"]); time.sleep(60)"
+    parent = spawn([sys.executable, "-c", program], log=tmp_path / "log", env=os.environ, cwd=folder)
+    process = Process.of(parent.pid)
+
+    def titles() -> list[str]:
+        return [processes._title(member.pid)[:17] for member in process.family()]
+
+    assert wait_until(lambda: "postgres: session" in titles(), 20)
+    family = process.family()
+    try:
+        assert processes.orphans_in(folder, "postgres: ") == []
+        parent.kill()
+        parent.wait()
+        assert processes.orphans_in(tmp_path, "postgres: ") == []
+        (orphan,) = processes.orphans_in(folder, "postgres: ")
+        assert orphan in family
+    finally:
+        processes.kill(family)
+
+
 def test_a_service_that_never_comes_up_ends_the_start_with_the_end_of_its_log(tmp_path):
     watcher, _, _ = watch_over(tmp_path, "raise SystemExit('ORDER_DATABASE_URL is not set')")
     watcher.start()
