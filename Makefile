@@ -28,10 +28,10 @@ down: ## stop what `make up` runs
 restart: ## start the services of `make up` again with the code as it is now; the servers stay
 	@$(STACK) restart
 
-status: ## every URL; ARGS=--json adds passwords and pids
+status: ## every service and server, and what is wrong with it; ARGS=--json adds passwords and pids
 	@$(STACK) status $(ARGS)
 
-shell: ## a nameko shell on what `make up` runs; takes a script on standard input
+shell: ## a nameko shell on what `make up` runs; runs a script on standard input
 	@$(STACK) exec python -m ops.cli.shell
 
 test: ## all tests, on servers of their own; ARGS='-k words' or a path runs only what that needs

@@ -21,6 +21,7 @@ from ops.cli.audit import audit
 from ops.cli.console import COULD_NOT, FOUND, complain, json_option, print_json, print_table
 from ops.cli.dlq.commands import dlq
 from ops.cli.home import hint, read
+from ops.output import outlive_readers
 from shared.config import SERVICES, masked
 from shared.errors import CannotWork, ConfigurationFault, Conflict, EcomError, NotFound, TopologyDrift, ValidationFailed
 from shared.version import VERSION
@@ -43,6 +44,7 @@ _HELD = (
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """The console script. Ends the process with one of the exit codes above."""
+    outlive_readers()
     try:
         ecom.main(args=arguments, prog_name="ecom")
     except ConfigurationFault as error:
@@ -86,7 +88,7 @@ def demo(as_json: bool) -> None:
 @ecom.command()
 @json_option
 def status(as_json: bool) -> None:
-    """Every URL of the running stack, its broker and its databases."""
+    """What runs, and what is wrong with each service and server; exit 1 if anything is, or if nothing runs."""
     _stack("status", as_json=as_json)
 
 

@@ -1,15 +1,20 @@
 """`make shell`: Nameko's own shell, on the broker of this environment.
 
 It opens what `nameko shell --broker URI` opens, and keeps the URI's password out of the process list and the screen.
-A script on standard input prints what it prints and nothing else, and ends at its first error: exit 1.
+Standard input that is no terminal is one script, as Python would run it: it prints what it prints and nothing else,
+and an exception ends it with a traceback and exit code 1.
 """
 
 from __future__ import annotations
 
+import linecache
 import sys
+import traceback
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
+from ops.output import outlive_readers
 from shared.config import Settings, read
 from shared.errors import EcomError
 
@@ -48,8 +53,23 @@ def shown_flow(settings: Settings) -> Any:
     return ShownFlow(f"http://{settings.host}:{settings.port('gateway')}", amqp_uri=settings.amqp_uri)
 
 
+def run_script(source: bytes, names: Mapping[str, Any]) -> int:
+    """Compile and execute a whole script. 0 if it ended well, 1 if it raised, which is shown on standard error."""
+    place = "<stdin>"
+    lines = source.decode(errors="replace").splitlines(keepends=True)
+    linecache.cache[place] = (len(source), None, lines, place)  # so that a traceback shows the script's lines
+    try:
+        exec(compile(source, place, "exec"), {"__name__": "__main__", **names})
+    except Exception as error:
+        above = error.__traceback__.tb_next if error.__traceback__ else None  # without this function
+        traceback.print_exception(error.with_traceback(above))
+        return 1
+    return 0
+
+
 def main() -> int:
-    """Run the shell until its input ends. 0 done, 1 a script failed, 3 there is no broker."""
+    """Run a script or the shell until its input ends. 0 done, 1 the script failed, 3 there is no broker."""
+    outlive_readers()
     with warnings.catch_warnings():
         # Nameko's imports warn about pkg_resources and eventlet; a caller of services can do nothing about that.
         warnings.simplefilter("ignore")
@@ -63,13 +83,11 @@ def main() -> int:
     except (OSError, AMQPError, EcomError) as error:
         print(f"ecom: no shell without a broker: {error}", file=sys.stderr)
         return 3
-    interactive = sys.stdin.isatty()
-    if not interactive:
-        sys.ps1 = sys.ps2 = ""
+    names = {"n": helper, "flow": shown_flow(settings)}
     try:
-        ShellRunner(BANNER if interactive else "", {"n": helper, "flow": shown_flow(settings)}).start_shell(name=None)
-    except Exception:  # of a script; the shell has printed it already
-        return 1
+        if not sys.stdin.isatty():
+            return run_script(sys.stdin.buffer.read(), names)
+        ShellRunner(BANNER, names).start_shell(name=None)
     finally:
         helper.disconnect()
     return 0

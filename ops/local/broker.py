@@ -55,6 +55,7 @@ class Broker(Server):
     title = "RabbitMQ"
     stop_signal = signal.SIGTERM
     stop_patience_s = 30.0
+    complaints = (r"(Failed to start TCP listener [^,\n]*)", r"ERROR: (.*)", r" - (Conf file .*)")
     node: ClassVar[str] = "ecom@localhost"
     user: ClassVar[str] = "ecom"
 
@@ -115,10 +116,7 @@ class Broker(Server):
             self._remember("epmd", mapper)
             if not wait_until(lambda: not is_free(self.facts["epmd_port"]), patience_s=10):
                 raise StackFault(f"epmd does not start; log: {self.log}\n{tail(self.log)}")
-        self.popen = spawn(
-            [binaries / "rabbitmq-server"], log=self.log, env=self._environment(), cwd=self.home, dies_with_us=tie
-        )
-        self._remember("process", self.popen)
+        self._spawn([binaries / "rabbitmq-server"], dies_with_us)
 
     def answers(self) -> bool:
         """Whether it greets a client: the port opens last, when vhosts, users and queues are there."""

@@ -27,7 +27,6 @@ if sys.version_info < (3, 11):  # noqa: UP036 - older ones run this line and no 
 
 from ops.local.install import ROOT, RUN, VENV, packages
 from ops.local.processes import Process, StackFault, adopt_orphans, end, end_descendants, wait_until
-from ops.local.server import LOOPBACK
 from ops.local.stack import (
     MAIN,
     Interrupted,
@@ -38,9 +37,10 @@ from ops.local.stack import (
     stopping,
     sweep,
 )
+from ops.local.status import show
 from ops.local.supervisor import READY_TIMEOUT_S, STOP_TIMEOUT_S, is_ready
 from ops.local.testrun import test
-from shared.config import DATABASES
+from ops.output import outlive_readers
 from topology.services import SERVICES
 
 # Stopping takes at most 15 s for the gateway, 15 s for the services and 30 s for each server.
@@ -64,7 +64,7 @@ def up(replicas: int) -> int:
             return show_running()
         with stopping(stack):
             stack.start(progress, replicas)
-            print_urls(stack)
+            show(stack)
             progress(f"ready; Ctrl-C or `make down` stops it; logs in {stack.directory / 'log'}")
             try:
                 stack.watch(until=lambda: False)
@@ -90,29 +90,12 @@ def down() -> int:
 
 
 def status(as_json: bool) -> int:
-    """Show what runs. Passwords are shown by --json only."""
+    """Show what runs and what is wrong with it. 0 if all of it works, 1 if something does not or nothing runs."""
     stack = Stack(MAIN)
     if stack.owner() is None:
-        print(json.dumps({"running": False}) if as_json else "nothing is running; `make up` starts it")
+        print(json.dumps({"running": False, "ready": False}) if as_json else "nothing is running; `make up` starts it")
         return 1
-    if as_json:
-        environment = project_environment(stack.environment)
-        urls = {name: environment.get(f"{name.upper()}_DATABASE_URL", "") for name in DATABASES}
-        servers = {server.name: process.pid for server in stack.servers.each() if (process := server.process)}
-        children = {name: child["pid"] for name, child in stack.state.get("children", {}).items()}
-        shown = {
-            "running": True,
-            "ready": bool(stack.state.get("ready")),
-            "urls": stack.urls(),
-            "amqp_uri": environment.get("AMQP_URI", ""),
-            "database_urls": {name: url for name, url in urls.items() if url},
-            "database_admin_url": environment.get("DATABASE_ADMIN_URL", ""),
-            "pids": servers | children,
-        }
-        print(json.dumps(shown, indent=1))
-    else:
-        print_urls(stack)
-    return 0
+    return 0 if show(stack, as_json) else 1
 
 
 def restart() -> int:
@@ -218,22 +201,8 @@ def show_running() -> int:
     """A second `up`: show the first one's addresses."""
     stack = wait_ready()
     print("already running")
-    print_urls(stack)
+    show(stack)
     return 0
-
-
-def print_urls(stack: Stack) -> None:
-    """Every address, without passwords, and a first call to try."""
-    urls = stack.urls()
-    for name, url in urls.items():
-        print(f"  {name:14} {url}")
-    for server in stack.servers.each():
-        if server.process is None:  # the user's own is used
-            continue
-        print(f"  {server.title:14} {LOOPBACK}:{server.port}   (password: make status ARGS=--json)")
-    if "gateway-0" in urls:
-        print(f"  {'try':14} curl -s {urls['gateway-0']}/api/auth/token -H 'Content-Type: application/json' \\")
-        print(f'  {"":14}   -d \'{{"username": "customer", "password": "demo-customer"}}\'', flush=True)
 
 
 def _run_demo(stack: Stack) -> subprocess.Popen[bytes]:
@@ -243,13 +212,14 @@ def _run_demo(stack: Stack) -> subprocess.Popen[bytes]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code. An error is one line on standard error, with the end of a log if there is one."""
+    outlive_readers()
     parser = argparse.ArgumentParser(prog="ops/stack.py", description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     up_parser = commands.add_parser("up", help="start everything; stay in the foreground")
     up_parser.add_argument("--replicas", type=int, default=1, choices=range(1, 10), metavar="N", help="of each service")
     commands.add_parser("down", help="stop everything")
     commands.add_parser("restart", help="start the services again with the code as it is now; the servers stay")
-    status_parser = commands.add_parser("status", help="every URL; exit 1 when nothing runs")
+    status_parser = commands.add_parser("status", help="what runs and what is wrong with it; exit 1 if anything is")
     status_parser.add_argument("--json", action="store_true", help="with passwords")
     commands.add_parser("demo", help="start, show an order's way, stop")
     test_parser = commands.add_parser("test", help="run all tests on servers of their own", add_help=False)

@@ -15,6 +15,7 @@ from rich.console import Console
 from ops.cli.flow import Flow
 from ops.cli.timeline import console as terminal
 from ops.cli.timeline import print_timeline
+from ops.output import outlive_readers
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ LEFT_ON_HAND = 8
 
 def main() -> int:
     """Run the scenes; 0 when each order ended as it must, 1 otherwise."""
+    outlive_readers()
     flow = Flow(os.environ["GATEWAY_URL"])
     console = terminal()
     sku = f"demo-{uuid.uuid4().hex[:8]}"

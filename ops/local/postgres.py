@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ops.local.processes import StackFault, as_user, kill, orphans_in, spawn, tail
-from ops.local.server import BREW_PREFIXES, LOOPBACK, Server, identity_of, search_path, write_private
+from ops.local.server import BREW_PREFIXES, LOOPBACK, Server, search_path, write_private
 
 POSTGRES_BIN_VARIABLE = "ECOM_POSTGRES_BIN"
 
@@ -47,6 +47,7 @@ class Postgres(Server):
     title = "PostgreSQL"
     stop_signal = signal.SIGINT  # "fast": sessions are ended; SIGTERM would wait for them
     stop_patience_s = 30.0
+    complaints = (r"(?m)(?:FATAL:  |PANIC:  |^postgres: )(.*)", r"HINT:  (.*)")
     superuser: ClassVar[str] = "postgres"
 
     @property
@@ -96,15 +97,8 @@ class Postgres(Server):
             "jit": "off",  # it costs more than it saves on queries of milliseconds
         }
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
-        self.popen = spawn(
-            [Path(self.facts["binaries"]) / "postgres", "-D", self.home / "data", *options],
-            log=self.log,
-            env=self._environment(),
-            cwd=self.home,
-            user=self.facts["user"],
-            dies_with_us=self.stop_signal if dies_with_us else None,
-        )
-        self.keep(process=identity_of(self.popen))
+        argv: list[str | Path] = [Path(self.facts["binaries"]) / "postgres", "-D", self.home / "data", *options]
+        self._spawn(argv, dies_with_us, user=self.facts["user"])
 
     def answers(self) -> bool:
         """Whether it asks a client for a password; while it recovers it sends an error instead."""

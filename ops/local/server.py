@@ -8,15 +8,16 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ops.local.processes import Process, StackFault, kill, tail
+from ops.local.processes import Process, StackFault, kill, spawn, tail
 
 LOOPBACK = "127.0.0.1"
 # Below the range from which systems take the ports of outgoing connections: a server that is killed and started again
@@ -66,6 +67,8 @@ class Server:
     title: ClassVar[str]
     stop_signal: ClassVar[int]
     stop_patience_s: ClassVar[float]
+    # Each finds in its log, in one group, words that say why it cannot work.
+    complaints: ClassVar[tuple[str, ...]]
 
     def __init__(self, directory: Path) -> None:
         """Take up the server that lives in a stack's directory, running or not. Touches nothing."""
@@ -74,6 +77,7 @@ class Server:
         self.log = directory / "log" / f"{self.name}.log"
         self.facts: dict[str, Any] = json.loads(self.file.read_text()) if self.file.exists() else {}
         self.popen: subprocess.Popen[bytes] | None = None  # of the process that was launched from here
+        self.log_began_at = 0  # where its log began to speak of that process
 
     @property
     def port(self) -> int:
@@ -98,6 +102,14 @@ class Server:
         """Whether it serves clients now."""
         raise NotImplementedError
 
+    @property
+    def home(self) -> Path:
+        """The folder in which it works and keeps its data."""
+        raise NotImplementedError
+
+    def _environment(self) -> dict[str, str]:
+        raise NotImplementedError
+
     def wait(self, patience_s: float = START_TIMEOUT_S) -> None:
         """Return once it serves clients. Raises StackFault with the end of its log when it dies or takes too long."""
         deadline = time.monotonic() + patience_s
@@ -105,9 +117,23 @@ class Server:
             dead = self.process is None
             if dead or time.monotonic() > deadline:
                 what = "does not start" if dead else f"does not answer after {patience_s:.0f} s"
-                hint = f"{self.title} {what}; log: {self.log}; `make clean` discards its data"
-                raise StackFault(f"{hint}\n{tail(self.log)}")
+                said = self.complaint() or "its log does not say why"
+                advice = (
+                    f"`make clean`, as the last resort, deletes all data of the stack and {self.title} starts afresh"
+                )
+                raise StackFault(f"{self.title} {what}: {said}\nlog: {self.log}\n{tail(self.log)}\n{advice}")
             time.sleep(0.05)
+
+    def complaint(self) -> str:
+        """What its log says last, since its last launch, about why it cannot work; empty if it says nothing."""
+        try:
+            with self.log.open("rb") as log:
+                log.seek(self.log_began_at)
+                text = log.read().decode("utf-8", "replace")
+        except OSError:
+            return ""
+        found = [matches[-1] for pattern in self.complaints if (matches := re.findall(pattern, text))]
+        return ". ".join(found)
 
     def start(self) -> None:
         """Start it, on the ports it had before, and wait until it serves clients."""
@@ -152,6 +178,19 @@ class Server:
         self.facts.update(facts)
         self.directory.mkdir(parents=True, exist_ok=True)
         write_private(self.file, json.dumps(self.facts, indent=1))
+
+    def _spawn(self, argv: Sequence[str | Path], dies_with_us: bool, user: str | None = None) -> None:
+        """Start the server's process."""
+        self.log_began_at = self.log.stat().st_size if self.log.exists() else 0
+        self.popen = spawn(
+            argv,
+            log=self.log,
+            env=self._environment(),
+            cwd=self.home,
+            user=user,
+            dies_with_us=self.stop_signal if dies_with_us else None,
+        )
+        self.keep(process=identity_of(self.popen))
 
     def _forget(self) -> None:
         if self.facts:

@@ -169,7 +169,7 @@ class Stack:
 
     def start(self, progress: Progress, replicas: int) -> None:
         """Start everything and return when every service is ready."""
-        self.keep(ready=False, children={})
+        self.keep(ready=False, children={}, servers=[server.name for server in self.servers.each()])
         install(progress, broker=self.servers.broker is not None, postgres=self.servers.postgres is not None)
         progress.begin_step()
         self.start_servers(progress)
@@ -220,6 +220,13 @@ class Stack:
     def urls(self) -> dict[str, str]:
         """Where each running process listens."""
         return {name: child["url"] for name, child in self.state.get("children", {}).items()}
+
+    def own_servers(self) -> Servers:
+        """The servers that the running stack started, whatever the settings of this process say."""
+        if "servers" not in self.state:  # an earlier version started it
+            return self.servers
+        names = self.state["servers"]
+        return Servers(self.directory, broker="broker" in names, postgres="postgres" in names)
 
     def gateway_url(self) -> str:
         """Where clients post orders."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
+import json
+import os
 import signal
 import subprocess
 import time
@@ -16,6 +19,7 @@ from ops.local.server import Server
 
 READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
+READYZ_TIMEOUT_S = 3.0  # a service gives its database 2 s to answer
 FIRST_BACKOFF_S = 0.5
 LONGEST_BACKOFF_S = 5.0
 HEALTHY_AFTER_S = 30.0  # a process that lived this long is restarted at once again
@@ -179,12 +183,43 @@ def backoff(deaths: int) -> float:
     return float(min(FIRST_BACKOFF_S * 2 ** min(deaths - 2, 10), LONGEST_BACKOFF_S))
 
 
+@dataclass(frozen=True)
+class State:
+    """Whether a service or server works: READY, or another word and why."""
+
+    word: str
+    reasons: tuple[str, ...] = ()
+
+
+READY = State("ready")
+
+
 def is_ready(url: str) -> bool:
     """Whether the process at this URL answers 200 on /readyz."""
+    return readiness(url) is READY
+
+
+def readiness(url: str) -> State:
+    """What the process at this URL answers on /readyz, within READYZ_TIMEOUT_S."""
     try:
         # No proxy: an environment that sets one would send even this through it.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(f"{url}/readyz", timeout=2) as answer:
-            return bool(answer.status == 200)
-    except (OSError, urllib.error.URLError, ValueError):
-        return False
+        with opener.open(f"{url}/readyz", timeout=READYZ_TIMEOUT_S) as answer:
+            return READY if answer.status == 200 else State("not ready", (f"status {answer.status}",))
+    except urllib.error.HTTPError as refused:
+        return State("not ready", _reasons(refused))
+    except (OSError, http.client.HTTPException) as error:
+        return State("does not answer", (in_words(getattr(error, "reason", error)),))
+
+
+def _reasons(refused: urllib.error.HTTPError) -> tuple[str, ...]:
+    try:
+        return tuple(json.load(refused)["reasons"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return (f"status {refused.status}",)
+
+
+def in_words(error: object) -> str:
+    """Why a connection failed, without the number of the error."""
+    number = getattr(error, "errno", None) or 0
+    return os.strerror(number) if number > 0 else str(error) or type(error).__name__

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import configparser
 import hashlib
+import json
 import os
 import re
 import signal
@@ -224,6 +225,43 @@ def test_a_server_that_cannot_be_started_again_is_tried_ever_later(sleeper, tmp_
     assert sleeper.process
 
 
+@pytest.mark.parametrize(
+    ("kind", "log", "why"),
+    [
+        (
+            servers.Postgres,
+            "LOG:  could not bind\nHINT:  Is another postmaster already running?\nWARNING:  no socket\n"
+            "FATAL:  could not create any TCP/IP sockets\nLOG:  database system is shut down\n",
+            "could not create any TCP/IP sockets. Is another postmaster already running?",
+        ),
+        (servers.Postgres, "postgres: could not find the database system\n", "could not find the database system"),
+        (servers.Postgres, "LOG:  shut down\n", "its log does not say why"),
+        (
+            servers.Broker,
+            "BOOT FAILED\n====\nERROR: could not bind to distribution port 1\n",
+            "could not bind to distribution port 1",
+        ),
+    ],
+)
+def test_a_server_that_does_not_start_first_shows_why_and_last_how_to_lose_the_data(
+    kind, log, why, tmp_path, monkeypatch
+):
+    one = kind(tmp_path)
+    one.keep(port=servers.free_port(), home=str(tmp_path))
+    one.log.parent.mkdir()
+    one.log.write_text("FATAL:  the reason of an earlier time\nERROR: an earlier one\n")
+    monkeypatch.setattr(kind, "_environment", lambda self: dict(os.environ))
+    (tmp_path / "broker").mkdir()
+    (tmp_path / "said").write_text(log)
+    one._spawn(["cat", tmp_path / "said"], dies_with_us=False)
+    with pytest.raises(StackFault) as refused:
+        one.wait()
+    first, *_, last = str(refused.value).splitlines()
+    assert first == f"{one.title} does not start: {why}"
+    assert "`make clean`" in last
+    assert "`make clean`" not in first
+
+
 def test_a_session_whose_server_was_killed_is_found_and_one_whose_server_lives_is_not(tmp_path):
     if sys.platform != "linux":
         pytest.skip("only Linux shows where a process works")
@@ -396,6 +434,106 @@ def test_processes_left_by_a_killed_supervisor_are_ended(started):
     processes.kill(orphan.family()[1:])
     assert commands.main(["down"]) == 0
     assert not orphan.alive()
+
+
+URLS = [f"{name.upper()}_DATABASE_URL" for name in DATABASES]
+ANSWERING = """
+import json, sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(int(sys.argv[1]))
+        self.end_headers()
+        self.wfile.write(json.dumps({"reasons": ["q.x is paused: ProviderAway", "the relay cannot work"]}).encode())
+server = HTTPServer(("127.0.0.1", 0), Handler)
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
+
+
+@pytest.fixture
+def running(listener, tmp_path):
+    """A stack with a service that is ready, one that is not, one that does not answer, one that died, and a server."""
+    one = stack.Stack("main")
+    with one.owned():
+        children, popens = {}, []
+        for name, status in (("order-0", "200"), ("payment-0", "503")):
+            command = [sys.executable, "-c", ANSWERING, status]
+            popens.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True))
+            assert popens[-1].stdout
+            children[name] = {"url": f"http://127.0.0.1:{int(popens[-1].stdout.readline())}", "pid": 1}
+        children["auth-0"] = {"url": f"http://127.0.0.1:{servers.free_port()}", "pid": 1}
+        children["gateway-0"] = {"url": "http://127.0.0.1:1", "pid": 0}
+        one.keep(
+            ready=True,
+            children=children,
+            servers=["postgres"],
+            environment={"AMQP_URI": f"amqp://a:b@127.0.0.1:{listener}/x"},
+        )
+        servers.Postgres(one.directory).keep(port=20001)
+        yield one
+        for popen in popens:
+            popen.kill()
+            popen.communicate()
+
+
+def test_status_asks_every_service_and_server_and_says_what_is_wrong(running, listener, capsys, monkeypatch):
+    monkeypatch.setenv("AMQP_URI", "amqp://elsewhere/shop")  # it says nothing about the stack that runs
+    assert commands.main(["status"]) == 1
+    urls = running.urls()
+    assert capsys.readouterr().out.splitlines() == [
+        f"  {name:14} {address:23} {state}".rstrip()
+        for name, address, state in (
+            ("order-0", urls["order-0"], "ready"),
+            ("payment-0", urls["payment-0"], "not ready: q.x is paused: ProviderAway"),
+            ("", "", "the relay cannot work"),
+            ("auth-0", urls["auth-0"], "does not answer: Connection refused"),
+            ("gateway-0", urls["gateway-0"], "down: it died and will be started again"),
+            ("PostgreSQL", "127.0.0.1:20001", "down"),
+            ("RabbitMQ", f"127.0.0.1:{listener}", "ready"),
+        )
+    ]
+
+
+def test_status_is_not_ready_for_programs_either_while_anything_is_wrong(running, capsys):
+    assert commands.main(["status", "--json"]) == 1
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["running"], shown["ready"]) == (True, False)
+    parts = {part["name"]: (part["ready"], part.get("reasons")) for part in shown["parts"]}
+    assert parts["order-0"] == (True, None)
+    assert parts["payment-0"] == (False, ["q.x is paused: ProviderAway", "the relay cannot work"])
+    assert parts["PostgreSQL"] == (False, [])
+    both = dict.fromkeys(("order-0", "gateway-0"), running.state["children"]["order-0"])
+    running.keep(
+        children=both,
+        servers=[],
+        environment={**running.environment, **dict.fromkeys(URLS, running.environment["AMQP_URI"])},
+    )
+    assert commands.main(["status", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["ready"] is True
+
+
+@pytest.mark.parametrize(
+    ("program", "code"),
+    [
+        (
+            "import sys; from pathlib import Path; from ops.local import commands, stack\n"
+            "stack.RUN = Path('/nowhere'); sys.exit(commands.main(['status']))",
+            1,
+        ),
+        ("from ops.cli import main; main.main(['--help'])", 0),
+        ("from ops.cli import main; main.main(['no-such-command'])", 2),
+    ],
+)
+def test_a_reader_that_leaves_changes_nothing_but_what_is_shown(program, code):
+    for name in ("stdout", "stderr"):
+        reader, writer = os.pipe()
+        os.close(reader)
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, name: writer}
+        ended = subprocess.run([sys.executable, "-c", program], cwd=stack.ROOT, **streams)
+        os.close(writer)
+        assert ended.returncode == code
+        assert b"Traceback" not in (ended.stderr or b"")
 
 
 @pytest.mark.parametrize("words", [[], ["fly"], ["up", "--replicas", "0"], ["status", "--yaml"], ["exec"]])
