@@ -211,6 +211,16 @@ class PublishFailed(CannotWork):
     code = "publish_failed"
 
 
+# How /readyz and logs begin the name of an alarm; what there is too little of follows.
+IN_ALARM = "the broker is in alarm"
+
+
+class BrokerInAlarm(PublishFailed):
+    """The broker is in alarm: it has too little memory or disk, and takes no message."""
+
+    code = "broker_in_alarm"
+
+
 class ProviderAway(CannotWork):
     """The payment provider answers no call."""
 

@@ -22,7 +22,7 @@ from sqlalchemy.types import BigInteger
 
 from shared import inbox, outbox
 from shared.edge import green
-from shared.edge.broker import backoff
+from shared.edge.broker import backoff, in_brief
 from shared.edge.database import Database, quietly
 from shared.edge.extensions import DependencyProvider
 from shared.edge.postgres import connect, wait_for_notice
@@ -163,7 +163,7 @@ class Relay(DependencyProvider):
                 with self._engine.connect() as connection:
                     self._serve(connection)
             except (DBAPIError, InterfaceError, PublishFailed) as error:
-                self._not_ready_reason = f"the relay cannot work: {type(getattr(error, 'orig', error)).__name__}"
+                self._not_ready_reason = f"the relay cannot work: {in_brief(getattr(error, 'orig', error))}"
                 if self._reminder.due(self._not_ready_reason):
                     log.warning("%s: %s; trying again until it works", self._not_ready_reason, in_a_line(error))
                 green.sleep(next(self._waits))

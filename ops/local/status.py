@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,10 +17,12 @@ from ops.local.server import LOOPBACK, Server
 from ops.local.stack import Stack, project_environment
 from ops.local.supervisor import READY, State, in_words, readiness
 from shared import config
-from shared.errors import ConfigurationFault
+from shared.errors import IN_ALARM, ConfigurationFault
 from topology.services import DATABASES
 
 CONNECT_TIMEOUT_S = 2.0
+# The broker tells of an alarm to those alone who publish: to the services, which tell it us.
+ALARM = f"{IN_ALARM}: (.*)"
 DEFAULT_PORTS = {"RabbitMQ": 5672, "PostgreSQL": 5432}
 
 
@@ -76,8 +79,12 @@ def look(stack: Stack) -> list[Condition]:
     for title, host, port in _brought(stack, broker=not own.broker, databases=not own.postgres):
         questions.append((title, f"{host}:{port}", partial(_connection_state, (host, port))))
     with ThreadPoolExecutor(max(1, len(questions))) as threads:
-        states = threads.map(lambda question: question[2](), questions)
-        return [Condition(name, address, state) for (name, address, _), state in zip(questions, states, strict=True)]
+        states = list(threads.map(lambda question: question[2](), questions))
+    alarms = {found[0] for state in states for reason in state.reasons if (found := re.findall(ALARM, reason))}
+    return [
+        Condition(name, address, State("in alarm", tuple(alarms)) if name == "RabbitMQ" and alarms else state)
+        for (name, address, _), state in zip(questions, states, strict=True)
+    ]
 
 
 def _service_state(child: dict[str, Any]) -> State:

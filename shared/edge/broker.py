@@ -17,12 +17,13 @@ from typing import Any, ClassVar
 from urllib.parse import unquote, urlsplit
 
 import amqp
-from amqp import serialization
+from amqp import serialization, spec
 from amqp.exceptions import AccessRefused, NotAllowed, NotFound, PreconditionFailed
 from amqp.exceptions import AMQPError as AMQPError
 
 from shared.edge import green
 from shared.edge.green import GreenThread
+from shared.errors import IN_ALARM, BrokerInAlarm
 from shared.logs import Reminder, in_a_line
 
 log = logging.getLogger(__name__)
@@ -66,23 +67,50 @@ class BrokerSilent(OSError):
     """The broker sent nothing, not even a heartbeat, for two heartbeat intervals."""
 
 
+_alarms = Reminder()  # of the whole process: an alarm reaches each connection that publishes
+
+
 class _Connection(amqp.Connection):
-    """A connection from which only its reader reads.
+    """A connection that hears of the broker's alarms, and from which only its reader reads."""
 
-    A client that announces `connection.blocked` reads from the connection before each publish, in the publishing
-    greenlet. A frame that arrives then never reaches the reader that waits for it.
-    """
-
-    negotiate_capabilities: ClassVar[dict[str, bool]] = {
-        **amqp.Connection.negotiate_capabilities,
-        "connection.blocked": False,
+    # py-amqp ignores what there is too little of.
+    _METHODS: ClassVar[dict[Any, Any]] = {
+        **amqp.Connection._METHODS,
+        spec.Connection.Blocked: spec.method(spec.Connection.Blocked, "s"),
     }
+    alarm: str | None = None
+    on_alarm: Callable[[str | None], None] | None = None
+
+    def connect(self, callback: Any = None) -> Any:
+        super().connect(callback)
+        # The broker knows by now that we hear of alarms. py-amqp would also read from the connection before each
+        # publish, in the publishing greenlet: a frame that arrives then never reaches the reader that waits for it.
+        self.client_properties.get("capabilities", {})["connection.blocked"] = False
+
+    def _on_blocked(self, reason: str) -> None:
+        self._set_alarm(f"{IN_ALARM}: {reason.removeprefix('low on ')}")
+        if _alarms.due(str(self.alarm)):
+            log.warning("%s; it takes no message until it has more", self.alarm)
+
+    def _on_unblocked(self) -> None:
+        self._set_alarm(None)
+        if _alarms.due("over"):
+            log.info("the alarm of the broker is over")
+
+    def _set_alarm(self, alarm: str | None) -> None:
+        self.alarm = alarm
+        if self.on_alarm is not None:
+            self.on_alarm(alarm)
 
 
 class BrokerConnection:
-    """An open connection with a channel, or several. Only one greenlet may read from it; any may write."""
+    """An open connection with a channel, or several. Only one greenlet may read from it; any may write.
 
-    def __init__(self, uri: str, heartbeat_s: float) -> None:
+    `on_alarm` is called with words when the broker has a memory or disk alarm and takes no more from this connection,
+    and with None when the alarm is over. The broker tells it only to connections that publish.
+    """
+
+    def __init__(self, uri: str, heartbeat_s: float, on_alarm: Callable[[str | None], None] | None = None) -> None:
         """Connect within CONNECT_TIMEOUT_S. Raises one of BROKER_ERRORS."""
         parts = urlsplit(uri)
         self.heartbeat_s = heartbeat_s
@@ -96,6 +124,7 @@ class BrokerConnection:
             connect_timeout=CONNECT_TIMEOUT_S,
             socket_settings={socket.TCP_USER_TIMEOUT: int(heartbeat_s * 2000)},
         )
+        self.connection.on_alarm = on_alarm
         self._pulse: GreenThread | None = None
         try:
             with green.Timeout(CONNECT_TIMEOUT_S * 2, TimeoutError("the broker did not finish the handshake")):
@@ -107,6 +136,11 @@ class BrokerConnection:
         self._heard = time.monotonic()
         self._bytes_heard = self.connection.bytes_recv
         self._pulse = green.spawn(self._send_heartbeats)
+
+    @property
+    def alarm(self) -> str | None:
+        """The alarm in words, while the broker takes nothing from this connection; known once it was read."""
+        return self.connection.alarm
 
     def open(self) -> amqp.Channel:
         """A channel; the first is `channel`. Raises one of BROKER_ERRORS."""
@@ -182,15 +216,20 @@ def run_connected(
 ) -> None:
     """Run `serve(connection)` until stopping, over as many connections as it takes; each old one is dropped first.
 
-    `serve` returns when the service stops. `not_ready_reason` is called with the reason while there is no connection;
-    `serve` calls it with None when it is ready.
+    `serve` returns when the service stops. `not_ready_reason` is called with the reason while there is no connection
+    or the broker takes nothing from it, and with None when an alarm is over; `serve` calls it with None when it is
+    ready.
     """
     waits, reminder = backoff(), Reminder()
+
+    def hear_of_alarm(alarm: str | None) -> None:
+        not_ready_reason(f"{name}: {alarm}" if alarm else None)
+
     while not stopping():
         connection = None
         opened = time.monotonic()
         try:
-            connection = BrokerConnection(uri, heartbeat_s)
+            connection = BrokerConnection(uri, heartbeat_s, hear_of_alarm)
             opened = time.monotonic()
             serve(connection)
             connection.close()
@@ -219,6 +258,11 @@ def why(error: Exception) -> str:
     if isinstance(error, REFUSALS):
         return f"the broker refuses ({type(error).__name__})"
     return f"the broker is away ({type(error).__name__})"
+
+
+def in_brief(error: BaseException) -> str:
+    """What /readyz says of an error: the words of an alarm, the class of any other."""
+    return str(error) if isinstance(error, BrokerInAlarm) else type(error).__name__
 
 
 def backoff() -> Iterator[float]:

@@ -49,7 +49,7 @@ class Notifier(ConnectedExtension):
 
     def _serve(self, connection: BrokerConnection) -> None:
         while not self._stopping:
-            told = sorted(self._ids)
+            told = [] if connection.alarm else sorted(self._ids)  # later they would be of no use
             self._ids = set()
             for first in range(0, len(told), MOST_IDS):
                 body = json.dumps(told[first : first + MOST_IDS])

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from shared.edge import green
-from shared.edge.broker import backoff
+from shared.edge.broker import backoff, in_brief
 from shared.errors import HeldUp
 from shared.logs import in_a_line
 from shared.metrics import PAUSES
@@ -67,7 +67,7 @@ class Pausing:
         if self.not_ready_reason is None:
             log.warning("%s is paused: %s", self.queue, in_a_line(error))
             PAUSES.labels(self.queue).inc()
-        self.not_ready_reason = f"{self.queue} is paused: {type(error).__name__}"
+        self.not_ready_reason = f"{self.queue} is paused: {in_brief(error)}"
         green.sleep(wait_s)
         if self.stopping():
             raise Stopping

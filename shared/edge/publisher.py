@@ -16,12 +16,12 @@ import amqp
 
 from shared.edge import green
 from shared.edge.broker import BROKER_ERRORS, BrokerConnection
-from shared.errors import PublishFailed
+from shared.errors import BrokerInAlarm, PublishFailed
 
 CONTENT_TYPE = "application/json"
 PERSISTENT = 2
 
-# A memory or disk alarm on the broker blocks a publisher for ever; this is when we call it an outage.
+# A broker that is frozen blocks a publisher for ever; this is when we call it an outage.
 PUBLISH_DEADLINE_S = 5.0
 
 
@@ -93,8 +93,9 @@ class Publisher:
         """Publish in order and wait for every confirm.
 
         Returns for each message None when the broker has it safe, else the reason why not (nacked, or returned as
-        unroutable). Raises PublishFailed when the broker is away or the deadline passed: then any of them may or
-        may not have been taken, and publishing them all again is safe for consumers with an inbox.
+        unroutable). Raises PublishFailed when the broker is away or the deadline passed, and BrokerInAlarm, which is
+        one, as soon as the broker has an alarm: then any of them may or may not have been taken, and publishing them
+        all again is safe for consumers with an inbox.
         """
         if not messages:
             return []
@@ -108,6 +109,11 @@ class Publisher:
     def _publish(self, messages: Sequence[Outgoing]) -> list[str | None]:
         connection = self._open()
         connection.reset_silence()
+        if connection.alarm:
+            # Nothing more is sent: the broker would take in at the end of the alarm whatever is repeated until then.
+            while connection.read(timeout_s=0):
+                pass
+            _check_alarm(connection)
         first = self._next_tag
         self._outcomes.clear()
         self._returned.clear()
@@ -122,6 +128,7 @@ class Publisher:
             self._next_tag += 1
         while self._waiting:
             connection.read(timeout_s=1.0)
+            _check_alarm(connection)
         return [
             self._outcomes.get(first + place) or self._returned.get(message.message_id)
             for place, message in enumerate(messages)
@@ -154,3 +161,8 @@ class Publisher:
         if self._connection is not None:
             self._connection.abort()
             self._connection = None
+
+
+def _check_alarm(connection: BrokerConnection) -> None:
+    if connection.alarm:
+        raise BrokerInAlarm(connection.alarm)

@@ -79,6 +79,8 @@ class Replies(ConnectedExtension):
         """The result of one call. Raises what the callee raised, or ServiceUnavailable when no answer came."""
         if self._connection is None:
             raise ServiceUnavailable(f"no connection for {routing_key}")
+        if self._connection.alarm:
+            raise ServiceUnavailable(self._connection.alarm)
         correlation_id = uuid.uuid4().hex
         waiting = self._waiting[correlation_id] = Event()
         context = {**context, DEADLINE: str(time.time() + timeout_s)}
@@ -97,7 +99,8 @@ class Replies(ConnectedExtension):
                 self._connection.channel.basic_publish(message, RPC_EXCHANGE, routing_key, mandatory=True)
                 body = waiting.wait()
         except (*BROKER_ERRORS, green.Timeout) as error:
-            raise ServiceUnavailable(f"{routing_key} did not answer") from error
+            alarm = self._connection and self._connection.alarm
+            raise ServiceUnavailable(alarm or f"{routing_key} did not answer") from error
         finally:
             self._waiting.pop(correlation_id, None)
         if body.get("error"):

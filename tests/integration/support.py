@@ -6,8 +6,8 @@ import inspect
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
@@ -18,6 +18,7 @@ from eventlet.green import socket
 from nameko.containers import ServiceContainer
 from sqlalchemy import make_url
 
+from ops.local.servers import Broker
 from payment_service.breaker import Breaker, Guarded
 from payment_service.provider import MockProvider, Provider
 from shared.config import Settings
@@ -350,3 +351,13 @@ class _Tags:
             if self.buffer[:1] == b"C":
                 self.completed.append(self.buffer[5 : size - 1].decode())
             self.buffer = self.buffer[size:]
+
+
+@contextmanager
+def memory_alarm(broker: Broker) -> Iterator[None]:
+    """The broker takes nothing from who publishes."""
+    broker.rabbitmqctl("set_vm_memory_high_watermark", "0.0000001")
+    try:
+        yield
+    finally:
+        broker.rabbitmqctl("set_vm_memory_high_watermark", "absolute", "1GB")

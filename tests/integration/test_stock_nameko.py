@@ -28,7 +28,7 @@ from tests.databases import Databases
 from tests.integration.stock import services
 from tests.integration.stock.services import QUEUES, SIDES, SILENT, SINK, TIMEOUT_S, queue_of
 from tests.integration.stock.subject import Nursery, Subject
-from tests.integration.support import Mail, Wire, body_of, comes_true, until, wire_to_broker
+from tests.integration.support import Mail, Wire, body_of, comes_true, memory_alarm, until, wire_to_broker
 from topology.table import retry_queues
 
 Probe = Callable[[Subject], Any]
@@ -167,16 +167,6 @@ def frozen(broker: Broker) -> Iterator[None]:
         yield
     finally:
         broker.resume()
-
-
-@contextmanager
-def memory_alarm(broker: Broker) -> Iterator[None]:
-    """The broker takes nothing from who publishes."""
-    broker.rabbitmqctl("set_vm_memory_high_watermark", "0.0000001")
-    try:
-        yield
-    finally:
-        broker.rabbitmqctl("set_vm_memory_high_watermark", "absolute", "1GB")
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,8 @@
 import pytest
 from amqp.exceptions import AccessRefused, ConnectionForced, NotFound, PreconditionFailed
 
-from shared.edge.broker import BrokerSilent, why
+from shared.edge.broker import BrokerSilent, in_brief, why
+from shared.errors import BrokerInAlarm, ProviderAway
 
 
 @pytest.mark.parametrize(
@@ -23,3 +24,14 @@ from shared.edge.broker import BrokerSilent, why
 )
 def test_an_absent_broker_a_refusing_one_and_a_missing_queue_are_told_apart(error, words):
     assert why(error) == words
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (BrokerInAlarm("the broker is in alarm: disk"), "the broker is in alarm: disk"),
+        (ProviderAway("no answer from https://..."), "ProviderAway"),
+    ],
+)
+def test_what_there_is_too_little_of_is_said_and_of_other_errors_the_class(error, words):
+    assert in_brief(error) == words

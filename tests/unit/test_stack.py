@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from ops.local import commands, install, postgres, processes, server, servers, stack, supervisor, testrun
+from ops.local import commands, install, postgres, processes, server, servers, stack, status, supervisor, testrun
 from ops.local.processes import Process, StackFault, spawn, wait_until
+from ops.local.supervisor import State
 from topology.services import DATABASES
 
 # What is started here is started by a supervisor that eventlet has never patched.
@@ -511,6 +512,12 @@ def test_status_is_not_ready_for_programs_either_while_anything_is_wrong(running
     )
     assert commands.main(["status", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["ready"] is True
+
+
+def test_an_alarm_that_a_service_has_heard_of_is_shown_at_the_broker(running, listener, monkeypatch):
+    monkeypatch.setattr(status, "readiness", lambda url: State("not ready", ("Replies: the broker is in alarm: disk",)))
+    (broker,) = [found for found in status.look(running) if found.name == "RabbitMQ"]
+    assert str(broker) == f"  RabbitMQ       {f'127.0.0.1:{listener}':23} in alarm: disk"
 
 
 @pytest.mark.parametrize(
