@@ -9,6 +9,7 @@ from uuid import UUID
 from marshmallow import fields, validate
 
 from gateway.api.answering import Answer
+from gateway.api.enumerations import DLQ_NAME, OPERATION_STATUS, QUEUE_NAME
 from gateway.api.fields import (
     EXAMPLE_ID,
     EXAMPLE_TIME,
@@ -17,12 +18,14 @@ from gateway.api.fields import (
     AnswerSchema,
     Flag,
     Id,
+    OneOf,
     PageQuery,
     RequestSchema,
     Text,
     Timestamp,
     TraceId,
     WholeNumber,
+    Word,
     cursor_field,
     datetime_field,
     field_metadata,
@@ -31,19 +34,22 @@ from gateway.api.fields import (
     list_field,
     text_field,
     uuid_field,
+    word_field,
 )
 from gateway.api.http import OPERATORS, Call, api
 from shared.edge.rpc_proxy import RpcProxy
+from shared.enumerations import OperationStatus
 from shared.errors import Conflict, NotFound
 from shared.replays import DEFAULT_RATE, MAX_IDS, MAX_MESSAGES, MAX_WORDS, RAMP, RATE
 
 QUEUE = re.compile(r"[a-z][a-z0-9.-]{0,99}")
-MAX_QUEUE = 100
 
 
-def queue_field() -> Text:
-    """The name of a queue."""
-    return Text("q.inventory.commit-requested", "a main queue or its .dlq", at_most=MAX_QUEUE, pattern=QUEUE)
+def queue_field() -> Word:
+    """The name of a queue in a path."""
+    return Word(
+        QUEUE_NAME, DLQ_NAME, metadata=field_metadata("q.inventory.commit-requested", "a main queue or its .dlq")
+    )
 
 
 def queue_in(name: str) -> str:
@@ -53,42 +59,17 @@ def queue_in(name: str) -> str:
     return name
 
 
-class ReplayRequest(RequestSchema):
-    """Which dead messages to replay, and how fast: `ids`, `max` or `all`, and filters that must all match."""
+# The next classes document replay requests. ops_service validates them, as it does for its other callers.
 
-    # This documents the request. ops_service validates it, as it does for its other callers.
 
-    openapi: ClassVar[dict[str, Any]] = {
-        "anyOf": [
-            {"required": ["ids"]},
-            {"required": ["max"]},
-            {"required": ["all"], "properties": {"all": {"const": True}}},
-        ],
-        "not": {"required": ["max", "all"], "properties": {"all": {"const": True}}},
-        "examples": [
-            {
-                "reasons": ["unknown_order"],
-                "all": True,
-                "rate": "10/s",
-                "ramp": "1,2,5,20",
-                "stop_on_redeath": True,
-                "why": "the orders are there now",
-            },
-            {
-                "ids": [EXAMPLE_ID],
-                "error": "no reservation",
-                "types": ["inventory.commit.requested"],
-                "order_id": EXAMPLE_ID,
-                "trace_id": EXAMPLE_ID,
-                "since": EXAMPLE_TIME,
-                "until": "2026-01-15T00:00:00Z",
-                "max": 100,
-                "force": False,
-            },
-        ],
-    }
+def ids_field(description: str, **kwargs: Any) -> fields.List:
+    """The ids of messages."""
+    return fields.List(Id(), validate=validate.Length(1, MAX_IDS), metadata={"description": description}, **kwargs)
 
-    ids = fields.List(Id(), validate=validate.Length(1, MAX_IDS), metadata={"description": "replay these messages"})
+
+class ReplayOptions(RequestSchema):
+    """The filters of a replay, which must all match, and its pace."""
+
     reasons = fields.List(
         Text("unknown_order"),
         validate=validate.Length(1, MAX_WORDS),
@@ -104,13 +85,68 @@ class ReplayRequest(RequestSchema):
     trace_id = TraceId()
     since = Timestamp("first failed at this time or later; with a zone")
     until = Timestamp("first failed before this time; with a zone")
-    max = WholeNumber(1, MAX_MESSAGES, 100, "replay at most this many, oldest first")
-    all = Flag("replay all messages that match")
     rate = Text(DEFAULT_RATE, "10/s, 30/m, 100/h, or max for no limit", pattern=RATE, load_default=DEFAULT_RATE)
     ramp = Text("1,2,5,20", "replay in waves of these sizes, one after the other", pattern=RAMP)
     stop_on_redeath = Flag("stop when a replayed message dies again")
     force = Flag("also replay messages that are too old or were replayed too often", example=False)
     why = Text("the orders are there now", "the reason, recorded in the ledger")
+
+
+class ReplayAll(ReplayOptions):
+    """Replay all messages that match."""
+
+    openapi: ClassVar[dict[str, Any]] = {
+        "examples": [
+            {
+                "reasons": ["unknown_order"],
+                "all": True,
+                "rate": "10/s",
+                "ramp": "1,2,5,20",
+                "stop_on_redeath": True,
+                "why": "the orders are there now",
+            },
+        ],
+    }
+
+    all = Flag("replay all messages that match", validate=validate.Equal(True), required=True)
+    ids = ids_field("only these messages")
+
+
+class ReplayAtMost(ReplayOptions):
+    """Replay the oldest messages that match."""
+
+    openapi: ClassVar[dict[str, Any]] = {
+        "examples": [
+            {
+                "ids": [EXAMPLE_ID],
+                "error": "no reservation",
+                "types": ["inventory.commit.requested"],
+                "order_id": EXAMPLE_ID,
+                "trace_id": EXAMPLE_ID,
+                "since": EXAMPLE_TIME,
+                "until": "2026-01-15T00:00:00Z",
+                "max": 100,
+                "force": False,
+            },
+        ],
+    }
+
+    max = WholeNumber(1, MAX_MESSAGES, 100, "replay at most this many, oldest first", required=True)
+    ids = ids_field("only these messages")
+
+
+class ReplayIds(ReplayOptions):
+    """Replay these messages."""
+
+    openapi: ClassVar[dict[str, Any]] = {"examples": [{"ids": [EXAMPLE_ID], "why": "the orders are there now"}]}
+
+    ids = ids_field("replay these messages", required=True)
+
+
+class ReplayRequest(OneOf):
+    """Which dead messages to replay, and how fast: `all`, at most `max`, or those with these `ids`."""
+
+    shapes = (ReplayAll, ReplayAtMost, ReplayIds)
 
 
 class DeadLetterQuery(PageQuery):
@@ -144,8 +180,8 @@ class QueueHolder(AnswerSchema):
 class DeadLetterQueue(AnswerSchema):
     """One dead-letter queue: as counted by the broker, and as recorded by the services."""
 
-    queue = text_field("q.inventory.commit-requested")
-    dlq = text_field("q.inventory.commit-requested.dlq")
+    queue = word_field(QUEUE_NAME, "q.inventory.commit-requested")
+    dlq = word_field(DLQ_NAME, "q.inventory.commit-requested.dlq")
     service = text_field("inventory", "the service that consumes the queue")
     messages = integer_field(3, "counted by the broker; while somebody works on the DLQ, by what is recorded")
     recorded = integer_field(3, "recorded in the services' databases, each message once")
@@ -169,7 +205,7 @@ class DeadLetter(AnswerSchema):
     """One dead message as recorded by its service."""
 
     message_id = uuid_field()
-    queue = text_field("q.inventory.commit-requested")
+    queue = word_field(QUEUE_NAME, "q.inventory.commit-requested")
     event_type = text_field("inventory.commit.requested", allow_none=True)
     order_id = uuid_field(example=OTHER_ID, allow_none=True)
     trace_id = text_field(TRACE_ID, allow_none=True)
@@ -194,10 +230,8 @@ class Replay(AnswerSchema):
     """A replay as recorded in the ledger."""
 
     replay_id = uuid_field()
-    queue = text_field("q.inventory.commit-requested.dlq")
-    status = text_field(
-        "done", "started, then one of done, stopped, failed, interrupted (its process died or lost the ledger)"
-    )
+    queue = word_field(DLQ_NAME, "q.inventory.commit-requested.dlq")
+    status = word_field(OPERATION_STATUS, "done")
     outcome = text_field("2 applied, 1 without effect", "in words; empty while it runs")
     counts = fields.Dict(
         required=True,
@@ -256,6 +290,7 @@ class Operations:
         located=True,
         fails=(Conflict,),
         summary="Replay dead messages",
+        example={"status": OperationStatus.STARTED, "outcome": "", "counts": {"chosen": 0}, "finished_at": None},
     )
     def start_replay(self, call: Call, queue: str) -> Answer:
         """Send dead messages back to the queue they died in, oldest first. Location has the progress of the replay.

@@ -9,6 +9,7 @@ from uuid import UUID
 from marshmallow import ValidationError, fields, validate
 
 from gateway.api.answering import Answer
+from gateway.api.enumerations import AWAITED_FROM, ORDER_EVENT, ORDER_REASON, ORDER_STATUS, QUEUE_NAME
 from gateway.api.fields import (
     EXAMPLE_TIME,
     IDEMPOTENCY_KEY,
@@ -21,6 +22,7 @@ from gateway.api.fields import (
     Timestamp,
     WholeNumber,
     WholeNumberInQuery,
+    Word,
     cursor_field,
     datetime_field,
     field_metadata,
@@ -29,6 +31,7 @@ from gateway.api.fields import (
     list_field,
     text_field,
     uuid_field,
+    word_field,
 )
 from gateway.api.http import READERS, Call, api
 from gateway.combined import Combined
@@ -43,6 +46,11 @@ WAIT_S, MAX_WAIT_S = 20, 25
 STATES = tuple(status.value for status in Status)
 SORTS = ("created_at", "updated_at")
 DEVELOPMENT_PAYMENT_METHOD = "mock_ok"
+PAYMENT_METHODS_IN_WORDS = (
+    "a method of the payment provider, which alone knows its methods: with one that it does not have the order becomes"
+    " CANCELLED, payment_failed, and its payment says `method_unknown`. The mock provider of development has mock_ok"
+    " (which may be omitted there), mock_declined, mock_timeout, mock_timeout_charged and mock_refund_declined"
+)
 
 # The ISO 4217 codes of money in use: without metals, bond units, the test code and "no currency".
 CURRENCIES = frozenset(
@@ -84,7 +92,7 @@ class OrderRequest(RequestSchema):
         validate=validate.OneOf(sorted(CURRENCIES), error="Must be an ISO 4217 code."),
         required=True,
     )
-    payment_method = Text(DEVELOPMENT_PAYMENT_METHOD, "may be omitted in development only")
+    payment_method = Text(DEVELOPMENT_PAYMENT_METHOD, PAYMENT_METHODS_IN_WORDS)
     items = fields.List(fields.Nested(OrderItem), validate=validate.Length(1, MAX_ITEMS), required=True)
 
 
@@ -153,7 +161,7 @@ class PostedOrder(AnswerSchema):
     """An order right after it was made."""
 
     order_id = uuid_field()
-    status = text_field("PENDING")
+    status = word_field(ORDER_STATUS, "PENDING")
     items = list_field(Line)
     total = integer_field(3998, "in minor units")
     currency = text_field("EUR", "ISO 4217")
@@ -162,9 +170,9 @@ class PostedOrder(AnswerSchema):
 class Order(PostedOrder):
     """An order as it is now."""
 
-    status = text_field("PAID", STATES_IN_WORDS)
+    status = word_field(ORDER_STATUS, "PAID", STATES_IN_WORDS)
     payment_method = text_field("mock_ok")
-    reason = text_field(None, REASONS_IN_WORDS, allow_none=True)
+    reason = word_field(ORDER_REASON, None, REASONS_IN_WORDS, allow_none=True)
     payment_id = uuid_field(example=OTHER_ID, allow_none=True)
     created_at = datetime_field()
     updated_at = datetime_field()
@@ -183,10 +191,10 @@ class Step(AnswerSchema):
 
     id = integer_field(17, "increases from step to step")
     at = datetime_field()
-    event = text_field("order.created")
-    from_ = text_field(None, "null at the first step", data_key="from", allow_none=True)
-    to = text_field("PENDING")
-    source = text_field("order_service", "the service that published the event")
+    event = word_field(ORDER_EVENT, "order.created")
+    from_ = word_field(ORDER_STATUS, None, "null at the first step", data_key="from", allow_none=True)
+    to = word_field(ORDER_STATUS, "PENDING")
+    source = text_field("order_service", "who published the event: a service, or another program by its own name")
     by = text_field("customer", "the user who caused it")
     details = fields.Dict(required=True, metadata=field_metadata({"total": 3998, "currency": "EUR"}))
 
@@ -194,8 +202,8 @@ class Step(AnswerSchema):
 class Awaited(AnswerSchema):
     """What an order waits for; null for an order in a final state."""
 
-    from_ = text_field("payment_service", "the service that answers", data_key="from")
-    events = fields.List(fields.String(metadata=field_metadata("payment.succeeded")), required=True)
+    from_ = word_field(AWAITED_FROM, "inventory_service", data_key="from")
+    events = fields.List(Word(ORDER_EVENT, metadata=field_metadata("inventory.reserved")), required=True)
     since = datetime_field()
     for_s = integer_field(2, "how long it has waited, in seconds")
 
@@ -204,8 +212,8 @@ class DeadStep(AnswerSchema):
     """A dead message of an order: every attempt to handle it failed, and an operator has to look at it."""
 
     message_id = uuid_field(example=OTHER_ID)
-    queue = text_field("q.payment.inventory-reserved")
-    event_type = text_field("inventory.reserved", allow_none=True)
+    queue = word_field(QUEUE_NAME, "q.inventory.order-created")
+    event_type = text_field("order.created", allow_none=True)
     reason = text_field("exhausted", "why the message died")
     died_at = datetime_field()
 
@@ -214,8 +222,8 @@ class Timeline(AnswerSchema):
     """Every step of an order so far, what it waits for, and its dead messages."""
 
     order_id = uuid_field()
-    status = text_field("PENDING")
-    reason = text_field(None, REASONS_IN_WORDS, allow_none=True)
+    status = word_field(ORDER_STATUS, "PENDING")
+    reason = word_field(ORDER_REASON, None, REASONS_IN_WORDS, allow_none=True)
     trace_id = text_field(TRACE_ID, "one trace for the whole life of the order")
     steps = list_field(Step)
     awaits = fields.Nested(
@@ -223,7 +231,12 @@ class Timeline(AnswerSchema):
         required=True,
         allow_none=True,
         metadata=field_metadata(
-            {"from": "payment_service", "events": ["payment.succeeded"], "since": EXAMPLE_TIME, "for_s": 2},
+            {
+                "from": "inventory_service",
+                "events": ["inventory.reserved", "inventory.failed"],
+                "since": EXAMPLE_TIME,
+                "for_s": 2,
+            },
             "null in a final state",
         ),
     )
@@ -340,6 +353,7 @@ class Orders(Combined):
         answer=Order,
         status=202,
         summary="Cancel an order",
+        example={"status": Status.CANCELLED, "reason": Reason.ORDER_CANCELLED},
     )
     def cancel_order(self, call: Call, order_id: UUID) -> Answer:
         """The order after the request: CANCELLED, or REFUND_PENDING until the refund is done.
@@ -357,6 +371,7 @@ class Orders(Combined):
         status=202,
         fails=(Conflict,),
         summary="Retry a refund",
+        example={"status": Status.REFUND_PENDING, "reason": Reason.ORDER_CANCELLED, "version": 6},
     )
     def retry_refund(self, call: Call, order_id: UUID) -> Answer:
         """Request again a refund that failed or was not answered. 409 if the order has no such refund."""

@@ -7,6 +7,7 @@ from uuid import UUID
 
 from marshmallow import fields
 
+from gateway.api.enumerations import PAYMENT_STATUS
 from gateway.api.fields import (
     EXAMPLE_ID,
     OTHER_ID,
@@ -18,6 +19,7 @@ from gateway.api.fields import (
     text_field,
     uuid_field,
     uuid_in,
+    word_field,
 )
 from gateway.api.http import READERS, Call, api
 from shared.edge.rpc_proxy import RpcProxy
@@ -35,12 +37,16 @@ class Payment(AnswerSchema):
 
     payment_id = uuid_field(example=OTHER_ID)
     order_id = uuid_field()
-    status = text_field("COMPLETED")
+    status = word_field(PAYMENT_STATUS, "COMPLETED")
     amount = integer_field(3998, "in minor units")
     currency = text_field("EUR", "ISO 4217")
     payment_method = text_field("mock_ok")
     provider_reference = text_field("mock-5f0c", "`nothing_to_pay` for an amount of 0", allow_none=True)
-    reason = text_field(None, "why it failed", allow_none=True)
+    reason = text_field(
+        None,
+        "why it failed, in the provider's words, such as `card_declined`; `method_unknown`: it has no such method",
+        allow_none=True,
+    )
     created_at = datetime_field()
     updated_at = datetime_field()
 

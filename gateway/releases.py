@@ -7,6 +7,7 @@ from typing import Any
 
 from marshmallow import ValidationError, fields, validate, validates_schema
 
+from gateway.api.enumerations import DLQ_NAME, OPERATION_KIND, RELEASE_REASON
 from gateway.api.fields import (
     EXAMPLE_TIME,
     MAX_ROW_ID,
@@ -29,6 +30,7 @@ from gateway.api.fields import (
     list_field,
     text_field,
     uuid_field,
+    word_field,
 )
 from gateway.api.http import AUDITORS, Call, api
 from gateway.combined import Combined
@@ -83,8 +85,8 @@ class LinkedOperation(AnswerSchema):
     """An action of an operator on a message of the order."""
 
     operation_id = uuid_field(example=OTHER_ID)
-    kind = text_field("replay")
-    queue = text_field("q.inventory.release-requested.dlq")
+    kind = word_field(OPERATION_KIND, "replay")
+    queue = word_field(DLQ_NAME, "q.inventory.release-requested.dlq")
     actor = text_field("operator", "the operator")
     why = text_field("the orders are there now", "the reason given")
     message_id = uuid_field("the message that was replayed or imported")
@@ -100,7 +102,7 @@ class ReleaseEvent(AnswerSchema):
     reservation_id = uuid_field(example=OTHER_ID)
     sku = text_field("lamp")
     quantity = integer_field(2)
-    reason = text_field("payment_failed")
+    reason = word_field(RELEASE_REASON, "payment_failed")
     requested_by = text_field("customer")
     roles = fields.List(fields.String(metadata=field_metadata("customer")), required=True)
     trace_id = text_field(TRACE_ID)

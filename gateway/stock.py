@@ -8,6 +8,7 @@ from uuid import UUID
 
 from marshmallow import fields, validate
 
+from gateway.api.enumerations import RESERVATION_STATE
 from gateway.api.fields import (
     OTHER_ID,
     AnswerSchema,
@@ -22,10 +23,12 @@ from gateway.api.fields import (
     list_field,
     text_field,
     uuid_field,
+    word_field,
 )
 from gateway.api.http import SIGNED_IN, Call, api
 from shared.auth import ADMIN, SERVICE
 from shared.edge.rpc_proxy import RpcProxy
+from shared.enumerations import ReservationState
 from shared.errors import BelowReserved, Conflict, EcomError, NotFound, ValidationFailed, VersionMoved
 
 SKU = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -97,13 +100,13 @@ class SettledReservation(AnswerSchema):
 
     order_id = uuid_field()
     reservation_id = uuid_field(example=OTHER_ID)
-    state = text_field("RELEASED", "RESERVED, COMMITTED or RELEASED")
+    state = word_field(RESERVATION_STATE, "RELEASED")
 
 
 class Reservation(SettledReservation):
     """A manual reservation."""
 
-    state = text_field("RESERVED")
+    state = word_field(RESERVATION_STATE, "RESERVED")
     items = list_field(HeldItem)
     expires_at = datetime_field("released at this time unless closed before", "2026-01-14T10:45:00.123Z")
 
@@ -177,6 +180,7 @@ class Stocks:
         answer=SettledReservation,
         fails=(Conflict,),
         summary="Commit a manual reservation",
+        example={"state": ReservationState.COMMITTED},
     )
     def commit_reservation(self, call: Call, reservation_id: UUID) -> dict[str, Any]:
         """The reserved stock leaves the stock on hand."""

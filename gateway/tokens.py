@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
-from marshmallow import ValidationError, fields, validate, validates_schema
+from marshmallow import fields, validate
 
-from gateway.api.fields import OTHER_ID, AnswerSchema, RequestSchema, Text, field_metadata, integer_field, text_field
+from gateway.api.enumerations import ROLE
+from gateway.api.fields import (
+    OTHER_ID,
+    AnswerSchema,
+    OneOf,
+    RequestSchema,
+    Text,
+    Word,
+    field_metadata,
+    integer_field,
+    text_field,
+)
 from gateway.api.http import Call, api
-from shared.auth import ADMIN, MAX_NAME_LENGTH, ROLES, SERVICE
+from shared.auth import ADMIN, MAX_NAME_LENGTH, SERVICE
 from shared.edge.rpc_proxy import RpcProxy
 from shared.errors import Forbidden, Unauthenticated
 
@@ -17,28 +27,28 @@ MAX_PASSWORD = 1024
 MAX_TOKEN = 8192
 
 
-class TokenRequest(RequestSchema):
-    """A name and its password or, in mock mode, any user and roles."""
+class PasswordLogin(RequestSchema):
+    """A user's name and password."""
 
-    openapi: ClassVar[dict[str, Any]] = {
-        "anyOf": [{"required": ["username", "password"]}, {"required": ["user_id", "roles"]}],
-        "maxProperties": 2,
-        "examples": [{"username": "customer", "password": "demo-customer"}],
-    }
+    username = Text("customer", at_most=MAX_NAME_LENGTH, required=True)
+    password = Text("demo-customer", at_most=MAX_PASSWORD, required=True, load_only=True)
 
-    username = Text("customer", at_most=MAX_NAME_LENGTH)
-    password = Text("demo-customer", at_most=MAX_PASSWORD, load_only=True)
-    user_id = Text("alice", "mock mode: the user of the token", at_most=MAX_NAME_LENGTH)
+
+class MockLogin(RequestSchema):
+    """Mock mode, in development only: a token for any user and roles."""
+
+    user_id = Text("alice", "the user of the token", at_most=MAX_NAME_LENGTH, required=True)
     roles = fields.List(
-        Text("customer", validate=validate.OneOf(ROLES)),
-        validate=validate.Length(1, len(ROLES)),
-        metadata={"description": "mock mode: the roles of the token"},
+        Word(ROLE, validate=validate.OneOf(ROLE.words), metadata=field_metadata("customer")),
+        validate=validate.Length(1, len(ROLE.words)),
+        required=True,
     )
 
-    @validates_schema
-    def one_of_two(self, data: Mapping[str, Any], **kwargs: Any) -> None:
-        if set(data) not in ({"username", "password"}, {"user_id", "roles"}):
-            raise ValidationError("Must hold username and password, or user_id and roles.")
+
+class TokenRequest(OneOf):
+    """A name and its password or, in mock mode, any user and roles."""
+
+    shapes = (PasswordLogin, MockLogin)
 
 
 class IntrospectionRequest(RequestSchema):

@@ -11,17 +11,11 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from uuid import UUID
 
+from shared.enumerations import ReservationState
 from shared.errors import BelowReserved, UnexpectedEvent, UnknownOrder, VersionMoved
 from shared.events import Committed, Item, OrderCreated, Payload, Released, ReservationFailed, Reserved, Shortage
 
-
-class State(StrEnum):
-    """The state of a reservation."""
-
-    RESERVED = "RESERVED"
-    REFUSED = "REFUSED"  # final
-    COMMITTED = "COMMITTED"
-    RELEASED = "RELEASED"  # final; without items it is a tombstone: the release overtook its order
+State = ReservationState
 
 
 class Kind(StrEnum):

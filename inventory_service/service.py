@@ -16,6 +16,7 @@ from shared.edge.rpc import rpc
 from shared.edge.settings import Setting
 from shared.edge.timer import each_alone, every
 from shared.edge.tx import Events, Tx
+from shared.enumerations import ReleaseReason
 from shared.errors import Conflict, DeadMessage
 from shared.events import Identity, Item
 from shared.ids import new_trace_id, uuid7
@@ -136,12 +137,12 @@ class InventoryService(ReleaseAudit, Probes):
     @rpc
     def release_reservation(self, reservation_id: str) -> dict[str, Any]:
         """Release a manual reservation; the release is audited. Raises NotFound, Conflict."""
-        return self._close_manually(reservation_id, RELEASE, "manual")
+        return self._close_manually(reservation_id, RELEASE, ReleaseReason.MANUAL)
 
     @rpc
     def commit_reservation(self, reservation_id: str) -> dict[str, Any]:
         """Turn a manual reservation into a sale. Raises NotFound, Conflict."""
-        return self._close_manually(reservation_id, COMMIT, "manual")
+        return self._close_manually(reservation_id, COMMIT, ReleaseReason.MANUAL)
 
     def _close_manually(self, reservation_id: str, verb: str, reason: str) -> dict[str, Any]:
         with self.db.begin() as session:
@@ -173,4 +174,4 @@ class InventoryService(ReleaseAudit, Probes):
 
     def _expire(self, order_id: UUID) -> None:
         with self.db.begin() as session:
-            self._close_one(session, order_id, RELEASE, "expired", EXPIRED, new_trace_id())
+            self._close_one(session, order_id, RELEASE, ReleaseReason.EXPIRED, EXPIRED, new_trace_id())

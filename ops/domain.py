@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import TypeVar
 from uuid import UUID
 
+from shared.enumerations import OperationKind, OperationStatus
 from shared.errors import ValidationFailed
 from topology.table import BY_NAME, dead_letter_queue, main_queue
 
@@ -31,23 +32,8 @@ UNKNOWN = "unknown"
 NEVER = datetime.min.replace(tzinfo=UTC)
 
 
-class Kind(StrEnum):
-    """The operations on dead messages."""
-
-    REPLAY = "replay"
-    EXPORT = "export"
-    DISCARD = "discard"
-    IMPORT = "import"
-
-
-class Status(StrEnum):
-    """How far an operation got. All but STARTED are final."""
-
-    STARTED = "started"
-    DONE = "done"
-    STOPPED = "stopped"  # it ended itself, or was asked to, before it was through
-    FAILED = "failed"  # it could not go on
-    INTERRUPTED = "interrupted"  # its process died, or was cut off from the ledger, and has not said how it ended
+Kind = OperationKind
+Status = OperationStatus
 
 
 class Fate(StrEnum):

@@ -23,14 +23,14 @@ from shared.events import (
     Reserved,
     type_of,
 )
-from shared.order_states import UNPAID, Reason
+from shared.order_states import UNPAID, Command, Reason
 from shared.order_states import Status as Status
 from shared.schema import MAX_AMOUNT
 
 # Commands of people and timers, beside the events of services.
-CANCEL = "cancel"
-DEADLINE = Reason.DEADLINE.value  # also the reason
-REFUND_RETRY = "refund.retry"
+CANCEL = Command.CANCEL.value
+DEADLINE = Command.DEADLINE.value
+REFUND_RETRY = Command.REFUND_RETRY.value
 
 OUT_OF_STOCK = Reason.OUT_OF_STOCK.value
 PAYMENT_FAILED = Reason.PAYMENT_FAILED.value
@@ -100,7 +100,7 @@ TABLE: tuple[Rule, ...] = (
     Rule(UNPAID, "payment.succeeded", S.PAID, (PAID_WORD, COMMIT)),
     Rule(UNPAID, "payment.failed", S.CANCELLED, (CANCELLED_WORD, RELEASE), PAYMENT_FAILED),
     Rule(UNPAID, CANCEL, S.CANCELLED, (CANCELLED_WORD, RELEASE), ORDER_CANCELLED),
-    Rule(UNPAID, DEADLINE, S.CANCELLED, (CANCELLED_WORD, RELEASE), DEADLINE),
+    Rule(UNPAID, DEADLINE, S.CANCELLED, (CANCELLED_WORD, RELEASE), Reason.DEADLINE.value),
     Rule(_in(S.PAID), CANCEL, S.REFUND_PENDING, (NEW_REFUND, RELEASE), ORDER_CANCELLED),
     Rule(REFUNDING | {S.PAID}, "inventory.reserved", SAME),
     Rule(_in(S.CANCELLED), "payment.succeeded", S.REFUND_PENDING, (NEW_REFUND,)),

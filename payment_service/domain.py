@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from uuid import UUID, uuid5
 
+from shared.enumerations import PaymentStatus
 from shared.errors import UnexpectedEvent, UnknownOrder
 from shared.events import Payload, PaymentFailed, PaymentSucceeded, Refunded, RefundFailed
 
@@ -21,15 +22,7 @@ def payment_id_of(order_id: UUID) -> UUID:
     return uuid5(PAYMENT_NAMESPACE, str(order_id))
 
 
-class Status(StrEnum):
-    """The status of a payment."""
-
-    PENDING = "PENDING"
-    COMPLETED = "COMPLETED"
-    FAILED = "FAILED"
-    VOID = "VOID"
-    REFUND_PENDING = "REFUND_PENDING"
-    REFUNDED = "REFUNDED"
+Status = PaymentStatus
 
 
 class RefundStatus(StrEnum):

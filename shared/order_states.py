@@ -29,6 +29,14 @@ class Reason(StrEnum):
     DEADLINE = "deadline"  # it had no payment after ORDER_DEADLINE_S
 
 
+class Command(StrEnum):
+    """What people and timers do to an order, beside the events of services. Each is a step of its timeline."""
+
+    CANCEL = "cancel"
+    DEADLINE = "deadline"
+    REFUND_RETRY = "refund.retry"
+
+
 # An order without a payment yet. The deadline cancels orders in these states.
 UNPAID = frozenset({Status.PENDING, Status.RESERVED})
 

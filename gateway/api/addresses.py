@@ -1,8 +1,9 @@
-"""The address of the client behind trusted proxies."""
+"""Addresses as trusted proxies report them: that of the client, and that under which clients know the gateway."""
 
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterable
 
 from shared.edge.http import Environ
@@ -10,8 +11,14 @@ from shared.edge.http import Environ
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
+# What a Host header may hold: a name or an IPv4 address, or an IPv6 address in brackets, and a port.
+_HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,252})|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
+# Shown to a client that sent no usable Host header.
+UNKNOWN_ORIGIN = "https://the-address-of-this-page"
+
+
 class Proxies:
-    """The proxies whose X-Forwarded-For is believed. Nobody else's is: any client can send one."""
+    """The proxies whose X-Forwarded-... headers are believed. Nobody else's are: any client can send them."""
 
     def __init__(self, networks: Iterable[str]) -> None:
         self._networks = [ipaddress.ip_network(network) for network in networks]
@@ -35,8 +42,26 @@ class Proxies:
             address = reported
         return str(address)
 
+    def origin(self, environ: Environ) -> str:
+        """The scheme, host and port by which the client called the gateway, such as `https://shop.example`.
+
+        The Host header, or X-Forwarded-Host and X-Forwarded-Proto of a trusted proxy. Of several proxies the first
+        one knows what the client asked for.
+        """
+        scheme, host = environ.get("wsgi.url_scheme", "http"), environ.get("HTTP_HOST", "")
+        peer = _parsed(environ["REMOTE_ADDR"])
+        if peer is not None and self._trusts(peer):
+            scheme = _first(environ.get("HTTP_X_FORWARDED_PROTO")) or scheme
+            host = _first(environ.get("HTTP_X_FORWARDED_HOST")) or host
+        known = scheme in ("http", "https") and _HOST.fullmatch(host)
+        return f"{scheme}://{host}" if known else UNKNOWN_ORIGIN
+
     def _trusts(self, address: Address) -> bool:
         return any(address in network for network in self._networks)
+
+
+def _first(header: str | None) -> str:
+    return (header or "").partition(",")[0].strip()
 
 
 def _parsed(text: str) -> Address | None:

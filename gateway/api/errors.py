@@ -6,7 +6,7 @@ import logging
 
 from marshmallow import fields
 
-from gateway.api.fields import AnswerSchema, field_metadata, text_field, uuid_field
+from gateway.api.fields import AnswerSchema, Enumeration, field_metadata, text_field, uuid_field, word_field
 from gateway.api.reading import trace_of
 from shared import errors
 from shared.edge.http import Environ
@@ -71,10 +71,27 @@ def report_error(environ: Environ, error: Exception) -> tuple[int, EcomError, li
     return status, error, headers
 
 
+def _is_answered(kind: type[EcomError]) -> bool:
+    """Whether clients get the code of an error. They get `unavailable` for CannotWork, `internal` for others."""
+    return kind is EcomError or (
+        any(base in STATUS for base in kind.__mro__) and not issubclass(kind, errors.CannotWork)
+    )
+
+
+_KINDS: list[type[EcomError]] = [
+    kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, EcomError)
+]
+ERROR_CODE = Enumeration(
+    "ErrorCode",
+    tuple(kind.code for kind in _KINDS if _is_answered(kind)),
+    "Why a request was refused. Each operation lists its own, with their meaning.",
+)
+
+
 class Fault(AnswerSchema):
     """The error itself."""
 
-    code = text_field("not_found", "a stable code for programs")
+    code = word_field(ERROR_CODE, "not_found", "a stable code for programs")
     message = text_field("There is nothing here by that name.", "an explanation for people")
     details = fields.Dict(
         required=True, metadata=field_metadata({}, "more about it; for a bad field, its name and its problems")
@@ -82,7 +99,7 @@ class Fault(AnswerSchema):
     traceId = uuid_field("the trace to quote when asking about this error", "0af76519-16cd-43dd-8448-eb211c80319c")
 
 
-class Error(AnswerSchema):
+class ErrorAnswer(AnswerSchema):
     """The shape of all errors."""
 
     error = fields.Nested(Fault, required=True)

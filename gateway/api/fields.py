@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 from uuid import UUID
@@ -173,6 +174,22 @@ class RequestSchema(Schema):
         unknown = RAISE
 
 
+class OneOf(RequestSchema):
+    """A body of one of several shapes. A body with fields of one shape only is loaded as that shape."""
+
+    shapes: ClassVar[tuple[type[RequestSchema], ...]] = ()
+
+    def load(self, data: Any, **kwargs: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return super().load(data, **kwargs)
+        shapes = [shape(**kwargs) for shape in self.shapes]
+        meant = [shape for shape in shapes if not shape.fields.keys().isdisjoint(data)]
+        if len(meant) != 1:
+            choices = (" and ".join(shape.fields) for shape in shapes)
+            raise ValidationError(f"Must hold {', or '.join(choices)}.")
+        return meant[0].load(data)
+
+
 class PageQuery(RequestSchema):
     """One page of a list."""
 
@@ -194,6 +211,28 @@ class AnswerSchema(Schema):
 
     class Meta:
         unknown = EXCLUDE
+
+
+@dataclass(frozen=True)
+class Enumeration:
+    """A closed list of words: the name of its schema in the document, the words, and what they mean."""
+
+    name: str
+    words: tuple[str, ...]
+    description: str
+
+
+class Word(fields.String):
+    """A word of an enumeration, or of one of several."""
+
+    def __init__(self, *enumerations: Enumeration, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.enumerations = enumerations
+
+
+def word_field(enumeration: Enumeration, example: str | None, description: str = "", **more: Any) -> Word:
+    """A field that every answer has, with a word of an enumeration."""
+    return Word(enumeration, **_always(example, description, **more))
 
 
 def text_field(example: str | None, description: str = "", **more: Any) -> fields.String:

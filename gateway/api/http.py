@@ -60,7 +60,8 @@ class Api(Route):
     to words if there is no body. A `located` answer has a Location header with the address of what was created. `fails`
     lists the errors particular to this route; errors of roles, bodies and keys need no mention. `in_path` has a field
     for each piece of plain text in the path. A body that is `passed_on` is validated by the service that gets it: its
-    schema only documents it. A route whose query has a cursor links to the next page in a Link header.
+    schema only documents it. A route whose query has a cursor links to the next page in a Link header. `example` holds
+    the values of the answer that differ from the examples of its schema.
     """
 
     rates = Shared(Rates)
@@ -90,6 +91,7 @@ class Api(Route):
         fails: Iterable[type[EcomError]] = (),
         in_path: Mapping[str, marshmallow.fields.Field] | None = None,
         passed_on: bool = False,
+        example: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(method, path)
         self.roles = None if roles is None else frozenset(roles)
@@ -104,6 +106,7 @@ class Api(Route):
         self.fails = tuple(fails)
         self.in_path = in_path or {}
         self.passed_on = passed_on
+        self.example = dict(example or {})
 
     def setup(self) -> None:
         super().setup()

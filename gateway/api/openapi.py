@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any
@@ -13,8 +14,9 @@ import marshmallow
 from apispec import APISpec
 from apispec.ext.marshmallow import MarshmallowPlugin
 
-from gateway.api.errors import RETRY_AFTER_S, STATUS, Error
-from gateway.api.fields import IDEMPOTENCY_KEY, MAX_ROW_ID, Id, WholeNumber
+from gateway.api.errors import RETRY_AFTER_S, STATUS, ErrorAnswer
+from gateway.api.examples import example_of
+from gateway.api.fields import IDEMPOTENCY_KEY, MAX_ROW_ID, Id, OneOf, WholeNumber, Word
 from gateway.api.http import Api
 from shared import errors
 from shared.edge.connection import MAX_BODY_BYTES
@@ -32,7 +34,10 @@ Every error has the shape `{"error": {"code", "message", "details", "traceId"}}`
 send its own in the same headers.
 
 An unknown path is 404. A method that a path does not support is 405 with `Allow`. Request bodies are JSON with a
-Content-Length of at most {limit} kB. Answers may gain fields.
+Content-Length of at most {limit} kB.
+
+Later versions may add fields to answers and words to enumerations: ignore a field that you do not know, and treat a
+word that you do not know as one that you have no rule for.
 """.replace("{limit}", str(MAX_BODY_BYTES // 1024))
 
 KEY_SHAPE = rf'^(?:{IDEMPOTENCY_KEY.pattern}|"{IDEMPOTENCY_KEY.pattern}")$'
@@ -61,8 +66,14 @@ def document(service: type) -> dict[str, Any]:
     """The document of the routes of a service."""
     plugin = MarshmallowPlugin()
     spec = APISpec(
-        "ecom", VERSION, "3.1.0", info={"description": DESCRIPTION}, plugins=[plugin], servers=[{"url": "/"}]
+        "ecom",
+        VERSION,
+        "3.1.0",
+        info={"description": DESCRIPTION, "contact": {"name": "The operators of this installation"}},
+        plugins=[plugin],
+        servers=[{"url": "/"}],
     )
+    _show_enumerations(spec, plugin)
     spec.components.security_scheme("bearer", {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"})
     documented = [(name, method, route) for name, method, route in routes(service) if route.in_document]
     headers = dict(HEADERS)
@@ -71,18 +82,69 @@ def document(service: type) -> dict[str, Any]:
     for name, (description, schema) in headers.items():
         spec.components.header(name, {"description": description, "schema": schema})
     for name, method, route in documented:
-        for shape in (route.body, *route.answers.values(), Error):
-            if shape is not None and not isinstance(shape, str) and shape.__name__ not in spec.components.schemas:
-                about = {"description": _doc(shape), **getattr(shape, "openapi", {})}
-                spec.components.schema(shape.__name__, about, schema=shape)
+        for shape in (route.body, *route.answers.values(), ErrorAnswer):
+            if shape is not None and not isinstance(shape, str):
+                _add_schema(spec, shape)
         operation = _operation(name, method, route, plugin)
         spec.path(route.label, operations={route.method.lower(): operation})
+    for tag, description in _tags(service, [(name, route) for name, _, route in documented]).items():
+        spec.tag({"name": tag, "description": description})
     made = spec.to_dict()
     assert plugin.converter is not None
     for (shape, *_), name in plugin.converter.refs.items():
         # apispec finds the schemas inside other schemas itself and does not read their docstrings.
         made["components"]["schemas"][name].setdefault("description", _doc(shape))
+    for _, _, route in documented:
+        if route.example:
+            answer = made["paths"][route.label][route.method.lower()]["responses"][str(route.status)]
+            for content in answer["content"].values():
+                content["example"] = example_of(content["schema"], made["components"]["schemas"]) | route.example
     return json.loads(json.dumps(made))  # plain values that no schema shares
+
+
+def _show_enumerations(spec: APISpec, plugin: MarshmallowPlugin) -> None:
+    """Make of each enumeration a schema of its own, to which the fields with its words refer."""
+
+    def refer(_: Any, field: marshmallow.fields.Field, **kwargs: Any) -> dict[str, Any]:
+        if not isinstance(field, Word):
+            return {}
+        for enumeration in field.enumerations:
+            if enumeration.name not in spec.components.schemas:
+                words = list(enumeration.words)
+                about = {"type": "string", "enum": words, "description": enumeration.description}
+                spec.components.schema(enumeration.name, about | {"examples": words[:1]})
+        kinds = [_reference(enumeration.name) for enumeration in field.enumerations]
+        kinds += [{"type": "null"}] if field.allow_none else []
+        return {"anyOf": kinds} if len(kinds) > 1 else kinds[0]
+
+    assert plugin.converter is not None
+    plugin.map_to_openapi_type(Word, None, None)
+    plugin.converter.add_attribute_function(refer)
+
+
+def _add_schema(spec: APISpec, shape: type[marshmallow.Schema]) -> None:
+    if shape.__name__ in spec.components.schemas:
+        return
+    about = {"description": _doc(shape), **getattr(shape, "openapi", {})}
+    if not issubclass(shape, OneOf):
+        spec.components.schema(shape.__name__, about, schema=shape)
+        return
+    for one in shape.shapes:
+        _add_schema(spec, one)
+    spec.components.schema(shape.__name__, about | {"oneOf": [_reference(one.__name__) for one in shape.shapes]})
+
+
+def _reference(name: str) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _tags(service: type, documented: Iterable[tuple[str, Api]]) -> dict[str, str]:
+    """The subject of each tag, in the words of the modules that have its routes."""
+    modules: dict[str, dict[str, None]] = {}
+    for name, route in documented:
+        kind = next(kind for kind in service.__mro__ if name in vars(kind))
+        modules.setdefault(_tag(route), {})[_doc(sys.modules[kind.__module__])] = None
+    return {tag: " ".join(words) for tag, words in modules.items()}
 
 
 def routes(service: type) -> Iterator[tuple[str, Any, Api]]:
@@ -134,7 +196,8 @@ def _operation(name: str, method: Any, route: Api, plugin: MarshmallowPlugin) ->
                 "in": "header",
                 "name": "Idempotency-Key",
                 "required": True,
-                "description": "chosen by the client: a repeated key has no further effect and gets the same answer",
+                "description": "chosen by the client: 1 to 128 of A-Z a-z 0-9 _ . : - (quotes around them are "
+                "allowed); a repeated key has no further effect and gets the same answer",
                 "schema": {"type": "string", "pattern": KEY_SHAPE, "examples": ["first-order"]},
             }
         )
@@ -157,7 +220,8 @@ def _operation(name: str, method: Any, route: Api, plugin: MarshmallowPlugin) ->
     if route.samples:
         operation["x-codeSamples"] = [{"lang": lang, "source": source} for lang, source in route.samples.items()]
     if route.body is not None:
-        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": route.body.__name__}}}
+        content = {"application/json": {"schema": _reference(route.body.__name__)}}
+        operation["requestBody"] = {"required": True, "content": content}
     return operation
 
 
@@ -183,7 +247,7 @@ def _failure(kinds: Iterable[type[EcomError]]) -> dict[str, Any]:
     return {
         "description": "\n".join(f"- `{kind.code}`: {_doc(kind)}" for kind in kinds),
         "headers": _headers((*ALWAYS, *sorted(own))),
-        "content": {"application/json": {"schema": Error.__name__}},
+        "content": {"application/json": {"schema": ErrorAnswer.__name__}},
     }
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Mapping
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from werkzeug.wrappers import Request
 
 from gateway.api.answering import Answer
-from gateway.api.http import Api
+from gateway.api.http import Api, Call
 from gateway.site.reader import Reader
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -76,6 +78,17 @@ class PageRoute(Api):
 page = PageRoute.decorator
 
 
+class DocsRoute(PageRoute):
+    """A page that names its own address. The method finds it as `origin` in the query."""
+
+    def prepare(self, request: Request) -> tuple[tuple[Call], dict[str, Any]]:
+        (call,), context = super().prepare(request)
+        return (replace(call, query={"origin": self._proxies.origin(request.environ)}),), context
+
+
+docs_route = DocsRoute.decorator
+
+
 def render(look: Look, template: str, **values: Any) -> Answer:
     """Render a template as a page."""
     # The style comes from our own files, so it needs no escaping.
@@ -83,8 +96,8 @@ def render(look: Look, template: str, **values: Any) -> Answer:
     return Answer(body, headers=(("Content-Security-Policy", look.policy),))
 
 
-def docs(document: Mapping[str, Any]) -> Answer:
-    """The OpenAPI document as a page."""
+def docs(document: Mapping[str, Any], origin: str) -> Answer:
+    """The OpenAPI document as a page, whose examples call the API at this origin."""
     reader = Reader(document)
     groups: dict[str, list[dict[str, Any]]] = {}
     for path, methods in document["paths"].items():
@@ -94,6 +107,7 @@ def docs(document: Mapping[str, Any]) -> Answer:
         DOCS,
         "docs.html",
         info=document["info"],
+        origin=origin,
         groups=groups,
         paragraphs=document["info"]["description"].strip().split("\n\n"),
     )

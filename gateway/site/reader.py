@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-NULL = {"type": "null"}
+from gateway.api.examples import NULL, example_of, resolved
+
+MAX_WORDS_SHOWN = 24
+MAX_PATTERN_SHOWN = 64
+# The pattern of a text that may hold all but NUL.
+NO_NUL = r"[^\x00]*"
 
 
 @dataclass(frozen=True)
 class Item:
-    """A parameter or a field: its name, whether it is required, its type in words, and where it is sent."""
+    """A parameter or a field: its name, whether it is required, its type in words and pattern, and where it is sent."""
 
     name: str
     required: bool
     shape: str
+    pattern: str
     description: str
     place: str = ""
+
+
+@dataclass(frozen=True)
+class Body:
+    """One shape of a request body: what it is, unless a body has one shape only, and its fields."""
+
+    description: str
+    fields: tuple[Item, ...]
 
 
 class Reader:
@@ -39,12 +54,10 @@ class Reader:
             "paragraphs": operation["description"].split("\n\n"),
             "roles": operation.get("x-roles"),
             "parameters": [
-                Item(
-                    item["name"], item["required"], self.shape(item["schema"]), item.get("description", ""), item["in"]
-                )
+                self.item(item["name"], item["required"], item["schema"], item.get("description", ""), item["in"])
                 for item in operation["parameters"]
             ],
-            "body": list(self.fields(body)) if body else [],
+            "bodies": list(self.bodies(body)) if body else [],
             "answers": [self.answer(status, answer) for status, answer in operation["responses"].items()],
             "curl": self.curl(method, path, operation, body),
             "samples": operation.get("x-codeSamples", []),
@@ -55,6 +68,7 @@ class Reader:
         content: Mapping[str, Any] = next(iter(answer.get("content", {}).values()), {"schema": {}})
         good = int(status) < 400
         example = self.example(content["schema"]) if good and "$ref" in content["schema"] else None
+        example = content.get("example", example)
         return {
             "status": status,
             "lines": [line.removeprefix("- ") for line in answer["description"].splitlines()],
@@ -87,14 +101,17 @@ class Reader:
 
     def example(self, schema: Mapping[str, Any]) -> Any:
         """An example of a schema, put together from the examples of its fields."""
-        schema = schema if "examples" in schema else self.resolved(schema)
-        if "examples" in schema:
-            return schema["examples"][0]
-        if "properties" in schema:
-            return {name: self.example(inner) for name, inner in schema["properties"].items()}
-        if "items" in schema:
-            return [self.example(schema["items"])]
-        return {}
+        return example_of(schema, self.schemas)
+
+    def item(self, name: str, required: bool, schema: Mapping[str, Any], description: str, place: str = "") -> Item:
+        """A parameter or a field."""
+        return Item(name, required, self.shape(schema), _pattern(self.resolved(schema)), description, place)
+
+    def bodies(self, schema: Mapping[str, Any]) -> Iterator[Body]:
+        """Every shape of a request body."""
+        shapes = self.resolved(schema).get("oneOf", ())
+        for shape in shapes or [schema]:
+            yield Body(self.resolved(shape)["description"] if shapes else "", tuple(self.fields(shape)))
 
     def fields(self, schema: Mapping[str, Any], prefix: str = "") -> Iterator[Item]:
         """Every field. Fields of inner objects have dotted names."""
@@ -104,7 +121,7 @@ class Reader:
             required = name in schema.get("required", ())
             # A list of objects has a description of its own; an object is described by its fields.
             description = inner.get("description") or ("" if "properties" in whole else whole.get("description", ""))
-            yield Item(prefix + name, required, self.shape(inner), description)
+            yield self.item(prefix + name, required, inner, description)
             if "items" in whole:
                 yield from self.fields(whole["items"], f"{prefix}{name}[].")
             else:
@@ -112,32 +129,41 @@ class Reader:
 
     def resolved(self, schema: Mapping[str, Any]) -> Mapping[str, Any]:
         """The schema behind a reference; for a nullable schema, the schema of its other values."""
-        if NULL in schema.get("anyOf", ()):
-            return self.resolved(schema["anyOf"][0])
-        return self.schemas[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+        return resolved(schema, self.schemas)
 
     def shape(self, schema: Mapping[str, Any]) -> str:
         """The type of a value, in a few words."""
-        may_be_null = NULL in schema.get("anyOf", ())
-        schema = self.resolved(schema)
-        types = schema.get("type", "anything")
-        kind, *others = types if isinstance(types, list) else [types]
-        if len(schema.get("enum", ())) in range(1, 10):
-            words = "one of " + ", ".join(str(value) for value in schema["enum"] if value is not None)
-        elif "enum" in schema:
-            words = f"one of {len(schema['enum'])} words"
-        elif schema.get("format") == "uuid":
-            words = "UUID"
-        elif schema.get("format") == "date-time":
-            words = "time"
-        elif kind == "integer":
-            words = "integer" + _range(schema, "minimum", "maximum")
-        elif kind == "array":
-            words = "list" + _range(schema, "minItems", "maxItems")
-        else:
-            words = {"string": "text", "boolean": "true or false"}.get(str(kind), str(kind))
-            words += _range(schema, "minLength", "maxLength", " characters")
-        return words + (" or null" if may_be_null or "null" in others else "")
+        kinds = schema.get("anyOf", [schema])
+        words = " or ".join(_shape(self.resolved(kind)) for kind in kinds if kind != NULL)
+        return words + (" or null" if NULL in kinds else "")
+
+
+def _shape(schema: Mapping[str, Any]) -> str:
+    types = schema.get("type", "anything")
+    kind, *others = types if isinstance(types, list) else [types]
+    if len(schema.get("enum", ())) in range(1, MAX_WORDS_SHOWN + 1):
+        words = "one of " + ", ".join(str(value) for value in schema["enum"] if value is not None)
+    elif "enum" in schema:
+        words = f"one of {len(schema['enum'])} words"
+    elif schema.get("format") == "uuid":
+        words = "UUID"
+    elif schema.get("format") == "date-time":
+        words = "time"
+    elif kind == "integer":
+        words = "integer" + _range(schema, "minimum", "maximum")
+    elif kind == "array":
+        words = "list" + _range(schema, "minItems", "maxItems")
+    else:
+        words = {"string": "text", "boolean": "true or false"}.get(str(kind), str(kind))
+        words += _range(schema, "minLength", "maxLength", " characters")
+    return words + (" or null" if "null" in others else "")
+
+
+def _pattern(schema: Mapping[str, Any]) -> str:
+    """The pattern of a text without its anchors. A long one is left out: its field is described in words."""
+    match = re.fullmatch(r"\^(?:\(\?:(.*)\)|(.*))\$", schema.get("pattern", ""))
+    pattern = (match[1] or match[2]) if match else ""
+    return "" if pattern == NO_NUL or len(pattern) > MAX_PATTERN_SHOWN else pattern
 
 
 def _range(schema: Mapping[str, Any], least: str, most: str, unit: str = "") -> str:

@@ -15,7 +15,7 @@ from gateway.export import orders_in
 from gateway.site import sessions
 from gateway.site.dashboard import EXPORTS_SHOWN, Audit, filtered_page, overview, release_page
 from gateway.site.filters import DashboardFilters, DashboardQuery
-from gateway.site.pages import docs, page
+from gateway.site.pages import docs, docs_route
 from gateway.site.sessions import Visitor, session_export, session_page, sign_in_page
 from gateway.tokens import MAX_PASSWORD
 from shared import auth
@@ -113,10 +113,10 @@ class Site(Combined):
         """The OpenAPI document of the API."""
         return self._document()
 
-    @page("GET", "/docs", roles=None, answer=None, summary="Read about the API")
+    @docs_route("GET", "/docs", roles=None, answer=None, summary="Read about the API")
     def docs_page(self, call: Call) -> Answer:
         """The same document as a page for people. It loads nothing from other servers."""
-        return docs(self._document())
+        return docs(self._document(), call.query["origin"])
 
     def _document(self) -> dict[str, Any]:
         service: type = type(self)

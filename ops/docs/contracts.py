@@ -16,8 +16,8 @@ from ops.docs import architecture, diagrams, readme
 from shared.envelope import CONTRACT_VERSION, json_schema
 from shared.events import CATALOGUE
 from shared.version import VERSION
-from topology.services import publisher_of
-from topology.table import EVENTS_EXCHANGE, QUEUES, UNHEARD, Queue, hears
+from topology.services import BY_NAME, PUBLISHERS, publisher_of
+from topology.table import EVENTS_EXCHANGE, QUEUES, RETRY_WAITS_S, UNHEARD, Queue, dead_letter_queue, hears
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "contracts"
 
@@ -29,13 +29,15 @@ def documents() -> dict[str, dict[str, Any]]:
 
 
 def asyncapi() -> dict[str, Any]:
-    """The AsyncAPI 3.0 document."""
+    """The AsyncAPI 3.1 document."""
     operations: dict[str, Any] = {}
     for type_ in CATALOGUE:
         operations[f"tell-{type_}"] = {
             "action": "send",
             "channel": {"$ref": f"#/channels/{_key(type_)}"},
-            "summary": f"{publisher_of(type_)} tells {type_}, by its outbox and relay",
+            "summary": f"{publisher_of(type_)} publishes {type_}",
+            "description": f"{_meaning(type_)} It is committed to the outbox with its change; the relay publishes it.",
+            "tags": [{"name": publisher_of(type_)}],
             "bindings": {"amqp": {"mandatory": type_ not in UNHEARD, "deliveryMode": 2, "bindingVersion": "0.3.0"}},
         }
     for queue in QUEUES:
@@ -43,15 +45,30 @@ def asyncapi() -> dict[str, Any]:
             operations[f"hear-{queue.name}-{type_}"] = {
                 "action": "receive",
                 "channel": {"$ref": f"#/channels/{_key(type_)}"},
-                "summary": f"{queue.service} hears {type_} in {queue.name}",
+                "summary": f"{queue.service} consumes {type_} from {queue.name}",
+                "description": (
+                    f"{_meaning(type_)} A message may arrive more than once and in any order. One that fails is tried "
+                    f"again {len(RETRY_WAITS_S)} times and then goes to {dead_letter_queue(queue.name)}."
+                ),
+                "tags": [{"name": queue.service}],
                 "bindings": {"amqp": {"ack": True, "bindingVersion": "0.3.0"}},
             }
     return {
-        "asyncapi": "3.0.0",
+        "asyncapi": "3.1.0",
         "info": {
             "title": "ecom events",
             "version": VERSION,
             "description": "Order, inventory and payment settle each order among themselves by these events.",
+            "contact": {"name": "The operators of this installation"},
+            "tags": [{"name": name, "description": BY_NAME[name].purpose} for name in PUBLISHERS],
+        },
+        "servers": {
+            "broker": {
+                "host": "{host}",
+                "protocol": "amqp",
+                "description": "The broker of the setting AMQP_URI.",
+                "variables": {"host": {"default": "localhost:5672", "description": "Its host and port."}},
+            }
         },
         "defaultContentType": "application/json",
         "channels": {
@@ -74,10 +91,7 @@ def asyncapi() -> dict[str, Any]:
                 _key(type_): {
                     "name": type_,
                     "contentType": "application/json",
-                    "payload": {
-                        "schemaFormat": "application/schema+json;version=draft-07",
-                        "schema": {key: value for key, value in json_schema(type_).items() if key != "$schema"},
-                    },
+                    "payload": {key: value for key, value in json_schema(type_).items() if key != "$schema"},
                 }
                 for type_ in CATALOGUE
             }
@@ -88,6 +102,10 @@ def asyncapi() -> dict[str, Any]:
 def consumed_from(queue: Queue) -> list[str]:
     """The event types a queue is bound to."""
     return [type_ for type_ in CATALOGUE if hears(queue, type_)]
+
+
+def _meaning(type_: str) -> str:
+    return (CATALOGUE[type_].__doc__ or "").strip()
 
 
 def _key(type_: str) -> str:

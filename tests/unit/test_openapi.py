@@ -5,12 +5,14 @@ import re
 from base64 import b64encode
 from hashlib import sha256
 from html.parser import HTMLParser
+from typing import get_type_hints
 
 import jsonschema
 import marshmallow
 import pytest
 from openapi_spec_validator import validate
 
+from gateway.api.addresses import Proxies
 from gateway.api.fields import EXAMPLE_ID, AnswerSchema, list_field, text_field
 from gateway.api.http import Api
 from gateway.api.openapi import document, failures, routes
@@ -21,11 +23,15 @@ from gateway.service import GatewayService
 from gateway.site.pages import docs
 from gateway.site.reader import Reader
 from ops.dlq.replay_request import read_replay
+from order_service import domain as order_rules
 from order_service import queries
 from order_service.domain import Status
+from payment_service.provider import METHOD_UNKNOWN, METHODS
 from shared import auth, errors
 from shared.config import Settings
+from shared.events import ReleaseRequested
 from shared.order_states import AT_REST, Reason
+from shared.schema import schema_of as schema_of_type
 from shared.version import VERSION
 from tests.unit.serving import ask, serving
 from tests.unit.test_gateway_http import BEHIND, EXPECTED_ROLES, JSON, PAGES, Gateway, bearer
@@ -33,7 +39,10 @@ from tests.unit.test_gateway_http import BEHIND, EXPECTED_ROLES, JSON, PAGES, Ga
 DOCUMENT = document(GatewayService)
 OPERATIONS = [(method, path) for path, methods in DOCUMENT["paths"].items() for method in methods]
 READER = Reader(DOCUMENT)
-BODY_SCHEMAS = {route.body.__name__: route.body for _, _, route in routes(GatewayService) if route.body}
+BODIES_READ = [route.body for _, _, route in routes(GatewayService) if route.body]
+SHAPES = [shape for body in BODIES_READ for shape in getattr(body, "shapes", ())]
+BODY_SCHEMAS = {schema.__name__: schema for schema in (*BODIES_READ, *SHAPES)}
+ORIGIN = "https://shop.example"
 
 
 def operation(method, path):
@@ -49,7 +58,8 @@ def conform(value, schema):
     """Hold a value against a schema of the document. Undocumented fields are refused too."""
     whole = {**schema, "components": json.loads(json.dumps(DOCUMENT["components"]))}
     for inner in whole["components"]["schemas"].values():
-        inner["additionalProperties"] = False
+        if "properties" in inner:
+            inner["additionalProperties"] = False
     checker = jsonschema.Draft202012Validator.FORMAT_CHECKER
     assert {"uuid", "date-time"} <= checker.checkers.keys()
     jsonschema.Draft202012Validator(whole, format_checker=checker).validate(value)
@@ -117,7 +127,7 @@ def test_every_operation_documents_its_parameters_and_answers(method, path):
         if int(status) < 400 and path not in WITHOUT_SCHEMA:
             assert schema_of(answer)["$ref"]
         if int(status) >= 400:
-            assert schema_of(answer) == {"$ref": "#/components/schemas/Error"}
+            assert schema_of(answer) == {"$ref": "#/components/schemas/ErrorAnswer"}
         assert "Retry-After" in answer["headers"] or status not in ("429", "503")
         assert "WWW-Authenticate" in answer["headers"] or status != "401"
 
@@ -232,7 +242,9 @@ def test_every_paged_list_documents_its_link_header():
 def test_a_nullable_field_shows_its_other_type():
     fields = {item.name: item for item in READER.fields({"$ref": "#/components/schemas/ReleaseEventDetail"})}
     assert fields["timeline"].shape == "object or null"
-    assert fields["timeline.steps[].event"].shape == "text"
+    assert fields["timeline.steps[].event"].shape.startswith("one of order.created, ")
+    assert fields["timeline.steps[].from"].shape.endswith(", REFUND_FAILED or null")
+    assert fields["timeline.steps[].source"].shape == "text"
     assert fields["seal.seq"].shape == "integer"
 
 
@@ -256,7 +268,8 @@ def test_every_schema_has_a_description_and_a_valid_example():
 
 @pytest.mark.parametrize("name", [name for name in DOCUMENT["components"]["schemas"] if name in BODY_SCHEMAS])
 def test_the_gateway_accepts_the_example_of_every_body(name):
-    BODY_SCHEMAS[name]().load(READER.example(DOCUMENT["components"]["schemas"][name]))
+    load = read_replay if name == "ReplayRequest" else BODY_SCHEMAS[name]().load
+    load(READER.example(DOCUMENT["components"]["schemas"][name]))
 
 
 LINE = {"sku": "A-1", "quantity": 1, "unit_price": 0}
@@ -280,8 +293,9 @@ BODIES = {
     ],
     "StockRequest": [{"on_hand": value} for value in (0, 10**9, -1, 10**9 + 1, True, "1")],
     "ReplayRequest": [
-        *ReplayRequest.openapi["examples"],
-        *({}, {"all": True}, {"all": False}, {"max": 1}, {"max": 1, "all": True}, {"max": 1, "all": False}),
+        *(example for shape in ReplayRequest.shapes for example in shape.openapi["examples"]),
+        *({}, {"all": True}, {"all": False}, {"max": 1}, {"max": 1, "all": True}),
+        *({"all": True, "ids": [EXAMPLE_ID]}, {"max": 1, "ids": [EXAMPLE_ID]}),
         *({"all": value} for value in (1, "true", None)),
         *({"max": value} for value in (0, 10**9 + 1, True, "1", 1.5)),
         *({"ids": value} for value in ([], [EXAMPLE_ID] * 1000, [EXAMPLE_ID] * 1001, ["7"], [None], EXAMPLE_ID)),
@@ -395,7 +409,7 @@ def test_every_error_has_the_documented_shape(gateway):
         BEHIND.answer = error
         status, headers, body = ask(gateway, "GET", "/api/stocks/A-1", headers=bearer("customer"))
         assert status >= 400
-        conform(body, {"$ref": "#/components/schemas/Error"})
+        conform(body, {"$ref": "#/components/schemas/ErrorAnswer"})
         assert {"X-Correlation-ID", "traceparent"} <= set(headers.keys())
     BEHIND.answer = {}
 
@@ -471,4 +485,152 @@ def test_the_docs_page_has_one_path(gateway):
 def test_the_docs_page_escapes_the_document():
     hostile = json.loads(json.dumps(DOCUMENT))
     hostile["paths"]["/docs"]["get"]["summary"] = "<script>alert(1)</script>"
-    assert "<script" not in docs(hostile).body
+    assert "<script" not in docs(hostile, ORIGIN).body
+
+
+@pytest.mark.parametrize(
+    ("headers", "origin"),
+    [
+        ({"Host": "shop.example:20150"}, "http://shop.example:20150"),
+        ({"Host": "[::1]:8000"}, "http://[::1]:8000"),
+        (
+            {"Host": "shop.example", "X-Forwarded-Proto": "https", "X-Forwarded-Host": "a.example"},
+            "http://shop.example",
+        ),
+        ({"Host": "$(rm -rf /)"}, "https://the-address-of-this-page"),
+        ({"Host": "<script>"}, "https://the-address-of-this-page"),
+    ],
+)
+def test_the_docs_page_names_the_address_by_which_it_was_called(gateway, headers, origin):
+    _, _, text = ask(gateway, "GET", "/docs", headers=headers)
+    assert re.findall(r"^ *<pre>api=(.*)   #", text, re.M) == [origin]
+    assert "127.0.0.1" not in text
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "origin"),
+    [
+        ("10.0.0.5", {"PROTO": "https", "HOST": "shop.example"}, ORIGIN),
+        ("10.0.0.5", {"PROTO": "https, http", "HOST": "shop.example, inner.example"}, ORIGIN),
+        ("10.0.0.5", {"PROTO": "https"}, "https://gateway:8000"),
+        ("10.0.0.5", {}, "http://gateway:8000"),
+        ("10.0.0.5", {"PROTO": "javascript"}, "https://the-address-of-this-page"),
+        ("192.0.2.7", {"PROTO": "https", "HOST": "shop.example"}, "http://gateway:8000"),
+    ],
+)
+def test_the_origin_behind_a_trusted_proxy_is_the_one_that_it_reports(peer, forwarded, origin):
+    environ = {"REMOTE_ADDR": peer, "wsgi.url_scheme": "http", "HTTP_HOST": "gateway:8000"}
+    environ |= {f"HTTP_X_FORWARDED_{name}": value for name, value in forwarded.items()}
+    assert Proxies(["10.0.0.0/8"]).origin(environ) == origin
+
+
+def test_the_docs_page_shows_patterns(gateway):
+    _, _, text = ask(gateway, "GET", "/docs")
+    assert "[A-Za-z0-9][A-Za-z0-9._-]{0,63}" in "".join(Elements(text).words)
+    assert "1 to 128 of A-Z a-z 0-9 _ . : -" in "".join(Elements(text).words)
+    shown = {item.name: item.pattern for item in READER.fields({"$ref": "#/components/schemas/OrderRequest"})}
+    assert (shown["items[].sku"], shown["payment_method"]) == ("[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "")
+
+
+def test_the_docs_page_shows_each_shape_of_a_body(gateway):
+    _, _, text = ask(gateway, "GET", "/docs")
+    shown = re.sub(r"\s+", " ", "".join(Elements(text).words))
+    for shape in SHAPES:
+        assert shape.__doc__ in shown
+
+
+def test_a_body_of_several_shapes_is_one_of_named_objects():
+    several = [schema for schema in DOCUMENT["components"]["schemas"].values() if "oneOf" in schema]
+    assert len(several) == 2
+    for schema in several:
+        for shape in schema["oneOf"]:
+            assert READER.resolved(shape)["type"] == "object"
+    assert not re.search(r'"(?:anyOf|oneOf|allOf|not)": (?:{|\[{"(?!\$ref))', json.dumps(DOCUMENT))
+
+
+# Words that come from outside: other programs publish events, providers refuse payments, operators give reasons.
+FREE = {
+    *("DeadLetter.event_type", "DeadStep.event_type", "LinkedOperation.event_type"),
+    *("DeadLetter.reason", "DeadStep.reason", "ReasonCount.reason", "Payment.reason", "Step.source", "FeedStep.source"),
+}
+
+
+def test_every_word_of_a_closed_list_is_an_enumeration():
+    words = {"status", "state", "reason", "queue", "dlq", "kind", "event", "events", "event_type", "source", "code"}
+    free = set()
+    for name, schema in DOCUMENT["components"]["schemas"].items():
+        for field, inner in schema.get("properties", {}).items():
+            whole = READER.resolved(inner)
+            whole = READER.resolved(whole.get("items", whole))
+            if field in words and "enum" not in whole:
+                free.add(f"{name}.{field}")
+    assert free == FREE
+
+
+def enumerated(name):
+    return set(DOCUMENT["components"]["schemas"][name]["enum"])
+
+
+def test_the_enumerations_hold_what_the_services_can_say():
+    reasons = {rule.reason for rule in order_rules.TABLE if rule.reason}
+    assert enumerated("OrderReason") == reasons
+    assert enumerated("OrderEvent") == {rule.hears for rule in order_rules.TABLE} | {"order.created"}
+    asked = {word for _, words in order_rules.AWAITED.values() for word in words}
+    assert enumerated("OrderEvent") >= asked
+    assert enumerated("AwaitedFrom") >= {name for name, _ in order_rules.AWAITED.values()}
+    words = schema_of_type(get_type_hints(ReleaseRequested, include_extras=True)["reason"])["enum"]
+    assert enumerated("ReleaseReason") == {*words, "manual", "expired"}
+    codes = set(re.findall(r"`(\w+)`:", json.dumps([failure for _, _, failure in failures_documented()])))
+    assert enumerated("ErrorCode") == codes | {"method_not_allowed", "internal"}
+
+
+def failures_documented():
+    for method, path in OPERATIONS:
+        for status, answer in operation(method, path)["responses"].items():
+            if int(status) >= 400:
+                yield path, status, answer["description"]
+
+
+def test_the_methods_of_the_mock_provider_are_documented():
+    words = DOCUMENT["components"]["schemas"]["OrderRequest"]["properties"]["payment_method"]["description"]
+    assert set(re.findall(r"mock_\w+", words)) == set(METHODS)
+    assert METHOD_UNKNOWN in words
+
+
+# What each command leads to, by the tables of the services.
+LEADS_TO = {
+    "cancel_order": {rule.becomes for rule in order_rules.TABLE if rule.hears == "cancel" and rule.becomes},
+    "retry_refund": {rule.becomes for rule in order_rules.TABLE if rule.hears == "refund.retry"},
+    "create_order": {"PENDING"},
+    "commit_reservation": {"COMMITTED"},
+    "release_reservation": {"RELEASED"},
+    "reserve": {"RESERVED"},
+    "start_replay": {"started"},
+}
+
+
+def test_the_example_answer_of_a_command_is_what_the_command_leads_to():
+    for method, path in OPERATIONS:
+        documented = operation(method, path)
+        if documented["operationId"] not in LEADS_TO:
+            continue
+        status = "201" if "201" in documented["responses"] else min(documented["responses"])
+        shown = json.loads(READER.answer(status, documented["responses"][status])["example"])
+        assert shown.get("status", shown.get("state")) in LEADS_TO[documented["operationId"]]
+        conform(shown, schema_of(documented["responses"][status]))
+        reason = {"CANCELLED": "order_cancelled", "REFUND_PENDING": "order_cancelled"}.get(shown.get("status"))
+        assert shown.get("reason") == reason
+
+
+def test_every_tag_is_described():
+    used = [operation(method, path)["tags"] for method, path in OPERATIONS]
+    described = {tag["name"]: tag["description"] for tag in DOCUMENT["tags"]}
+    assert {name for names in used for name in names} == described.keys()
+    assert all(described.values())
+    assert described["payments"] == "Payments: read them."
+
+
+def test_no_schema_has_a_property_of_its_own_name():
+    # A generator names a class after the schema and its field after the property.
+    for name, schema in DOCUMENT["components"]["schemas"].items():
+        assert name.lower() not in map(str.lower, schema.get("properties", ()))

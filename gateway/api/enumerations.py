@@ -1,0 +1,52 @@
+"""The closed lists of words that answers and requests hold. Each is a schema of its own in the OpenAPI document.
+
+Every list is derived from the table by which the services work.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from enum import StrEnum
+
+from gateway.api.fields import Enumeration
+from shared.auth import OPERATOR, ROLES
+from shared.enumerations import OperationKind, OperationStatus, PaymentStatus, ReleaseReason, ReservationState
+from shared.events import CATALOGUE, OrderCreated
+from shared.order_states import Command, Reason, Status
+from topology.services import BY_NAME, PUBLISHERS
+from topology.table import QUEUES, dead_letter_queue, hears
+
+
+def _of(name: str, kind: type[StrEnum]) -> Enumeration:
+    return Enumeration(name, tuple(word.value for word in kind), inspect.cleandoc(kind.__doc__ or ""))
+
+
+def _events_of_an_order() -> Iterator[str]:
+    for type_, payload in CATALOGUE.items():
+        if payload is OrderCreated or any(hears(queue, type_) for queue in QUEUES if queue.service == "order"):
+            yield type_
+    for command in Command:
+        yield command.value
+
+
+ORDER_STATUS = _of("OrderStatus", Status)
+ORDER_REASON = _of("OrderReason", Reason)
+ORDER_EVENT = Enumeration(
+    "OrderEvent", tuple(_events_of_an_order()), "What can happen to an order: an event, or a command."
+)
+AWAITED_FROM = Enumeration(
+    "AwaitedFrom",
+    (*(BY_NAME[service].package for service in PUBLISHERS), OPERATOR),
+    "Who answers next: a service, or a person.",
+)
+ROLE = Enumeration("Role", ROLES, "A role of a user.")
+RESERVATION_STATE = _of("ReservationState", ReservationState)
+RELEASE_REASON = _of("ReleaseReason", ReleaseReason)
+PAYMENT_STATUS = _of("PaymentStatus", PaymentStatus)
+QUEUE_NAME = Enumeration("QueueName", tuple(queue.name for queue in QUEUES), "A queue of the topology.")
+DLQ_NAME = Enumeration(
+    "DlqName", tuple(dead_letter_queue(queue.name) for queue in QUEUES), "The dead-letter queue of a queue."
+)
+OPERATION_KIND = _of("OperationKind", OperationKind)
+OPERATION_STATUS = _of("OperationStatus", OperationStatus)

@@ -1,0 +1,57 @@
+"""Closed lists of words that a service keeps and the gateway shows, each typed once.
+
+The states of an order are in shared.order_states.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class ReservationState(StrEnum):
+    """The state of a reservation. REFUSED and RELEASED are final."""
+
+    RESERVED = "RESERVED"
+    REFUSED = "REFUSED"
+    COMMITTED = "COMMITTED"
+    RELEASED = "RELEASED"  # without items it is a tombstone: the release overtook its order
+
+
+class ReleaseReason(StrEnum):
+    """Why stock was released. `manual` and `expired` are of reservations without an order."""
+
+    PAYMENT_FAILED = "payment_failed"
+    ORDER_CANCELLED = "order_cancelled"
+    DEADLINE = "deadline"
+    MANUAL = "manual"
+    EXPIRED = "expired"
+
+
+class PaymentStatus(StrEnum):
+    """The status of a payment. VOID: the order ended before the charge."""
+
+    PENDING = "PENDING"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    VOID = "VOID"
+    REFUND_PENDING = "REFUND_PENDING"
+    REFUNDED = "REFUNDED"
+
+
+class OperationKind(StrEnum):
+    """The operations on dead messages."""
+
+    REPLAY = "replay"
+    EXPORT = "export"
+    DISCARD = "discard"
+    IMPORT = "import"
+
+
+class OperationStatus(StrEnum):
+    """How far an operation got. All but `started` are final."""
+
+    STARTED = "started"
+    DONE = "done"
+    STOPPED = "stopped"  # it ended itself, or was asked to, before it was through
+    FAILED = "failed"  # it could not go on
+    INTERRUPTED = "interrupted"  # its process died, or was cut off from the ledger, and has not said how it ended
