@@ -178,9 +178,12 @@ class QueueHolder(AnswerSchema):
 
 
 class DeadLetterQueue(AnswerSchema):
-    """One dead-letter queue: as counted by the broker, and as recorded by the services."""
+    """One working queue and its dead-letter queue: as counted by the broker, and as recorded by the services."""
 
     queue = word_field(QUEUE_NAME, "q.inventory.commit-requested")
+    ready = integer_field(0, "messages that wait in the working queue; not those that a consumer holds")
+    retrying = integer_field(0, "messages that wait to be tried again")
+    consumers = integer_field(1, "consumers of the working queue")
     dlq = word_field(DLQ_NAME, "q.inventory.commit-requested.dlq")
     service = text_field("inventory", "the service that consumes the queue")
     messages = integer_field(3, "counted by the broker; while somebody works on the DLQ, by what is recorded")
@@ -196,7 +199,7 @@ class DeadLetterQueue(AnswerSchema):
 
 
 class QueueList(AnswerSchema):
-    """Every DLQ."""
+    """Every working queue with its DLQ."""
 
     items = list_field(DeadLetterQueue)
 
@@ -259,9 +262,9 @@ class Operations:
 
     ops = RpcProxy("ops_service")
 
-    @api("GET", "/api/ops/queues", roles=OPERATORS, answer=QueueList, summary="Count dead messages")
+    @api("GET", "/api/ops/queues", roles=OPERATORS, answer=QueueList, summary="Count waiting and dead messages")
     def queues(self, call: Call) -> dict[str, Any]:
-        """Every DLQ, also the empty ones."""
+        """Every working queue with its DLQ, also the empty ones."""
         return {"items": self.ops.queues()}
 
     @api(

@@ -18,6 +18,7 @@ from ops.dlq.operator_session import Actor, OperatorSession, Watch
 from ops.dlq.replay_request import read_filters, read_replay
 from ops.dlq.service_databases import ServiceDatabases
 from ops.domain import Kind, dlq_of
+from ops.queues import measure, working_queues
 from shared.edge.background import Background
 from shared.edge.context import Context
 from shared.edge.database import Database
@@ -33,6 +34,7 @@ from shared.times import timestamp
 log = logging.getLogger(__name__)
 
 CENSUS_EVERY_S = 10
+MEASURE_EVERY_S = 10
 WITNESS_EVERY_S = 1
 CENSUS = Actor("system:census", command="census", gives_way=True)
 
@@ -65,10 +67,14 @@ class OpsService(Probes):
 
     @rpc
     def queues(self) -> list[dict[str, Any]]:
-        """Every DLQ with its count, oldest, newest and reasons, and who works on it. Raises CannotWork."""
+        """Every working queue with its messages, retries and consumers, and its DLQ. Raises CannotWork.
+
+        Of the DLQ: its count, oldest, newest and reasons, and who works on it.
+        """
+        working = {one["queue"]: one for one in working_queues(self.settings.amqp_uri, self.settings.heartbeat_s)}
         with self._operator(self._actor()) as operator:
             found = overview.overview(operator)
-        return [_queue(one) for one in found]
+        return [{**_working(working[one["queue"]]), **_queue(one)} for one in found]
 
     @rpc
     def dead_letters(
@@ -166,6 +172,11 @@ class OpsService(Probes):
         """Compare what lies in the DLQs with what is written down of it."""
         self.census.run_once(self.census_session)
 
+    @every(MEASURE_EVERY_S)
+    def measure_queues(self) -> None:
+        """Set the gauges of the working queues."""
+        measure(self.settings.amqp_uri, self.settings.heartbeat_s)
+
     def _actor(self, why: str = "", command: str = "") -> Actor:
         return Actor(self.context.identity.user_id, why, command)
 
@@ -184,6 +195,14 @@ def _known(queue: str) -> str:
         return dlq_of(str(queue))[0]
     except ValidationFailed as error:
         raise NotFound(str(error)) from error
+
+
+def _working(one: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "ready": one["ready"],
+        "retrying": sum(level["messages"] for level in one["retrying"]),
+        "consumers": one["consumers"],
+    }
 
 
 def _queue(one: Mapping[str, Any]) -> dict[str, Any]:

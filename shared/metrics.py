@@ -13,6 +13,8 @@ OLDEST_UNSETTLED = Gauge(
     "ecom_oldest_unsettled_seconds", "Age of the oldest message that came to a consumer and is not settled.", ["queue"]
 )
 DEAD_LETTERS = Gauge("ecom_dead_letters", "Messages in a DLQ, also those that somebody reads.", ["queue"])
+QUEUE_MESSAGES = Gauge("ecom_queue_messages", "Messages ready in a main or retry queue.", ["queue"])
+QUEUE_CONSUMERS = Gauge("ecom_queue_consumers", "Consumers of a main queue.", ["queue"])
 WAITING = Gauge("ecom_waiting_clients", "Clients that wait for an order to change.", ["service"])
 OUTBOX_PENDING = Gauge("ecom_outbox_pending", "Events told and not yet published.", ["service"])
 OUTBOX_HELD = Gauge("ecom_outbox_held", "Events that could not be published and hold back their order.", ["service"])

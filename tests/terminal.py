@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import pty
 import subprocess
+import termios
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -26,18 +28,21 @@ def open_terminal() -> tuple[int, int]:
 
 
 def at_a_terminal(
-    command: Sequence[Any], prompts: tuple[str, ...], typed: Sequence[str], **popen: Any
+    command: Sequence[Any], prompts: tuple[str, ...], typed: Sequence[str], columns: int | None = None, **popen: Any
 ) -> tuple[int, str]:
     """Type each text when a prompt shows; the exit code and all that the terminal showed."""
     ours, its = open_terminal()
+    if columns:
+        termios.tcsetwinsize(its, (24, columns))
     process = subprocess.Popen(command, stdin=its, stdout=its, stderr=its, **popen)
     os.close(its)
     shown = ""
     answers = iter(typed)
+    text = codecs.getincrementaldecoder("utf-8")()  # a letter may arrive in two pieces
     with suppress(OSError):  # EIO: it has ended
-        while piece := os.read(ours, 1024).decode():
-            shown += piece
-            if shown.endswith(prompts):
+        while piece := os.read(ours, 1024):
+            shown += text.decode(piece)
+            if prompts and shown.endswith(prompts):
                 os.write(ours, next(answers).encode())
     os.close(ours)
     return process.wait(timeout=30), shown

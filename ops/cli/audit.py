@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ops.cli.console import FOUND, actor_option, bar, harmless, json_option, login, print_json, print_table
+from ops.cli.console import FOUND, actor_option, bar, harmless, json_option, login, print_json
 from ops.cli.home import read
+from ops.cli.tables import Table
 from shared.config import Settings
 
 if TYPE_CHECKING:
@@ -24,7 +25,11 @@ if TYPE_CHECKING:
     from ops.audit.chain import Verdict
     from ops.dlq.service_databases import ServiceDatabases
 
-HISTORY_COLUMNS = ("started_at", "finished_at", "kind", "actor", "outcome")
+HISTORY = Table(
+    ("started_at", "finished_at", "kind", "actor", "outcome"),
+    optional=("finished_at",),
+    empty="no verification and no export",
+)
 
 
 @contextmanager
@@ -50,14 +55,16 @@ def _databases(settings: Settings) -> Iterator[tuple[ServiceDatabases, Connectio
 
 @click.group()
 def audit() -> None:
-    """The release audit: whether what was written down is still there, and an export still what was exported."""
+    """The release audit: whether it, or an export, was altered."""
 
 
 @audit.command("verify")
 @actor_option
 @json_option
 def audit_verify(actor: str | None, as_json: bool) -> None:
-    """Walk the chain of seals over all releases, and compare it with the ledger; exit 1 when anything is wrong.
+    """Compare all releases with their seals and with the ledger.
+
+    Exit 1 when anything is wrong.
 
     Finds rows and seals that were altered, deleted or inserted past the service, and where. Writes down how it ended.
     """
@@ -97,7 +104,7 @@ def _say(verdict: Verdict) -> None:
 @click.option("--max", "most", type=click.IntRange(1, 1000), default=50, show_default=True, help="The N newest.")
 @json_option
 def audit_history(most: int, as_json: bool) -> None:
-    """Verifications of the chain and exports of releases, with their users, newest first."""
+    """List verifications and exports, the newest first."""
     with _databases(read()) as (databases, witness):
         from inventory_service.audit.exports import list_exports
         from ops.audit import ledger
@@ -111,7 +118,7 @@ def audit_history(most: int, as_json: bool) -> None:
     if as_json:
         print_json({"history": found})
     else:
-        print_table(HISTORY_COLUMNS, [[one[name] for name in HISTORY_COLUMNS] for one in found])
+        HISTORY.show([one[name] for name in HISTORY.columns] for one in found)
 
 
 def _exported(export: dict[str, Any]) -> str:
@@ -125,7 +132,10 @@ def _exported(export: dict[str, Any]) -> str:
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False, exists=True, readable=True))
 @json_option
 def audit_verify_export(file: Path, as_json: bool) -> None:
-    """Prove that FILE is an export, complete and unaltered; exit 1 when it is not. Needs AUDIT_KEY and no database."""
+    """Prove that FILE is an export, complete and unaltered.
+
+    Exit 1 when it is not. Needs AUDIT_KEY and no database.
+    """
     from ops.audit.files import prove
 
     settings = read()

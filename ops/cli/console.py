@@ -1,4 +1,4 @@
-"""The output of `ecom`: tables for people, JSON for programs, one line for an error.
+"""The output of `ecom`: JSON for programs, progress bars for people, one line for an error.
 
 Only click and the standard library are imported here: `ecom --help` answers at once.
 """
@@ -9,19 +9,23 @@ import getpass
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from shared.errors import EcomError
 
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
 FOUND, COULD_NOT = 1, 3  # and 2 is misuse, which click reports itself
 
-# A pipe has no terminal width: no cell is cut there, and a row that wraps could not be searched with grep.
-PIPE_WIDTH = 200
+# A pipe has no terminal width: a row is one line there, however long, so that grep finds all of it.
+PIPE_WIDTH = 10_000
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -66,19 +70,49 @@ def login() -> str:
     return f"{name}@{os.uname().nodename}"
 
 
-@contextmanager
-def bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on a terminal; nothing elsewhere."""
-    if not sys.stderr.isatty():
-        yield lambda done, total: None
-        return
+def is_plain() -> bool:
+    """Whether the user wants text without any escape sequence, by https://no-color.org."""
+    return bool(os.environ.get("NO_COLOR"))
+
+
+def console() -> Console:
+    """Standard output: a terminal with its width, or a pipe."""
+    from rich.console import Console
+
+    return Console(
+        width=None if sys.stdout.isatty() else PIPE_WIDTH, color_system=None if is_plain() else "auto", highlight=False
+    )
+
+
+def progress_bars(*columns: str) -> Progress | None:
+    """Bars on standard error that vanish at the end, with columns of one's own after the usual ones.
+
+    None where nobody would see them, and where escape sequences are not wanted: a bar moves the cursor.
+    """
+    if not sys.stderr.isatty() or is_plain():
+        return None
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(what, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+    usual = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*usual, *columns, console=Console(stderr=True), transient=True)
+
+
+@contextmanager
+def bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on a terminal; nothing elsewhere."""
+    bars = progress_bars()
+    if bars is None:
+        yield lambda done, total: None
+        return
+    with bars:
+        task = bars.add_task(what, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+def heading(text: str) -> None:
+    """Print the title of what follows."""
+    click.echo(text if is_plain() else click.style(text, bold=True))
 
 
 def print_json(value: Any) -> None:
@@ -88,20 +122,6 @@ def print_json(value: Any) -> None:
         return item.isoformat() if isinstance(item, datetime) else str(item)
 
     click.echo(json.dumps(value, indent=2, default=plain))
-
-
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> None:
-    """A table for people."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(*columns, title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for row in rows:
-        # Text and not str: a value with brackets is no markup.
-        table.add_row(*(Text("" if value is None else harmless(str(value)).replace("\n", " ")) for value in row))
-    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
 
 
 def harmless(text: str) -> str:

@@ -18,27 +18,24 @@ from typing import Any, NoReturn
 import click
 
 from ops.cli.audit import audit
-from ops.cli.console import COULD_NOT, FOUND, complain, json_option, print_json, print_table
+from ops.cli.console import COULD_NOT, FOUND, complain, json_option, print_json
 from ops.cli.dlq.commands import dlq
 from ops.cli.home import hint, read
+from ops.cli.orders import order
+from ops.cli.outbox import outbox
+from ops.cli.queues import queues
+from ops.cli.tables import Table, show_record
 from ops.output import outlive_readers
 from shared.config import SERVICES, masked
 from shared.errors import CannotWork, ConfigurationFault, Conflict, EcomError, NotFound, TopologyDrift, ValidationFailed
 from shared.version import VERSION
-from topology.services import DATABASES, PUBLISHERS
+from topology.services import DATABASES
 
-CONNECT_TIMEOUT_S = 5
-STATEMENT_TIMEOUT_MS = 10_000
+USERS = Table(("name", "roles", "state", "made (UTC)"), empty="no user; `ecom user add` makes one")
 
-# Unpublished rows, and those among them that the broker refused, each with how many wait behind it.
-_OUTBOX = (
-    "SELECT count(*), coalesce(extract(epoch FROM now() - min(created_at)), 0) FROM outbox WHERE published_at IS NULL"
-)
-_HELD = (
-    "SELECT id, message_id, aggregate_id, event_type, created_at, attempts, last_error, held_until,"
-    " (SELECT count(*) FROM outbox later WHERE later.aggregate_id = o.aggregate_id AND later.id > o.id"
-    "  AND later.published_at IS NULL) AS behind"
-    " FROM outbox o WHERE published_at IS NULL AND attempts > 0 ORDER BY id LIMIT :limit"
+UNSEEN_BINDINGS = (
+    "bindings were not compared, because AMQP cannot read them: `ecom topology apply` makes those that are missing,\n"
+    "and `ecom topology check --management URL` compares them where the broker has a management API"
 )
 
 
@@ -67,7 +64,10 @@ def ecom() -> None:
 @click.option("--replicas", type=click.IntRange(1, 9), metavar="N", help="How many of each service.")
 @json_option
 def up(replicas: int | None, as_json: bool) -> None:
-    """Start broker, databases and services on this machine; stay in the foreground and restart what dies."""
+    """Start broker, databases and services on this machine.
+
+    The command stays in the foreground and restarts what dies.
+    """
     _stack("up", *(["--replicas", str(replicas)] if replicas else []), as_json=as_json)
 
 
@@ -81,7 +81,7 @@ def down(as_json: bool) -> None:
 @ecom.command()
 @json_option
 def demo(as_json: bool) -> None:
-    """Start everything on this machine, show how three orders end, and stop."""
+    """Start everything here, show how three orders end, and stop."""
     _stack("demo", as_json=as_json)
 
 
@@ -131,20 +131,20 @@ def config(as_json: bool) -> None:
     if as_json:
         print_json(settings)
         return
-    rows: list[tuple[str, Any]] = []
+    shown: dict[str, Any] = {}
     for name, value in settings.items():
-        if isinstance(value, dict):  # a row for each of its keys: five database URLs on one line are not for people
-            rows += [(f"{name}.{key}", item) for key, item in value.items()]
+        if isinstance(value, dict):  # a line for each of its keys: five database URLs on one line are not for people
+            shown |= {f"{name}.{key}": item for key, item in value.items()}
         else:
-            rows.append((name, ", ".join(value) if isinstance(value, list) else value))
-    print_table(("setting", "value"), rows)
+            shown[name] = ", ".join(value) if isinstance(value, list) else value
+    show_record(shown)
 
 
 @ecom.command()
 @click.argument("service", required=False)
 @json_option
 def migrate(service: str | None, as_json: bool) -> None:
-    """Bring the databases of all services, or of one, to the newest version."""
+    """Bring all databases, or that of SERVICE, to the newest version."""
     from ops.cli import migrate as migrations
 
     if service and service not in DATABASES:
@@ -176,10 +176,14 @@ def apply(as_json: bool) -> None:
 
 
 @topology.command()
-@click.option("--management", metavar="URL", default="", help="http://host:15672, to compare the bindings as well.")
+@click.option("--management", metavar="URL", default="", help="Compare the bindings as well: http://host:15672.")
 @json_option
 def check(management: str, as_json: bool) -> None:
-    """Show where the broker differs from the table. Changes nothing."""
+    """Show where the broker differs from the table.
+
+    Changes nothing. AMQP cannot read bindings: they are compared only with --management. `ecom topology apply` binds
+    again what is bound already, which changes nothing.
+    """
     from topology import declare
 
     _report(declare.check(read().amqp_uri, management), as_json, "clean", bindings_seen=bool(management))
@@ -201,9 +205,10 @@ def _report(drift: Sequence[Any], as_json: bool, done: str, bindings_seen: bool 
         for found in drift:
             click.echo(found)
     else:
-        unseen = "" if bindings_seen else " (bindings not seen: give --management, or apply again, which is harmless)"
         counts = ", ".join(f"{count} {name}" for name, count in seen.items() if count is not None)
-        click.echo(f"{done}: {counts}{unseen}")
+        click.echo(f"{done}: {counts}")
+        if not bindings_seen:
+            click.echo(UNSEEN_BINDINGS)
     if drift:
         sys.exit(FOUND)
 
@@ -279,11 +284,10 @@ def user_ls(as_json: bool) -> None:
     if as_json:
         print_json({"users": found})
         return
-    rows = [
+    USERS.show(
         (one["name"], ", ".join(one["roles"]), "disabled" if one["disabled"] else "", f"{one['created_at']:%F %R}")
         for one in found
-    ]
-    print_table(("name", "roles", "", "made (UTC)"), rows)
+    )
 
 
 def _password() -> str:
@@ -315,65 +319,9 @@ def _user_faults() -> Iterator[None]:
         sys.exit(FOUND)
 
 
-@ecom.group()
-def outbox() -> None:
-    """Events that wait to be published."""
-
-
-@outbox.command("ls")
-@click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="Held rows of each service.")
-@json_option
-def outbox_ls(limit: int, as_json: bool) -> None:
-    """Count unpublished events by service and list those that the broker refused; exit 1 if there are any."""
-    settings = read()
-    found: list[dict[str, Any]] = []
-    away: list[EcomError] = []
-    for service in PUBLISHERS:
-        url = settings.database_url(service)
-        try:
-            found.append({"service": service, **_outbox_of(service, url, limit)})
-        except EcomError as absence:
-            away.append(absence)  # the other services' rows are still worth seeing
-    held = [{"service": one["service"], **row} for one in found for row in one["held"]]
-    if as_json:
-        print_json({"outboxes": found})
-    elif found:
-        print_table(
-            ("service", "unpublished", "oldest", "held"),
-            [(one["service"], one["unpublished"], f"{one['oldest_age_s']:.0f} s", len(one["held"])) for one in found],
-        )
-        if held:
-            columns = ("service", "id", "event_type", "aggregate_id", "attempts", "behind", "last_error")
-            print_table(columns, [[row[name] for name in columns] for row in held], title="held")
-    for fault in away:
-        complain(fault)
-    sys.exit(COULD_NOT if away else FOUND if held else 0)
-
-
-def _outbox_of(service: str, url: str, limit: int) -> dict[str, Any]:
-    """One service's outbox. Raises CannotWork when its database is away or has no outbox yet."""
-    from sqlalchemy import NullPool, create_engine, text
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        engine = create_engine(
-            url,
-            poolclass=NullPool,
-            connect_args={
-                "connect_timeout": CONNECT_TIMEOUT_S,
-                "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS}",
-                "application_name": "ecom outbox ls",
-            },
-        )
-        with engine.connect() as connection:
-            unpublished, oldest_age_s = connection.execute(text(_OUTBOX)).one()
-            held = connection.execute(text(_HELD), {"limit": limit}).mappings().all()
-    except SQLAlchemyError as error:
-        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
-        raise CannotWork(f"the database of {service} cannot be used: {reason}") from error
-    return {"unpublished": unpublished, "oldest_age_s": float(oldest_age_s), "held": [dict(row) for row in held]}
-
-
+ecom.add_command(outbox)
+ecom.add_command(order)
+ecom.add_command(queues)
 ecom.add_command(dlq)
 ecom.add_command(audit)
 

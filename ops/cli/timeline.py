@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
+from ops.cli.console import console as console
+from ops.cli.tables import Table
 
-from ops.cli.console import PIPE_WIDTH
+if TYPE_CHECKING:
+    from rich.console import Console
 
-
-def console() -> Console:
-    """The terminal, or a pipe."""
-    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
+STEPS = Table(("at", "event", "status", "told by", "by", "details"), optional=("told by", "by"), empty="no step yet")
 
 
 def print_timeline(console: Console, timeline: dict[str, Any], title: str) -> None:
     """Every step, what the order waits for if it does, and its ids."""
-    table = Table("at", "event", "status", "told by", "details", title=title)
-    for step in timeline["steps"]:
-        change = step["to"] if step["from"] in (None, step["to"]) else f"{step['from']} -> {step['to']}"
-        details = ", ".join(f"{name} {value}" for name, value in step["details"].items() if name != "shortages")
-        table.add_row(step["at"][11:23], step["event"], change, step["source"], details)
-    console.print(table)
-    awaited = timeline["awaits"]
-    if awaited:
-        console.print(f"waits for {' or '.join(awaited['events'])} from {awaited['from']} for {awaited['for_s']} s")
+    show_steps(timeline, title, console)
     console.print(f"order {timeline['order_id']}  trace {timeline['trace_id']}\n")
+
+
+def show_steps(order: dict[str, Any], title: str = "", on: Console | None = None) -> None:
+    """Print every step of an order so far, and what it waits for, from whom and for how long."""
+    on = on or console()
+    STEPS.show((_row(step) for step in order["steps"]), title, on)
+    awaits = order["awaits"]
+    if awaits:
+        on.print(f"waits for {' or '.join(awaits['events'])} from {awaits['from']} for {awaits['for_s']} s")
+
+
+def _row(step: dict[str, Any]) -> tuple[str, ...]:
+    change = step["to"] if step["from"] in (None, step["to"]) else f"{step['from']} -> {step['to']}"
+    details = ", ".join(f"{name} {value}" for name, value in step["details"].items() if name != "shortages")
+    return step["at"][11:23], step["event"], change, step["source"], step["by"], details

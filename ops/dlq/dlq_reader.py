@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import TracebackType
 
 from ops.dlq.dead_messages import Content, content_of
@@ -48,17 +49,29 @@ def broker_faults() -> Iterator[None]:
         raise CannotWork(f"the broker is away: {type(error).__name__} {error}") from error
 
 
-def depths(uri: str, heartbeat_s: float, queues: Sequence[str]) -> dict[str, int]:
-    """How many messages are ready in each queue. Raises CannotWork."""
+@dataclass(frozen=True)
+class Counted:
+    """A queue by the broker's count: the messages that no consumer holds, and the consumers."""
+
+    messages: int
+    consumers: int
+
+
+def count_queues(uri: str, heartbeat_s: float, queues: Sequence[str]) -> dict[str, Counted]:
+    """The counts of each queue. Raises CannotWork."""
     with broker_faults():
         connection = BrokerConnection(uri, heartbeat_s)
         try:
             with connection.bounded():
-                return {
-                    name: int(connection.channel.queue_declare(name, passive=True).message_count) for name in queues
-                }
+                declared = {name: connection.channel.queue_declare(name, passive=True) for name in queues}
         finally:
             connection.abort()
+    return {name: Counted(int(one.message_count), int(one.consumer_count)) for name, one in declared.items()}
+
+
+def depths(uri: str, heartbeat_s: float, queues: Sequence[str]) -> dict[str, int]:
+    """How many messages are ready in each queue. Raises CannotWork."""
+    return {name: counted.messages for name, counted in count_queues(uri, heartbeat_s, queues).items()}
 
 
 class DlqReader:

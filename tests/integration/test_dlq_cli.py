@@ -48,7 +48,7 @@ def test_ls_is_0_where_nothing_is_dead_and_1_where_something_is(database, mail, 
     kill(cancellations(2))
     said = ecom("ls")
     assert said.code == 1
-    (line,) = [line for line in said.out.splitlines() if DLQ in line]
+    (line,) = [line for line in said.out.splitlines() if line.split()[:1] == [QUEUE]]
     assert line.split()[1] == "2"
     assert "2 unexpected_event" in line
 

@@ -9,12 +9,13 @@ import sys
 import click
 import pytest
 
-from ops.cli import home
+from ops.cli import home, outbox
 from ops.cli import main as cli
 from ops.domain import dlq_of
 from ops.local import stack
 from shared import version
 from shared.errors import CannotWork
+from topology.services import PUBLISHERS
 from topology.table import BY_NAME
 
 HEAVY = {"alembic", "amqp", "eventlet", "kombu", "nameko", "pika", "rich", "sqlalchemy", "socket", "ssl"}
@@ -51,6 +52,25 @@ def test_every_command_explains_itself_and_takes_json(words, command, capsys):
     assert ecom(*words.split(), "--help") == 0
     assert "--json" in capsys.readouterr().out
     assert command.help
+
+
+def groups(group, words=()):
+    """Every group with the words that call it."""
+    yield words
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from groups(command, (*words, name))
+
+
+@pytest.mark.parametrize("words", list(groups(cli.ecom)))
+def test_the_help_of_a_group_shows_a_whole_sentence_for_each_command(words, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert ecom(*words, "--help") == 0
+    _, _, listed = capsys.readouterr().out.partition("Commands:\n")
+    lines = listed.splitlines()
+    assert lines
+    for line in lines:
+        assert re.fullmatch(r"  [a-z-]+ +[A-Z].*[^.]\.", line), line
 
 
 @pytest.mark.parametrize(
@@ -101,15 +121,15 @@ HELD = {
 @pytest.fixture
 def outboxes(monkeypatch):
     """What each service's database says, or the error it raises."""
-    said = {service: {"unpublished": 0, "oldest_age_s": 0.0, "held": []} for service in cli.PUBLISHERS}
+    said = {service: {"unpublished": 0, "oldest_age_s": 0.0, "held": []} for service in PUBLISHERS}
 
     def outbox_of(service, url, limit):
         if isinstance(said[service], Exception):
             raise said[service]
         return said[service]
 
-    monkeypatch.setattr(cli, "_outbox_of", outbox_of)
-    for service in cli.PUBLISHERS:
+    monkeypatch.setattr(outbox, "_outbox_of", outbox_of)
+    for service in PUBLISHERS:
         monkeypatch.setenv(f"{service.upper()}_DATABASE_URL", "postgresql://nowhere/x")
     return said
 

@@ -14,7 +14,7 @@ from uuid import UUID
 
 import click
 
-from ops.cli.console import FOUND, Plain, confirm, json_option, print_json, print_table
+from ops.cli.console import FOUND, Plain, confirm, heading, json_option, print_json
 from ops.cli.dlq.options import (
     Moment,
     actor_options,
@@ -29,6 +29,8 @@ from ops.cli.dlq.options import (
 )
 from ops.cli.dlq.session import operator_session
 from ops.cli.dlq.views import ago, end, exported_line, plain, print_plan
+from ops.cli.tables import Table, show_record
+from ops.cli.timeline import show_steps
 from ops.domain import Pace, counted, dlq_of, parse_ramp, parse_rate
 from shared.replays import DEFAULT_RATE
 
@@ -36,8 +38,26 @@ if TYPE_CHECKING:
     from ops.dlq.operator_session import OperatorSession
 
 TOP_REASONS = 3
-HISTORY_COLUMNS = ("started_at", "kind", "queue", "actor", "status", "outcome", "why", "operation_id")
-FATE_COLUMNS = ("message_id", "event_type", "order_id", "fate", "reason", "at")
+
+DLQS = Table(("queue", "messages", "oldest", "newest", "reasons"), optional=("newest", "oldest"))
+GROUPS = Table(
+    ("count", "reason", "error", "event type", "oldest", "newest", "for example", "its error"),
+    optional=("oldest", "newest"),
+    empty="no dead messages",
+)
+MESSAGES = Table(
+    ("message_id", "event type", "reason", "tries", "replays", "first failed", "error"),
+    optional=("replays", "tries", "event type", "first failed"),
+)
+PREDICTIONS = Table(("count", "prediction", "why", "died of", "event type", "for example"), empty="nothing to diagnose")
+HISTORY = Table(
+    ("started_at", "kind", "queue", "actor", "status", "outcome", "why", "operation_id"), empty="no operation"
+)
+FATES = Table(
+    ("message_id", "event_type", "order_id", "fate", "reason", "at"),
+    optional=("event_type", "order_id", "at"),
+    empty="no message was touched",
+)
 
 
 @click.group()
@@ -52,7 +72,10 @@ def dlq() -> None:
 @scan_option
 @json_option
 def dlq_ls(scan: bool, as_json: bool) -> None:
-    """Every DLQ with its count, oldest, newest and top reasons; exit 1 when any is not empty."""
+    """Count the messages of each DLQ, with their ages and reasons.
+
+    Exit 1 when any DLQ has messages.
+    """
     with operator_session() as operator:
         from ops.dlq.overview import overview
 
@@ -60,20 +83,19 @@ def dlq_ls(scan: bool, as_json: bool) -> None:
     if as_json:
         print_json({"queues": found})
     else:
-        print_table(
-            ("queue", "messages", "oldest", "newest", "reasons", ""),
-            [
-                (
-                    one["dlq"],
-                    one["messages"],
-                    ago(one["oldest"]),
-                    ago(one["newest"]),
-                    ", ".join(f"{item['count']} {item['reason']}" for item in one["reasons"][:TOP_REASONS]),
-                    one["note"],
-                )
-                for one in found
-            ],
+        DLQS.show(
+            (
+                one["queue"],
+                one["messages"],
+                ago(one["oldest"]),
+                ago(one["newest"]),
+                ", ".join(f"{item['count']} {item['reason']}" for item in one["reasons"][:TOP_REASONS]),
+            )
+            for one in found
         )
+        for one in found:
+            if one["note"]:
+                click.echo(f"{one['dlq']}: {one['note']}")
     sys.exit(FOUND if any(one["messages"] or one["recorded"] for one in found) else 0)
 
 
@@ -90,20 +112,18 @@ def dlq_groups(queue: str, scan: bool, as_json: bool) -> None:
     if as_json:
         print_json({"queue": dlq_of(queue)[1], "groups": found})
     else:
-        print_table(
-            ("count", "reason", "error", "event type", "oldest", "newest", "for example"),
-            [
-                (
-                    counted(one["count"], one["ids"]),
-                    one["reason"],
-                    one["error_class"],
-                    one["event_type"],
-                    ago(one["oldest"]),
-                    ago(one["newest"]),
-                    f"{one['example_id']} {one['example_error'][:80]}",
-                )
-                for one in found
-            ],
+        GROUPS.show(
+            (
+                counted(one["count"], one["ids"]),
+                one["reason"],
+                one["error_class"],
+                one["event_type"],
+                ago(one["oldest"]),
+                ago(one["newest"]),
+                one["example_id"],
+                one["example_error"][:80],
+            )
+            for one in found
         )
     sys.exit(FOUND if found else 0)
 
@@ -114,7 +134,7 @@ def dlq_groups(queue: str, scan: bool, as_json: bool) -> None:
 @filter_options
 @json_option
 def dlq_peek(queue: str, most: int, as_json: bool, **given: Any) -> None:
-    """One line a message, the oldest first."""
+    """List messages, the oldest first."""
     with operator_session(progress=True) as operator, operator.look_into(queue, filter_of(**given)) as selection:
         chosen, total, ids = selection.count, selection.total, selection.ids
         held = selection.take(most)
@@ -122,20 +142,17 @@ def dlq_peek(queue: str, most: int, as_json: bool, **given: Any) -> None:
         lines = [exported_line(one) for one in held]
         print_json({"messages": lines, "matching": chosen, "in_queue": total, "ids": ids})
         return
-    print_table(
-        ("message_id", "event type", "reason", "tries", "replays", "first failed", "error"),
-        [
-            (
-                one.dead_letter.message_id,
-                one.dead_letter.event_type,
-                one.dead_letter.reason,
-                one.dead_letter.attempts,
-                one.dead_letter.replays,
-                ago(one.dead_letter.first_failed_at),
-                one.dead_letter.error_message[:80],
-            )
-            for one in held
-        ],
+    MESSAGES.show(
+        (
+            one.dead_letter.message_id,
+            one.dead_letter.event_type,
+            one.dead_letter.reason,
+            one.dead_letter.attempts,
+            one.dead_letter.replays,
+            ago(one.dead_letter.first_failed_at),
+            one.dead_letter.error_message[:80],
+        )
+        for one in held
     )
     click.echo(f"{len(held)} of {chosen} that match, {counted(total, ids)} in {dlq_of(queue)[1]}")
 
@@ -145,7 +162,7 @@ def dlq_peek(queue: str, most: int, as_json: bool, **given: Any) -> None:
 @click.option("--id", "message_id", type=click.UUID, required=True, help="Its message_id.")
 @json_option
 def dlq_show(queue: str, message_id: UUID, as_json: bool) -> None:
-    """All of one message: envelope, headers, error, and what its order is now."""
+    """Show all of one message, and what its order is now."""
     with operator_session(progress=True) as operator:
         from ops.dlq.overview import full_message
 
@@ -154,12 +171,13 @@ def dlq_show(queue: str, message_id: UUID, as_json: bool) -> None:
         print_json(found)
         return
     for title in ("message", "error", "properties", "headers", "event", "order_now"):
-        click.secho(title.replace("_", " "), bold=True)
+        heading(title.replace("_", " "))
         part = found[title]
-        if isinstance(part, dict):
-            width = max((len(name) for name in part), default=0)
-            for name, value in part.items():
-                click.echo(f"  {name:<{width}}  {plain(value)}")
+        if title == "order_now" and isinstance(part, dict):
+            show_record({name: part[name] for name in ("order_id", "status", "reason")}, indent="  ")
+            show_steps(part)
+        elif isinstance(part, dict):
+            show_record({name: plain(value) for name, value in part.items()}, indent="  ")
         else:
             click.echo(f"  {plain(part)}")
 
@@ -169,7 +187,10 @@ def dlq_show(queue: str, message_id: UUID, as_json: bool) -> None:
 @filter_options
 @json_option
 def dlq_diagnose(queue: str, as_json: bool, **given: Any) -> None:
-    """Predict what a replay of each message would do now: apply, nothing (applied already, stale), or die again."""
+    """Predict what a replay of each message would do now.
+
+    It would apply, do nothing (applied already, stale), or die again.
+    """
     with operator_session(progress=True) as operator:
         from ops.dlq.diagnose import diagnose
 
@@ -187,12 +208,8 @@ def dlq_diagnose(queue: str, as_json: bool, **given: Any) -> None:
     ]
     if as_json:
         print_json({"queue": dlq_of(queue)[1], "groups": rows})
-    elif rows:
-        print_table(
-            ("count", "prediction", "why", "died of", "event type", "for example"), [[*row.values()] for row in rows]
-        )
     else:
-        click.echo("nothing to diagnose")
+        PREDICTIONS.show([*row.values()] for row in rows)
 
 
 @dlq.command("history")
@@ -205,7 +222,7 @@ def dlq_diagnose(queue: str, as_json: bool, **given: Any) -> None:
 def dlq_history(
     operation: UUID | None, queue: str | None, actor: str | None, since: datetime | None, most: int, as_json: bool
 ) -> None:
-    """List operations with actor, time and reason; with OPERATION, what happened to each of its messages."""
+    """List operations, or what OPERATION did to each message."""
     with operator_session() as operator, operator.ledger() as ledger:
         from ops import models
 
@@ -219,13 +236,12 @@ def dlq_history(
         if as_json:
             print_json({**shown, "messages": fates})
             return
-        for name, value in shown.items():
-            click.echo(f"{name:<13} {plain(value)}")
-        print_table(FATE_COLUMNS, [[row[name] for name in FATE_COLUMNS] for row in fates])
+        show_record({name: plain(value) for name, value in shown.items()})
+        FATES.show([row[name] for name in FATES.columns] for row in fates)
     elif as_json:
         print_json({"operations": rows})
     else:
-        print_table(HISTORY_COLUMNS, [[row[name] for name in HISTORY_COLUMNS] for row in rows])
+        HISTORY.show([row[name] for name in HISTORY.columns] for row in rows)
 
 
 @dlq.command("replay")
@@ -254,7 +270,7 @@ def dlq_replay(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Send messages back to the queue they died in, and to no other.
+    """Send messages back to the queue in which they died.
 
     Each is confirmed there before it leaves the DLQ. What its consumer has done already it does not do again.
     """
@@ -290,7 +306,10 @@ def dlq_replay(
 def dlq_export(
     queue: str, file: Path, most: int | None, actor: str | None, why: str, as_json: bool, **given: Any
 ) -> None:
-    """Write messages to a new FILE, one line of JSON each; they stay where they are."""
+    """Write messages to a new FILE, and leave them where they are.
+
+    Each message is one line of JSON.
+    """
     with operator_session(actor, why, progress=True) as operator:
         from ops.dlq.files import export
 
@@ -316,9 +335,9 @@ def dlq_discard(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Take messages out of a DLQ, into a file: written, on the disk and read again before any is gone.
+    """Take messages out of a DLQ and into a file.
 
-    `ecom dlq import FILE` puts them back.
+    The file is on the disk and read again before any message is gone. `ecom dlq import FILE` puts them back.
     """
     chosen = filter_of(**given)
     most = limit_of(chosen, most, everything)
@@ -342,7 +361,10 @@ def dlq_discard(
 @ask_options
 @json_option
 def dlq_import(file: Path, edited: bool, actor: str | None, why: str, yes: bool, as_json: bool) -> None:
-    """Put the messages of FILE back into their DLQs; `replay` then sends them on."""
+    """Put the messages of FILE back into their DLQs.
+
+    `replay` then sends them on.
+    """
     with operator_session(actor, why, progress=True) as operator:
         from ops.dlq.files import put_back, survey
 

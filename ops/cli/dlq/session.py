@@ -14,7 +14,7 @@ from uuid import UUID
 
 import click
 
-from ops.cli.console import FOUND, complain, login
+from ops.cli.console import FOUND, complain, login, progress_bars
 from ops.cli.home import read
 from ops.domain import Fate
 from shared.errors import NotFound, ValidationFailed
@@ -60,7 +60,7 @@ def operator_session(actor: str | None = None, why: str = "", progress: bool = F
                 signal.signal(number, ask_to_stop)
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    with _bars(progress and sys.stderr.isatty()) as (seen, told), misuse():
+    with _bars(progress) as (seen, told), misuse():
         watch = Watch(seen=seen, begun=begun, progressed=told, stopping=lambda: bool(asked))
         command = click.get_current_context().command_path
         operator = OperatorSession(read(), Actor(actor or login(), why, command), watch)
@@ -73,18 +73,14 @@ def operator_session(actor: str | None = None, why: str = "", progress: bool = F
 
 
 @contextmanager
-def _bars(shown: bool) -> Iterator[tuple[Callable[[int, int], None], Callable[[Run], None]]]:
+def _bars(wanted: bool) -> Iterator[tuple[Callable[[int, int], None], Callable[[Run], None]]]:
     """Show one progress bar while a DLQ is read and one during the operation; none between them, where a question may
     be asked that a bar would hide.
     """
-    if not shown:
+    bars = progress_bars("{task.fields[note]}") if wanted else None
+    if bars is None:
         yield lambda read, total: None, lambda run: None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bars = Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True), transient=True)
     try:
         reading = bars.add_task("reading", total=None, note="")
         working = bars.add_task("", total=None, note="", visible=False)
