@@ -136,7 +136,7 @@ def config(as_json: bool) -> None:
         if isinstance(value, dict):  # a line for each of its keys: five database URLs on one line are not for people
             shown |= {f"{name}.{key}": item for key, item in value.items()}
         else:
-            shown[name] = ", ".join(value) if isinstance(value, list) else value
+            shown[name] = ", ".join(value) if isinstance(value, list | tuple) else value
     show_record(shown)
 
 

@@ -15,8 +15,8 @@ from shared.errors import CannotWork, NotFound
 
 DEAD = Table(("queue", "message_id", "event type", "reason", "died at"), optional=("event type", "died at"))
 SHOWN = (
-    "order_id", "status", "reason", "user_id", "total", "currency", "payment_method", "trace_id", "created_at",
-    "updated_at",
+    "order_id", "status", "items", "total", "currency", "payment_method", "reason", "created_at", "updated_at",
+    "user_id", "trace_id",
 )  # fmt: skip
 
 
@@ -68,7 +68,8 @@ def order_show(order_id: UUID, as_json: bool) -> None:
 def _show(found: dict[str, Any], dead: list[dict[str, Any]] | None) -> None:
     from ops.cli.timeline import show_steps
 
-    show_record({name: found[name] for name in SHOWN if found[name] is not None})
+    told = {**found, "items": ", ".join(f"{item['quantity']} {item['sku']}" for item in found["items"])}
+    show_record({name: told[name] for name in SHOWN if told[name] is not None})
     click.echo()
     show_steps(found)
     if found["deadline"]:

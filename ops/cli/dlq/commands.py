@@ -121,7 +121,7 @@ def dlq_groups(queue: str, scan: bool, as_json: bool) -> None:
                 ago(one["oldest"]),
                 ago(one["newest"]),
                 one["example_id"],
-                one["example_error"][:80],
+                one["example_error"],
             )
             for one in found
         )
@@ -150,7 +150,7 @@ def dlq_peek(queue: str, most: int, as_json: bool, **given: Any) -> None:
             one.dead_letter.attempts,
             one.dead_letter.replays,
             ago(one.dead_letter.first_failed_at),
-            one.dead_letter.error_message[:80],
+            one.dead_letter.error_message,
         )
         for one in held
     )
