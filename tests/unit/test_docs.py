@@ -3,10 +3,13 @@
 import re
 from pathlib import Path
 
+import click
 import pytest
+from prometheus_client import REGISTRY
 
 from gateway import following
 from gateway.orders import MAX_WAIT_S
+from ops.cli import main as cli
 from ops.docs import readme
 from order_service import domain
 from shared.config import Settings
@@ -53,6 +56,43 @@ def test_every_link_of_a_page_leads_somewhere(page: str) -> None:
         if not found.exists() or (anchor and anchor not in anchors_of(str(found.resolve().relative_to(ROOT)))):
             broken.append(target)
     assert broken == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_page_has_a_heading_twice(page: str) -> None:
+    text = re.sub(r"^```.*?^```", "", text_of(page), flags=re.M | re.S)
+    found = re.findall(r"^#+ (.+)$", text, re.M)
+    if page != "CHANGELOG.md":  # which has the same headings for each version
+        assert sorted(found) == sorted(set(found))
+
+
+def symptoms() -> list[list[str]]:
+    """The rows of the list of symptoms: symptom, first command, second command, cause."""
+    rows = re.findall(r"^\| (.+) \|$", text_of("docs/operations.md").partition("### ")[0], re.M)
+    return [row.split(" | ") for row in rows[1:]]
+
+
+def test_each_symptom_leads_to_its_cause_by_commands_of_ecom() -> None:
+    rows = symptoms()
+    assert len(rows) >= 12
+    for symptom, first, then, cause in rows:
+        assert re.search(r"\]\(", cause), symptom
+        for words in re.findall(r"`ecom ([a-z -]+)", f"{first} {then}"):
+            command: click.Command = cli.ecom
+            for word in words.split():
+                assert isinstance(command, click.Group), words
+                command = command.commands[word]
+        assert "curl" not in first + then, symptom
+    assert "curl" not in text_of("docs/operations.md").partition("## What happens to a message")[0]
+
+
+def test_every_alarm_and_every_metric_is_in_the_operations_page() -> None:
+    names = {collected.name for collected in REGISTRY.collect() if collected.name.startswith("ecom_")}
+    _, _, table = text_of("docs/operations.md").partition("## Metrics")
+    listed = {name.removesuffix("_total") for name in re.findall(r"`(ecom_[a-z_]+)", table)}
+    assert listed == names
+    gauges = re.findall(r"`(ecom_[a-z_]+)`", " ".join(row[0] for row in symptoms()))
+    assert set(gauges) <= set(re.findall(r"ecom_[a-z_]+", table))
 
 
 def test_every_route_is_in_the_table_of_the_http_page() -> None:
