@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -35,6 +36,11 @@ RETRY_TIMEOUT_S = 30.0
 PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
 # When the gateway stops, running exports have this long to finish; the server drains a little longer.
 STOP_S = 10.0
+
+# A longer name of a file is cut: most systems allow 255 bytes.
+MAX_NAME = 150
+# The filters that the name of a file tells, beside the time range.
+NAMED = ("sku", "reason", "user_id", "order_id", "trace_id")
 
 _PREPARED = "ecom.prepared"
 
@@ -196,11 +202,17 @@ def orders_in(releases: Sequence[Release]) -> list[str]:
 
 
 def filename(filters: Mapping[str, Any]) -> str:
-    """The name of the file, with its time range, in characters that are safe on every system."""
+    """The name of the file, with its filters, in characters that are safe on every system.
+
+    Files with other filters have another name: a name that had to be changed ends with a hash of what it was.
+    """
     since, until = (_compact(filters[name]) if name in filters else "" for name in ("from", "to"))
-    span = f"{since or 'begin'}_{until or 'now'}" if since or until else "all"
-    return f"release-events_{span}.csv"
+    span = [f"{since or 'begin'}_{until or 'now'}"] if since or until else []
+    name = "_".join([*span, *(f"{name}-{filters[name]}" for name in NAMED if name in filters)]) or "all"
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:MAX_NAME]
+    changed = "" if safe == name else f"-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return f"release-events_{safe}{changed}.csv"
 
 
 def _compact(at: str) -> str:
-    return at.partition(".")[0].replace("-", "").replace(":", "") + "Z"
+    return at.removesuffix("Z").removesuffix(".000").replace("-", "").replace(":", "") + "Z"

@@ -64,7 +64,7 @@ class Text(fields.String):
         if not 1 <= len(text) <= self.at_most:
             raise ValidationError(f"Must be 1 to {self.at_most} characters long.")
         if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
-            raise ValidationError("Must not hold NUL or lone surrogates.")
+            raise ValidationError("Has a character that cannot be stored: NUL, or half of a surrogate pair.")
         if self.pattern and not self.pattern.fullmatch(text):
             raise ValidationError(f"Must match {self.pattern.pattern}.")
         return text

@@ -14,9 +14,11 @@ MAX_WEEKS = 104
 MAX_MONTHS = 120
 # With fewer slots, a single bar would fill the chart.
 MIN_SLOTS = 14
-# This many colours can be told apart. The reasons with the fewest units share the last colour.
-SERIES = 5
+# Each reason has a colour of its own, whatever the filters: its number is that of a `series` in dashboard.css. Reasons
+# that are not here share the last one.
+REASONS = ("payment_failed", "order_cancelled", "deadline", "expired", "manual")
 OTHER = "other reasons"
+COLOURS = (*REASONS, OTHER)
 
 PLOT_PX = 180
 MAX_LABELS = 4
@@ -24,9 +26,9 @@ MAX_LABELS = 4
 
 @dataclass(frozen=True)
 class Segment:
-    """The units of one reason in a bar: the number of its series, and its position in pixels from the top."""
+    """The units of one reason in a bar: the number of its colour, and its position in pixels from the top."""
 
-    series: int
+    colour: int
     y: float
     height: float
 
@@ -62,40 +64,37 @@ class Chart:
     rows: tuple[tuple[str, tuple[int, ...], int], ...]
 
 
-def series_of(totals: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
-    """The reasons, the one with the most units first. Reasons beyond the number of colours are combined into one."""
-    units: Counter[str] = Counter()
-    for row in totals:
-        units[row["reason"]] += row["quantity"]
-    reasons = [reason for reason, _ in sorted(units.items(), key=lambda item: (-item[1], item[0]))]
-    return tuple(reasons) if len(reasons) <= SERIES else (*reasons[: SERIES - 1], OTHER)
+def colour_of(reason: str) -> int:
+    """The number of the colour of a reason."""
+    return COLOURS.index(reason if reason in REASONS else OTHER)
 
 
-def chart(totals: Sequence[Mapping[str, Any]], first: date | None, last: date) -> Chart | None:
+def chart(totals: Sequence[Mapping[str, Any]], first: date | None, last: date | None) -> Chart | None:
     """The chart of the totals from `first` to `last`, or None when nothing was released.
 
-    A range with too many days for daily bars is cut to the days from the first release to the last.
+    Without `first` it begins with the first release, and without `last` it ends with the last one. So does a range with
+    too many days for daily bars.
     """
     if not totals:
         return None
     days = [date.fromisoformat(row["day"]) for row in totals]
-    begin, end = min(first or days[0], days[0]), max(last, days[-1])
+    begin, end = min(first or days[0], days[0]), max(last or days[-1], days[-1])
     if (end - begin).days >= MAX_DAYS:
         begin, end = days[0], days[-1]
     unit = _unit(begin, end)
-    series = series_of(totals)
     starts = list(_starts(begin, end, unit))
     units: dict[date, Counter[str]] = {start: Counter() for start in starts}
     for day, row in zip(days, totals, strict=True):
-        name = row["reason"] if row["reason"] in series else OTHER
-        units[_start(day, unit)][name] += row["quantity"]
+        units[_start(day, unit)][COLOURS[colour_of(row["reason"])]] += row["quantity"]
+    series = tuple(name for name in COLOURS if any(name in counted for counted in units.values()))
     top = _round_up(max(counted.total() for counted in units.values()))
     slot = 100 / max(len(starts), MIN_SLOTS)
+    margin = (100 - slot * len(starts)) / 2  # few bars stand in the middle
     bars = tuple(
         Bar(
-            round(place * slot + slot * 0.1, 3),
+            round(margin + place * slot + slot * 0.1, 3),
             round(slot * 0.8, 3),
-            tuple(_stacked(units[start], series, top)),
+            tuple(_stacked(units[start], top)),
             _label(start, unit),
             _tooltip(start, unit, units[start], series),
         )
@@ -108,7 +107,7 @@ def chart(totals: Sequence[Mapping[str, Any]], first: date | None, last: date) -
         bars,
         tuple(Tick(PLOT_PX * (1 - share / 2), f"{top * share // 2:,}") for share in (0, 1, 2)),
         tuple(
-            Tick(round((place + 0.5) * slot, 3), _label(start, unit))
+            Tick(round(margin + (place + 0.5) * slot, 3), _label(start, unit))
             for place, start in enumerate(starts)
             if place % step == step // 2
         ),
@@ -149,9 +148,9 @@ def _starts(begin: date, end: date, unit: str) -> Iterable[date]:
         start = _start(start + timedelta(days={"day": 1, "week": 7, "month": 31, "year": 366}[unit]), unit)
 
 
-def _stacked(counted: Counter[str], series: Sequence[str], top: int) -> Iterable[Segment]:
+def _stacked(counted: Counter[str], top: int) -> Iterable[Segment]:
     y = float(PLOT_PX)
-    for number, name in enumerate(series):
+    for number, name in enumerate(COLOURS):
         height = PLOT_PX * counted[name] / top
         if height:
             y -= height

@@ -14,11 +14,11 @@ from werkzeug.wrappers import Request
 
 from gateway.api.answering import Answer
 from gateway.api.errors import STATUS
-from gateway.api.fields import PAGE, filters_in
+from gateway.api.fields import PAGE
 from gateway.api.reading import query_of
 from gateway.export import linked
-from gateway.site.chart import chart, series_of
-from gateway.site.filters import DATE, WITHOUT_ZONE, default_filters
+from gateway.site.chart import chart, colour_of
+from gateway.site.filters import DATE, WITHOUT_ZONE, dashboard_filters, default_filters
 from gateway.site.pages import readable
 from gateway.site.sessions import HOME, SessionPage, Visitor, show
 from shared.edge.http import Environ
@@ -26,6 +26,8 @@ from shared.errors import BadRequest, EcomError, UnknownParameter
 
 # Seals are made every second, and the operators' ledger follows within seconds. After this time something is stuck.
 STUCK = timedelta(minutes=1)
+# A verification of every release is good for this long: `ecom audit verify` is meant to run every day.
+RECENT = timedelta(days=1, hours=1)
 EXPORTS_SHOWN = 5
 
 GOOD, NOTE, WARNING, ALARM, UNKNOWN = "good", "note", "warning", "alarm", "unknown"
@@ -55,13 +57,15 @@ class Field:
 FILTERS = {
     "from": "From (UTC)",
     "to": "To (UTC)",
-    "sku": "Sku",
+    "sku": "SKU",
     "reason": "Reason",
     "user_id": "Requested by",
     "order_id": "Order",
     "trace_id": "Trace",
 }
 MOMENTS = {"from", "to"}
+# Filters by a text, in which upper and lower case are different.
+TEXTS = {"sku", "reason", "user_id"}
 
 
 class Filtered(SessionPage):
@@ -76,7 +80,7 @@ class Filtered(SessionPage):
         typed = {name: values[0] for name, values in query_of(Request(environ)).items()}
         fields = form(typed, error.details)
         message = "" if any(field.problem for field in fields) else error.message
-        return self.show(environ, "filters.html", fields=fields, message=message, reasons=[])
+        return self.show(environ, "filters.html", fields=fields, filtered="", message=message, reasons=[])
 
 
 filtered_page = Filtered.decorator
@@ -97,30 +101,70 @@ class Audit:
 def overview(visitor: Visitor, query: Mapping[str, Any], audit: Audit) -> Answer:
     """The first page: the releases that pass the filters of the query, their totals and the state of the seals."""
     now = datetime.now(UTC)
-    filters = filters_in(query)
+    filters = dashboard_filters(query)
     typed = as_typed(filters)
     # An empty `from` keeps an open range open: without any filter the page would show only the last days.
     address = {"from": "", **typed}
     if query["limit"] != PAGE:
         address |= {"limit": query["limit"]}
-    first = _day(filters["from"]) if "from" in filters else None
-    last = _day(filters["to"], just_before=True) if "to" in filters else now.date()
-    next_cursor = audit.releases["next_cursor"]
+    reasons = by_reason(audit.totals)
+    total = sum(row["releases"] for row in reasons)
     return show(
         "dashboard.html",
         visitor=visitor,
         fields=form(typed),
+        filtered=described(filters),
         message="",
         findings=findings(audit.chain, audit.witness, now),
-        reasons=by_reason(audit.totals),
-        chart=chart(audit.totals, first, last),
+        reasons=reasons,
+        chart=chart(audit.totals, *_days(filters, now)),
         releases=linked(audit.releases["items"], audit.operations),
-        is_first=query["cursor"] is None,
-        first_page=_address(address),
-        next_page=_address(address | {"cursor": next_cursor}) if next_cursor else None,
+        case_counts=not TEXTS.isdisjoint(filters),
+        pages=_pages(audit.releases, total, query, address),
         export=f"{HOME}/export?{urlencode(typed)}",
-        exports=audit.exports,
+        export_name=_export_name(total, is_filtered=bool(filters)),
+        exports=[{**export, "filters": described(export["filters"])} for export in audit.exports],
     )
+
+
+@dataclass(frozen=True)
+class Pages:
+    """The number of this page, of all pages, and the addresses of the others; None for one that does not exist."""
+
+    number: int
+    of: int
+    first: str | None
+    previous: str | None
+    next: str | None
+
+
+def _pages(releases: Mapping[str, Any], total: int, query: Mapping[str, Any], address: Mapping[str, Any]) -> Pages:
+    # Newer releases may have come since this address was made, so a later page never counts as the first one.
+    number = 1 if releases["is_first"] else max(query["page"], 2)
+    has_previous = not releases["is_first"] and releases["items"]
+    before = {"before": releases["items"][0]["id"], "page": max(number - 1, 1)} if has_previous else {}
+    after = {"cursor": releases["next_cursor"], "page": number + 1}
+    return Pages(
+        number,
+        max(number, -(-total // query["limit"])),
+        None if releases["is_first"] else _address(address),
+        _address({**address, **before}) if before else None,
+        _address({**address, **after}) if releases["next_cursor"] else None,
+    )
+
+
+def _days(filters: Mapping[str, Any], now: datetime) -> tuple[date | None, date | None]:
+    """The first and the last day of the chart. Without filters of its user, the chart has the days of the releases."""
+    if filters == default_filters():
+        return None, None
+    first = _day(filters["from"]) if "from" in filters else None
+    return first, _day(filters["to"], just_before=True) if "to" in filters else now.date()
+
+
+def _export_name(total: int, is_filtered: bool) -> str:
+    if total < 2:
+        return "Download this one as CSV" if total else "Download the empty list as CSV"
+    return f"Download {'these' if is_filtered else 'all'} {total:,} as CSV"
 
 
 def release_page(
@@ -144,7 +188,12 @@ def release_page(
 
 def findings(chain: Mapping[str, Any], witness: Mapping[str, Any] | None, now: datetime) -> list[Finding]:
     """The state of the chain of seals. `witness` is what the operators' ledger knows; it was read before the chain."""
-    return [_sealed(chain), _waiting(chain, now), _agreement(chain["newest"], witness, now), _verified(witness)]
+    return [
+        _sealed(chain),
+        _waiting(chain, now),
+        _agreement(chain["newest"], witness, now),
+        _verified(chain, witness, now),
+    ]
 
 
 def _sealed(chain: Mapping[str, Any]) -> Finding:
@@ -191,17 +240,31 @@ def _agreement(newest: Mapping[str, Any] | None, witness: Mapping[str, Any] | No
     return Finding(GOOD, about, f"{knows} of {at:,}; it follows within seconds.")
 
 
-def _verified(witness: Mapping[str, Any] | None) -> Finding:
+def _verified(chain: Mapping[str, Any], witness: Mapping[str, Any] | None, now: datetime) -> Finding:
     about = "Last verification"
     if witness is None:
         return Finding(UNKNOWN, about, "Unknown: the operators' service is unavailable.")
     last = witness["verification"]
     if last is None:
         return Finding(NOTE, about, "There has been none. An operator can run: ecom audit verify")
-    by = f"by {last['actor']}, {readable(last['finished_at'])}"
+    by = f"Verified by {last['actor']}, {readable(last['finished_at'])}."
     if not last["intact"]:
-        return Finding(ALARM, about, f"The audit is not intact: {last['outcome']} Verified {by}.")
-    return Finding(GOOD, about, f"Intact: {_count(last['rows'], 'release')} in {_count(last['seals'], 'seal')}, {by}.")
+        return Finding(ALARM, about, f"The audit is not intact: {last['outcome']} {by}")
+    total = chain["rows"] + chain["waiting"]
+    newer = total - last["rows"]
+    if newer > 0:
+        are = "newer one is" if newer == 1 else "newer ones are"
+        verified = (
+            f"{last['rows']:,} of {_count(total, 'release')} verified and intact; {newer:,} {are} not yet verified."
+        )
+        return Finding(NOTE, about, f"{verified} {by}")
+    age = now - datetime.fromisoformat(last["finished_at"])
+    text = f"All of {_count(last['rows'], 'release')} verified and intact. {by}"
+    return (
+        Finding(GOOD, about, text)
+        if age <= RECENT
+        else Finding(NOTE, about, f"{text} That was {_count(age.days, 'day')} ago.")
+    )
 
 
 def form(typed: Mapping[str, str], problems: Mapping[str, Sequence[str]] = MappingProxyType({})) -> list[Field]:
@@ -237,13 +300,12 @@ def by_reason(totals: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for row in totals:
         releases[row["reason"]] += row["releases"]
         units[row["reason"]] += row["quantity"]
-    series = series_of(totals)
     return [
         {
             "reason": reason,
             "releases": releases[reason],
             "units": units[reason],
-            "series": series.index(reason) if reason in series else len(series) - 1,
+            "colour": colour_of(reason),
         }
         for reason in sorted(units, key=lambda name: (-units[name], name))
     ]
@@ -259,6 +321,14 @@ def as_typed(filters: Mapping[str, Any]) -> dict[str, str]:
         else:
             typed[name] = typed[name].removesuffix("Z").removesuffix(".000")
     return typed
+
+
+def described(filters: Mapping[str, Any]) -> str:
+    """Filters in words, in the order of the form; empty without a filter."""
+    typed = as_typed(filters)
+    return ", ".join(
+        f"{label.removesuffix(' (UTC)')} {typed[name]}" for name, label in FILTERS.items() if name in typed
+    )
 
 
 def _day(moment: str, just_before: bool = False) -> date:

@@ -15,6 +15,7 @@ from werkzeug.wrappers import Request
 
 from gateway.api.answering import Answer
 from gateway.api.http import Api, Call
+from gateway.site import words
 from gateway.site.reader import Reader
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -62,6 +63,7 @@ def action(operation: Mapping[str, Any]) -> str:
 
 
 _JINJA.filters |= {"at": at, "readable": readable, "action": action}
+_JINJA.filters |= {"step": words.step, "plain": words.plain, "details": words.details}
 
 DOCS = Look("base.css", "docs.css")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from marshmallow import fields
@@ -14,7 +15,7 @@ from gateway.combined import Combined
 from gateway.export import orders_in
 from gateway.site import sessions
 from gateway.site.dashboard import EXPORTS_SHOWN, Audit, filtered_page, overview, release_page
-from gateway.site.filters import DashboardFilters, DashboardQuery
+from gateway.site.filters import DashboardFilters, DashboardQuery, dashboard_filters
 from gateway.site.pages import docs, docs_route
 from gateway.site.sessions import Visitor, session_export, session_page, sign_in_page
 from gateway.tokens import MAX_PASSWORD
@@ -22,6 +23,12 @@ from shared import auth
 from shared.auth import MAX_NAME_LENGTH
 from shared.edge.rpc_proxy import RpcProxy
 from shared.errors import CannotWork, Forbidden, NotFound, ServiceUnavailable
+
+
+class SignInQuery(RequestSchema):
+    """The page to go to after signing in."""
+
+    next = fields.String(load_default="")
 
 
 class SignInForm(RequestSchema):
@@ -44,10 +51,10 @@ class Site(Combined):
     auth = RpcProxy("auth_service")
     inventory = RpcProxy("inventory_service")
 
-    @session_page("GET", "/dashboard/sign-in", roles=None, answer=None, summary="The sign-in form")
+    @session_page("GET", "/dashboard/sign-in", roles=None, query=SignInQuery, answer=None, summary="The sign-in form")
     def sign_in_form(self, call: Call) -> Answer:
         """The form with name and password."""
-        return sessions.sign_in_form()
+        return sessions.sign_in_form(sessions.own_path(call.query["next"]))
 
     @sign_in_page("POST", "/dashboard/sign-in", roles=None, body=SignInForm, answer=None, summary="Sign in")
     def sign_in(self, call: Call) -> Answer:
@@ -69,8 +76,8 @@ class Site(Combined):
     @filtered_page("GET", "/dashboard", roles=AUDITORS, query=DashboardQuery, answer=None, summary="The release audit")
     def dashboard(self, call: Call) -> Answer:
         """Releases that match every filter, their totals, and the state of the chain of seals."""
-        filters = filters_in(call.query)
-        releases = self.inventory.release_events(filters, call.query["limit"], call.query["cursor"])
+        filters = dashboard_filters(call.query)
+        releases = self._page(filters, call.query)
         # Read before the chain, so that the ledger cannot be ahead of the chain.
         witness = self._ask_ops("audit_status")
         # If ops_service did not answer, do not wait for it a second time.
@@ -117,6 +124,13 @@ class Site(Combined):
     def docs_page(self, call: Call) -> Answer:
         """The same document as a page for people. It loads nothing from other servers."""
         return docs(self._document(), call.query["origin"])
+
+    def _page(self, filters: dict[str, Any], query: Mapping[str, Any]) -> dict[str, Any]:
+        if query["before"] is not None:
+            page: dict[str, Any] = self.inventory.release_events_before(filters, query["limit"], query["before"])
+            return page
+        page = self.inventory.release_events(filters, query["limit"], query["cursor"])
+        return {**page, "is_first": query["cursor"] is None}
 
     def _document(self) -> dict[str, Any]:
         service: type = type(self)

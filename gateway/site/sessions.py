@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import marshmallow
 from werkzeug.http import dump_cookie, parse_cookie
@@ -33,6 +33,9 @@ HOME = "/dashboard"
 COOKIE = "ecom_session"
 # RFC 9110 requires a challenge with every 401. Browsers do not know this one, so they show no password dialog.
 CHALLENGE = f'Cookie realm="ecom", form-action="{HOME}/sign-in", cookie-name="{COOKIE}"'
+
+# A browser keeps the cookie longer than the session lasts. So the sign-in form can say that a session has ended.
+COOKIE_S = 24 * 3600
 
 FORM = "application/x-www-form-urlencoded"
 MAX_FIELDS = 20
@@ -66,7 +69,7 @@ class Session(Api):
     below = HOME
 
     def verify(self, environ: Environ) -> auth.Claims:
-        return auth.verify(parse_cookie(environ).get(COOKIE, ""), self._keys, audience=auth.DASHBOARD)
+        return auth.verify(_token_in(environ), self._keys, audience=auth.DASHBOARD)
 
     def read_query(self, request: Request) -> dict[str, Any]:
         """An empty form field counts as not given."""
@@ -92,8 +95,13 @@ class Session(Api):
     def error_page(self, environ: Environ, status: int, error: errors.EcomError) -> Answer:
         """The page for an error."""
         if status == 401:
-            return sign_in_form(requested_page(environ))
-        return self.show(environ, "error.html", status=status, error=error)
+            return sign_in_form(requested_page(environ), has_ended=bool(_token_in(environ)))
+        sign_in = f"{HOME}/sign-in?{urlencode({'next': self.leads_to(environ)})}" if status == 403 else ""
+        return self.show(environ, "error.html", status=status, error=error, sign_in=sign_in)
+
+    def leads_to(self, environ: Environ) -> str:
+        """The page to go to after signing in."""
+        return requested_page(environ)
 
     def show(self, environ: Environ, template: str, **values: Any) -> Answer:
         """A page that shows an error and its trace."""
@@ -128,6 +136,12 @@ class SignIn(SessionPage):
         problem = "Both a name and a password are needed." if status == 422 else error.message
         return sign_in_form(own_path(form.get("next", "")), problem, form.get("username", ""))
 
+    def leads_to(self, environ: Environ) -> str:
+        try:
+            return own_path(dict(_pairs(environ)).get("next", ""))
+        except ValueError:  # not a form, from another site
+            return HOME
+
 
 session_page = SessionPage.decorator
 sign_in_page = SignIn.decorator
@@ -141,9 +155,14 @@ def show(template: str, **values: Any) -> Answer:
     return Answer(page.body, headers=(*page.headers, ("Referrer-Policy", "same-origin")))
 
 
-def sign_in_form(leads_to: str = HOME, problem: str = "", username: str = "") -> Answer:
-    """The form with name and password. `leads_to` is the page that was requested first."""
-    return show("sign-in.html", visitor=None, leads_to=leads_to, problem=problem, username=username)
+def sign_in_form(leads_to: str = HOME, problem: str = "", username: str = "", has_ended: bool = False) -> Answer:
+    """The form with name and password. `leads_to` is the page that was requested first.
+
+    `has_ended` says that the browser had a session, which has ended.
+    """
+    return show(
+        "sign-in.html", visitor=None, leads_to=leads_to, problem=problem, username=username, has_ended=has_ended
+    )
 
 
 def redirect(path: str, *cookies: str) -> Answer:
@@ -182,7 +201,7 @@ def cookie(token: str, secure: bool) -> str:
     return dump_cookie(
         COOKIE,
         token,
-        max_age=auth.SESSION_S if token else 0,
+        max_age=COOKIE_S if token else 0,
         path=HOME,
         secure=secure,
         httponly=True,
@@ -213,6 +232,10 @@ def read_form(environ: Environ) -> Mapping[str, str]:
     if len(dict(pairs)) != len(pairs):
         raise errors.BadRequest("A field of the form is given twice.")
     return dict(pairs)
+
+
+def _token_in(environ: Environ) -> str:
+    return parse_cookie(environ).get(COOKIE, "")
 
 
 def _pairs(environ: Environ) -> list[tuple[str, str]]:

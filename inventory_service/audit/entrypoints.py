@@ -56,6 +56,16 @@ class ReleaseAudit:
         return {"items": items, "next_cursor": next_cursor, "total": total}
 
     @rpc
+    def release_events_before(self, filters: dict[str, Any], limit: int, event_id: int) -> dict[str, Any]:
+        """Return the page that ends just before a release, newest first: {items, next_cursor, is_first}.
+
+        If fewer than `limit` releases are newer, it is the first page, which then contains older ones as well.
+        """
+        with self.db.read() as session:
+            items, next_cursor, is_first = pages.page_before(session, filters, limit, event_id)
+        return {"items": items, "next_cursor": next_cursor, "is_first": is_first}
+
+    @rpc
     def release_event(self, event_id: int) -> dict[str, Any]:
         """Return one release with `seal`: {seq, sealed_at} or None. Raises NotFound."""
         with self.db.read() as session:

@@ -27,6 +27,21 @@ def page(
     return read_page(session, filtered(select(*ROW), filters).offset(offset or None), filters, limit, cursor)
 
 
+def page_before(
+    session: Session, filters: Mapping[str, Any], limit: int, event_id: int
+) -> tuple[list[dict[str, Any]], str | None, bool]:
+    """Return the page that ends just before a release, newest first, its next cursor, and whether it is the first page.
+
+    If fewer releases than a page are newer, this is the first page, which then contains older ones as well.
+    """
+    here = select(*_NEWEST_FIRST).where(ROW.id == event_id).scalar_subquery()
+    query = filtered(select(*ROW), filters).where(tuple_(*_NEWEST_FIRST) > here).order_by(*_NEWEST_FIRST)
+    rows, more = page_of(session.execute(query.limit(limit + 1)).mappings().all(), limit)
+    if not more:
+        return *page(session, filters, limit), True
+    return [_as_dict(row) for row in reversed(rows)], _cursor(rows[0], filters), False
+
+
 def count(session: Session, filters: Mapping[str, Any]) -> int:
     """Count the rows that match the filters. Reads all of them in an index."""
     return session.scalar(filtered(select(func.count()).select_from(ReleaseEvent), filters)) or 0
@@ -76,8 +91,12 @@ def read_page(
         query = query.where(tuple_(*_NEWEST_FIRST) < tuple_(datetime.fromisoformat(at), last))
     query = query.order_by(*(column.desc() for column in _NEWEST_FIRST)).limit(limit + 1)
     rows, more = page_of(session.execute(query).mappings().all(), limit)
-    next_cursor = encode_cursor([rows[-1]["released_at"].isoformat(), rows[-1]["id"]], filters) if more else None
-    return [_as_dict(row) for row in rows], next_cursor
+    return [_as_dict(row) for row in rows], _cursor(rows[-1], filters) if more else None
+
+
+def _cursor(row: RowMapping, filters: Mapping[str, Any]) -> str:
+    """The cursor of the page after a row."""
+    return encode_cursor([row["released_at"].isoformat(), row["id"]], filters)
 
 
 def _as_dict(row: RowMapping) -> dict[str, Any]:

@@ -53,15 +53,15 @@ def say(words: str) -> None:
     print(f"\n  {words}", end="", flush=True)
 
 
-def deep_cursor(system: System, filters: dict[str, str]) -> str:
-    """The cursor of a page in the middle of the set."""
+def in_the_middle(system: System, filters: dict[str, str]) -> tuple[str, int]:
+    """The cursor after the release in the middle of the set, and its id."""
     where = " AND ".join(f"{pages.FILTERS[name]} = '{value}'" for name, value in filters.items()) or "true"
     (row,) = system.databases.rows(
         "inventory",
         f"SELECT released_at, id FROM inventory_release_events WHERE {where} ORDER BY released_at DESC, id DESC LIMIT 1"
         f" OFFSET (SELECT count(*) / 2 FROM inventory_release_events WHERE {where})",
     )
-    return encode_cursor([row["released_at"].isoformat(), row["id"]], filters)
+    return encode_cursor([row["released_at"].isoformat(), row["id"]], filters), row["id"]
 
 
 def explained(system: System, ask: Callable[[Session], Any]) -> dict[str, Any]:
@@ -97,16 +97,20 @@ def blocks(plan: dict[str, Any]) -> int:
 def test_a_late_page_costs_as_much_as_the_first(system: System, rows: int) -> None:
     flow = system.flow()
     for filters in FILTERS:
-        deep = deep_cursor(system, filters)
+        deep, event_id = in_the_middle(system, filters)
         plans = {
             where: explained(system, partial(pages.page, filters=filters, limit=50, cursor=cursor))
             for where, cursor in (("first", None), ("deep", deep))
         }
+        before = partial(pages.page_before, filters=filters, limit=50, event_id=event_id)
+        plans["before"] = explained(system, before)
         for where, plan in plans.items():
             kinds = [node["Node Type"] for node in nodes(plan)]
             assert "Index Scan" in kinds, (where, filters, plan)
             assert not [kind for kind in kinds if "Sort" in kind or kind == "Seq Scan"], (where, filters, plan)
         assert blocks(plans["deep"]) <= ABOUT * blocks(plans["first"]), plans
+        # It reads that release as well.
+        assert blocks(plans["before"]) <= ABOUT * blocks(plans["first"]) + 4, plans
 
         query = "&".join(f"{name}={value}" for name, value in filters.items())
         paths = {"first": f"{EVENTS}?{query}", "deep": f"{EVENTS}?{query}&cursor={deep}"}

@@ -194,6 +194,25 @@ def paged(read: Callable[[str | None], dict[str, Any]], between: Callable[[], No
         between()
 
 
+def paged_back(
+    service: InventoryService, filters: dict[str, str], limit: int, queried: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """All releases, read from the last one back to the first page, from which its cursor leads forward again."""
+    if not queried:
+        return []
+    found = queried[-1:]
+    while True:
+        page = service.release_events_before(filters, limit, found[0]["id"])
+        if page["is_first"]:
+            assert page["items"] == queried[:limit]
+            assert (page["next_cursor"] is None) == (len(queried) <= limit)
+            newer = [release for release in page["items"] if release not in found]
+            return [*newer, *found]
+        assert len(page["items"]) == limit
+        assert service.release_events(filters, limit, page["next_cursor"])["items"][:1] == found[:1]
+        found = [*page["items"], *found]
+
+
 @given(
     rows=some.lists(a_row, max_size=30),
     later=some.lists(a_row, min_size=1, max_size=5),
@@ -213,6 +232,7 @@ def test_an_export_equals_the_query_at_its_start_whatever_is_written_meanwhile(
     for row in rows:
         write(row)
     queried = paged(lambda cursor: service.release_events(filters, limit, cursor), lambda: None)
+    assert paged_back(service, filters, limit, queried) == queried
     export_id = service.open_release_export(filters)["export_id"]
     for row in later:
         write(row)

@@ -1,19 +1,25 @@
 """The dashboard with fake services: sessions and forms, pages with hostile data, error pages."""
 
 import re
+import time
 from base64 import b64encode
 from datetime import UTC, date, datetime, timedelta
 from hashlib import sha256
 from html.parser import HTMLParser
+from unittest.mock import ANY
 from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
 import pytest
 
 from gateway.site import sessions
-from gateway.site.chart import MAX_LABELS, MIN_SLOTS, OTHER, PLOT_PX, SERIES, chart
-from gateway.site.dashboard import as_typed, findings
+from gateway.site.chart import COLOURS, MAX_LABELS, MIN_SLOTS, OTHER, PLOT_PX, REASONS, chart
+from gateway.site.dashboard import as_typed, described, findings
+from gateway.site.words import STEPS, details, money
+from order_service.domain import TABLE
 from shared import auth, errors
 from shared.config import Settings
+from shared.events import ReleaseRequested
+from shared.schema import schema_of
 from shared.times import timestamp
 from tests.unit.serving import KEYS, Fake, ask, serving
 from tests.unit.test_gateway_http import EXPECTED_ROLES, PAGES, Gateway, Service, bearer
@@ -95,6 +101,7 @@ class Behind(Service):
         self.asked.clear()
         self.answers = {
             "release_events": {"items": [release()], "next_cursor": None, "total": None},
+            "release_events_before": {"items": [release()], "next_cursor": "abc", "is_first": True},
             "release_totals": [{"day": "2026-01-14", "reason": "payment_failed", "releases": 1, "quantity": 2}],
             "release_chain": CHAIN,
             "release_exports": {"items": [], "next_cursor": None},
@@ -201,12 +208,12 @@ def test_the_cookie_does_not_open_the_api(gateway):
     assert ask(gateway, "GET", "/api/stocks/release-events", headers={"Authorization": f"Bearer {token}"})[0] == 401
 
 
-def test_signing_in_sets_a_one_hour_cookie_hidden_from_scripts_and_other_sites(gateway):
+def test_signing_in_sets_a_cookie_hidden_from_scripts_and_other_sites(gateway):
     status, response_headers, text = sign_in(gateway)
     assert (status, response_headers["Location"], text) == (303, "/dashboard", "")
     value, *attributes = response_headers["Set-Cookie"].split("; ")
     attributes = [attribute for attribute in attributes if not attribute.startswith("Expires=")]
-    assert sorted(attributes) == ["HttpOnly", "Max-Age=3600", "Path=/dashboard", "SameSite=Lax"]
+    assert sorted(attributes) == ["HttpOnly", "Max-Age=86400", "Path=/dashboard", "SameSite=Lax"]
     assert BEHIND.asked[0][:2] == ("issue_session", ("ann", "secret"))
     BEHIND.reset()
     assert get(gateway, headers={"Cookie": value})[0] == 200
@@ -285,6 +292,26 @@ def test_signing_in_leads_to_the_requested_page_with_its_filters(gateway, path):
     leads_to = field_of(text, "next")
     assert leads_to == path
     assert sign_in(gateway, next=leads_to)[1]["Location"] == path
+
+
+def test_an_ended_session_says_so_and_goes_on_where_it_was(gateway):
+    token = auth.issue(KEYS, "ann", ("auditor",), auth.SESSION_S, time.time() - auth.SESSION_S - 1, auth.DASHBOARD)
+    status, _, text = get(gateway, "/dashboard?sku=lamp", {"Cookie": f"ecom_session={token}"})
+    assert status == 401
+    assert "Your session has ended: it lasts one hour." in text
+    assert sign_in(gateway, next=field_of(text, "next"))[1]["Location"] == "/dashboard?sku=lamp"
+    for headers in ({}, {"Cookie": "ecom_session="}):
+        assert "session has ended" not in get(gateway, headers=headers)[2], "there was none"
+
+
+def test_a_user_without_the_role_can_sign_in_as_somebody_else(gateway):
+    wanted = "/dashboard?sku=lamp&reason=deadline"
+    refused = get(gateway, wanted, session("customer")), sign_in(gateway, ("customer",), next=wanted)
+    for status, _, text in refused:
+        assert status == 403
+        form = get(gateway, links(text)["Sign in as somebody else"], session("customer"))
+        assert (form[0], field_of(form[2], "next")) == (200, wanted)
+    assert field_of(get(gateway, "/dashboard/sign-in?next=//evil.example", {})[2], "next") == "/dashboard"
 
 
 def test_signing_in_after_requesting_a_file_or_a_form_action_leads_to_a_page(gateway):
@@ -418,7 +445,8 @@ def test_an_unknown_path_of_the_dashboard_is_a_404_page(gateway, path, status):
     answered, response_headers, text = get(gateway, path)
     assert (answered, response_headers["Content-Type"]) == (status, "text/html; charset=utf-8")
     trace = response_headers["X-Correlation-ID"]
-    assert trace in text
+    assert f"If you ask for help, quote this trace: <code>{trace}</code>" in text
+    assert "<title>There is nothing here by that name – release audit</title>" in text
     assert ask(gateway, "GET", "/dashboards")[1]["Content-Type"] == "application/json"
 
 
@@ -569,7 +597,14 @@ def test_the_earliest_and_latest_dates_are_valid_filters(gateway):
     [
         *(
             ({"from": value}, "from")
-            for value in ("yesterday", "2026-02-30", "2026-1-1", "<script>", "2026-01-14T25:00")
+            for value in (
+                "yesterday",
+                "2026-02-30",
+                "2026-1-1",
+                "<script>",
+                "2026-01-14T25:00",
+                "0001-01-01T00:00+02:00",
+            )
         ),
         *(({"to": value}, "to") for value in ("9999-12-31", "20260114", "2026-W03-3")),
         ({"from": "2026-01-15", "to": "2026-01-13"}, "to"),
@@ -591,7 +626,23 @@ def test_a_wrong_filter_is_shown_at_its_field_with_the_typed_text(gateway, query
     assert BEHIND.asked == []
 
 
-@pytest.mark.parametrize("query", ["limit=0", "cursor=", "sku=a&sku=b", "limit=x"])
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ({"from": "yesterday"}, "Must be a date such as 2026-01-14, or a time such as 2026-01-14T10:30Z."),
+        ({"from": "20260114"}, "Must be a date such as 2026-01-14, or a time such as 2026-01-14T10:30Z."),
+        ({"from": "2026-02-30"}, "There is no such day or time."),
+        ({"from": "2026-01-14T25:00"}, "There is no such day or time."),
+        ({"to": "9999-12-31"}, "Is out of range."),
+        ({"from": "0001-01-01T00:00+02:00"}, "Is out of range."),
+        ({"reason": "a\0b"}, "Has a character that cannot be stored: NUL, or half of a surrogate pair."),
+    ],
+)
+def test_a_wrong_filter_is_explained(gateway, query, says):
+    assert f'class="wrong">{says}</span>' in get(gateway, f"/dashboard?{urlencode(query)}")[2]
+
+
+@pytest.mark.parametrize("query", ["limit=0", "cursor=", "sku=a&sku=b", "limit=x", "page=0", "before=-1"])
 def test_an_error_without_a_field_is_shown_above_the_form(gateway, query):
     status, _, text = get(gateway, f"/dashboard?{query}")
     if query == "cursor=":
@@ -623,16 +674,83 @@ def links(text):
     }
 
 
+def queries(text):
+    """The parameters of the links of a page, by their text."""
+    return {words: parse_qs(urlsplit(href).query, keep_blank_values=True) for words, href in links(text).items()}
+
+
 def test_links_keep_the_filters(gateway):
     BEHIND.answers["release_events"] = {"items": [release()], "next_cursor": "abc", "total": None}
-    _, _, text = get(gateway, "/dashboard?sku=lamp&to=2026-01-14&limit=5&cursor=xyz")
-    found = {words: parse_qs(urlsplit(href).query, keep_blank_values=True) for words, href in links(text).items()}
+    BEHIND.answers["release_totals"] = [{"day": "2026-01-14", "reason": "manual", "releases": 54, "quantity": 60}]
+    _, _, text = get(gateway, "/dashboard?sku=lamp&to=2026-01-14&limit=5&cursor=xyz&page=3")
+    found = queries(text)
     kept = {"from": [""], "sku": ["lamp"], "to": ["2026-01-14"]}
     assert found["First page"] == kept | {"limit": ["5"]}
-    assert found["Next page"] == kept | {"limit": ["5"], "cursor": ["abc"]}
-    assert found["Download all as CSV"] == {"sku": ["lamp"], "to": ["2026-01-14"]}
-    assert 'aria-current="page"' not in text
-    assert 'aria-current="page"' in get(gateway)[2]
+    assert found["Previous page"] == kept | {"limit": ["5"], "before": ["7"], "page": ["2"]}
+    assert found["Next page"] == kept | {"limit": ["5"], "cursor": ["abc"], "page": ["4"]}
+    assert found["Download these 54 as CSV"] == {"sku": ["lamp"], "to": ["2026-01-14"]}
+    assert "Page 3 of 11" in text
+
+
+def test_the_first_page_has_no_page_before_it_and_the_last_none_after_it(gateway):
+    text = get(gateway)[2]
+    assert not {"First page", "Previous page", "Next page"} & links(text).keys()
+    assert "Page 1 of 1" in text
+    text = get(gateway, "/dashboard?before=9&page=2")[2]
+    assert ("release_events_before", (ANY, 50, 9)) in [asked[:2] for asked in BEHIND.asked]
+    assert "Page 1 of 1" in text, "it became the first one"
+    assert "Previous page" not in links(text)
+    BEHIND.answers["release_events_before"] = {"items": [release()], "next_cursor": "abc", "is_first": False}
+    text = get(gateway, "/dashboard?before=9&page=1&sku=lamp")[2]
+    assert "Page 2 of 2" in text, "newer releases have come"
+    assert (queries(text)["Previous page"]["before"], queries(text)["Next page"]["page"]) == (["7"], ["3"])
+    assert get(gateway, "/dashboard?before=9&cursor=abc")[0] == 400
+
+
+@pytest.mark.parametrize(
+    ("query", "releases", "words"),
+    [
+        ("", 1234, "Download these 1,234 as CSV"),
+        ("?from=", 1234, "Download all 1,234 as CSV"),
+        ("?sku=lamp", 1, "Download this one as CSV"),
+        ("?sku=lamp", 0, "Download the empty list as CSV"),
+    ],
+)
+def test_the_link_to_the_csv_says_how_many_releases_it_has(gateway, query, releases, words):
+    totals = [{"day": "2026-01-14", "reason": "manual", "releases": releases, "quantity": 9}]
+    BEHIND.answers["release_totals"] = totals if releases else []
+    assert words in links(get(gateway, f"/dashboard{query}")[2])
+
+
+def test_a_release_is_linked_by_its_number(gateway):
+    elements = Elements(get(gateway)[2])
+    assert {"href": "/dashboard/releases/7"} in [attributes for tag, attributes in elements.found if tag == "a"]
+    assert [words.strip() for words in elements.words if words.startswith("#")] == ["#7"]
+
+
+def test_an_empty_list_says_that_upper_and_lower_case_differ(gateway):
+    BEHIND.answers |= {"release_events": {"items": [], "next_cursor": None, "total": None}, "release_totals": []}
+    assert "Upper and lower case are different" in get(gateway, "/dashboard?sku=LAMP")[2]
+    assert "Upper and lower case are different" not in get(gateway, "/dashboard?from=2026-01-14")[2]
+
+
+def test_the_filters_of_an_export_are_shown_as_they_are_typed(gateway):
+    filters = {"to": "2026-01-16T00:00:00.000Z", "reason": "deadline", "from": "2026-01-14T10:30:00.000Z", "sku": "m"}
+    words = "From 2026-01-14T10:30:00, To 2026-01-15, SKU m, Reason deadline"
+    assert described(filters) == words
+    export = {"started_at": timestamp(NOW), "finished_at": timestamp(NOW), "rows": 3, "exported_by": "ann"}
+    BEHIND.answers["release_exports"]["items"] = [export | {"filters": filters}]
+    assert f">{words}<" in get(gateway)[2]
+
+
+def test_only_a_form_with_a_problem_is_unfolded_on_a_phone(gateway):
+    for query, unfolded in (("?sku=lamp", 0), ("?sku=-", 1), ("?limit=0", 1)):
+        elements = Elements(get(gateway, f"/dashboard{query}")[2])
+        (fold,) = [attributes for tag, attributes in elements.found if attributes.get("class") == "panel fold"]
+        assert ("open" in fold) == unfolded
+    assert "SKU lamp" in Elements(get(gateway, "/dashboard?sku=lamp&from=")[2]).words, (
+        "the folded form names its filters"
+    )
 
 
 def test_the_export_link_has_the_filters_of_the_page(gateway):
@@ -699,9 +817,16 @@ OLD = timestamp(NOW - timedelta(minutes=5))
             {"verification": INTACT | {"intact": False, "outcome": "Row 7 differs."}},
             ["good", "good", "good", "alarm"],
         ),
-        ({"waiting": 3, "oldest_waiting_at": timestamp(NOW)}, {}, ["good", "note", "good", "good"]),
-        ({"waiting": 3, "oldest_waiting_at": OLD}, {}, ["good", "warning", "good", "good"]),
+        ({"waiting": 3, "oldest_waiting_at": timestamp(NOW)}, {}, ["good", "note", "good", "note"]),
+        ({"waiting": 3, "oldest_waiting_at": OLD}, {}, ["good", "warning", "good", "note"]),
         ({"trouble": "its ids fell back"}, {}, ["good", "alarm", "good", "good"]),
+        ({"rows": 346}, {}, ["good", "good", "good", "note"]),
+        ({"waiting": 1, "oldest_waiting_at": timestamp(NOW)}, {}, ["good", "note", "good", "note"]),
+        (
+            {},
+            {"verification": INTACT | {"finished_at": timestamp(NOW - timedelta(days=3))}},
+            ["good", "good", "good", "note"],
+        ),
         ({}, None, ["good", "good", "unknown", "unknown"]),
     ],
 )
@@ -713,6 +838,22 @@ def test_problems_of_the_seals_are_shown(gateway, chain, witness, levels):
     text = get(gateway)[2]
     assert text.count('role="alert"') == levels.count("alarm")
     assert ("the audit cannot be trusted" in text) == ("alarm" in levels)
+
+
+@pytest.mark.parametrize(
+    ("rows", "waiting", "age", "says"),
+    [
+        (345, 0, 0, "All of 345 releases verified and intact. Verified by olga, {at} UTC."),
+        (345, 0, 3, "All of 345 releases verified and intact. Verified by olga, {at} UTC. That was 3 days ago."),
+        (346, 0, 0, "345 of 346 releases verified and intact; 1 newer one is not yet verified. Verified by olga,"),
+        (1460, 3, 9, "345 of 1,463 releases verified and intact; 1,118 newer ones are not yet verified. Verified by"),
+    ],
+)
+def test_a_verification_says_of_how_many_releases_it_was(rows, waiting, age, says):
+    chain = CHAIN | {"rows": rows, "waiting": waiting, "oldest_waiting_at": timestamp(NOW)}
+    finished = timestamp(NOW - timedelta(days=age))
+    found = findings(chain, WITNESS | {"verification": INTACT | {"finished_at": finished}}, NOW)[-1]
+    assert found.text.startswith(says.format(at=finished[:19].replace("T", " ")))
 
 
 def test_the_ledger_is_read_before_the_chain(gateway):
@@ -732,10 +873,22 @@ def test_without_a_release_there_is_no_chart():
     assert chart([], TODAY, TODAY) is None
 
 
-def test_one_day_is_one_narrow_bar():
+def test_one_day_is_one_narrow_bar_in_the_middle():
     drawn = chart(totals_of(TODAY), TODAY, TODAY)
     assert (drawn.unit, len(drawn.bars), len(drawn.labels)) == ("day", 1, 1)
-    assert drawn.bars[0].width < 100 / MIN_SLOTS
+    (bar,) = drawn.bars
+    assert bar.width < 100 / MIN_SLOTS
+    assert bar.x + bar.width / 2 == pytest.approx(50, abs=0.01)
+    assert drawn.labels[0].at == pytest.approx(50, abs=0.01)
+
+
+def test_without_a_range_the_chart_has_the_days_of_the_releases(gateway):
+    drawn = chart(totals_of(TODAY - timedelta(days=3), TODAY), None, None)
+    assert [bar.label for bar in drawn.bars] == ["28 Jan", "29 Jan", "30 Jan", "31 Jan"]
+    yesterday = (NOW - timedelta(days=1)).date()
+    BEHIND.answers["release_totals"] = totals_of(yesterday)
+    for query, bars in (("", 1), (f"?from={yesterday - timedelta(days=1)}", 3)):
+        assert sum(tag == "g" for tag, _ in Elements(get(gateway, f"/dashboard{query}")[2]).found) == bars
 
 
 def test_days_without_a_release_keep_their_place():
@@ -781,9 +934,74 @@ def test_the_numbers_beside_the_chart_are_round(units, top):
     assert [tick.text for tick in drawn.numbers][::2] == ["0", top]
 
 
-def test_more_reasons_than_colours_share_the_last_one():
-    totals = [row for number in range(9) for row in totals_of(TODAY, reason=f"r{number}", quantity=10 - number)]
-    drawn = chart(totals, TODAY, TODAY)
-    assert drawn.series == ("r0", "r1", "r2", "r3", OTHER)
-    assert len(drawn.series) == SERIES
-    assert drawn.rows == (("2026-01-31", (10, 9, 8, 7, 6 + 5 + 4 + 3 + 2), 54),)
+def test_a_reason_has_the_same_colour_whatever_the_filters():
+    together = [row for reason in REASONS for row in totals_of(TODAY, reason=reason)]
+    (bar,) = chart(together, TODAY, TODAY).bars
+    colours = {part.colour for part in bar.segments}
+    assert colours == {COLOURS.index(reason) for reason in REASONS}
+    for reason in REASONS:
+        drawn = chart(totals_of(TODAY, reason=reason), TODAY, TODAY)
+        assert (drawn.series, [part.colour for part in drawn.bars[0].segments]) == ((reason,), [COLOURS.index(reason)])
+
+
+def test_every_reason_of_a_release_has_a_colour(gateway):
+    words = schema_of(ReleaseRequested)["properties"]["reason"]["enum"]
+    assert set(words) < set(REASONS), "the others are those of reservations by hand"
+    style = re.findall("<style>(.*?)</style>", get(gateway)[2], re.DOTALL)[0]
+    for number in range(len(COLOURS)):
+        assert f".series-{number} {{ fill: var(--series-{number}); }}" in style
+        assert style.count(f"--series-{number}: #") == 2, "in light and in dark"
+
+
+def test_unknown_reasons_share_the_last_colour():
+    drawn = chart([row for number in range(3) for row in totals_of(TODAY, reason=f"r{number}")], TODAY, TODAY)
+    assert drawn.series == (OTHER,)
+    assert [part.colour for part in drawn.bars[0].segments] == [len(COLOURS) - 1]
+    assert drawn.rows == (("2026-01-31", (3,), 3),)
+
+
+def test_every_step_of_an_order_has_plain_words(gateway):
+    assert STEPS.keys() == {rule.hears for rule in TABLE} | {"order.created"}
+    step = {
+        "id": 1,
+        "at": timestamp(NOW),
+        "from": "PAID",
+        "to": "REFUND_PENDING",
+        "source": "order_service",
+        "by": "ann",
+    }
+    BEHIND.answers["timeline"]["steps"] = [
+        step | {"event": "cancel", "details": {}},
+        step | {"event": "order.created", "details": {"total": 900, "currency": "EUR"}},
+        step | {"event": "later.version", "details": {"colour": "red"}},
+    ]
+    text = " ".join("".join(Elements(get(gateway, "/dashboard/releases/7")[2]).words).split())
+    assert "Cancellation requested paid → refund pending cancel caused by ann, reported by the order service" in text
+    assert "Order placed paid → refund pending Total 9.00 EUR order.created caused by" in text
+    assert "later.version paid → refund pending colour: red later.version caused by" in text
+
+
+@pytest.mark.parametrize(
+    ("amount", "currency", "written"),
+    [
+        (900, "EUR", "9.00 EUR"),
+        (5, "USD", "0.05 USD"),
+        (0, "EUR", "0.00 EUR"),
+        (900, "JPY", "900 JPY"),
+        (9001, "KWD", "9.001 KWD"),
+        (12, "UYW", "0.0012 UYW"),
+        (2**53 - 1, "EUR", "90,071,992,547,409.91 EUR"),
+    ],
+)
+def test_money_has_the_decimals_of_its_currency(amount, currency, written):
+    assert money(amount, currency) == written
+
+
+def test_details_of_a_step_are_phrases():
+    shortages = [{"sku": "lamp", "requested": 1000, "available": 2}]
+    assert details({"reason": "out_of_stock", "shortages": shortages}) == [
+        "Reason: out_of_stock",
+        "lamp: 1,000 requested, 2 available",
+    ]
+    assert details({"provider_reference": "ch_1"}) == ["Reference of the payment provider: ch_1"]
+    assert details({"total": 5}) == ["total: 5"]

@@ -6,6 +6,7 @@ import http.client
 import io
 import json
 import logging
+import re
 import time
 
 import eventlet
@@ -413,13 +414,27 @@ def test_a_file_for_spreadsheets_has_a_byte_order_mark_that_is_signed(gateway, s
     ("filters", "name"),
     [
         ({}, "release-events_all.csv"),
-        ({"sku": "a/../b"}, "release-events_all.csv"),
-        ({"from": "2026-01-14T10:00:00.123Z"}, "release-events_20260114T100000Z_now.csv"),
+        ({"colour": "red"}, "release-events_all.csv"),
+        ({"reason": "payment_failed"}, "release-events_reason-payment_failed.csv"),
+        ({"sku": "a/../b"}, "release-events_sku-a-..-b-82af2e01.csv"),
+        ({"user_id": "\u00e9" * 200}, "release-events_user_id---db0b291d.csv"),
+        ({"from": "2026-01-14T10:00:00.123Z"}, "release-events_20260114T100000.123Z_now.csv"),
+        (
+            {"to": "2026-01-14T10:00:00.000Z", "sku": "lamp"},
+            "release-events_begin_20260114T100000Z_sku-lamp.csv",
+        ),
         ({"to": "2026-01-14T10:00:00.000Z"}, "release-events_begin_20260114T100000Z.csv"),
     ],
 )
-def test_the_file_name_has_the_time_range(filters, name):
+def test_the_file_name_has_the_filters(filters, name):
     assert filename(filters) == name
+
+
+def test_files_with_other_filters_have_other_names_of_moderate_length():
+    texts = ["a b", "a-b", "a/b", "\u00e9", "\u00e8", "x" * 200, "x" * 199 + "y"]
+    names = [filename({"user_id": text, "reason": text}) for text in texts]
+    assert len(set(names)) == len(texts)
+    assert all(len(name) <= 180 and re.fullmatch(r"[A-Za-z0-9._-]+", name) for name in names)
 
 
 def test_an_operation_at_the_time_of_the_release_is_linked_to_it():
