@@ -118,7 +118,6 @@ class ReplayAtMost(ReplayOptions):
     openapi: ClassVar[dict[str, Any]] = {
         "examples": [
             {
-                "ids": [EXAMPLE_ID],
                 "error": "no reservation",
                 "types": ["inventory.commit.requested"],
                 "order_id": EXAMPLE_ID,

@@ -401,17 +401,22 @@ def bodies(operation: Operation) -> Iterator[tuple[str, Any, int, str]]:
         yield f"malformed {text[:20]!r}", text, 400, "bad_json"
     for other in ([], "text", 7, None, True):
         yield f"no object: {other!r}", json.dumps(other).encode(), 422, "validation_failed"
-    whole = reader.resolved(operation.body_schema)
-    for good in whole.get("examples") or [reader.example(whole)]:
-        for place, schema in places(reader, operation.body_schema, good):
-            for what, value in wrong(schema):
-                yield f"{'.'.join(map(str, place))} is {what}", changed(good, place, value), 422, "validation_failed"
+    for shape in reader.resolved(operation.body_schema).get("oneOf", [operation.body_schema]):
+        for what, body in bad_bodies(reader, reader.resolved(shape)):
+            yield what, body, 422, "validation_failed"
+
+
+def bad_bodies(reader: Reader, schema: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """A name, and a body of one shape that breaks one rule."""
+    for good in schema.get("examples") or [reader.example(schema)]:
+        for place, inner in places(reader, schema, good):
+            for what, value in wrong(inner):
+                yield f"{'.'.join(map(str, place))} is {what}", changed(good, place, value)
         for place, value in objects(good):
-            yield f"a field too many at {place}", changed(good, place, value | {"unknown": 1}), 422, "validation_failed"
+            yield f"a field too many at {place}", changed(good, place, value | {"unknown": 1})
         for name in good:
-            without = {other: value for other, value in good.items() if other != name}
-            if name in whole.get("required", ()):
-                yield f"no {name}", without, 422, "validation_failed"
+            if name in schema.get("required", ()):
+                yield f"no {name}", {other: value for other, value in good.items() if other != name}
 
 
 def places(reader: Reader, schema: dict[str, Any], good: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, Any]]:

@@ -1,0 +1,6 @@
+module.exports = {
+  shop: {
+    input: "./openapi.json",
+    output: { target: "./orval.ts", client: "fetch", baseUrl: process.env.API, headers: true },
+  },
+};
