@@ -7,7 +7,10 @@ import uuid
 
 import httpx
 
-login = {"username": os.environ.get("SHOP_USER", "customer"), "password": os.environ.get("SHOP_PASSWORD", "demo-customer")}
+login = {
+    "username": os.environ.get("SHOP_USER", "customer"),
+    "password": os.environ.get("SHOP_PASSWORD", "demo-customer"),
+}
 # The stream sends a comment every 15 s.
 shop = httpx.Client(base_url=os.environ.get("API", "http://127.0.0.1:8000"), timeout=30)
 

@@ -30,7 +30,10 @@ def wait(order_id, *states):
             return order
 
 
-login = {"username": os.environ.get("SHOP_USER", "customer"), "password": os.environ.get("SHOP_PASSWORD", "demo-customer")}
+login = {
+    "username": os.environ.get("SHOP_USER", "customer"),
+    "password": os.environ.get("SHOP_PASSWORD", "demo-customer"),
+}
 token = call("POST", "/api/auth/token", json=login)["access_token"]
 shop.headers["Authorization"] = f"Bearer {token}"
 

@@ -145,3 +145,15 @@ def test_the_page_of_streams_shows_the_clients_that_the_document_shows(language:
 
 def test_an_order_is_cancelled_for_each_reason_that_is_listed() -> None:
     assert {rule.reason for rule in domain.TABLE} - {None} == set(Reason)
+
+
+def test_every_lint_rule_that_is_off_is_on_the_page_of_clients() -> None:
+    files = (ROOT / "docs" / "clients" / "generated").glob("*.yaml")
+    off = {rule for file in files for rule in re.findall(r"^  ([\w-]+): off$", file.read_text(encoding="utf-8"), re.M)}
+
+    listed = re.findall(
+        r"^\| (.*`) \| (.+) \|$", text_of("docs/clients/README.md").partition("These rules are off")[2], re.M
+    )
+
+    assert off == {rule for rules, _ in listed for rule in re.findall(r"`([\w-]+)`", rules)}
+    assert len(off) == 3
