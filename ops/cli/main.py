@@ -88,7 +88,10 @@ def demo(as_json: bool) -> None:
 @ecom.command()
 @json_option
 def status(as_json: bool) -> None:
-    """What runs, and what is wrong with each service and server; exit 1 if anything is, or if nothing runs."""
+    """Show each service and server, and what is wrong with it.
+
+    Exit 1 if anything is wrong, or if nothing runs.
+    """
     _stack("status", as_json=as_json)
 
 
