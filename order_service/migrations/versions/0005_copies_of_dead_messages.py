@@ -2,8 +2,8 @@
 
 from shared.migrations import add_copies_of_dead_messages, drop_copies_of_dead_messages
 
-revision = "0003"
-down_revision = "0002"
+revision = "0005"
+down_revision = "0004"
 branch_labels = None
 depends_on = None
 
