@@ -23,6 +23,7 @@ PORTS_BETWEEN_REPLICAS = 100
 # RFC 7518 section 3.2: an HS256 key is at least as long as the hash.
 MIN_SECRET_BYTES = 32
 _ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?")
+_MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
 DEVELOPMENT_KEY = "dev:development-only-secret-never-in-production"
 DEVELOPMENT_AUDIT_KEY = "development-only-audit-key-never-in-production"
 SECRETS = frozenset({"auth_keys", "audit_keys", "amqp_uri", "database_urls", "database_admin_url", "reader_password"})
@@ -77,9 +78,18 @@ class Settings:
         if not getattr(self, name.lower()):
             raise ConfigurationFault(f"{name} is not set")
 
+    def address(self, service: str, replica: int = 0) -> str:
+        """Where a service's replica n listens, as in a URL: 127.0.0.1:8000, or [::1]:8000."""
+        return f"{bracketed(self.host)}:{self.port(service, replica)}"
+
     def port(self, service: str, replica: int = 0) -> int:
         """The port of a service's replica n, counted from 0."""
         return self.ports[service] + PORTS_BETWEEN_REPLICAS * replica
+
+
+def bracketed(host: str) -> str:
+    """A host as a URL writes it: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host else host
 
 
 def psycopg2_url(url: str) -> str:
@@ -150,7 +160,7 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
         provider_timeout_s=reader.number("PROVIDER_TIMEOUT_S", 5.0, at_least=0.01),
         provider_open_s=reader.number("PROVIDER_OPEN_S", 30.0, at_least=0.01),
         order_deadline_s=reader.number("ORDER_DEADLINE_S", 900.0, at_least=1),
-        host=reader.text("HOST", Settings.host),
+        host=_host(reader.text("HOST", Settings.host)),
         ports={
             name: reader.integer(f"{name.upper()}_PORT", FIRST_PORT + place, at_least=1)
             for place, name in enumerate(SERVICES)
@@ -168,6 +178,17 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
     if production and settings.auth_mock:
         raise ConfigurationFault("AUTH_MOCK issues tokens to anyone: it is refused in production")
     return settings
+
+
+def _host(text: str) -> str:
+    """A name or an address. An IPv6 address may be given in brackets, as in a URL."""
+    host = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    if ":" in host:
+        try:
+            ipaddress.IPv6Address(host)
+        except ValueError as error:
+            raise ConfigurationFault(f"HOST must be a name or an address without a port: {error}") from None
+    return host
 
 
 # Most processes need no key. Those that do name it in topology/services.py or ask for it, and raise if it is missing.
@@ -200,11 +221,15 @@ def _networks(text: str) -> tuple[str, ...]:
     networks = []
     for piece in filter(None, (piece.strip() for piece in text.split(","))):
         try:
-            networks.append(str(ipaddress.ip_network(piece)))
+            network = ipaddress.ip_network(piece)
         except ValueError as error:
             raise ConfigurationFault(
-                f"TRUSTED_PROXIES must list addresses or networks (10.0.0.1,10.1.0.0/16): {error}"
+                f"TRUSTED_PROXIES must list addresses or networks (10.0.0.1,10.1.0.0/16,2001:db8::/32): {error}"
             ) from None
+        if network.version == 6 and network.subnet_of(_MAPPED):
+            # A proxy that calls by IPv4 is known by its IPv4 address: this form would match nobody.
+            raise ConfigurationFault(f"TRUSTED_PROXIES must list {piece} as an IPv4 address or network")
+        networks.append(str(network))
     return tuple(networks)
 
 

@@ -326,7 +326,8 @@ def _bindings_seen(management_url: str, amqp_uri: str) -> set[tuple[str, str, st
     """Every binding of the vhost, from the management API. The user is that of its URL, else that of the AMQP URI."""
     try:
         parts = urlsplit(management_url)
-        netloc = f"{parts.hostname}:{parts.port or 15672}"
+        host = parts.netloc.rpartition("@")[2].removesuffix(f":{parts.port}")  # with the brackets of IPv6
+        netloc = f"{host}:{parts.port or 15672}"
     except ValueError as error:
         raise ConfigurationFault(f"management URL: {error}") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:

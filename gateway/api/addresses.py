@@ -8,6 +8,8 @@ from collections.abc import Iterable
 
 from shared.edge.http import Environ
 
+_BRACKETED = re.compile(r"\[([^\]]*)\](?::[0-9]{1,5})?")
+
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
@@ -65,8 +67,10 @@ def _first(header: str | None) -> str:
 
 
 def _parsed(text: str) -> Address | None:
+    """An address of either kind. Some proxies write IPv6 as in a URL, in brackets and with a port."""
+    match = _BRACKETED.fullmatch(text)
     try:
-        address = ipaddress.ip_address(text)
+        address = ipaddress.ip_address(match[1] if match else text)
     except ValueError:
         return None
     return getattr(address, "ipv4_mapped", None) or address  # a socket for both families reports ::ffff:192.0.2.7

@@ -50,7 +50,7 @@ def shown_flow(settings: Settings) -> Any:
             print_timeline(console(), self.timeline(order_id), order["status"])
             return order
 
-    return ShownFlow(f"http://{settings.host}:{settings.port('gateway')}", amqp_uri=settings.amqp_uri)
+    return ShownFlow(f"http://{settings.address('gateway')}", amqp_uri=settings.amqp_uri)
 
 
 def run_script(source: bytes, names: Mapping[str, Any]) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 warnings.filterwarnings("ignore", message=r"\s*Eventlet is deprecated")
-from eventlet import GreenPool, Timeout, listen, sleep, spawn, spawn_n, tpool, wsgi  # noqa: E402
+from eventlet import GreenPool, Timeout, sleep, spawn, spawn_n, tpool, wsgi  # noqa: E402
 from eventlet.event import Event  # noqa: E402
 from eventlet.greenio import shutdown_safe  # noqa: E402
 from eventlet.greenthread import GreenThread  # noqa: E402
@@ -23,7 +23,6 @@ __all__ = [
     "GreenThread",
     "Semaphore",
     "Timeout",
-    "listen",
     "run_in_thread",
     "run_side_by_side",
     "shutdown_safe",

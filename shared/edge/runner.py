@@ -48,7 +48,7 @@ def nameko_config(settings: Settings, service: str, replica: int = 0) -> dict[st
     row = BY_NAME[service]
     config: dict[str, Any] = {
         "AMQP_URI": settings.amqp_uri,
-        "WEB_SERVER_ADDRESS": f"{settings.host}:{settings.port(service, replica)}",
+        "WEB_SERVER_ADDRESS": settings.address(service, replica),
         "DB_URIS": {},
         "serializer": "json",
         "max_workers": row.workers,

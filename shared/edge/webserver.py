@@ -6,6 +6,7 @@ No fault of a client, and no shortage of file descriptors, kills the container.
 from __future__ import annotations
 
 import errno
+import ipaddress
 import logging
 import resource
 import socket
@@ -15,13 +16,16 @@ from typing import Any
 
 import nameko.web.server
 from werkzeug.exceptions import HTTPException, InternalServerError, MethodNotAllowed, ServiceUnavailable
+from werkzeug.exceptions import NotImplemented as UnknownHere  # not Python's NotImplemented
 from werkzeug.routing import Map
 from werkzeug.wrappers import Request, Response
 
+from shared.config import bracketed
 from shared.edge import green
 from shared.edge.connection import REFUSED, SOCKET_S, Environ, Refuse, Server, linger
 from shared.edge.green import shutdown_safe, wsgi
 from shared.errors import ConfigurationFault
+from shared.logs import Reminder, in_a_line
 from shared.metrics import REQUEST_SECONDS, REQUESTS
 
 log = logging.getLogger(__name__)
@@ -49,7 +53,14 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 def plain_refusal(error: HTTPException, environ: Environ) -> Response:
     """A refusal as one line of text; a service's routes may give it another look."""
-    return Response(f"{error.name}\n", error.code, mimetype="text/plain")
+    response = Response(f"{error.name}\n", error.code, mimetype="text/plain")
+    response.headers.extend(allowed(error))
+    return response
+
+
+def allowed(error: HTTPException) -> list[tuple[str, str]]:
+    """The Allow header, which RFC 9110 requires with every 405."""
+    return [(name, value) for name, value in error.get_headers() if name == "Allow"]
 
 
 def protect(response: Response, environ: Environ) -> None:
@@ -61,6 +72,19 @@ def protect(response: Response, environ: Environ) -> None:
 def max_connections() -> int:
     """Half of the process's file descriptors: the rest is for its database, its broker and its files."""
     return min(MAX_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens. On `::` it takes IPv4 connections, too. Raises OSError."""
+    is_ipv6 = ":" in host
+    # Not eventlet's own function: with its SO_REUSEPORT a second process would silently take half of the requests, and
+    # whether `::` includes IPv4 would depend on the machine.
+    return socket.create_server(
+        (host, port),
+        family=socket.AF_INET6 if is_ipv6 else socket.AF_INET,
+        backlog=BACKLOG,
+        dualstack_ipv6=is_ipv6 and ipaddress.ip_address(host).is_unspecified,
+    )
 
 
 class WebServer(nameko.web.server.WebServer):
@@ -78,6 +102,13 @@ class WebServer(nameko.web.server.WebServer):
         self._turning_away = 0
 
     @property
+    def bind_addr(self) -> nameko.web.server.BindAddress:
+        """The host and port of WEB_SERVER_ADDRESS. Nameko's own reading does not know IPv6."""
+        # Nameko looks at every attribute before it has read the configuration.
+        host, _, port = self.container.config.get("WEB_SERVER_ADDRESS", "127.0.0.1:0").rpartition(":")
+        return nameko.web.server.BindAddress(host.strip("[]"), int(port))
+
+    @property
     def port(self) -> int:
         """Where it listens, also when any free port was asked for."""
         return int(self._sock.getsockname()[1])
@@ -89,26 +120,27 @@ class WebServer(nameko.web.server.WebServer):
         self._starting = True
         host, port = self.bind_addr
         try:
-            # With SO_REUSEPORT, eventlet's default, a second process would silently take half of the requests.
-            self._sock = green.listen((host, port), backlog=BACKLOG, reuse_port=False)
+            self._sock = listen(host, port)
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise ConfigurationFault(f"port {port} on {host} is taken by another process") from error
-            raise ConfigurationFault(f"cannot listen on {host}:{port}: {error.strerror}") from error
+            raise ConfigurationFault(f"cannot listen on {bracketed(host)}:{port}: {error.strerror}") from error
         self._sock.settimeout(None)
         self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by what it accepts
         app = App(self)
         self._serv = Server(self._sock, app, app.refuse)
         self._max_connections = max_connections()
-        self._gt = self.container.spawn_managed_thread(self.run, identifier=f"web server on {host}:{port}")
+        self._gt = self.container.spawn_managed_thread(self.run, identifier=f"web server on {bracketed(host)}:{port}")
 
     def run(self) -> None:
         """Accept until the service stops."""
+        reminder = Reminder()
         while self._is_accepting:
             try:
                 sock, address = self._sock.accept()
             except OSError as error:  # no file descriptors left, or a client that has gone already
-                log.warning("a connection could not be accepted: %s", error)
+                if reminder.due(in_a_line(error)):
+                    log.warning("a connection could not be accepted: %s", error)
                 green.sleep(ACCEPT_AGAIN_S)
                 continue
             sock.settimeout(SOCKET_S)
@@ -205,6 +237,12 @@ class App:
         """The template of the route that was met, and its answer."""
         if REFUSED in environ:
             return UNMATCHED, self.refuse(environ[REFUSED], environ)
+        if environ["REQUEST_METHOD"] not in METHODS:
+            return UNMATCHED, self.refuse(UnknownHere("This server does not know that method."), environ)
+        if environ["PATH_INFO"] == "*":  # OPTIONS *, about the server as a whole
+            return UNMATCHED, self.finished(
+                Response(status=204, headers={"Allow": ", ".join(sorted(METHODS))}), environ
+            )
         # WSGI passes bytes as latin-1. A path that is not UTF-8 matches no route.
         path = environ["PATH_INFO"].encode("latin-1").decode("utf-8", "replace")
         try:
@@ -219,8 +257,7 @@ class App:
         except Exception:
             log.exception("%s failed", provider.label)
             return provider.label, self.refuse(InternalServerError(), environ)
-        self.server.finish(response, environ)
-        return provider.label, response
+        return provider.label, self.finished(response, environ)
 
     def _check_fixed(self, path: str, method: str) -> None:
         """Raises MethodNotAllowed for a path that is fixed, also where a template takes that method.
@@ -232,6 +269,9 @@ class App:
 
     def refuse(self, error: HTTPException, environ: Environ) -> Response:
         """Every answer that no route gave looks as the service's routes want it."""
-        response = self.server.refusal(error, environ)
+        return self.finished(self.server.refusal(error, environ), environ)
+
+    def finished(self, response: Response, environ: Environ) -> Response:
+        """An answer with the headers that all have."""
         self.server.finish(response, environ)
         return response

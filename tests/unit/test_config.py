@@ -5,6 +5,8 @@ import json
 import pytest
 
 from shared import config
+from shared.edge import runner
+from shared.edge.postgres import connect
 from shared.errors import ConfigurationFault
 
 SECRET = "s3cret-" * 5
@@ -39,6 +41,32 @@ def test_every_replica_has_a_port_of_its_own():
     ports = [settings.port(service, replica) for service in config.SERVICES for replica in range(10)]
     assert len(set(ports)) == len(ports)
     assert config.read({}).port("gateway") == 8000
+
+
+@pytest.mark.parametrize(
+    ("given", "host", "address"),
+    [
+        ("127.0.0.1", "127.0.0.1", "127.0.0.1:8000"),
+        ("::", "::", "[::]:8000"),
+        ("::1", "::1", "[::1]:8000"),
+        ("[::1]", "::1", "[::1]:8000"),
+        ("fe80::1%eth0", "fe80::1%eth0", "[fe80::1%eth0]:8000"),
+        ("localhost", "localhost", "localhost:8000"),
+    ],
+)
+def test_an_ipv6_address_has_brackets_where_a_port_follows(given, host, address):
+    settings = config.read({"HOST": given})
+    assert (settings.host, settings.address("gateway")) == (host, address)
+    assert runner.nameko_config(settings, "gateway")["WEB_SERVER_ADDRESS"] == address
+
+
+@pytest.mark.parametrize("url", ["postgresql://u:p@[::1]:5433/db", "postgresql://u:p@[::1]/db"])
+def test_a_database_may_have_an_ipv6_address(url):
+    settings = config.read({"ORDER_DATABASE_URL": url})
+    engine = connect(settings.database_url("order"), "test")
+    arguments = engine.dialect.create_connect_args(engine.url)[1]
+    assert arguments["host"] == "::1"
+    assert "***@[::1]" in config.masked(settings)["database_urls"]["order"]
 
 
 @pytest.mark.parametrize("given", ["postgresql://u:p@h/db", "postgres://u:p@h/db", "postgresql+psycopg2://u:p@h/db"])
@@ -101,7 +129,20 @@ def test_trusted_proxies_are_addresses_or_networks_and_none_by_default():
     assert config.masked(config.read({"TRUSTED_PROXIES": "::1"}))["trusted_proxies"] == ("::1/128",)
 
 
-@pytest.mark.parametrize("proxy", ["proxy.example", "10.0.0.1/16", "10.0.0", "*", "10.0.0.1:80", "10.0.0.0/33"])
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        "proxy.example",
+        "10.0.0.1/16",
+        "10.0.0",
+        "*",
+        "10.0.0.1:80",
+        "10.0.0.0/33",
+        "[::1]",
+        "::ffff:10.0.0.1",
+        "::ffff:10.0.0.0/104",
+    ],
+)
 def test_a_trusted_proxy_that_is_no_address_and_no_network_is_refused(proxy):
     with pytest.raises(ConfigurationFault, match="TRUSTED_PROXIES"):
         config.read({"TRUSTED_PROXIES": f"10.0.0.1,{proxy}"})
@@ -114,6 +155,8 @@ FAULTS = {
     "a timeout of 0": ({"PROVIDER_TIMEOUT_S": "0"}, "PROVIDER_TIMEOUT_S"),
     "a deadline under a second": ({"ORDER_DEADLINE_S": "0.5"}, "ORDER_DEADLINE_S"),
     "a heartbeat under a second": ({"AMQP_HEARTBEAT_S": "0"}, "AMQP_HEARTBEAT_S"),
+    "an IPv6 address with a port": ({"HOST": "[::1]:80"}, "HOST"),
+    "an IPv6 address that is none": ({"HOST": "[::g]"}, "HOST"),
     "text in place of a port": ({"GATEWAY_PORT": "http"}, "GATEWAY_PORT"),
     "a port of 0": ({"GATEWAY_PORT": "0"}, "GATEWAY_PORT"),
     "a fraction of a request": ({"RATE_USER_PER_MIN": "0.5"}, "RATE_USER_PER_MIN"),

@@ -30,6 +30,9 @@ PROXY, INNER, CLIENT, OTHER = "10.0.0.1", "10.0.0.2", "192.0.2.7", "198.51.100.9
         (("2001:db8::/32",), "2001:db8::1", CLIENT, CLIENT),
         ((PROXY,), f"::ffff:{PROXY}", f"::ffff:{CLIENT}", CLIENT),
         ((PROXY,), "no address", CLIENT, "no address"),
+        ((PROXY,), f"::ffff:{PROXY}", "[2001:db8::7]:4711", "2001:db8::7"),
+        ((PROXY,), PROXY, "[2001:db8::7]", "2001:db8::7"),
+        ((PROXY,), PROXY, "[2001:db8::7", PROXY),
         (("0.0.0.0/0",), PROXY, f"{OTHER}, {CLIENT}", OTHER),
     ],
 )

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import http.client
 import resource
 import socket
 import time
@@ -13,10 +14,12 @@ from nameko.containers import ServiceContainer
 from nameko.extensions import DependencyProvider
 from werkzeug.wrappers import Response
 
+from deploy import ready
+from shared.config import Settings, bracketed
 from shared.edge import connection, runner, webserver
 from shared.edge.database import Database
 from shared.edge.http import BODY, Probes, Route
-from shared.edge.webserver import max_connections
+from shared.edge.webserver import WebServer, max_connections
 from shared.errors import ConfigurationFault
 from tests.unit.serving import ask, dial, hear, say, serving
 
@@ -174,10 +177,6 @@ def test_a_client_that_sends_too_much_still_hears_why(server):
     assert ask(server, "POST", "/echo", b"x" * 30_000_000)[0] == 413
 
 
-def test_a_chunked_body_is_411(server):
-    assert say(server, post("3\r\nabc\r\n0\r\n\r\n", "Transfer-Encoding: chunked")).startswith("HTTP/1.1 411 ")
-
-
 @pytest.mark.parametrize(
     "lines",
     [
@@ -290,6 +289,45 @@ def test_a_database_that_does_not_answer_is_said_in_time(monkeypatch):
     with serving(Stranded) as server:
         status, _, body = ask(server, "GET", "/readyz")
     assert (status, body["reasons"]) == (503, ["the database does not answer (Timeout)"])
+
+
+@contextlib.contextmanager
+def listening_on(address):
+    container = ServiceContainer(Echo, {"WEB_SERVER_ADDRESS": address, "max_workers": 1, "settings": Settings()})
+    container.start()
+    try:
+        yield next(item for item in container.subextensions if isinstance(item, WebServer)).port
+    finally:
+        container.stop()
+
+
+@pytest.mark.parametrize(
+    ("address", "hosts"), [("[::1]:0", ["::1"]), ("[::]:0", ["::1", "127.0.0.1"]), ("localhost:0", ["127.0.0.1"])]
+)
+def test_a_service_listens_on_ipv6_and_on_both(address, hosts):
+    with listening_on(address) as port:
+        for host in hosts:
+            probe = http.client.HTTPConnection(host, port, timeout=10)
+            probe.request("GET", "/healthz")
+            assert probe.getresponse().status == 200
+            probe.close()
+
+
+def test_a_taken_port_of_ipv6_is_named():
+    with listening_on("[::1]:0") as port:
+        with pytest.raises(ConfigurationFault, match=f"port {port} on ::1 is taken"), listening_on(f"[::1]:{port}"):
+            pass
+
+
+@pytest.mark.parametrize(("host", "code"), [("::1", 0), ("127.0.0.1", 0), (None, 1)])
+def test_the_probe_of_a_container_finds_its_service_on_ipv4_and_ipv6(host, code):
+    if host is None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        assert ready.main(port) == code
+        return
+    with listening_on(f"{bracketed(host)}:0") as port:
+        assert ready.main(port) == code
 
 
 def test_a_taken_port_is_named(server):
