@@ -9,7 +9,7 @@ from typing import Any
 
 import jwt
 
-from shared.errors import Unauthenticated
+from shared.errors import InvalidToken
 from shared.events import Identity
 from shared.ids import uuid7
 
@@ -81,12 +81,12 @@ def issue(
 def verify(token: str, keys: Keys, now: float | None = None, audience: str = AUDIENCE) -> Claims:
     """Verify a token and return its claims.
 
-    Raises the same Unauthenticated for every fault, so that a forger learns nothing.
+    Raises the same InvalidToken for every fault, so that a forger learns nothing.
     """
     try:
         return _claims(_decode(token, keys, audience), time.time() if now is None else now)
     except (jwt.PyJWTError, LookupError, TypeError, ValueError) as fault:
-        raise Unauthenticated from fault
+        raise InvalidToken from fault
 
 
 # A client sends the same token many times: its signature is checked once (half of the gateway's own work for a small

@@ -67,10 +67,18 @@ class Unauthenticated(EcomError):
     code = "unauthenticated"
 
 
+class InvalidToken(Unauthenticated):
+    """The bearer token is not valid, or no longer."""
+
+
 class Forbidden(EcomError):
     """This user may not do that."""
 
     code = "forbidden"
+
+
+class RoleMissing(Forbidden):
+    """None of the token's roles allows this."""
 
 
 class NotFound(EcomError):
@@ -109,10 +117,10 @@ class VersionMoved(Conflict):
     code = "version_moved"
 
 
-class LengthRequired(EcomError):
-    """A Content-Length is required: chunked bodies are not taken."""
+class PreconditionFailed(EcomError):
+    """A condition in a header of the request is not met."""
 
-    code = "length_required"
+    code = "precondition_failed"
 
 
 class RequestTimeout(EcomError):
@@ -127,10 +135,46 @@ class PayloadTooLarge(EcomError):
     code = "payload_too_large"
 
 
+class TargetTooLong(EcomError):
+    """The path and the query are too long."""
+
+    code = "target_too_long"
+
+
+class HeadersTooLarge(EcomError):
+    """The request headers are too large."""
+
+    code = "headers_too_large"
+
+
+class ExpectationFailed(EcomError):
+    """The only expectation that can be met is 100-continue."""
+
+    code = "expectation_failed"
+
+
+class NotImplementedHere(EcomError):
+    """The server does not know this method or this transfer coding."""
+
+    code = "not_implemented"
+
+
+class VersionNotSupported(EcomError):
+    """This server speaks HTTP/1.1."""
+
+    code = "http_version_not_supported"
+
+
 class UnsupportedMediaType(EcomError):
     """The body must be application/json."""
 
     code = "unsupported_media_type"
+
+
+class UnsupportedCoding(UnsupportedMediaType):
+    """The body must not be compressed: Content-Encoding is not supported."""
+
+    code = "unsupported_content_encoding"
 
 
 class ValidationFailed(EcomError):

@@ -30,6 +30,11 @@ def as_json(body: Any) -> str:
     return json.dumps(body, separators=(",", ":"))
 
 
+def as_json_line(body: Any) -> str:
+    """Compact JSON that ends its line, so that a terminal's prompt does not stick to it."""
+    return f"{as_json(body)}\n"
+
+
 def next_page(request: Request, cursor: str) -> str:
     """A Link (RFC 8288) to the page after this one. It has no scheme and host: only a proxy in front knows those.
 
@@ -72,4 +77,4 @@ def respond_with_error(environ: Environ, error: Exception, headers: Iterable[tup
             "traceId": as_uuid(trace_of(environ).trace_id),
         }
     }
-    return respond(environ, status, as_json(body), [*own, *headers])
+    return respond(environ, status, as_json_line(body), [*own, *headers])

@@ -7,9 +7,15 @@ from collections.abc import Iterable
 from werkzeug.wrappers import Response
 
 from shared.edge.http import Environ
+from shared.edge.webserver import SECURITY_HEADERS
 
 MAY_SEND = "Authorization, Content-Type, Idempotency-Key, Last-Event-ID, X-Correlation-ID, traceparent"
-MAY_READ = "Location, Idempotent-Replayed, X-Correlation-ID, traceparent, Retry-After"
+# Browsers let pages read these without being told (Fetch: CORS-safelisted response-header name).
+SAFELISTED = frozenset(
+    {"cache-control", "content-language", "content-length", "content-type", "expires", "last-modified", "pragma"}
+)
+# For browsers and caches, of no use to a page.
+NOT_FOR_PAGES = frozenset({"set-cookie", "vary", *map(str.lower, SECURITY_HEADERS)})
 PREFLIGHT_MAX_AGE_S = 600
 
 
@@ -39,8 +45,15 @@ class Cors:
         origin = self._origin(environ)
         if origin is not None:
             response.headers["Access-Control-Allow-Origin"] = origin
-            response.headers["Access-Control-Expose-Headers"] = MAY_READ
+            names = dict.fromkeys(name for name, _ in response.headers if _may_read(name))
+            if names:
+                response.headers["Access-Control-Expose-Headers"] = ", ".join(names)
 
     def _origin(self, environ: Environ) -> str | None:
         origin = environ.get("HTTP_ORIGIN")
         return origin if origin in self.origins else None
+
+
+def _may_read(name: str) -> bool:
+    name = name.lower()
+    return name not in SAFELISTED | NOT_FOR_PAGES and not name.startswith("access-control-")

@@ -23,17 +23,29 @@ STATUS: dict[type[EcomError], int] = {
     errors.MethodNotAllowed: 405,
     errors.RequestTimeout: 408,
     errors.Conflict: 409,
-    errors.LengthRequired: 411,
+    errors.PreconditionFailed: 412,
     errors.PayloadTooLarge: 413,
+    errors.TargetTooLong: 414,
     errors.UnsupportedMediaType: 415,
+    errors.ExpectationFailed: 417,
     errors.ValidationFailed: 422,
     errors.RateLimited: 429,
+    errors.HeadersTooLarge: 431,
+    errors.NotImplementedHere: 501,
     errors.CannotWork: 503,
     errors.ServiceUnavailable: 503,
+    errors.VersionNotSupported: 505,
 }
 INTERNAL = 500
 
-CHALLENGE = 'Bearer realm="ecom", error="invalid_token"'
+# RFC 6750, section 3: a request without a token is told how to sign in, and no error.
+CHALLENGE = 'Bearer realm="ecom"'
+HEADERS: dict[type[EcomError], tuple[str, str]] = {
+    errors.Unauthenticated: ("WWW-Authenticate", CHALLENGE),
+    errors.InvalidToken: ("WWW-Authenticate", f'{CHALLENGE}, error="invalid_token"'),
+    errors.RoleMissing: ("WWW-Authenticate", f'{CHALLENGE}, error="insufficient_scope"'),
+    errors.UnsupportedCoding: ("Accept-Encoding", "identity"),
+}
 
 # After how many seconds to retry, unless the error itself says so in its details.
 RETRY_AFTER_S: dict[type[EcomError], int] = {
@@ -48,10 +60,14 @@ REFUSALS: dict[int, type[EcomError]] = {
     404: errors.NotFound,
     405: errors.MethodNotAllowed,
     408: errors.RequestTimeout,
-    411: errors.LengthRequired,
     413: errors.PayloadTooLarge,
+    414: errors.TargetTooLong,
+    417: errors.ExpectationFailed,
+    431: errors.HeadersTooLarge,
     500: EcomError,
+    501: errors.NotImplementedHere,
     503: errors.ServiceUnavailable,
+    505: errors.VersionNotSupported,
 }
 
 
@@ -62,9 +78,7 @@ def report_error(environ: Environ, error: Exception) -> tuple[int, EcomError, li
         name, trace_id = type(error).__name__, trace_of(environ).trace_id
         log.error("unexpected, under trace %s: %s", trace_id, name, exc_info=error)
         error = EcomError()
-    headers = []
-    if isinstance(error, errors.Unauthenticated):
-        headers.append(("WWW-Authenticate", CHALLENGE))
+    headers = [HEADERS[kind] for kind in type(error).__mro__ if kind in HEADERS][:1]
     retry_after = next((RETRY_AFTER_S[kind] for kind in type(error).__mro__ if kind in RETRY_AFTER_S), None)
     if retry_after is not None:
         headers.append(("Retry-After", str(error.details.get("retry_after", retry_after))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -13,19 +14,29 @@ from werkzeug.routing import Rule
 from werkzeug.wrappers import Request, Response
 
 from gateway.api.addresses import Proxies
-from gateway.api.answering import Answer, as_json, next_page, respond, respond_with_error
+from gateway.api.answering import Answer, as_json_line, next_page, respond, respond_with_error
 from gateway.api.cors import Cors
 from gateway.api.errors import INTERNAL, REFUSALS
 from gateway.api.rates import Rates
-from gateway.api.reading import idempotency_key, load_query, query_of, read_body, read_object, trace_of
+from gateway.api.reading import (
+    check_conditions,
+    idempotency_key,
+    load_query,
+    query_of,
+    read_body,
+    read_object,
+    trace_of,
+)
 from shared import auth, errors
 from shared.auth import ADMIN, AUDITOR, CUSTOMER, OPERATOR
 from shared.config import Settings
 from shared.edge.connection import HAS_GONE
 from shared.edge.http import Environ, Route, Shared
 from shared.edge.settings import settings_of
+from shared.edge.webserver import allowed
 from shared.errors import EcomError
 from shared.events import Identity
+from shared.logs import Reminder, in_a_line
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +46,13 @@ SIGNED_IN = frozenset(auth.ROLES)
 READERS = (CUSTOMER, OPERATOR, AUDITOR, ADMIN)
 OPERATORS = (OPERATOR, ADMIN)
 AUDITORS = (AUDITOR, ADMIN)
+
+# The web server's own words for these say more than the meaning of the class.
+TOLD_BY_SERVER = (errors.BadRequest, errors.NotImplementedHere, errors.ServiceUnavailable)
+
+# During an outage every request meets the same reason. Which method of a service was called makes no other reason.
+_reminder = Reminder()
+_METHOD_OF_SERVICE = re.compile(r"\b(\w+_service)\.\w+")
 
 PREFIXES = ("/api/", "/api/v1/")
 
@@ -132,6 +150,7 @@ class Api(Route):
         query = self.read_query(request)
         body = self.read_body(environ, self._body) if self._body else {}
         key = idempotency_key(environ) if self.idempotent else ""
+        check_conditions(environ)
         context: dict[str, Any] = {"trace_id": trace_id}
         if identity is not None:
             context |= {"user_id": identity.user_id, "roles": list(identity.roles)}
@@ -144,7 +163,7 @@ class Api(Route):
         claims = self.verify(environ)
         self.rates.made.check_user(claims.identity)
         if self.roles.isdisjoint(claims.identity.roles):
-            raise errors.Forbidden
+            raise errors.RoleMissing
         return claims
 
     def verify(self, environ: Environ) -> auth.Claims:
@@ -174,12 +193,14 @@ class Api(Route):
 
     def encode(self, body: Any) -> str:
         """The result of the method as text of the route's content type."""
-        return as_json(body)
+        return as_json_line(body)
 
     def refuse(self, request: Request, error: Exception) -> Response:
         if isinstance(error, errors.CannotWork | errors.ServiceUnavailable):
             # Only operators need to know which service is unavailable, so it is logged and not answered.
-            log.warning("%s is unavailable, under trace %s: %s", self.label, trace_of(request.environ).trace_id, error)
+            trace_id = trace_of(request.environ).trace_id
+            if _reminder.due(_METHOD_OF_SERVICE.sub(r"\1", in_a_line(error))):
+                log.warning("%s is unavailable, as under trace %s: %s", self.label, trace_id, error)
             error = errors.ServiceUnavailable()
         return self.respond_with_error(request.environ, error)
 
@@ -189,9 +210,8 @@ class Api(Route):
             if preflight is not None:
                 return preflight
         kind = REFUSALS.get(error.code or INTERNAL, errors.BadRequest)
-        message = error.description if kind in (errors.BadRequest, errors.ServiceUnavailable) else None
-        allowed = [(name, value) for name, value in error.get_headers(environ) if name == "Allow"]
-        return self.respond_with_error(environ, kind(message or ""), allowed)
+        message = error.description if kind in TOLD_BY_SERVER else None
+        return self.respond_with_error(environ, kind(message or ""), allowed(error))
 
     def respond_with_error(
         self, environ: Environ, error: Exception, headers: Iterable[tuple[str, str]] = ()

@@ -14,6 +14,7 @@ import marshmallow
 from apispec import APISpec
 from apispec.ext.marshmallow import MarshmallowPlugin
 
+from gateway.api.errors import HEADERS as HEADERS_OF_ERRORS
 from gateway.api.errors import RETRY_AFTER_S, STATUS, ErrorAnswer
 from gateway.api.examples import example_of
 from gateway.api.fields import IDEMPOTENCY_KEY, MAX_ROW_ID, Id, OneOf, WholeNumber, Word
@@ -33,8 +34,8 @@ Every error has the shape `{"error": {"code", "message", "details", "traceId"}}`
 `traceId` when they ask about an error. Every answer has its trace in `X-Correlation-ID` and `traceparent`; a client can
 send its own in the same headers.
 
-An unknown path is 404. A method that a path does not support is 405 with `Allow`. Request bodies are JSON with a
-Content-Length of at most {limit} kB.
+An unknown path is 404. A method that a path does not support is 405 with `Allow`. Request bodies are JSON
+of at most {limit} kB, not compressed; they may be chunked.
 
 Later versions may add fields to answers and words to enumerations: ignore a field that you do not know, and treat a
 word that you do not know as one that you have no rule for.
@@ -50,6 +51,7 @@ HEADERS = {
     "traceparent": ("The trace, in the form of W3C Trace Context.", {"type": "string"}),
     "Retry-After": ("After how many seconds to retry.", {"type": "integer", "minimum": 1}),
     "WWW-Authenticate": ("How to sign in.", {"type": "string"}),
+    "Accept-Encoding": ("The content codings that a request body may have.", {"type": "string"}),
     "Location": ("The address of what was created.", {"type": "string", "format": "uri-reference"}),
     "Link": ('`<...>; rel="next"`: the next page, unless this is the last one.', {"type": "string"}),
     "Idempotent-Replayed": (
@@ -165,12 +167,12 @@ def failures(route: Api) -> dict[int, list[type[EcomError]]]:
     if route.paged:
         kinds.append(errors.InvalidCursor)
     if route.roles is not None:
-        kinds += [errors.Unauthenticated, errors.Forbidden]
+        kinds += [errors.Unauthenticated, errors.RoleMissing]
     if _in_path(route):
         kinds.append(errors.NotFound)
     if route.body is not None:
-        kinds += [errors.BadJson, errors.RequestTimeout, errors.LengthRequired, errors.PayloadTooLarge]
-        kinds += [errors.UnsupportedMediaType, errors.ValidationFailed]
+        kinds += [errors.BadJson, errors.RequestTimeout, errors.PayloadTooLarge]
+        kinds += [errors.UnsupportedMediaType, errors.UnsupportedCoding, errors.ValidationFailed]
     if route.idempotent:
         kinds += [errors.IdempotencyKeyRequired, errors.IdempotencyKeyInvalid]
         kinds += [errors.IdempotencyInProgress, errors.IdempotencyKeyReused]
@@ -252,8 +254,7 @@ def _failure(kinds: Iterable[type[EcomError]]) -> dict[str, Any]:
 
 
 def _own_headers(kind: type[EcomError]) -> Iterator[str]:
-    if issubclass(kind, errors.Unauthenticated):
-        yield "WWW-Authenticate"
+    yield from [HEADERS_OF_ERRORS[known][0] for known in kind.__mro__ if known in HEADERS_OF_ERRORS][:1]
     if any(known in RETRY_AFTER_S for known in kind.__mro__):
         yield "Retry-After"
 

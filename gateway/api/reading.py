@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import marshmallow
+from werkzeug.http import parse_options_header
 from werkzeug.wrappers import Request
 
+from gateway.api.strict_json import read_json
 from shared import errors
 from shared.edge.http import BODY, Environ
 from shared.ids import new_trace_id
@@ -19,9 +20,6 @@ from shared.tracing import as_uuid, trace_id_from_correlation, trace_id_of
 _IDEMPOTENCY_KEY = re.compile(r'("?)([A-Za-z0-9_.:-]{1,128})\1')
 _CORRELATION = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _TRACE = "ecom.trace"
-
-# No limit of the API has more digits, and Python refuses to read integers of 4,300 digits and more.
-MAX_DIGITS = 19
 
 # A body that only just can be read here might be nested too deeply for the RPC that passes it on.
 MAX_DEPTH = 20
@@ -95,40 +93,35 @@ def _is_within(content: Any, levels: int) -> bool:
 
 
 def _read_content(environ: Environ) -> Any:
-    kind, _, parameters = (environ.get("CONTENT_TYPE") or "").partition(";")
-    if kind.strip().lower() != "application/json" or not _is_utf8(parameters):
-        raise errors.UnsupportedMediaType
+    charset = check_content(environ, "application/json").get("charset", "utf-8")
+    if charset.lower() not in ("utf-8", "utf8"):
+        raise errors.UnsupportedMediaType("The body must be UTF-8.")
     return read_json(environ[BODY])
 
 
-def _is_utf8(parameters: str) -> bool:
-    name, _, value = parameters.strip().lower().partition("=")
-    return name.strip() != "charset" or value.strip(' "') in ("utf-8", "utf8")
+def check_content(environ: Environ, kind: str) -> dict[str, str]:
+    """The parameters of the body's media type, which must be `kind`. Raises UnsupportedMediaType."""
+    codings = {coding.strip().lower() for coding in environ.get("HTTP_CONTENT_ENCODING", "").split(",")}
+    if codings - {"", "identity"}:
+        raise errors.UnsupportedCoding
+    given, parameters = parse_options_header(environ.get("CONTENT_TYPE"))
+    if given.lower() != kind:
+        raise errors.UnsupportedMediaType(f"The body must be {kind}.")
+    return parameters
 
 
-def read_json(body: bytes) -> Any:
-    """Read JSON strictly: UTF-8, no duplicate names, no NaN. Raises BadJson."""
-    try:
-        return json.loads(
-            body.decode("utf-8"), object_pairs_hook=_unique_names, parse_constant=_refuse_constant, parse_int=_integer
+def check_conditions(environ: Environ) -> None:
+    """Refuse what RFC 9110 forbids to ignore: conditions on an ETag, which no answer has. Raises PreconditionFailed.
+
+    A Range of what is put is refused, too. Raises BadRequest.
+    """
+    changes = environ["REQUEST_METHOD"] not in ("GET", "HEAD")
+    if "HTTP_IF_MATCH" in environ or (changes and environ.get("HTTP_IF_NONE_MATCH", "").strip() == "*"):
+        raise errors.PreconditionFailed(
+            "No answer has an ETag, so no condition on it is met. To guard a change of stock, send its `version`."
         )
-    except (ValueError, RecursionError) as error:
-        raise errors.BadJson from error
-
-
-def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    read = dict(pairs)
-    if len(read) != len(pairs):
-        raise ValueError("a name is given twice")
-    return read
-
-
-def _refuse_constant(constant: str) -> Any:
-    raise ValueError(f"{constant} is not JSON")
-
-
-def _integer(digits: str) -> int | float:
-    return int(digits) if len(digits) <= MAX_DIGITS else float(digits)  # WholeNumber refuses floats
+    if changes and "HTTP_CONTENT_RANGE" in environ:
+        raise errors.BadRequest("Only the whole can be sent: Content-Range is not allowed.")
 
 
 def by_field(error: marshmallow.ValidationError) -> dict[str, Any]:

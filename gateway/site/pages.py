@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from werkzeug.wrappers import Request
+from werkzeug.wrappers import Request, Response
 
-from gateway.api.answering import Answer
+from gateway.api.answering import Answer, as_json_line, respond
 from gateway.api.http import Api, Call
 from gateway.site import words
 from gateway.site.reader import Reader
@@ -96,6 +96,50 @@ def render(look: Look, template: str, **values: Any) -> Answer:
     # The style comes from our own files, so it needs no escaping.
     body = _JINJA.get_template(template).render(values, style=Markup(look.style))
     return Answer(body, headers=(("Content-Security-Policy", look.policy),))
+
+
+class Link(NamedTuple):
+    """A page or document that the first page leads to."""
+
+    name: str
+    path: str
+    words: str
+
+
+LINKS = (
+    Link("docs", "/docs", "the API, for people"),
+    Link("openapi", "/api/openapi.json", "the API, for programs"),
+    Link("dashboard", "/dashboard", "the release audit; sign in as an auditor"),
+)
+
+
+class BesideRoute(PageRoute):
+    """A page that is no part of the API."""
+
+    in_document = False
+
+
+page_beside = BesideRoute.decorator
+
+
+class HomeRoute(BesideRoute):
+    """A page for browsers; the same links as JSON for programs, which do not ask for HTML."""
+
+    def answer(self, request: Request, result: Any) -> Response:
+        response = super().answer(request, result)
+        kinds = (Api.content_type, "text/html")
+        if request.accept_mimetypes.best_match(kinds, default=Api.content_type) == Api.content_type:
+            response = respond(request.environ, self.status, as_json_line({link.name: link.path for link in LINKS}))
+        response.headers["Vary"] = "Accept"
+        return response
+
+
+home_page = HomeRoute.decorator
+
+
+def home() -> Answer:
+    """The first page."""
+    return render(DOCS, "home.html", links=LINKS)
 
 
 def docs(document: Mapping[str, Any], origin: str) -> Answer:

@@ -16,7 +16,7 @@ from gateway.export import orders_in
 from gateway.site import sessions
 from gateway.site.dashboard import EXPORTS_SHOWN, Audit, filtered_page, overview, release_page
 from gateway.site.filters import DashboardFilters, DashboardQuery, dashboard_filters
-from gateway.site.pages import docs, docs_route
+from gateway.site.pages import docs, docs_route, home, home_page, page_beside
 from gateway.site.sessions import Visitor, session_export, session_page, sign_in_page
 from gateway.tokens import MAX_PASSWORD
 from shared import auth
@@ -114,6 +114,16 @@ class Site(Combined):
     def dashboard_export(self, call: Call) -> dict[str, Any]:
         """The same file as the export of the API with `for=spreadsheets`."""
         return self.inventory.open_release_export(filters_in(call.query))
+
+    @home_page("GET", "/", roles=None, answer=None, summary="The first page")
+    def first_page(self, call: Call) -> Answer:
+        """Links to the documents and to the dashboard, as a page or as JSON."""
+        return home()
+
+    @page_beside("GET", "/favicon.ico", roles=None, answer=None, status=204, summary="No icon")
+    def icon(self, call: Call) -> Answer:
+        """There is none. Every browser asks for one."""
+        return Answer("")
 
     @api("GET", "/api/openapi.json", roles=None, answer=None, summary="Read this document")
     def openapi_document(self, call: Call) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from werkzeug.wrappers import Request, Response
 from gateway.api.answering import Answer, respond
 from gateway.api.errors import report_error
 from gateway.api.http import Api
-from gateway.api.reading import by_field, load_query, query_of, trace_of
+from gateway.api.reading import by_field, check_content, load_query, query_of, trace_of
 from gateway.export import Export
 from gateway.site.pages import Look, PageRoute, render
 from shared import auth, errors
@@ -88,7 +88,9 @@ class Session(Api):
         self, environ: Environ, error: Exception, headers: Iterable[tuple[str, str]] = ()
     ) -> Response:
         status, reported, own = report_error(environ, error)
-        own = [(name, CHALLENGE if name == "WWW-Authenticate" else value) for name, value in own]
+        own = [header for header in own if header[0] != "WWW-Authenticate"]
+        if status == 401:
+            own.append(("WWW-Authenticate", CHALLENGE))
         page = self.error_page(environ, status, reported)
         return respond(environ, status, page.body, [*page.headers, *own, *headers], PageRoute.content_type)
 
@@ -222,9 +224,7 @@ def may_sign_out(token: str, token_id: str, keys: auth.Keys) -> bool:
 
 def read_form(environ: Environ) -> Mapping[str, str]:
     """The fields of a form. Raises UnsupportedMediaType, BadRequest."""
-    kind, _, _ = (environ.get("CONTENT_TYPE") or "").partition(";")
-    if kind.strip().lower() != FORM:
-        raise errors.UnsupportedMediaType(f"The body must be {FORM}.")
+    check_content(environ, FORM)
     try:
         pairs = _pairs(environ)
     except ValueError as error:

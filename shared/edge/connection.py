@@ -6,29 +6,25 @@ clients cost a connection and never a worker.
 
 from __future__ import annotations
 
-import errno
 import logging
-import re
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from email.errors import MissingHeaderBodySeparatorDefect
 from typing import Any, cast
 
 from nameko.web.server import HttpOnlyProtocol
 from werkzeug.exceptions import (
     BadRequest,
     HTTPException,
-    LengthRequired,
-    RequestEntityTooLarge,
     RequestHeaderFieldsTooLarge,
     RequestTimeout,
     RequestURITooLarge,
     default_exceptions,
 )
+from werkzeug.http import http_date
 from werkzeug.wrappers import Response
 
-from shared.edge import green
+from shared.edge import framing, green
 from shared.edge.green import wsgi
 
 log = logging.getLogger(__name__)
@@ -52,45 +48,48 @@ REFUSED = "ecom.refused"
 # A function that tells a long wait whether the client has gone.
 HAS_GONE = "ecom.has_gone"
 
-DIGITS = re.compile(r"[0-9]{1,18}[ \t]*")
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class Connection(HttpOnlyProtocol):
     """One client's connection. States are eventlet's: idle, request, close."""
 
     server: Server
+    rfile: Any
+    path: str
+    close_connection: bool
+    body_framing: framing.Framing
+    raw_requestline = b""
     refused: HTTPException | None = None
 
     def _read_request_line(self) -> bytes:
         with green.Timeout(IDLE_S, TimeoutError("idle")):
-            connection = cast(bytes, super()._read_request_line())
-        if len(connection) >= wsgi.MAX_REQUEST_LINE:
+            line = cast(bytes, super()._read_request_line())
+            if line == framing.CRLF:  # RFC 9112, section 2.2: some clients send an empty line after a body
+                line = cast(bytes, super()._read_request_line())
+        if len(line) >= wsgi.MAX_REQUEST_LINE:
+            self.raw_requestline = line
             self._refuse(RequestURITooLarge())
             return b""
-        return connection
+        return line
 
     def parse_request(self) -> bool:
         try:
+            framing.check_request_line(self.raw_requestline)
+            self.rfile = framing.Lines(self.rfile)  # eventlet puts the file back
             with green.Timeout(HEAD_S, TimeoutError("the head did not arrive")):
                 if not super().parse_request():
                     return False
-            self._check_framing()
+            framing.check_host(self.headers, self.request_version)
+            self.body_framing = framing.framing_of(self.headers, self.request_version)
+            self.path = framing.origin_form(self.path, self.command, self.headers)
         except (wsgi.HeaderLineTooLong, wsgi.HeadersTooLarge):
             self._refuse(RequestHeaderFieldsTooLarge())
-        except BadRequest as refused:
+        except HTTPException as refused:
             self._refuse(refused)
+        else:
+            self.close_connection = self.close_connection or framing.ends_connection(self.headers)
         return self.refused is None
-
-    def _check_framing(self) -> None:
-        """Raises BadRequest when a proxy in front of us could see the request end elsewhere than we do."""
-        if any(isinstance(defect, MissingHeaderBodySeparatorDefect) for defect in self.headers.defects):
-            raise BadRequest("A header line is malformed.")
-        lengths = self.headers.get_all("Content-Length", [])
-        if lengths and self.headers.get("Transfer-Encoding") is not None:
-            raise BadRequest("Content-Length and Transfer-Encoding do not go together.")
-        # Python's int() takes "+5" and "5_0" too.
-        if len(lengths) > 1 or not all(DIGITS.fullmatch(length) for length in lengths):
-            raise BadRequest("One Content-Length, in digits, is allowed.")
 
     def handle_one_response(self) -> None:
         self.environ[HAS_GONE] = self.has_gone
@@ -99,6 +98,8 @@ class Connection(HttpOnlyProtocol):
         except HTTPException as refused:
             self.refused = self.environ[REFUSED] = refused
             self.close_connection = True
+        # Nothing is left to read of this request. eventlet would look for the end of a chunked body once more.
+        self.environ["wsgi.input"] = self.environ["eventlet.input"] = wsgi.Input(self.rfile, 0, self.connection)
         if self.conn_state[2] == wsgi.STATE_CLOSE:
             self.close_connection = True
         super().handle_one_response()
@@ -114,16 +115,11 @@ class Connection(HttpOnlyProtocol):
 
     def _body(self) -> bytes:
         """The whole body. Raises the HTTPException that refuses it, or OSError when the client has gone."""
-        if self.headers.get("Transfer-Encoding") is not None:
-            raise LengthRequired
-        length = int(self.headers.get("Content-Length", 0))
-        if length > MAX_BODY_BYTES:
-            raise RequestEntityTooLarge
+        if self.body_framing.continues and self.body_framing.length <= MAX_BODY_BYTES:
+            self.wfile.write(CONTINUE)
+            self.wfile.flush()
         with green.Timeout(BODY_S, RequestTimeout()):
-            body = cast(bytes, self.environ["wsgi.input"].read(length))
-        if len(body) < length:
-            raise ConnectionResetError(errno.ECONNRESET, "the client left before its body was complete")
-        return body
+            return framing.read_body(self.rfile, self.body_framing, MAX_BODY_BYTES)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """The standard library could not read the head."""
@@ -133,7 +129,7 @@ class Connection(HttpOnlyProtocol):
         """Answer a head that could not be read."""
         self.refused = error
         self.close_connection = True
-        self.wfile.write(self.server.as_bytes(error))
+        self.wfile.write(self.server.as_bytes(error, has_body=not self.raw_requestline.startswith(b"HEAD ")))
         self.wfile.flush()
 
     def finish(self) -> None:
@@ -164,13 +160,14 @@ class Server(wsgi.Server):
         self.capitalize_response_headers = False
         self._refuse = refuse
 
-    def as_bytes(self, error: HTTPException) -> bytes:
+    def as_bytes(self, error: HTTPException, has_body: bool = True) -> bytes:
         """A refusal for a connection that has no request to answer."""
         response = self._refuse(error, {"REQUEST_METHOD": "GET"})
         response.headers["Connection"] = "close"
+        response.headers["Date"] = http_date()
         body: bytes = response.data
         response.headers["Content-Length"] = str(len(body))
-        return f"HTTP/1.1 {response.status}\r\n{response.headers}".encode("latin-1") + body
+        return f"HTTP/1.1 {response.status}\r\n{response.headers}".encode("latin-1") + (body if has_body else b"")
 
 
 def linger(sock: socket.socket) -> None:

@@ -175,7 +175,7 @@ def _not_ready_reason(extension: Any) -> str | None:
 
 
 def _json(body: dict[str, Any], status: int = 200) -> Response:
-    return Response(json.dumps(body), status, [("Cache-Control", "no-store")], content_type="application/json")
+    return Response(f"{json.dumps(body)}\n", status, [("Cache-Control", "no-store")], content_type="application/json")
 
 
 class Probes:

@@ -117,7 +117,7 @@ def test_a_rotated_key_still_verifies_and_the_first_signs():
 def test_every_fault_of_a_token_has_the_same_answer(token, now):
     with pytest.raises(Unauthenticated) as caught:
         auth.verify(token, (OLD, ("long", OLD[1] * 2)), now=now)
-    assert caught.value.message == "A valid bearer token is required."
+    assert caught.value.message == "The bearer token is not valid, or no longer."
     assert caught.value.details == {}
 
 

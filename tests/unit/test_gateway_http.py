@@ -4,18 +4,21 @@ import inspect
 import json
 import re
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from nameko.containers import ServiceContainer
 from nameko.exceptions import RemoteError
 
+from gateway.api import http as api_http
 from gateway.api.errors import STATUS
 from gateway.api.http import Api
 from gateway.service import GatewayService
 from shared import auth, errors
 from shared.config import Settings
 from shared.edge.rpc_proxy import RpcProxy
+from shared.logs import Reminder
 from tests.unit.serving import KEYS, Fake, ask, say, serving
 
 ORDER_ID = "01a1fcf8-0515-7912-9139-7154577473a5"
@@ -85,7 +88,7 @@ def post_order(gateway, body=ORDER, key="k-1", roles=("customer",), **headers):
         "location": "/x",
         "replayed": False,
     }
-    sent = body if isinstance(body, bytes) else json.dumps(body).encode()
+    sent = body if isinstance(body, bytes | Iterator) else json.dumps(body).encode()
     keyed = {} if key is None else {"Idempotency-Key": key}
     return ask(gateway, "POST", "/api/orders", sent, {**JSON, **bearer(*roles), **keyed, **headers})
 
@@ -149,7 +152,7 @@ EXPECTED_ROLES = {
     for item in ROUTES
 }
 # Clients of these routes send a cookie and get pages: see test_dashboard.py.
-PAGES = {route for route in EXPECTED_ROLES if route[1].startswith("/dashboard")}
+PAGES = {(item.method, item.label) for item in ROUTES if not item.in_document}
 
 
 def test_every_route_allows_the_roles_that_the_documentation_names():
@@ -247,7 +250,8 @@ def test_an_error_of_a_service_has_the_status_of_the_table(gateway, kind):
 
 
 @pytest.mark.parametrize("kind", [errors.CannotWork, errors.PublishFailed, errors.ServiceUnavailable])
-def test_an_unavailable_service_is_logged_and_not_named_to_the_client(gateway, kind, caplog):
+def test_an_unavailable_service_is_logged_and_not_named_to_the_client(gateway, kind, caplog, monkeypatch):
+    monkeypatch.setattr(api_http, "_reminder", Reminder())
     BEHIND.answer = kind("the database the-db-host is away", {"host": "the-db-host"})
     answer = ask(gateway, "GET", "/api/stocks", headers=bearer("customer"))
     assert code(answer) == (503, "unavailable")
@@ -258,7 +262,10 @@ def test_an_unavailable_service_is_logged_and_not_named_to_the_client(gateway, k
 def test_the_table_has_every_error_that_a_client_can_get():
     reported = {errors.ServiceUnavailable, errors.RateLimited, errors.IdempotencyKeyReused, errors.VersionMoved}
     assert all(any(kind in STATUS for kind in error.__mro__) for error in reported)
-    assert {STATUS[kind] for kind in STATUS} == {400, 401, 403, 404, 405, 408, 409, 411, 413, 415, 422, 429, 503}
+    assert {STATUS[kind] for kind in STATUS} == {
+        *{400, 401, 403, 404, 405, 408, 409, 412, 413, 414, 415, 417, 422, 429, 431},
+        *{501, 503, 505},
+    }
 
 
 @pytest.mark.parametrize(
@@ -294,12 +301,19 @@ def test_an_unsupported_method_is_405_with_the_supported_ones(gateway):
 def test_refusals_of_the_web_server_look_like_every_error(gateway):
     big = ask(gateway, "POST", "/api/orders", b" " * 70_000, JSON)
     assert code(big) == (413, "payload_too_large")
-    chunked = ask(gateway, "POST", "/api/orders", iter([b"{}"]), JSON)
-    assert code(chunked) == (411, "length_required")
-    head, _, body = say(gateway, "POST /api/orders HTTP/1.1\r\nContent-Length: +1\r\n\r\n").partition("\r\n\r\n")
+    head, _, body = say(gateway, "POST /api/orders HTTP/1.1\r\nHost: x\r\nContent-Length: +1\r\n\r\n").partition(
+        "\r\n\r\n"
+    )
     assert head.startswith("HTTP/1.1 400 ")
     assert "application/json" in head
     assert json.loads(body)["error"]["code"] == "bad_request"
+
+
+def test_a_chunked_body_is_an_order_like_any_other(gateway):
+    pieces = json.dumps(ORDER)
+    answer = post_order(gateway, iter([pieces[:9].encode(), pieces[9:].encode()]))
+    assert answer[0] == 201
+    assert BEHIND.asked[0][1][0]["items"] == ORDER["items"]
 
 
 def test_a_client_turned_away_gets_retry_after(gateway, monkeypatch):
@@ -372,14 +386,30 @@ def test_json_that_is_not_an_object_is_422(gateway, body):
 
 @pytest.mark.parametrize(
     "kind",
-    ["", "text/plain", "application/x-www-form-urlencoded", "application/json; charset=latin-1", "application/jsonx"],
+    [
+        "",
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "application/json; charset=latin-1",
+        "application/jsonx",
+        "application/json; v=1; charset=latin-1",
+    ],
 )
 def test_a_body_with_another_content_type_is_415(gateway, kind):
     assert code(post_order(gateway, **{"Content-Type": kind})) == (415, "unsupported_media_type")
 
 
 @pytest.mark.parametrize(
-    "kind", ["application/json", 'Application/JSON; charset="UTF-8"', "application/json;charset=utf-8"]
+    "kind",
+    [
+        "application/json",
+        'Application/JSON; charset="UTF-8"',
+        "application/json;charset=utf-8",
+        'application/json; version=1; charset="utf-8"',
+        'application/json ; a="b;charset=latin-1"',
+        "application/json;",
+        "application/json; charset=utf-8; v=1",
+    ],
 )
 def test_every_spelling_of_the_json_content_type_is_accepted(gateway, kind):
     assert post_order(gateway, **{"Content-Type": kind})[0] == 201
@@ -693,3 +723,128 @@ def test_a_token_request_has_one_of_two_shapes(gateway, body):
 def test_a_route_declares_everything_about_itself():
     assert ROUTES
     assert all(isinstance(item, Api) and item.summary for item in ROUTES)
+
+
+# The challenge of each refusal: RFC 6750, section 3.
+CHALLENGES = {
+    "no token": ({}, 401, 'Bearer realm="ecom"'),
+    "another scheme": ({"Authorization": "Basic YTpi"}, 401, 'Bearer realm="ecom"'),
+    "a token that is none": ({"Authorization": "Bearer a.b.c"}, 401, 'Bearer realm="ecom", error="invalid_token"'),
+    "a role too few": (bearer("auditor"), 403, 'Bearer realm="ecom", error="insufficient_scope"'),
+}
+
+
+@pytest.mark.parametrize(("headers", "status", "challenge"), CHALLENGES.values(), ids=CHALLENGES)
+def test_a_challenge_names_an_error_only_if_there_was_a_token(gateway, headers, status, challenge):
+    answered, response_headers, _ = ask(gateway, "GET", "/api/ops/queues", headers=headers)
+    assert (answered, response_headers.get_all("WWW-Authenticate")) == (status, [challenge])
+
+
+def test_wrong_credentials_are_no_invalid_token(gateway):
+    BEHIND.answer = errors.Unauthenticated("The name or the password is wrong.")
+    _, headers, _ = ask(gateway, "POST", "/api/auth/token", b'{"username": "a", "password": "b"}', JSON)
+    assert headers["WWW-Authenticate"] == 'Bearer realm="ecom"'
+
+
+@pytest.mark.parametrize(("coding", "status"), [("gzip", 415), ("br, gzip", 415), ("identity", 201), ("", 201)])
+def test_a_compressed_body_is_415_and_the_client_is_told_what_is_read(gateway, coding, status):
+    """RFC 9110, section 15.5.16. Also for a body that only claims to be compressed."""
+    answer = post_order(gateway, **{"Content-Encoding": coding})
+    assert answer[0] == status
+    if status == 415:
+        assert code(answer) == (415, "unsupported_content_encoding")
+        assert answer[1]["Accept-Encoding"] == "identity"
+
+
+# Where JSON is wrong: body, words, and place (if the place is known).
+WRONG_JSON = {
+    "nothing": (b"", "empty", {}),
+    "a missing comma": (b'{"currency": "EUR"\n "items": []}', "',' delimiter", {"line": 2, "column": 2}),
+    "an end too early": (b'{"currency":', "Expecting value", {"line": 1, "column": 13}),
+    "more after it": (b"{}\n\n {}", "Extra data", {"line": 3, "column": 2}),
+    "NaN": (b'{"a": "NaN",\n "b": NaN}', "NaN is not JSON", {"line": 2, "column": 7}),
+    "infinity": (b'{"a\\"Infinity": -Infinity}', "-Infinity is not JSON", {"line": 1, "column": 17}),
+    "a name twice": (b'{"a": {"sku": 1, "sku": 2}}', 'the name "sku" twice', {}),
+    "bytes that are no UTF-8": ('{\n"\N{SNOWMAN}'.encode() + b'\xff": 1}', "not UTF-8", {"line": 2, "column": 3}),
+    "a byte order mark": (b"\xef\xbb\xbf{}", "byte order mark", {"line": 1, "column": 1}),
+    "too many brackets": (b"[" * 60_000, "nested too deeply", {}),
+}
+
+
+@pytest.mark.parametrize(("body", "words", "place"), WRONG_JSON.values(), ids=WRONG_JSON)
+def test_an_error_of_json_says_what_is_wrong_and_where(gateway, body, words, place):
+    answer = post_order(gateway, body)
+    assert code(answer) == (400, "bad_json")
+    fault = answer[2]["error"]
+    assert words in fault["message"]
+    assert fault["details"] == place
+    if place:
+        assert "line {line}, column {column}".format(**place) in fault["message"]
+
+
+@pytest.mark.parametrize("header", ["If-Match", "If-None-Match"])
+@pytest.mark.parametrize("method", ["PUT", "POST"])
+def test_a_change_under_a_condition_is_412_and_not_made(gateway, method, header):
+    """RFC 9110, section 13.1: a condition that is not met forbids the change. No answer has an ETag."""
+    path, body = ("/api/stocks/A-1", b'{"on_hand": 1}') if method == "PUT" else ("/api/orders", json.dumps(ORDER))
+    headers = {**JSON, **bearer("admin", "customer"), "Idempotency-Key": "k"}
+    answer = ask(gateway, method, path, body, {**headers, header: "*"})
+    assert code(answer) == (412, "precondition_failed")
+    assert BEHIND.asked == []
+    assert ask(gateway, method, path, b"{}", {**headers, header: "*"})[0] == 422, "section 13.2.1: conditions come last"
+
+
+def test_a_condition_that_is_met_without_an_etag_is_met(gateway):
+    for headers in ({"If-None-Match": '"x"'}, {"If-None-Match": "*"}, {"If-Modified-Since": "never"}):
+        assert ask(gateway, "GET", "/api/stocks", headers={**bearer("customer"), **headers})[0] == 200
+    assert code(ask(gateway, "GET", "/api/stocks", headers={**bearer("customer"), "If-Match": '"x"'}))[0] == 412
+
+
+def test_a_part_of_a_body_is_refused(gateway):
+    """RFC 9110, section 14.5."""
+    headers = {**JSON, **bearer("admin"), "Content-Range": "bytes 0-3/10"}
+    answer = ask(gateway, "PUT", "/api/stocks/A-1", b'{"on_hand": 1}', headers)
+    assert code(answer) == (400, "bad_request")
+    assert BEHIND.asked == []
+
+
+def test_an_outage_is_logged_once_for_each_reason_and_half_minute(gateway, caplog, monkeypatch):
+    monkeypatch.setattr(api_http, "_reminder", Reminder())
+    for method in ("list_stocks", "get_stock"):
+        BEHIND.answer = errors.ServiceUnavailable(f"no connection for inventory_service.{method}")
+        for _ in range(3):
+            ask(gateway, "GET", "/api/stocks", headers=bearer("customer"))
+    BEHIND.answer = errors.CannotWork("the database is away")
+    ask(gateway, "GET", "/api/stocks", headers=bearer("customer"))
+    lines = [record.getMessage() for record in caplog.records if record.name == "gateway.api.http"]
+    assert len(lines) == 2
+    assert "inventory_service" in lines[0]
+    assert "the database is away" in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", "text/html; charset=utf-8"),
+        ("application/json", "application/json"),
+        ("*/*", "application/json"),
+        (None, "application/json"),
+    ],
+)
+def test_the_first_page_leads_to_the_others(gateway, accept, kind):
+    status, headers, body = ask(gateway, "GET", "/", headers={"Accept": accept} if accept else {})
+    assert (status, headers["Content-Type"], headers["Vary"]) == (200, kind, "Accept")
+    leads_to = set(body.values()) if kind == "application/json" else set(re.findall(r'href="([^"]+)"', body))
+    assert leads_to == {"/docs", "/api/openapi.json", "/dashboard"}
+    for path in leads_to:
+        assert ask(gateway, "GET", path)[0] in (200, 401), "401 is the sign-in form"
+
+
+def test_the_icon_that_every_browser_asks_for_is_no_error(gateway):
+    assert ask(gateway, "GET", "/favicon.ico")[::2] == (204, "")
+
+
+def test_json_ends_its_line(gateway):
+    for path in ("/api/stocks", "/api/nothing", "/readyz"):
+        text = say(gateway, f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert text.endswith("}\n")
