@@ -135,6 +135,7 @@ PURE_SHARED = {
     "shared.ids",
     "shared.replays",
     "shared.order_states",
+    "shared.enumerations",
     "topology.services",
     "topology.table",
 }

@@ -13,17 +13,16 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
 from urllib.parse import unquote, urlsplit
 
 import amqp
-from amqp import serialization, spec
 from amqp.exceptions import AccessRefused, NotAllowed, NotFound, PreconditionFailed
 from amqp.exceptions import AMQPError as AMQPError
 
 from shared.edge import green
+from shared.edge.amqp_client import Connection
 from shared.edge.green import GreenThread
-from shared.errors import IN_ALARM, BrokerInAlarm
+from shared.errors import BrokerInAlarm
 from shared.logs import Reminder, in_a_line
 
 log = logging.getLogger(__name__)
@@ -46,61 +45,8 @@ BROKER_ERRORS = (AMQPError, OSError)
 REFUSALS = (AccessRefused, NotAllowed, NotFound, PreconditionFailed)
 
 
-def _decode_properties(frame: Any, offset: int) -> tuple[dict[str, Any], int]:
-    """Decode the properties and headers of a message; return none when they cannot be read.
-
-    py-amqp expects UTF-8 text and times within Python's calendar. For a message with other values it raises in the
-    middle of the connection: the message would return and end each connection that delivers it.
-    """
-    try:
-        properties: tuple[dict[str, Any], int] = serialization.decode_properties_basic(frame, offset)
-    except Exception as error:
-        log.warning("a message came whose properties cannot be read: %s", in_a_line(error))
-        return {}, offset
-    return properties
-
-
-serialization.PROPERTY_CLASSES[amqp.spec.Basic.CLASS_ID] = _decode_properties
-
-
 class BrokerSilent(OSError):
     """The broker sent nothing, not even a heartbeat, for two heartbeat intervals."""
-
-
-_alarms = Reminder()  # of the whole process: an alarm reaches each connection that publishes
-
-
-class _Connection(amqp.Connection):
-    """A connection that hears of the broker's alarms, and from which only its reader reads."""
-
-    # py-amqp ignores what there is too little of.
-    _METHODS: ClassVar[dict[Any, Any]] = {
-        **amqp.Connection._METHODS,
-        spec.Connection.Blocked: spec.method(spec.Connection.Blocked, "s"),
-    }
-    alarm: str | None = None
-    on_alarm: Callable[[str | None], None] | None = None
-
-    def connect(self, callback: Any = None) -> Any:
-        super().connect(callback)
-        # The broker knows by now that we hear of alarms. py-amqp would also read from the connection before each
-        # publish, in the publishing greenlet: a frame that arrives then never reaches the reader that waits for it.
-        self.client_properties.get("capabilities", {})["connection.blocked"] = False
-
-    def _on_blocked(self, reason: str) -> None:
-        self._set_alarm(f"{IN_ALARM}: {reason.removeprefix('low on ')}")
-        if _alarms.due(str(self.alarm)):
-            log.warning("%s; it takes no message until it has more", self.alarm)
-
-    def _on_unblocked(self) -> None:
-        self._set_alarm(None)
-        if _alarms.due("over"):
-            log.info("the alarm of the broker is over")
-
-    def _set_alarm(self, alarm: str | None) -> None:
-        self.alarm = alarm
-        if self.on_alarm is not None:
-            self.on_alarm(alarm)
 
 
 class BrokerConnection:
@@ -114,7 +60,7 @@ class BrokerConnection:
         """Connect within CONNECT_TIMEOUT_S. Raises one of BROKER_ERRORS."""
         parts = urlsplit(uri)
         self.heartbeat_s = heartbeat_s
-        self.connection = _Connection(
+        self.connection = Connection(
             host=f"{parts.hostname or '127.0.0.1'}:{parts.port or 5672}",
             userid=unquote(parts.username or "guest"),
             password=unquote(parts.password or "guest"),

@@ -10,7 +10,7 @@ from nameko.containers import ServiceContainer
 from ops.local.servers import Servers
 from shared import outbox
 from shared.config import Settings
-from shared.edge import broker
+from shared.edge import amqp_client
 from shared.edge.database import Database
 from shared.edge.publisher import Outgoing, Publisher
 from shared.edge.rpc_proxy import Replies, RpcProxy
@@ -74,7 +74,7 @@ def test_a_memory_alarm_is_named_by_all_who_publish_and_costs_one_copy_of_a_mess
         return ""
 
     assert call() == ""
-    broker._alarms.forget()
+    amqp_client._alarms.forget()
     caplog.set_level(logging.INFO)
     with memory_alarm(servers_of_this_run.broker):
         until(lambda: publish() == ALARM)
@@ -91,6 +91,6 @@ def test_a_memory_alarm_is_named_by_all_who_publish_and_costs_one_copy_of_a_mess
     until(lambda: not relay.not_ready_reason() and not replies.not_ready_reason() and call() == "")
     received = [message.properties["message_id"] for message in mail.all(QUEUE)]
     assert [message_id for message_id in refused if message_id in received] == refused[:1]
-    said = [record.message for record in caplog.records if record.name == broker.__name__]
+    said = [record.message for record in caplog.records if record.name == amqp_client.__name__]
     assert said == [f"{ALARM}; it takes no message until it has more", "the alarm of the broker is over"]
     publisher.close()

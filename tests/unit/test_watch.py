@@ -256,6 +256,7 @@ class Connection:
     def __init__(self):
         self.published = []
         self.error = None
+        self.alarm = None
         self.channel = SimpleNamespace(basic_publish=self._publish)
 
     def _publish(self, message, exchange, routing_key):
