@@ -91,6 +91,14 @@ def test_a_replay_that_cannot_be_meant_is_refused_and_nothing_is_written_down(
     assert database.rows("ops", "SELECT 1 FROM operations") == []
 
 
+def test_the_working_queues_are_counted_beside_their_dlqs(ask: Ask, mail: Mail) -> None:
+    die(mail, 2)
+    mail.put(MAIN, "{}", {})
+    until(lambda: (mail.waiting(MAIN), mail.waiting(DLQ)) == (1, 2))
+    (one,) = [one for one in ask("queues") if one["queue"] == MAIN]
+    assert (one["ready"], one["retrying"], one["consumers"], one["messages"]) == (1, 0, 0, 2)
+
+
 @pytest.mark.parametrize("queue", ["q.nobody", f"{MAIN}.retry", "", 7, None, "a\0b"])
 def test_a_queue_that_is_not_in_the_table_is_not_found(ask: Ask, queue: Any) -> None:
     with pytest.raises(NotFound):
