@@ -78,7 +78,7 @@ class Forbidden(EcomError):
 
 
 class RoleMissing(Forbidden):
-    """None of the token's roles allows this."""
+    """This user may not do that. None of their roles allows it."""
 
 
 class NotFound(EcomError):

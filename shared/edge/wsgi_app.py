@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 UNMATCHED = "unmatched"
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+# No path takes TRACE, so it is 405 everywhere. A method that is not known at all is 501.
+KNOWN = METHODS | {"TRACE"}
 
 
 class App:
@@ -48,7 +50,7 @@ class App:
         """The template of the route that was met, and its answer."""
         if REFUSED in environ:
             return UNMATCHED, self.refuse(environ[REFUSED], environ)
-        if environ["REQUEST_METHOD"] not in METHODS:
+        if environ["REQUEST_METHOD"] not in KNOWN:
             return UNMATCHED, self.refuse(UnknownHere("This server does not know that method."), environ)
         if environ["PATH_INFO"] == "*":  # OPTIONS *, about the server as a whole
             return UNMATCHED, self.finished(

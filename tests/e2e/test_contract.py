@@ -356,7 +356,7 @@ def test_an_unsupported_method_is_405_with_the_supported_ones(api: Api) -> None:
     found = []
     for operation in api.operations:
         taken = {other.method for other in api.operations if other.path == operation.path}
-        for method in {"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"} - taken:
+        for method in {"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"} - taken:
             bad = replace(operation.request(), method=method, body=None)
             found += problems(api, operation, bad, 405, "method_not_allowed")
             allowed = set(api.send(bad).headers["Allow"].split(", "))

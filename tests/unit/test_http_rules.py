@@ -241,7 +241,7 @@ ANSWERED = {
     "9110 9.1: a method that nobody knows": (get(method="HACK"), 501),
     "9110 9.1: the names of methods have a case": (get(method="get"), 501),
     "9110 9.3.6: CONNECT": (get(method="CONNECT", target="x:80"), 501),
-    "9110 9.3.8: TRACE": (get(method="TRACE"), 501),
+    "9110 9.3.8: TRACE is known and never allowed": (get(method="TRACE"), 405),
     "9110 14.2: Range is ignored": (get("Range: bytes=0-3"), 200),
     "9110 13.1.4: If-Unmodified-Since is ignored where nothing has a date": (
         get("If-Unmodified-Since: Mon, 01 Jan 1990 00:00:00 GMT"),
