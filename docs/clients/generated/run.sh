@@ -29,7 +29,8 @@ node no_problems.mjs asyncapi
 
 echo "== openapi-python-client"
 python/bin/openapi-python-client generate --path openapi.json --meta none --output-path shop --overwrite >/dev/null
-python/bin/mypy --strict shop saga.py
+# Without shop/client.py: the generator writes the same one for every document.
+python/bin/mypy --strict --follow-imports=silent shop/models shop/api saga.py
 python/bin/python saga.py
 
 echo "== openapi-typescript"
