@@ -95,6 +95,15 @@ def reconcile(operator: OperatorSession, queue: str) -> int:
 def _log(queue: str, dead_letter: DeadLetter, recorded: int | None, copies: int) -> None:
     message_id, dlq = dead_letter.message_id, dead_letter_queue(queue)
     if recorded is None:
-        log.warning("%s was in %s and written nowhere: %s", message_id, dlq, dead_letter.reason)
+        log.warning(
+            "%s: message %s is dead and lies in %s: %s, recorded by the census (%s, order %s, trace %s)",
+            queue,
+            message_id,
+            dlq,
+            dead_letter.reason,
+            dead_letter.event_type or "no known type",
+            dead_letter.order_id,
+            dead_letter.trace_id or None,
+        )
     if copies > 1:
         log.warning("%s is in %s %d times", message_id, dlq, copies)
