@@ -67,6 +67,8 @@ class Reminder:
         now = time.monotonic()
         if now - self._said_at.get(reason, -REMIND_S) < REMIND_S:
             return False
+        # What is due again anyway need not be remembered: reasons that differ each time would fill the memory.
+        self._said_at = {known: at for known, at in self._said_at.items() if now - at < REMIND_S}
         self._said_at[reason] = now
         return True
 

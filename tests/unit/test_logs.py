@@ -27,6 +27,16 @@ def test_each_reason_is_said_at_once_again_after_a_while_and_anew_after_it_was_o
     assert reminder.due("refused")
 
 
+def test_reasons_that_differ_each_time_do_not_fill_the_memory(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(logs, "time", clock)
+    reminder = Reminder()
+    for number in range(1000):
+        clock.now += 1
+        assert reminder.due(f"silent for {number} s")
+    assert len(vars(reminder)["_said_at"]) <= logs.REMIND_S
+
+
 def test_an_error_is_said_in_one_line_and_in_the_drivers_own_words():
     class Wrapped(Exception):
         orig = ConnectionRefusedError("Connection refused\n\tIs the server running?\n")
