@@ -97,7 +97,7 @@ _KINDS: list[type[EcomError]] = [
 ]
 ERROR_CODE = Enumeration(
     "ErrorCode",
-    tuple(kind.code for kind in _KINDS if _is_answered(kind)),
+    tuple(dict.fromkeys(kind.code for kind in _KINDS if _is_answered(kind))),  # several errors may share a code
     "Why a request was refused. Each operation lists its own, with their meaning.",
 )
 

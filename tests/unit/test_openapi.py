@@ -13,6 +13,7 @@ import pytest
 from openapi_spec_validator import validate
 
 from gateway.api.addresses import Proxies
+from gateway.api.errors import REFUSALS
 from gateway.api.fields import EXAMPLE_ID, AnswerSchema, list_field, text_field
 from gateway.api.http import Api
 from gateway.api.openapi import document, failures, routes
@@ -497,8 +498,6 @@ def test_the_docs_page_escapes_the_document():
             {"Host": "shop.example", "X-Forwarded-Proto": "https", "X-Forwarded-Host": "a.example"},
             "http://shop.example",
         ),
-        ({"Host": "$(rm -rf /)"}, "https://the-address-of-this-page"),
-        ({"Host": "<script>"}, "https://the-address-of-this-page"),
     ],
 )
 def test_the_docs_page_names_the_address_by_which_it_was_called(gateway, headers, origin):
@@ -515,6 +514,8 @@ def test_the_docs_page_names_the_address_by_which_it_was_called(gateway, headers
         ("10.0.0.5", {"PROTO": "https"}, "https://gateway:8000"),
         ("10.0.0.5", {}, "http://gateway:8000"),
         ("10.0.0.5", {"PROTO": "javascript"}, "https://the-address-of-this-page"),
+        ("10.0.0.5", {"HOST": "$(rm -rf /)"}, "https://the-address-of-this-page"),
+        ("10.0.0.5", {"HOST": "<script>"}, "https://the-address-of-this-page"),
         ("192.0.2.7", {"PROTO": "https", "HOST": "shop.example"}, "http://gateway:8000"),
     ],
 )
@@ -568,7 +569,9 @@ def test_every_word_of_a_closed_list_is_an_enumeration():
 
 
 def enumerated(name):
-    return set(DOCUMENT["components"]["schemas"][name]["enum"])
+    words = DOCUMENT["components"]["schemas"][name]["enum"]
+    assert len(set(words)) == len(words)
+    return set(words)
 
 
 def test_the_enumerations_hold_what_the_services_can_say():
@@ -581,7 +584,8 @@ def test_the_enumerations_hold_what_the_services_can_say():
     words = schema_of_type(get_type_hints(ReleaseRequested, include_extras=True)["reason"])["enum"]
     assert enumerated("ReleaseReason") == {*words, "manual", "expired"}
     codes = set(re.findall(r"`(\w+)`:", json.dumps([failure for _, _, failure in failures_documented()])))
-    assert enumerated("ErrorCode") == codes | {"method_not_allowed", "internal"}
+    assert enumerated("ErrorCode") >= codes | {kind.code for kind in REFUSALS.values()}
+    assert enumerated("ErrorCode").isdisjoint({"poison", "cannot_work", "provider_away", "topology_drift"})
 
 
 def failures_documented():
