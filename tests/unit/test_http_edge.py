@@ -378,7 +378,7 @@ def test_a_service_may_open_as_many_files_as_it_is_allowed_to(monkeypatch, soft,
     assert asked == ([set_to] if set_to else [])
 
 
-def test_running_out_of_file_descriptors_does_not_end_the_service(server, monkeypatch):
+def test_running_out_of_file_descriptors_does_not_end_the_service_and_is_logged_once(server, monkeypatch, caplog):
     monkeypatch.setattr(webserver, "ACCEPT_AGAIN_S", 0.01)
     accept, failures = server._sock.accept, [OSError(errno.EMFILE, "Too many open files")] * 3
 
@@ -391,6 +391,7 @@ def test_running_out_of_file_descriptors_does_not_end_the_service(server, monkey
     assert lives(server)
     assert lives(server)
     assert not failures
+    assert caplog.text.count("could not be accepted") == 1
 
 
 def test_a_stop_finishes_the_requests_under_way_and_takes_no_more(monkeypatch):
