@@ -27,6 +27,14 @@ START_TIMEOUT_S = 60.0
 BREW_PREFIXES = ("/opt/homebrew", "/usr/local", "/home/linuxbrew/.linuxbrew")
 
 
+def reachable(host: str) -> str:
+    """Where this machine reaches what listens on `host`, as a URL writes it: on every address is on the loopback."""
+    bare = host.strip("[]")
+    if bare in ("", "0.0.0.0", "::"):
+        return LOOPBACK
+    return f"[{bare}]" if ":" in bare else bare
+
+
 def free_port(taken: Iterable[int] = ()) -> int:
     """A free port of the loopback interface."""
     avoid = set(taken)

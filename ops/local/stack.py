@@ -22,7 +22,7 @@ from typing import Any
 from ops.local.broker import MAIN_VHOST
 from ops.local.install import ROOT, RUN, VENV, install
 from ops.local.processes import Process, StackFault, end, end_descendants, tail
-from ops.local.server import LOOPBACK, PORT_RANGE, is_free, write_private
+from ops.local.server import LOOPBACK, PORT_RANGE, is_free, reachable, write_private
 from ops.local.servers import Servers
 from ops.local.supervisor import Child, Supervisor
 from shared.config import DATABASES, FIRST_PORT, PORTS_BETWEEN_REPLICAS
@@ -180,7 +180,11 @@ class Stack:
         self._ecom(progress, "the broker looks like the topology", "topology", "apply")
         children = [
             Child(
-                service, replica, ports[service] + PORTS_BETWEEN_REPLICAS * replica, self._log(f"{service}-{replica}")
+                service,
+                replica,
+                ports[service] + PORTS_BETWEEN_REPLICAS * replica,
+                self._log(f"{service}-{replica}"),
+                host=reachable(os.environ.get("HOST", "")),
             )
             for service in START_ORDER
             for replica in range(replicas)

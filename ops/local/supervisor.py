@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ops.local.processes import Process, StackFault, end, spawn, tail
-from ops.local.server import Server
+from ops.local.server import LOOPBACK, Server
 
 READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
@@ -55,6 +55,7 @@ class Child:
     popen: subprocess.Popen[bytes] | None = None
     restarts: Restarts = field(default_factory=Restarts)
     ready: bool = False
+    host: str = LOOPBACK  # as a URL writes it
 
     @property
     def name(self) -> str:
@@ -64,7 +65,7 @@ class Child:
     @property
     def url(self) -> str:
         """Where it listens."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
 
 class Supervisor:

@@ -812,3 +812,12 @@ def test_another_process_finds_the_facts_of_a_server(tmp_path):
     assert found.broker.amqp_uri == "amqp://ecom:secret@127.0.0.1:20001/shop"
     assert found.broker.process is None
     assert found.broker.file.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("host", "asked"),
+    [("", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::", "127.0.0.1"), ("::1", "[::1]"), ("[::1]", "[::1]")],
+)
+def test_a_service_is_asked_where_it_listens(host, asked, tmp_path):
+    child = supervisor.Child("order", 0, 8001, tmp_path / "order-0.log", host=server.reachable(host))
+    assert child.url == f"http://{asked}:8001"
