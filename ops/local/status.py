@@ -42,17 +42,16 @@ class Condition:
 
     def facts(self) -> dict[str, Any]:
         """The same for programs."""
-        ready = self.state is READY
-        return {"name": self.name, "address": self.address, "ready": ready, "state": self.state.word} | (
-            {} if ready else {"reasons": list(self.state.reasons)}
-        )
+        state = self.state
+        why = {"warnings" if state.works else "reasons": list(state.reasons)}
+        return {"name": self.name, "address": self.address, "ready": state.works, "state": state.word, **why}
 
 
 def show(stack: Stack, as_json: bool = False) -> bool:
     """Print the stack's condition, passwords by --json only; whether everything works."""
     conditions = look(stack)
     started = bool(stack.state.get("ready"))
-    ready = started and all(condition.state is READY for condition in conditions)
+    ready = started and all(condition.state.works for condition in conditions)
     if as_json:
         print(json.dumps({"running": True, "ready": ready, **_facts(stack, conditions)}, indent=1))
         return ready

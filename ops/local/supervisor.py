@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ops.local.processes import Process, StackFault, end, spawn, tail
 from ops.local.server import LOOPBACK, Server
@@ -186,10 +187,15 @@ def backoff(deaths: int) -> float:
 
 @dataclass(frozen=True)
 class State:
-    """Whether a service or server works: READY, or another word and why."""
+    """Whether a service or server works: `ready`, and what a person should look at; or another word and why."""
 
     word: str
     reasons: tuple[str, ...] = ()
+
+    @property
+    def works(self) -> bool:
+        """Whether it is ready, with warnings or without."""
+        return self.word == READY.word
 
 
 READY = State("ready")
@@ -197,7 +203,7 @@ READY = State("ready")
 
 def is_ready(url: str) -> bool:
     """Whether the process at this URL answers 200 on /readyz."""
-    return readiness(url) is READY
+    return readiness(url).works
 
 
 def readiness(url: str) -> State:
@@ -206,18 +212,21 @@ def readiness(url: str) -> State:
         # No proxy: an environment that sets one would send even this through it.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(f"{url}/readyz", timeout=READYZ_TIMEOUT_S) as answer:
-            return READY if answer.status == 200 else State("not ready", (f"status {answer.status}",))
+            if answer.status != 200:
+                return State("not ready", (f"status {answer.status}",))
+            return State(READY.word, _told(answer, "warnings") or ())
     except urllib.error.HTTPError as refused:
-        return State("not ready", _reasons(refused))
+        return State("not ready", _told(refused, "reasons") or (f"status {refused.status}",))
     except (OSError, http.client.HTTPException) as error:
         return State("does not answer", (in_words(getattr(error, "reason", error)),))
 
 
-def _reasons(refused: urllib.error.HTTPError) -> tuple[str, ...]:
+def _told(answer: Any, name: str) -> tuple[str, ...] | None:
+    """A list in the JSON of an answer; None if the answer has no such list."""
     try:
-        return tuple(json.load(refused)["reasons"])
+        return tuple(json.load(answer)[name])
     except (OSError, ValueError, KeyError, TypeError):
-        return (f"status {refused.status}",)
+        return None
 
 
 def in_words(error: object) -> str:

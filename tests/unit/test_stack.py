@@ -445,7 +445,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(int(sys.argv[1]))
         self.end_headers()
-        self.wfile.write(json.dumps({"reasons": ["q.x is paused: ProviderAway", "the relay cannot work"]}).encode())
+        self.wfile.write(json.dumps({"reasons": ["q.x is paused: ProviderAway", "the relay cannot work"],
+                                     "warnings": ["q.y: messages are held up"]}).encode())
 server = HTTPServer(("127.0.0.1", 0), Handler)
 print(server.server_port, flush=True)
 server.serve_forever()
@@ -485,7 +486,7 @@ def test_status_asks_every_service_and_server_and_says_what_is_wrong(running, li
     assert capsys.readouterr().out.splitlines() == [
         f"  {name:14} {address:23} {state}".rstrip()
         for name, address, state in (
-            ("order-0", urls["order-0"], "ready"),
+            ("order-0", urls["order-0"], "ready: q.y: messages are held up"),
             ("payment-0", urls["payment-0"], "not ready: q.x is paused: ProviderAway"),
             ("", "", "the relay cannot work"),
             ("auth-0", urls["auth-0"], "does not answer: Connection refused"),
@@ -500,10 +501,10 @@ def test_status_is_not_ready_for_programs_either_while_anything_is_wrong(running
     assert commands.main(["status", "--json"]) == 1
     shown = json.loads(capsys.readouterr().out)
     assert (shown["running"], shown["ready"]) == (True, False)
-    parts = {part["name"]: (part["ready"], part.get("reasons")) for part in shown["parts"]}
-    assert parts["order-0"] == (True, None)
-    assert parts["payment-0"] == (False, ["q.x is paused: ProviderAway", "the relay cannot work"])
-    assert parts["PostgreSQL"] == (False, [])
+    parts = {part["name"]: (part["ready"], part.get("reasons"), part.get("warnings")) for part in shown["parts"]}
+    assert parts["order-0"] == (True, None, ["q.y: messages are held up"])
+    assert parts["payment-0"] == (False, ["q.x is paused: ProviderAway", "the relay cannot work"], None)
+    assert parts["PostgreSQL"] == (False, [], None)
     both = dict.fromkeys(("order-0", "gateway-0"), running.state["children"]["order-0"])
     running.keep(
         children=both,
