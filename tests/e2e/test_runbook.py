@@ -146,6 +146,7 @@ def plain(lines: list[str]) -> list[str]:
     return [line for line in lines if line]
 
 
+@pytest.mark.timeout(300)  # some forty commands, one after the other
 def test_every_command_of_the_runbook_prints_what_the_page_says(system: System, tmp_path: Path) -> None:
     text = PAGE.read_text(encoding="utf-8")
     before, section, runbook = text.partition(SECTION)
