@@ -12,6 +12,8 @@ import subprocess
 import uuid
 from pathlib import Path
 
+import pytest
+
 from shared.envelope import envelope
 from shared.events import CommitRequested, Identity, ReleaseRequested
 from shared.ids import new_trace_id
