@@ -134,8 +134,12 @@ class Reader:
     def shape(self, schema: Mapping[str, Any]) -> str:
         """The type of a value, in a few words."""
         kinds = schema.get("anyOf", [schema])
-        words = " or ".join(_shape(self.resolved(kind)) for kind in kinds if kind != NULL)
+        words = " or ".join(self._shape(self.resolved(kind)) for kind in kinds if kind != NULL)
         return words + (" or null" if NULL in kinds else "")
+
+    def _shape(self, schema: Mapping[str, Any]) -> str:
+        words = self.resolved(schema.get("items", {}))
+        return _shape(schema) + (f"; each is {_shape(words)}" if "enum" in words else "")
 
 
 def _shape(schema: Mapping[str, Any]) -> str:

@@ -246,6 +246,8 @@ def test_a_nullable_field_shows_its_other_type():
     assert fields["timeline.steps[].event"].shape.startswith("one of order.created, ")
     assert fields["timeline.steps[].from"].shape.endswith(", REFUND_FAILED or null")
     assert fields["timeline.steps[].source"].shape == "text"
+    roles = {item.name: item.shape for item in READER.fields({"$ref": "#/components/schemas/MockLogin"})}["roles"]
+    assert roles == f"list, 1 to 5; each is one of {', '.join(auth.ROLES)}"
     assert fields["seal.seq"].shape == "integer"
 
 
