@@ -170,7 +170,8 @@ class InventoryService(ReleaseAudit, Probes):
         """Release manual reservations that nobody committed or released in time."""
         with self.db.read() as session:
             overdue = models.expired(session, EXPIRE_BATCH)
-        each_alone(overdue, self._expire)
+        if held_up := each_alone(overdue, self._expire):
+            raise held_up
 
     def _expire(self, order_id: UUID) -> None:
         with self.db.begin() as session:

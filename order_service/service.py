@@ -232,7 +232,8 @@ class OrderService(Probes):
         try:
             self._cancel_overdue(overdue)
         except CannotWork:  # a lock on one order, perhaps: the others are cancelled without it
-            each_alone(overdue, lambda order_id: self._cancel_overdue([order_id]))
+            if held_up := each_alone(overdue, lambda order_id: self._cancel_overdue([order_id])):
+                raise held_up from None
 
     def _cancel_overdue(self, order_ids: list[UUID]) -> None:
         if order_ids:

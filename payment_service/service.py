@@ -148,8 +148,8 @@ class PaymentService(Probes):
         with self.db.read() as session:
             rows = models.unknown(session, models.PaymentRow, UNKNOWN_AFTER_S, RECOVER_BATCH)
         found, failed = self._find([(row, _charge_of(row, row.payment_id)) for row in rows])
-        each_alone(found, self._save_charge)
-        return failed
+        held_up = each_alone(found, self._save_charge)
+        return [*failed, held_up] if held_up else failed
 
     def _save_charge(self, found: tuple[models.PaymentRow, Answer | None]) -> None:
         row, answer = found
@@ -169,8 +169,8 @@ class PaymentService(Probes):
             rows = models.unknown(session, models.RefundRow, UNKNOWN_AFTER_S, RECOVER_BATCH)
             payments = models.payments_of(session, [row.order_id for row in rows])
         found, failed = self._find([(row, _charge_of(payments[row.order_id], row.refund_id)) for row in rows])
-        each_alone(found, self._save_refund)
-        return failed
+        held_up = each_alone(found, self._save_refund)
+        return [*failed, held_up] if held_up else failed
 
     def _save_refund(self, found: tuple[models.RefundRow, Answer | None]) -> None:
         row, answer = found

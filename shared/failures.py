@@ -13,7 +13,7 @@ from typing import Any
 from uuid import UUID
 
 from shared.envelope import CONTRACT_VERSION, Envelope
-from shared.errors import DeadMessage, EcomError
+from shared.errors import DeadMessage, EcomError, InvalidSchema
 from shared.ids import uuid7
 from shared.outcomes import Outcome, outcome_of
 from shared.times import timestamp
@@ -147,6 +147,7 @@ class Failure:
     type: str
     reason: str | None  # why it is dead; None: it will be tried again
     headers: dict[str, Any]
+    said: str  # the error for the log, without a value of the body
     order_id: UUID | None
     trace_id: str | None
     publishers: Kept  # what its publisher wrote beside the body
@@ -186,8 +187,8 @@ def classify_failure(failed: FailedDelivery, service: str, queue: str, now: date
             reason = error.code if isinstance(error, DeadMessage) else EXHAUSTED
             headers["x-reason"] = reason
         case Outcome.LATER:
-            shortest, *_, longest = retry_queues(queue)
-            target = longest if delivery.held_up_before else shortest
+            levels = retry_queues(queue)
+            target = levels[-1] if delivery.held_up_before else levels[0]
             headers["x-held-up"] = min(delivery.held_up_before + 1, MAX_COUNT)
             headers["x-held-up-since"] = timestamp(datetime.fromtimestamp(delivery.unsettled_since, UTC))
         case _:
@@ -209,6 +210,7 @@ def classify_failure(failed: FailedDelivery, service: str, queue: str, now: date
         type=event.type if event else "",
         reason=reason,
         headers=headers,
+        said=_without_value(error),
         order_id=getattr(event.payload, "order_id", None) if event else None,
         trace_id=event.trace_id if event else None,
         publishers=publishers,
@@ -218,6 +220,10 @@ def classify_failure(failed: FailedDelivery, service: str, queue: str, now: date
 def exchange_of(failure: Failure) -> str:
     """The exchange through which the failing service may send it on."""
     return failed_exchange(str(failure.headers["x-service"]))
+
+
+def _without_value(error: BaseException) -> str:
+    return str(error.details.get("rule", error)) if isinstance(error, InvalidSchema) else _short(error)
 
 
 def _short(error: BaseException) -> str:

@@ -98,7 +98,8 @@ def shown(value: Any) -> str:
 
 
 def _fault(path: str, expected: str, value: Any) -> InvalidSchema:
-    return InvalidSchema(f"{path or 'body'}: {expected} is expected, not {shown(value)}")
+    rule = f"{path or 'body'}: {expected} is expected"
+    return InvalidSchema(f"{rule}, not {shown(value)}", {"rule": rule})
 
 
 def _string(value: Any, path: str) -> str:

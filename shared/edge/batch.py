@@ -10,6 +10,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -18,6 +19,7 @@ from shared.edge.attempt import Attempt, Handled, Limits, log_failure
 from shared.edge.database import Sessions
 from shared.edge.hold_ups import UNKNOWN, HoldUps, Look
 from shared.edge.pausing import Pausing
+from shared.edge.postgres import STATEMENT_TIMEOUT_MS
 from shared.edge.publisher import Publisher
 from shared.edge.sending_on import SendingOn
 from shared.edge.tx import Events, Tx
@@ -39,6 +41,9 @@ ROUNDS = 3
 # ask PostgreSQL who holds it.
 SHORT = Limits(lock_ms=200, statement_ms=1000)
 SHORTEST = Limits(lock_ms=50, statement_ms=1000)
+LONG = Limits(lock_ms=200, statement_ms=STATEMENT_TIMEOUT_MS)
+# Each so many tries a message has LONG ones.
+PATIENT_TRY = 5
 
 # The longest that such messages may make the others of a batch wait, beside the one that is being tried.
 MOST_HELD_UP_S = 2.0
@@ -142,11 +147,16 @@ class Batch:
 
     def _handle(self, incoming: Sequence[Incoming], answers: dict[UUID, Any]) -> Handled:
         """Handle the events: first those that were never held up, so that they do not wait for a lock."""
-        fresh = [event for delivery, event in incoming if not delivery.held_up_before]
-        returned = [event for delivery, event in incoming if delivery.held_up_before]
-        random.shuffle(returned)  # when there is no time for all of them, each has its turn sooner or later
+        fresh = [item.event for item in incoming if not item.delivery.held_up_before]
+        returned = [item for item in incoming if item.delivery.held_up_before]
         handled = self._handle_together(fresh, answers)
-        return handled + self._handle_held_up(returned, answers) if returned else handled
+        # One is given the full time for its statements now and then: it may need it on its own account.
+        patient = [item.event for item in returned if item.delivery.held_up_before % PATIENT_TRY == 0][:1]
+        others = [item.event for item in returned if item.event not in patient]
+        random.shuffle(others)  # when there is no time for all of them, each has its turn sooner or later
+        if patient:
+            handled += self._handle_singly(patient, answers, LONG)
+        return handled + self._handle_singly(others, answers) if others else handled
 
     def _handle_together(self, events: list[Envelope], answers: dict[UUID, Any]) -> Handled:
         """Handle the events in as few transactions as it takes: without those that failed, the others run again."""
@@ -159,7 +169,7 @@ class Batch:
                 return Handled(0, failed) + self.pausing.until_able(attempt.run)
             except Exception as error:
                 if outcome_of(error) is Outcome.LATER:
-                    return Handled(0, failed) + self._handle_held_up(events, answers)
+                    return Handled(0, failed) + self._handle_singly(events, answers)
                 culprit = attempt.in_work if len(events) > 1 else events[0]
                 if culprit is None:
                     break  # the error names no message, as at commit
@@ -168,18 +178,11 @@ class Batch:
                 events = [event for event in events if event is not culprit]
         return Handled(0, failed) + self._handle_singly(events, answers)
 
-    def _handle_singly(self, events: list[Envelope], answers: dict[UUID, Any]) -> Handled:
-        """Handle each event in a transaction of its own."""
-        handled = Handled(0, {})
-        for event in events:
-            handled += self._run_alone(event, self._attempt([event], answers))
-        return handled
+    def _handle_singly(self, events: list[Envelope], answers: dict[UUID, Any], limits: Limits = SHORT) -> Handled:
+        """Handle each event in a transaction of its own, and set aside those that wait for a lock or a slow statement.
 
-    def _handle_held_up(self, events: list[Envelope], answers: dict[UUID, Any]) -> Handled:
-        """Handle each event alone, and set aside those that wait for a lock or a slow statement.
-
-        The waits have short limits, and after MOST_HELD_UP_S of them the rest is set aside untried. Of the first event
-        that waits it is found out who holds it up.
+        The waits have limits, and after MOST_HELD_UP_S of them the rest is set aside untried. Of the first event that
+        waits it is found out who holds it up.
         """
         handled, found, waited_s = Handled(0, {}), False, 0.0
         for event in events:
@@ -187,14 +190,14 @@ class Batch:
                 handled += Handled(0, {event.message_id: HeldUp(UNKNOWN)})
                 continue
             began = time.monotonic()
-            attempt = self._attempt([event], answers, SHORTEST if found else SHORT)
-            with Look(self.sessions(), attempt) as look:
+            attempt = self._attempt([event], answers, SHORTEST if found else limits)
+            with Look(self.sessions(), attempt) if not found else nullcontext() as look:
                 outcome = self._run_alone(event, attempt)
-            error = outcome.failed.get(event.message_id)
-            if outcome_of(error) is Outcome.LATER:
+            if outcome_of(outcome.failed.get(event.message_id)) is Outcome.LATER:
                 waited_s += time.monotonic() - began
-                found = found or look.found is not None
-                outcome = Handled(0, {event.message_id: HeldUp(look.found or UNKNOWN)})
+                holder = look.found if look else None
+                found = found or holder is not None
+                outcome = Handled(0, {event.message_id: HeldUp(holder or UNKNOWN)})
             handled += outcome
         return handled
 

@@ -6,8 +6,9 @@ Such messages are set aside in a retry level, so that the others of the queue go
 from __future__ import annotations
 
 import logging
+import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Row, Select, literal_column, select, text
@@ -54,10 +55,27 @@ _HOLDERS = text(
 
 @dataclass
 class HoldUp:
-    """One reason for which messages are held up."""
+    """One reason for which messages are held up, and since when the oldest of them waits, in Unix seconds.
 
-    since: float  # Unix seconds
-    seen_at: float  # by the monotonic clock
+    A message that waits no more is not reported: it counts until nobody has seen it for FORGET_AFTER_S.
+    """
+
+    oldest: float
+    oldest_before: float = math.inf  # in the half of FORGET_AFTER_S before this one
+    began_at: float = field(default_factory=time.monotonic)
+    seen_at: float = field(default_factory=time.monotonic)
+
+    def see(self, since: float) -> None:
+        """A message is held up that waits since then."""
+        self.seen_at = time.monotonic()
+        if self.seen_at - self.began_at > FORGET_AFTER_S / 2:
+            self.oldest_before, self.oldest, self.began_at = self.oldest, since, self.seen_at
+        self.oldest = min(self.oldest, since)
+
+    @property
+    def since(self) -> float:
+        """Since when the oldest message waits."""
+        return min(self.oldest, self.oldest_before)
 
 
 class HoldUps:
@@ -70,9 +88,8 @@ class HoldUps:
 
     def note(self, reason: str, since: float) -> None:
         """A message is held up for this reason; it waits since `since`, in Unix seconds."""
-        found = self._found.setdefault(reason, HoldUp(since, 0.0))
-        found.since = min(found.since, since)
-        found.seen_at = time.monotonic()
+        found = self._found.setdefault(reason, HoldUp(since))
+        found.see(since)
         if reason in self._shown() and self._reminder.due(reason):
             log.warning("%s; the others go on", self._sentence(reason, found))
 
@@ -111,15 +128,19 @@ class Look:
         self.found: str | None = None
 
     def __enter__(self) -> Look:
-        self._thread = green.spawn(self._look)
+        self._ended = False
+        green.spawn_n(self._look)
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._thread.kill()
+        # It is not killed: a query that is cut off costs its connection.
+        self._ended = True
 
     def _look(self) -> None:
-        while self.found is None:
+        while True:
             green.sleep(LOOK_AFTER_S)
+            if self._ended or self.found is not None:
+                return
             if self._attempt.backend_pid is None:
                 continue
             try:

@@ -1,7 +1,7 @@
 """Messages that were not handled leave their batch: each is published to a retry level or to the DLQ, confirmed.
 
-No message can hold up the others here. One that cannot be classified goes to the DLQ with its bytes as they came, and
-one whose death cannot be recorded goes there all the same: the census of the DLQs writes the record later.
+No fault of a message can hold up the others here. One that cannot be classified goes to the DLQ with its bytes as they
+came, and one whose death cannot be recorded goes there all the same: the census of the DLQs writes the record later.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _log_death(failure: Failure) -> None:
         failure.message_id,
         failure.target,
         failure.reason,
-        failure.headers["x-error-message"],
+        failure.said,
         failure.type or "no known type",
         failure.order_id,
         failure.trace_id,

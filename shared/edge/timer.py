@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from nameko.extensions import Entrypoint
@@ -27,22 +27,21 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-def each_alone(items: Iterable[T], act: Callable[[T], None]) -> None:
+def each_alone(items: Sequence[T], act: Callable[[T], None]) -> CannotWork | None:
     """Act on each item in a transaction of its own: one that waits for a lock in vain keeps no other from its turn.
 
-    Raises CannotWork at the end if a lock held up an item; the timer's next run comes to it again. Raises at once what
-    `act` raised for another reason.
+    Returns the error to raise when all else is done, if a lock held up an item: the timer's next run comes to it again.
+    Raises at once what `act` raised for another reason.
     """
-    held_up: CannotWork | None = None
+    held_up = 0
     for item in items:
         try:
             act(item)
         except CannotWork as error:
             if error.__cause__ is None or not is_hold_up(error.__cause__):
                 raise
-            held_up = error
-    if held_up is not None:
-        raise held_up
+            held_up += 1
+    return CannotWork(f"{held_up} of {len(items)} wait for a lock; the others are done") if held_up else None
 
 
 class Every(Entrypoint):
@@ -77,7 +76,7 @@ class Every(Entrypoint):
             self._reminder.forget()
         except CannotWork as error:
             if self._reminder.due(str(error)):
-                log.warning("%s did not run: %s", self.method_name, error)
+                log.warning("%s did not finish: %s", self.method_name, error)
         except Abandoned:
             log.warning("%s was abandoned because the service stops; the next leader runs it", self.method_name)
         except Exception:

@@ -173,7 +173,9 @@ def test_an_export_is_recorded_with_user_and_filters(system: System) -> None:
     user = system.become("carla", "auditor")
     answer = ask(system, f"{EXPORT}?sku=audit-record&from=2026-01-14T10:00:00Z", user)
     assert answer.headers["Content-Type"] == "text/csv; charset=utf-8"
-    assert 'filename="release-events_20260114T100000Z_now_sku-audit-record.csv"' in answer.headers["Content-Disposition"]
+    assert (
+        'filename="release-events_20260114T100000Z_now_sku-audit-record.csv"' in answer.headers["Content-Disposition"]
+    )
     lines, manifest = lines_of(answer.content.decode())
     (record,) = system.databases.rows(
         "inventory", "SELECT * FROM release_exports WHERE export_id = :id", id=uuid.UUID(manifest["export_id"])

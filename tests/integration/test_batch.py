@@ -14,7 +14,9 @@ from prometheus_client import REGISTRY
 from sqlalchemy import text
 
 from shared.edge import postgres, sending_on
+from shared.edge.attempt import Limits
 from shared.edge.consumer import delivery_of
+from shared.edge.hold_ups import FORGET_AFTER_S, HoldUp
 from shared.edge.pausing import Stopping
 from shared.edge.publisher import LEFT_OUT, Outgoing
 from shared.edge.tx import Events, Tx
@@ -624,6 +626,69 @@ def test_many_messages_behind_one_lock_do_not_wait_for_it_one_after_another(
     assert tried == [20, 1], "the rest is set aside untried"
     assert len(mail.all(f"{VOIDS}.retry")) == 20
     assert effects(database) == set()
+
+
+def test_messages_that_run_singly_do_not_wait_for_one_lock_one_after_another(
+    bench: Benches, database: Databases, mail: Mail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.edge.batch.ROUNDS", 0)  # as after some culprits, or an error at commit
+    monkeypatch.setattr("shared.edge.batch.MOST_HELD_UP_S", 0.0)
+    payment = bench("payment")
+    tried: list[int] = []
+
+    def handle(batch: Events, tx: Tx) -> None:
+        tried.append(len(batch))
+        payment.service.void(batch, tx)
+
+    with somebody_locks(database, "payment", "LOCK TABLE payments"):
+        payment.handle_batch(VOIDS, cancellations(20), handle=handle)
+
+    assert tried == [1]
+    assert len(mail.all(f"{VOIDS}.retry")) == 20
+
+
+@pytest.mark.parametrize(("held_up", "outcome"), [(4, set()), (5, {"done"})])
+def test_a_message_that_is_slow_by_itself_has_its_full_time_now_and_then(
+    held_up: int, outcome: set[str], bench: Benches, database: Databases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.edge.batch.SHORT", Limits(lock_ms=200, statement_ms=100))
+    payment, event = bench("payment"), cancellations(1)[0]
+
+    def handle(batch: Events, tx: Tx) -> None:
+        tx.session.execute(text("SELECT pg_sleep(0.3)"))
+        payment.service.void(batch, tx)
+
+    batch = payment.batch(VOIDS, handle=handle)
+    batch.handle_batch([delivery(event, headers={"x-held-up": held_up}, queue=VOIDS)])
+
+    assert effects(database) == (orders_of([event]) if outcome else set())
+
+
+def test_a_hold_up_is_as_old_as_the_oldest_message_that_was_seen_lately(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("shared.edge.hold_ups.time.monotonic", lambda: now)
+    found = HoldUp(100.0)
+    for _ in range(5):  # the oldest was settled, newer ones come
+        now += FORGET_AFTER_S / 2 + 1
+        found.see(now)
+
+    assert found.since > 1000
+
+
+def test_the_log_of_a_death_shows_no_value_of_the_body(
+    bench: Benches, mail: Mail, caplog: pytest.LogCaptureFixture
+) -> None:
+    spoilt = json.loads(cancellations(1)[0].to_json())
+    spoilt["identity"]["user_id"] = ["ann.smith@example.com"]
+    spoilt["trace_id"] = "ann.smith@example.com"
+
+    bench("payment").batch(VOIDS).handle_batch([Delivery(1, json.dumps(spoilt).encode(), VOIDS, None, {})])
+
+    (line,) = [line for line in caplog.messages if "is dead" in line]
+    assert "invalid_schema: trace_id: text like [0-9a-f]{32} is expected (" in line
+    assert "ann" not in caplog.text
+    (dead,) = mail.all(f"{VOIDS}.dlq")
+    assert "ann.smith" in headers_of(dead)["x-error-message"]
 
 
 def test_nothing_is_settled_before_what_failed_is_safe_in_its_next_queue(

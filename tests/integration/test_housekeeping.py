@@ -261,6 +261,31 @@ def test_a_locked_reservation_keeps_no_other_from_expiring(
     assert database.rows("inventory", "SELECT 1 FROM reservations WHERE state <> 'RELEASED'") == []
 
 
+def test_a_locked_payment_keeps_no_refund_from_its_recovery(
+    bench: Benches, database: Databases, mail: Mail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres, "LOCK_TIMEOUT_MS", 200)
+    one = bench("payment")
+    one.service.db = one.database.worker_sessions
+    provider = one.service.provider
+    paid = reserved_event()
+    one.handle_batch(CHARGES, [paid])
+    one.service.provider = Deaf(provider)
+    asked = reserved_event()
+    one.handle_batch(CHARGES, [asked])
+    one.handle_batch(REFUNDS, [refund_of(paid)])
+    one.service.provider = provider
+    make_old(database)
+    locks = database.engines["payment"].execution_options(isolation_level="READ COMMITTED")
+    with locks.connect() as somebody:
+        row = text("SELECT FROM payments WHERE order_id = :id FOR UPDATE")
+        somebody.execute(row, {"id": asked.payload.order_id})
+        with pytest.raises(CannotWork, match="1 of 1 wait for a lock"):
+            one.service.recover_unknown()
+
+        assert statuses(database, "refunds") == {paid.payload.order_id: "COMPLETED"}
+
+
 @contextmanager
 def locked(database: Databases, service: str, table: str, key: str, oldest: str) -> Iterator[UUID]:
     """Another session that holds the row whose turn comes first; its key."""

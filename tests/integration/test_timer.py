@@ -103,7 +103,7 @@ def test_a_timer_that_cannot_work_says_so_once_in_a_while_and_again_after_it_cou
     Waiting.runs = 0
     start(Waiting)
     until(lambda: Waiting.runs >= 9)
-    assert caplog.text.count("look did not run: it is away") == 2
+    assert caplog.text.count("look did not finish: it is away") == 2
 
 
 def test_a_start_up_task_runs_until_it_succeeds(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
