@@ -98,7 +98,7 @@ def shown(value: Any) -> str:
 
 
 def _fault(path: str, expected: str, value: Any) -> InvalidSchema:
-    rule = f"{path or 'body'}: {expected} is expected"
+    rule = f"{path.removeprefix('.') or 'body'}: {expected} is expected"
     return InvalidSchema(f"{rule}, not {shown(value)}", {"rule": rule})
 
 

@@ -178,7 +178,7 @@ class Batch:
                 events = [event for event in events if event is not culprit]
         return Handled(0, failed) + self._handle_singly(events, answers)
 
-    def _handle_singly(self, events: list[Envelope], answers: dict[UUID, Any], limits: Limits = SHORT) -> Handled:
+    def _handle_singly(self, events: list[Envelope], answers: dict[UUID, Any], limits: Limits | None = None) -> Handled:
         """Handle each event in a transaction of its own, and set aside those that wait for a lock or a slow statement.
 
         The waits have limits, and after MOST_HELD_UP_S of them the rest is set aside untried. Of the first event that
@@ -190,7 +190,7 @@ class Batch:
                 handled += Handled(0, {event.message_id: HeldUp(UNKNOWN)})
                 continue
             began = time.monotonic()
-            attempt = self._attempt([event], answers, SHORTEST if found else limits)
+            attempt = self._attempt([event], answers, SHORTEST if found else limits or SHORT)
             with Look(self.sessions(), attempt) if not found else nullcontext() as look:
                 outcome = self._run_alone(event, attempt)
             if outcome_of(outcome.failed.get(event.message_id)) is Outcome.LATER:

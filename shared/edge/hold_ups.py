@@ -62,8 +62,8 @@ class HoldUp:
 
     oldest: float
     oldest_before: float = math.inf  # in the half of FORGET_AFTER_S before this one
-    began_at: float = field(default_factory=time.monotonic)
-    seen_at: float = field(default_factory=time.monotonic)
+    began_at: float = field(default_factory=lambda: time.monotonic())
+    seen_at: float = field(default_factory=lambda: time.monotonic())
 
     def see(self, since: float) -> None:
         """A message is held up that waits since then."""
