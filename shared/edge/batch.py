@@ -36,17 +36,19 @@ log = logging.getLogger(__name__)
 # After so many culprits in one batch it is quicker to run the rest one by one.
 ROUNDS = 3
 
-# A message that a lock or a slow statement may hold up is tried within these limits, so that others wait for it as
-# short as possible. Transactions of our own hold a row for some milliseconds. The longer wait for a lock leaves time to
-# ask PostgreSQL who holds it.
-SHORT = Limits(lock_ms=200, statement_ms=1000)
-SHORTEST = Limits(lock_ms=50, statement_ms=1000)
-LONG = Limits(lock_ms=200, statement_ms=STATEMENT_TIMEOUT_MS)
-# Each so many tries a message has LONG ones.
+# The limits of a try while something holds up messages of the queue, so that others wait for it as short as possible.
+# Transactions of our own hold a row for some milliseconds.
+TOGETHER = Limits(lock_ms=50, statement_ms=1000)
+ALONE = Limits(lock_ms=10, statement_ms=1000)
+# Long enough to ask PostgreSQL meanwhile who holds the lock.
+LOOKING = Limits(lock_ms=200, statement_ms=1000)
+# Each so many tries a message has the full time for its statements: it may need it on its own account.
 PATIENT_TRY = 5
+PATIENT = Limits(lock_ms=10, statement_ms=STATEMENT_TIMEOUT_MS)
 
-# The longest that such messages may make the others of a batch wait, beside the one that is being tried.
-MOST_HELD_UP_S = 2.0
+# When the tries of a batch have waited so long in vain, the rest is set aside untried: of new messages, and of those
+# that were held up before.
+MOST_WAITED_S, MOST_WAITED_AGAIN_S = 2.0, 0.2
 
 
 class Incoming(NamedTuple):
@@ -141,7 +143,7 @@ class Batch:
             log.warning("asking for %d messages failed, they are asked for singly", len(waiting), exc_info=True)
             began = time.monotonic()
             for event in waiting:
-                late = outcome_of(error) is Outcome.LATER and time.monotonic() - began > MOST_HELD_UP_S
+                late = outcome_of(error) is Outcome.LATER and time.monotonic() - began > MOST_WAITED_S
                 answers |= {event.message_id: HeldUp(UNKNOWN)} if late else self._ask_for([event])
         return answers
 
@@ -150,13 +152,15 @@ class Batch:
         fresh = [item.event for item in incoming if not item.delivery.held_up_before]
         returned = [item for item in incoming if item.delivery.held_up_before]
         handled = self._handle_together(fresh, answers)
-        # One is given the full time for its statements now and then: it may need it on its own account.
-        patient = [item.event for item in returned if item.delivery.held_up_before % PATIENT_TRY == 0][:1]
-        others = [item.event for item in returned if item.event not in patient]
-        random.shuffle(others)  # when there is no time for all of them, each has its turn sooner or later
-        if patient:
-            handled += self._handle_singly(patient, answers, LONG)
-        return handled + self._handle_singly(others, answers) if others else handled
+        if not returned:
+            return handled
+        if self.hold_ups.resting():
+            return handled + _set_aside([item.event for item in returned])
+        random.shuffle(returned)  # when there is no time for all of them, each has its turn sooner or later
+        patient = [item for item in returned if item.delivery.held_up_before % PATIENT_TRY == 0][:1]
+        for limits, items in ((PATIENT, patient), (None, [item for item in returned if item not in patient])):
+            handled += self._handle_singly([item.event for item in items], answers, limits, MOST_WAITED_AGAIN_S)
+        return handled
 
     def _handle_together(self, events: list[Envelope], answers: dict[UUID, Any]) -> Handled:
         """Handle the events in as few transactions as it takes: without those that failed, the others run again."""
@@ -164,7 +168,7 @@ class Batch:
         for _ in range(ROUNDS):
             if not events:
                 return Handled(0, failed)
-            attempt = self._attempt(events, answers, SHORT if self.hold_ups.any() else None)
+            attempt = self._attempt(events, answers, TOGETHER if self.hold_ups.any() else None)
             try:
                 return Handled(0, failed) + self.pausing.until_able(attempt.run)
             except Exception as error:
@@ -178,27 +182,34 @@ class Batch:
                 events = [event for event in events if event is not culprit]
         return Handled(0, failed) + self._handle_singly(events, answers)
 
-    def _handle_singly(self, events: list[Envelope], answers: dict[UUID, Any], limits: Limits | None = None) -> Handled:
+    def _handle_singly(
+        self,
+        events: list[Envelope],
+        answers: dict[UUID, Any],
+        limits: Limits | None = None,
+        most_waited_s: float | None = None,
+    ) -> Handled:
         """Handle each event in a transaction of its own, and set aside those that wait for a lock or a slow statement.
 
-        The waits have limits, and after MOST_HELD_UP_S of them the rest is set aside untried. Of the first event that
-        waits it is found out who holds it up.
+        When they have waited for `most_waited_s`, the rest is set aside untried. Now and then it is found out who holds
+        up one of them.
         """
-        handled, found, waited_s = Handled(0, {}), False, 0.0
-        for event in events:
-            if waited_s > MOST_HELD_UP_S:
-                handled += Handled(0, {event.message_id: HeldUp(UNKNOWN)})
-                continue
+        handled, waited_s = Handled(0, {}), 0.0
+        most_waited_s = MOST_WAITED_S if most_waited_s is None else most_waited_s
+        for place, event in enumerate(events):
+            if waited_s > most_waited_s:
+                handled += _set_aside(events[place:])
+                break
             began = time.monotonic()
-            attempt = self._attempt([event], answers, SHORTEST if found else limits or SHORT)
-            with Look(self.sessions(), attempt) if not found else nullcontext() as look:
+            looks = limits is None and self.hold_ups.look_due()
+            attempt = self._attempt([event], answers, LOOKING if looks else limits or ALONE)
+            with Look(self.sessions(), attempt) if looks else nullcontext() as look:
                 outcome = self._run_alone(event, attempt)
             if outcome_of(outcome.failed.get(event.message_id)) is Outcome.LATER:
                 waited_s += time.monotonic() - began
-                holder = look.found if look else None
-                found = found or holder is not None
-                outcome = Handled(0, {event.message_id: HeldUp(holder or UNKNOWN)})
+                outcome = _set_aside([event], look.found if look else None)
             handled += outcome
+        self.hold_ups.rest_after(waited_s)
         return handled
 
     def _run_alone(self, event: Envelope, attempt: Attempt) -> Handled:
@@ -211,6 +222,10 @@ class Batch:
 
     def _attempt(self, events: list[Envelope], answers: dict[UUID, Any], limits: Limits | None = None) -> Attempt:
         return Attempt(self.queue, self.source, self.sessions, self.handle, events, answers, limits)
+
+
+def _set_aside(events: list[Envelope], reason: str | None = None) -> Handled:
+    return Handled(0, {event.message_id: HeldUp(reason or UNKNOWN) for event in events})
 
 
 def _says_pause(answer: object) -> bool:

@@ -25,6 +25,12 @@ log = logging.getLogger(__name__)
 # PostgreSQL is asked who is in the way this long after a try has begun, and again until it knows or the try is over.
 LOOK_AFTER_S = 0.05
 
+# It is asked again after so long.
+LOOK_EVERY_S = 5.0
+
+# After tries that waited in vain, messages that were held up before are not tried for so many times as long.
+REST = 5
+
 # A message that is held up returns every few seconds, to any replica: one that stays away so long has been settled.
 FORGET_AFTER_S = 30.0
 
@@ -85,13 +91,29 @@ class HoldUps:
         self.queue = queue
         self._found: dict[str, HoldUp] = {}
         self._reminder = Reminder()
+        self._named_at = -math.inf
+        self._rests_until = -math.inf
 
     def note(self, reason: str, since: float) -> None:
         """A message is held up for this reason; it waits since `since`, in Unix seconds."""
         found = self._found.setdefault(reason, HoldUp(since))
         found.see(since)
+        if reason != UNKNOWN:
+            self._named_at = found.seen_at
         if reason in self._shown() and self._reminder.due(reason):
             log.warning("%s; the others go on", self._sentence(reason, found))
+
+    def look_due(self) -> bool:
+        """Whether to find out who holds up messages: it takes longer than a try."""
+        return time.monotonic() - self._named_at > LOOK_EVERY_S
+
+    def rest_after(self, waited_s: float) -> None:
+        """Tries have waited in vain for so long: the next ones of the same messages come after a rest."""
+        self._rests_until = max(self._rests_until, time.monotonic() + REST * waited_s)
+
+    def resting(self) -> bool:
+        """Whether messages that were held up before are to be set aside untried, for the sake of the others."""
+        return time.monotonic() < self._rests_until
 
     def any(self) -> bool:
         """Whether something holds up messages now."""

@@ -584,10 +584,29 @@ def test_a_locked_row_holds_up_its_own_messages_and_no_others(
         assert fresh.message_id in remembered(database, "inventory")
         retried = mail.all(f"{CREATED}.retry.4s")
         assert len(retried) == len(held_up)
-    batch.handle_batch([delivery_of(message) for message in retried])
+    while retried:  # at first they rest
+        batch.handle_batch([delivery_of(message) for message in retried])
+        retried = mail.all(f"{CREATED}.retry.4s")
+        eventlet.sleep(0.05)
 
     assert remembered(database, "inventory") == ids_of([*events, fresh])
     assert mail.all(f"{CREATED}.dlq") == []
+
+
+def test_messages_that_were_held_up_before_rest_after_a_try_in_vain(bench: Benches, mail: Mail) -> None:
+    batch = bench("payment").batch(VOIDS)
+    tried: list[int] = []
+
+    def handle(events: Events, tx: Tx) -> None:
+        tried.append(len(events))
+
+    batch.handle = handle
+    again = [delivery(event, headers={"x-held-up": 1}, queue=VOIDS) for event in cancellations(3)]
+    batch.hold_ups.rest_after(60)
+    batch.handle_batch([*again, delivery(cancellations(1)[0])])
+
+    assert tried == [1], "only the new one"
+    assert len(mail.all(f"{VOIDS}.retry.4s")) == 3
 
 
 def test_a_slow_statement_is_set_aside_and_the_others_go_on(
@@ -612,7 +631,7 @@ def test_many_messages_behind_one_lock_do_not_wait_for_it_one_after_another(
     bench: Benches, database: Databases, mail: Mail, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(postgres, "LOCK_TIMEOUT_MS", 100)
-    monkeypatch.setattr("shared.edge.batch.MOST_HELD_UP_S", 0.0)
+    monkeypatch.setattr("shared.edge.batch.MOST_WAITED_S", 0.0)
     payment = bench("payment")
     tried: list[int] = []
 
@@ -632,7 +651,7 @@ def test_messages_that_run_singly_do_not_wait_for_one_lock_one_after_another(
     bench: Benches, database: Databases, mail: Mail, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shared.edge.batch.ROUNDS", 0)  # as after some culprits, or an error at commit
-    monkeypatch.setattr("shared.edge.batch.MOST_HELD_UP_S", 0.0)
+    monkeypatch.setattr("shared.edge.batch.MOST_WAITED_S", 0.0)
     payment = bench("payment")
     tried: list[int] = []
 
@@ -651,7 +670,9 @@ def test_messages_that_run_singly_do_not_wait_for_one_lock_one_after_another(
 def test_a_message_that_is_slow_by_itself_has_its_full_time_now_and_then(
     held_up: int, outcome: set[str], bench: Benches, database: Databases, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shared.edge.batch.SHORT", Limits(lock_ms=200, statement_ms=100))
+    short = Limits(lock_ms=200, statement_ms=100)
+    monkeypatch.setattr("shared.edge.batch.ALONE", short)
+    monkeypatch.setattr("shared.edge.batch.LOOKING", short)
     payment, event = bench("payment"), cancellations(1)[0]
 
     def handle(batch: Events, tx: Tx) -> None:
