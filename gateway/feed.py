@@ -20,10 +20,11 @@ from gateway.api.fields import (
     uuid_field,
 )
 from gateway.api.http import Call
-from gateway.following import BEGINNING, NOW, POSITION, feed
+from gateway.following import POSITION, feed
 from gateway.orders import Step
 from shared.auth import ADMIN, OPERATOR, SERVICE
 from shared.edge.rpc_proxy import RpcProxy
+from shared.feed import BEGINNING, NOW
 
 
 class FeedStep(Step):

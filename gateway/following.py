@@ -18,6 +18,7 @@ from shared.edge.green import MINIMUM_WRITE_CHUNK_SIZE
 from shared.edge.rpc_proxy import CALL_TIMEOUT_S
 from shared.edge.watch import Watch, wait_for
 from shared.errors import BadRequest, CannotWork, ServiceUnavailable
+from shared.feed import BEGINNING, NOW, STREAM_PAGE
 
 EVENT_STREAM = "text/event-stream"
 # Proxies and phones close connections that are silent for too long, so the stream sends a comment.
@@ -33,11 +34,8 @@ END = "end"
 
 EVENT_ID = re.compile("[0-9]{1,18}")
 
-# A position in the feed, its beginning, and the word for its end.
-BEGINNING, NOW = "0", "now"
+# A position in the feed.
 POSITION = re.compile(f"(?:{BEGINNING}|[0-9]{{1,18}}-[0-9]{{1,18}})")
-# Steps that a stream of the feed reads at once. It holds no more in memory.
-STREAM_PAGE = 200
 
 _PREPARED = "ecom.prepared"
 

@@ -132,7 +132,7 @@ class OrderQuery(PageQuery):
         metadata=field_metadata(
             "updated_at",
             "`created_at`: newest first; `updated_at`: oldest change first, the default with `updated_from` or"
-            " `updated_to`",
+            " `updated_to`. Filters by the other time are refused",
         ),
     )
     idempotency_key = Text(
@@ -322,7 +322,8 @@ class Orders(Combined):
 
         The `id` of an event is the `id` of the step, which is unique among all orders. `event` is its type, such as
         `order.created`, so `onmessage` of an EventSource hears none. `data` is a `Step`. A comment comes every 15
-        seconds. The event `end` says that the order is at rest and no step is due; its `data` is `{"status": "PAID"}`.
+        seconds. The event `end` says that the order is at rest and no step is due, but for what was under way at a cancel;
+        its `data` is `{"status": "PAID"}`.
         The stream is closed then, and a client that connects again with its `Last-Event-ID` gets 204.
 
         Without `end` the stream is cut after 10 minutes or when the token expires. Reconnect with the `Last-Event-ID`

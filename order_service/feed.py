@@ -5,6 +5,7 @@ A position is written as `xid-id`. It names the last step that was read.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,14 +15,15 @@ from sqlalchemy.orm import Session
 from order_service.models import OrderEventRow
 from order_service.queries import step_body
 from shared.errors import BadRequest, CannotWork
+from shared.feed import BEGINNING, NOW, STREAM_PAGE
 from shared.horizon import HORIZON, NEXT_XID
+from shared.logs import Reminder
 from shared.paging import page_of
 
-# Instead of a position: before the first step, and after the last one that is in the feed now.
-BEGINNING, NOW = "0", "now"
+log = logging.getLogger(__name__)
+_reminder = Reminder()
 
-# A page for a waiting stream, and the steps in one answer to all waiting streams of a gateway: about 500 kB.
-STREAM_PAGE = 200
+# Steps in one answer to all waiting streams of a gateway: about 500 kB.
 MOST_STEPS = 1000
 
 _PLACE = tuple_(OrderEventRow.xid, OrderEventRow.id)
@@ -41,7 +43,10 @@ def steps_page(session: Session, after: str, limit: int) -> dict[str, Any]:
     """
     horizon, next_xid = _horizon(session)
     if after == NOW:
-        return {"items": [], "after": _text((horizon, 0)), "more": False}
+        # The same for all who ask until the next step: streams at one position share an answer.
+        last = select(OrderEventRow.xid, OrderEventRow.id).where(OrderEventRow.xid < horizon)
+        newest = session.execute(last.order_by(OrderEventRow.xid.desc(), OrderEventRow.id.desc()).limit(1)).first()
+        return {"items": [], "after": _text((newest.xid, newest.id)) if newest else BEGINNING, "more": False}
     position = _position(after)
     if position[0] > next_xid:  # given before a restore: to wait for it would miss every step until then
         raise BadRequest("The feed has not come to this position.", {"after": ["Begin again: see docs/streams.md."]})
@@ -69,6 +74,8 @@ def _horizon(session: Session) -> tuple[int, int]:
     newest = select(func.max(OrderEventRow.xid)).scalar_subquery()
     horizon, next_xid, last = session.execute(select(HORIZON, NEXT_XID, newest)).one()
     if last is not None and last >= next_xid:
+        if _reminder.due(IDS_FELL_BACK):
+            log.error(IDS_FELL_BACK)
         raise CannotWork(IDS_FELL_BACK)
     return horizon, next_xid
 
@@ -92,4 +99,4 @@ def _page(session: Session, position: tuple[int, int], limit: int, horizon: int)
 
 
 def _text(position: tuple[int, int]) -> str:
-    return f"{position[0]}-{position[1]}"
+    return f"{position[0]}-{position[1]}" if position != (0, 0) else BEGINNING

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, ForeignKey, Index, UniqueConstraint, func, insert, select, text
+from sqlalchemy import BigInteger, ForeignKey, Index, UniqueConstraint, func, insert, literal_column, select, text
 from sqlalchemy import Identity as IdentityColumn
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import insert as insert_if_absent
@@ -51,6 +51,8 @@ class OrderRow(Base):
     version: Mapped[int] = mapped_column(server_default="1")
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
     updated_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    # The largest xid of its steps.
+    feed_xid: Mapped[int] = mapped_column(BigInteger, server_default=text(CURRENT_XID))
 
     __table_args__ = (
         # A late repeat of a key never makes a second order.
@@ -200,10 +202,15 @@ def heard_of(event: Envelope) -> Heard:
 
 
 def save_steps(session: Session, steps: Sequence[tuple[Heard, Order, Step]]) -> None:
-    """Save the orders of a batch: their last state and every step. Two statements."""
+    """Save the orders of a batch: their last state and every step. Two statements.
+
+    A transaction gets its id before it has the lock of an order, so another one with a larger id may have written a
+    step meanwhile. The new step then takes that larger xid: in the feed, the steps of one order keep their order. The
+    feed shows neither before this transaction has ended.
+    """
     after = {step.order.order_id: step.order for _, _, step in steps}
     changed(session, after)
-    update_many(
+    newest = update_many(
         session,
         OrderRow,
         "order_id",
@@ -219,7 +226,12 @@ def save_steps(session: Session, steps: Sequence[tuple[Heard, Order, Step]]) -> 
             }
             for order in after.values()
         ],
-        also={"version": OrderRow.version + 1, "updated_at": func.now()},
+        also={
+            "version": OrderRow.version + 1,
+            "updated_at": func.now(),
+            "feed_xid": func.greatest(OrderRow.feed_xid, literal_column(CURRENT_XID)),
+        },
+        returning=OrderRow.feed_xid,
     )
     if steps:
         session.execute(
@@ -230,6 +242,7 @@ def save_steps(session: Session, steps: Sequence[tuple[Heard, Order, Step]]) -> 
                     "order_id": step.order.order_id,
                     "from_status": before.status,
                     "to_status": step.order.status,
+                    "xid": newest[step.order.order_id],
                     **what.__dict__,
                 }
                 for what, before, step in steps

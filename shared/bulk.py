@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import ARRAY, TableValuedAlias, bindparam, func, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from shared.tables import Base
 
@@ -30,10 +30,14 @@ def update_many(
     key: str,
     rows: Sequence[Mapping[str, Any]],
     also: Mapping[str, Any] | None = None,
-) -> None:
-    """Set the named columns of many rows, found by `key`, in one statement; `also` is the same for all of them."""
+    returning: InstrumentedAttribute[Any] | None = None,
+) -> dict[Any, Any]:
+    """Set the named columns of many rows, found by `key`, in one statement; `also` is the same for all of them.
+
+    Returns by key what the column `returning` holds afterwards.
+    """
     if not rows:
-        return
+        return {}
     names = [key, *(name for name in rows[0] if name != key)]
     given = unnest(model, *names)
     statement = (
@@ -42,4 +46,8 @@ def update_many(
         .values({**{name: given.c[name] for name in names[1:]}, **(also or {})})
         .execution_options(synchronize_session=False)
     )
-    session.execute(statement, columns_of(rows, names))
+    if returning is None:
+        session.execute(statement, columns_of(rows, names))
+        return {}
+    found = session.execute(statement.returning(model.__table__.c[key], returning), columns_of(rows, names))
+    return {row[0]: row[1] for row in found}

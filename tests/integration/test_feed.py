@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
 import pytest
 from sqlalchemy import Connection, event, text
+from sqlalchemy.orm import Session
 
-from order_service import feed
+from order_service import domain, feed, models
 from shared.errors import BadRequest, CannotWork
 from tests.databases import Databases
 from tests.integration.support import Bench, until
@@ -119,6 +121,44 @@ def test_now_is_after_all_steps_and_before_the_next(order: Bench) -> None:
         write(open_, "future")
     assert (now["items"], now["more"]) == ([], False)
     assert types(read_all(order, 1, now["after"])) == ["future1"]
+
+
+def test_now_is_the_same_position_for_all_who_ask_before_the_next_step(order: Bench, database: Databases) -> None:
+    assert read(order, feed.NOW)["after"] == feed.BEGINNING
+    with transaction(order) as connection:
+        write(connection, "past")
+    read_all(order, 1)
+    first = read(order, feed.NOW)["after"]
+    for _ in range(3):
+        with transaction(order):
+            pass
+    assert read(order, feed.NOW)["after"] == first
+
+
+def test_the_steps_of_one_order_keep_their_order_although_transactions_overtake(order: Bench) -> None:
+    """The slow transaction has its id from its inbox, and then waits for the order."""
+    created = models.Heard("order.created", "order_service", "ann")
+
+    def step(session: Session, type_: str) -> None:
+        (before,) = models.orders_of(session, [ORDER], lock=True).values()
+        heard = replace(created, type=type_)
+        models.save_steps(session, [(heard, before, domain.Step(before, ()))])
+
+    with order.sessions.begin() as slow:
+        slow.execute(text("SELECT pg_current_xact_id()"))
+        with order.sessions.begin() as quick:
+            step(quick, "first")
+        step(slow, "second")
+    page = read_all(order, 2)
+
+    assert types(page) == ["first", "second"]
+    steps = order_events(order)
+    assert steps["second"] == steps["first"] > 0
+
+
+def order_events(order: Bench) -> dict[str, int]:
+    with order.sessions.read() as session:
+        return dict(session.execute(text("SELECT type, xid FROM order_events")).tuples().all())
 
 
 def test_a_position_that_the_feed_has_not_come_to_is_refused(order: Bench) -> None:

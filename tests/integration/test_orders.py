@@ -116,9 +116,23 @@ def test_orders_that_changed_come_page_by_page_oldest_change_first(many: Bench, 
     for name, (filters, fits) in BY_CHANGE.items():
         with subtests.test(name):
             refuse_pages(many, filters, sorted((n for n in range(ORDERS) if fits(n)), key=changed_at))
-    with subtests.test("newest first although changed"):
-        filters = {"updated_from": minute(19_700), "sort": "created_at"}
-        refuse_pages(many, filters, [n for n in range(ORDERS) if changed_at(n) >= 19_700][::-1])
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [
+        {"updated_from": minute(1), "sort": "created_at"},
+        {"from": minute(1), "sort": "updated_at"},
+        {"to": minute(9), "updated_to": minute(9)},
+    ],
+    ids=lambda filters: " ".join(filters),
+)
+def test_a_filter_by_the_time_that_is_not_sorted_by_is_refused(order: Bench, filters: dict[str, str]) -> None:
+    with pytest.raises(BadRequest) as refused:
+        order.service.list_orders(10, None, filters)
+    assert list(refused.value.details.values()) == [
+        [f"Does not go with a list that is sorted by {sorted_by(filters)}."]
+    ]
 
 
 def pairs(numbers: list[int]) -> list[list[int]]:

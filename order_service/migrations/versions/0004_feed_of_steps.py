@@ -8,17 +8,19 @@ down_revision = "0003"
 branch_labels = None
 depends_on = None
 
+COLUMNS = {"order_events": "xid", "orders": "feed_xid"}
+
 
 def upgrade() -> None:
-    """Every new step gets the id of its transaction."""
-    # A constant default changes no row on disk, so the table is locked for a moment only. Existing steps read 0 and
+    """Every new step gets the id of its transaction, and its order keeps the largest."""
+    # A constant default changes no row on disk, so each table is locked for a moment only. Existing steps read 0 and
     # therefore come first, in the order of their ids.
-    op.add_column("order_events", sa.Column("xid", sa.BigInteger, nullable=False, server_default=sa.text("0")))
-    op.alter_column("order_events", "xid", server_default=sa.text("(pg_current_xact_id()::text::bigint)"))
-    op.create_index("ix_order_events_xid_id", "order_events", ["xid", "id"])
+    for table, column in COLUMNS.items():
+        op.add_column(table, sa.Column(column, sa.BigInteger, nullable=False, server_default=sa.text("0")))
+        op.alter_column(table, column, server_default=sa.text("(pg_current_xact_id()::text::bigint)"))
 
 
 def downgrade() -> None:
     """Drop the transaction ids."""
-    op.drop_index("ix_order_events_xid_id", "order_events")
-    op.drop_column("order_events", "xid")
+    for table, column in COLUMNS.items():
+        op.drop_column(table, column)
