@@ -36,7 +36,9 @@ def working_queues(uri: str, heartbeat_s: float) -> list[dict[str, Any]]:
 
 
 def measure(uri: str, heartbeat_s: float) -> None:
-    """Set the gauges of the working queues. Raises CannotWork."""
+    """Set the gauges of the working queues; while the broker is away they have no values. Raises CannotWork."""
+    QUEUE_CONSUMERS.clear()
+    QUEUE_MESSAGES.clear()
     for one in working_queues(uri, heartbeat_s):
         QUEUE_CONSUMERS.labels(one["queue"]).set(one["consumers"])
         QUEUE_MESSAGES.labels(one["queue"]).set(one["ready"])

@@ -59,7 +59,7 @@ def run_script(source: bytes, names: Mapping[str, Any]) -> int:
     lines = source.decode(errors="replace").splitlines(keepends=True)
     linecache.cache[place] = (len(source), None, lines, place)  # so that a traceback shows the script's lines
     try:
-        exec(compile(source, place, "exec"), {"__name__": "__main__", **names})
+        exec(compile(source, place, "exec", dont_inherit=True), {"__name__": "__main__", **names})
     except Exception as error:
         above = error.__traceback__.tb_next if error.__traceback__ else None  # without this function
         traceback.print_exception(error.with_traceback(above))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -14,8 +13,8 @@ from typing import Any
 from uuid import UUID, uuid5
 
 from ops.domain import CRASH, NEVER, UNKNOWN, DeadLetter
-from shared.edge.broker import AMQPError, Message
-from shared.edge.publisher import Outgoing, with_publishers
+from shared.edge.broker import Message
+from shared.edge.publisher import Outgoing, fits, with_publishers
 from shared.envelope import CONTRACT_VERSION, Envelope
 from shared.errors import DeadMessage, InvalidSchema, ValidationFailed
 from shared.events import CATALOGUE
@@ -176,11 +175,10 @@ def returning(content: Content) -> Outgoing:
 
 def check(message: Outgoing) -> None:
     """Raise ValidationFailed for what no broker could be sent: a person may have written its line."""
-    try:
-        properties = {**message.properties, "type": message.type, "application_headers": dict(message.headers)}
-        Message(message.body, **properties)._serialize_properties()
-    except (AMQPError, struct.error, ValueError, TypeError, AttributeError) as error:
-        raise ValidationFailed(f"AMQP cannot carry its properties or headers: {error}") from error
+    if not fits(message):
+        raise ValidationFailed(
+            "AMQP cannot carry its properties or headers: a value has no type there, or is too large."
+        )
 
 
 def edited(content: Content) -> Content:

@@ -19,7 +19,7 @@ from ops.dlq.operator_session import CHUNK, OperatorSession
 from ops.dlq.selection import Held
 from ops.dlq.service_databases import ServiceDatabases
 from ops.domain import Filter, dlq_of
-from shared.database_errors import is_outage
+from shared.database_errors import is_conflict, is_hold_up, is_outage
 from shared.envelope import Envelope
 from shared.errors import DeadMessage, EcomError
 from shared.predictions import Prediction, Predictor, Verdict
@@ -95,8 +95,8 @@ def _ask(predictor: Predictor, session: Session, events: Sequence[Envelope]) -> 
     try:
         return predictor(session, events)
     except Exception as error:
-        if isinstance(error, EcomError) or is_outage(error):
-            raise
+        if isinstance(error, EcomError) or is_outage(error) or is_conflict(error) or is_hold_up(error):
+            raise  # nothing is wrong with the message
         if len(events) == 1:
             return {events[0].message_id: (Prediction.POISON, type(error).__name__)}
         return {key: verdict for event in events for key, verdict in _ask(predictor, session, [event]).items()}

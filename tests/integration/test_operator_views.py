@@ -13,6 +13,7 @@ from ops.dlq.service_databases import ServiceDatabases
 from ops.orders import order_now
 from ops.queues import measure
 from shared.config import Settings
+from shared.errors import CannotWork
 from shared.ids import new_trace_id
 from shared.metrics import QUEUE_CONSUMERS, QUEUE_MESSAGES
 from shared.times import timestamp
@@ -66,6 +67,14 @@ def test_the_gauges_have_one_value_for_each_working_and_retry_queue(mail: Mail, 
     assert messages[QUEUE] == 3
     assert messages.keys() == {name for queue in QUEUES for name in (queue.name, *retry_queues(queue.name))}
     assert consumers == {queue.name for queue in QUEUES}
+
+
+def test_the_gauges_have_no_value_while_the_broker_is_away(mail: Mail, settings: Settings) -> None:
+    measure(settings.amqp_uri, settings.heartbeat_s)
+    with pytest.raises(CannotWork):
+        measure("amqp://guest:guest@127.0.0.1:1/", settings.heartbeat_s)
+    for gauge in (QUEUE_MESSAGES, QUEUE_CONSUMERS):
+        assert next(iter(gauge.collect())).samples == []
 
 
 @pytest.fixture

@@ -36,3 +36,8 @@ def test_a_script_ends_with_the_exit_code_that_it_chooses():
     with pytest.raises(SystemExit) as ended:
         run_script(b"import sys; sys.exit(7)", {})
     assert ended.value.code == 7
+
+
+def test_a_script_is_compiled_without_the_features_that_the_shell_itself_uses(capsys):
+    assert run_script(b"def f(x: int): ...\nprint(f.__annotations__)\n", {}) == 0
+    assert capsys.readouterr().out == "{'x': <class 'int'>}\n"
