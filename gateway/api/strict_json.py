@@ -1,4 +1,4 @@
-"""JSON as RFC 8259 has it, and nothing else: UTF-8, no name twice, no NaN. What is wrong is said with its place."""
+"""JSON as RFC 8259 has it, and nothing else: UTF-8, no name twice, no NaN."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ class _NoConstant(ValueError):
 
 
 def read_json(body: bytes) -> Any:
-    """Read JSON strictly. Raises BadJson, which says what is wrong and in which line and column."""
+    """Read JSON strictly. Raises BadJson, which says what is wrong and, where one place is wrong, its line and column.
+
+    An empty body, a name that is given twice and too many brackets have no place.
+    """
     if not body:
         raise BadJson("The body is empty; it must be JSON.")
     if body.startswith(_BYTE_ORDER_MARK):
@@ -54,11 +57,11 @@ def _bad(problem: str, text: str, place: int) -> BadJson:
 
 
 def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    read = dict(pairs)
-    if len(read) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise BadJson(f"The body is not valid JSON: an object has the name {json.dumps(twice[:SHOWN])} twice.")
+    read: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in read:
+            raise BadJson(f"The body is not valid JSON: an object has the name {json.dumps(name[:SHOWN])} twice.")
+        read[name] = value
     return read
 
 

@@ -12,6 +12,7 @@ from nameko.containers import ServiceContainer
 from nameko.exceptions import RemoteError
 
 from gateway.api import http as api_http
+from gateway.api import strict_json
 from gateway.api.errors import STATUS
 from gateway.api.http import Api
 from gateway.service import GatewayService
@@ -772,7 +773,7 @@ WRONG_JSON = {
 
 
 @pytest.mark.parametrize(("body", "words", "place"), WRONG_JSON.values(), ids=WRONG_JSON)
-def test_an_error_of_json_says_what_is_wrong_and_where(gateway, body, words, place):
+def test_an_error_of_json_says_what_is_wrong_and_its_place_if_it_has_one(gateway, body, words, place):
     answer = post_order(gateway, body)
     assert code(answer) == (400, "bad_json")
     fault = answer[2]["error"]
@@ -780,6 +781,27 @@ def test_an_error_of_json_says_what_is_wrong_and_where(gateway, body, words, pla
     assert fault["details"] == place
     if place:
         assert "line {line}, column {column}".format(**place) in fault["message"]
+
+
+class CountedName(str):
+    """A name that counts how often it is compared."""
+
+    __slots__ = ()
+    compared = 0
+    __hash__ = str.__hash__
+
+    def __eq__(self, other):
+        CountedName.compared += 1
+        return str.__eq__(self, other)
+
+
+def test_a_name_given_twice_is_found_in_one_pass(monkeypatch):
+    """Anybody may send a body of 64 kB: about 10,000 names, which must not cost 100 million comparisons."""
+    monkeypatch.setattr(CountedName, "compared", 0)
+    names = [*(f"{number}" for number in range(10_000)), "9999"]
+    with pytest.raises(errors.BadJson, match='"9999" twice'):
+        strict_json._unique_names([(CountedName(name), 0) for name in names])
+    assert CountedName.compared < 20_000
 
 
 @pytest.mark.parametrize("header", ["If-Match", "If-None-Match"])
