@@ -16,7 +16,7 @@ from gateway.api.answering import as_json, respond
 from gateway.api.http import Api, Call
 from shared.edge.green import MINIMUM_WRITE_CHUNK_SIZE
 from shared.edge.rpc_proxy import CALL_TIMEOUT_S
-from shared.edge.watch import Watch, wait_for
+from shared.edge.watch import HintedWatch, Watch, wait_for
 from shared.errors import BadRequest, CannotWork, ServiceUnavailable
 from shared.feed import BEGINNING, NOW, STREAM_PAGE
 
@@ -47,7 +47,7 @@ CLIENTS = {"Python": "stream.py", "JavaScript": "stream.mjs"}
 class Following(Api):
     """A route whose clients wait for an order to change."""
 
-    watch = Watch("order_service.changed_orders", "order_id")
+    watch: Watch = HintedWatch("order_service.changed_orders", "order_id")
 
     def stop(self) -> None:
         self.watch.release()
@@ -170,7 +170,7 @@ class Feed(Streaming):
     Streams that have read everything wait at the same position. One question a second brings the next page to all.
     """
 
-    watch = Watch("order_service.next_steps", "position")
+    watch = Watch("order_service.next_steps", "position")  # hints name orders, not positions
     streams = True
     reads_headers: ClassVar[dict[str, tuple[str, dict[str, Any]]]] = {
         "Last-Event-ID": (

@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import amqp
+from nameko.extensions import SharedExtension
 
 from shared.edge.broker import BrokerConnection
 from shared.edge.rpc import ConnectedExtension
@@ -67,11 +68,11 @@ class Waiter:
         return self._wake.wait(seconds)
 
 
-class Watch(ConnectedExtension):
+class Watch(SharedExtension):
     """All waiters of a process. `changed` names an RPC: given {id: known version}, it returns the newer states.
 
-    States are dicts with `version` and the field `key`. One call a second asks about all that is waited for, and a
-    hint makes it ask at once. A waiter never asks by itself.
+    States are dicts with `version` and the field `key`. One call a second asks about all that is waited for. A waiter
+    never asks by itself.
     """
 
     replies = Replies()
@@ -81,23 +82,19 @@ class Watch(ConnectedExtension):
         self.changed = changed
         self.key = key
         self.stopped = False
+        self._looking: Any = None
         self._waiters: dict[str, set[Waiter]] = {}
-        self._hinted: set[str] = set()
+        self._soon: set[str] = set()
         self._wake = Wake()
 
     @property
     def sharing_key(self) -> Any:
         return type(self), self.changed
 
-    def not_ready_reason(self) -> str | None:
-        """Without hints it still asks once a second."""
-        return None
-
     def start(self) -> None:
-        if self._thread is None:
+        if self._looking is None:
             WAITING.labels(self.container.service_name).set_function(self._all_waiting)
-            self.container.spawn_managed_thread(self._look, identifier=f"watch of {self.changed}")
-        super().start()
+            self._looking = self.container.spawn_managed_thread(self._look, identifier=f"watch of {self.changed}")
 
     def waiting(self) -> int:
         """How many know a state and wait for the next."""
@@ -113,7 +110,7 @@ class Watch(ConnectedExtension):
 
     def release(self) -> None:
         """End all waits because the service stops: each answers with the state it has."""
-        self.stopped = self._stopping = True
+        self.stopped = True
         self._wake.send()
         for waiter in self._everybody():
             waiter.end()
@@ -140,13 +137,19 @@ class Watch(ConnectedExtension):
             if not waiters:
                 del self._waiters[id_]
 
+    def ask_soon(self, ids: Iterable[str]) -> None:
+        """Ask at once about those of these for which somebody waits. Returns before they are asked about."""
+        self._soon.update(id_ for id_ in ids if id_ in self._waiters)
+        if self._soon:
+            self._wake.send()
+
     def _look(self) -> None:
         due = time.monotonic()
-        while not self._stopping:
+        while not self.stopped:
             self._wake.wait(max(0.0, due - time.monotonic()))
             everything = time.monotonic() >= due
-            ids = list(self._waiters) if everything else [id_ for id_ in self._hinted if id_ in self._waiters]
-            self._hinted.clear()
+            ids = list(self._waiters) if everything else [id_ for id_ in self._soon if id_ in self._waiters]
+            self._soon.clear()
             if everything:
                 due = time.monotonic() + LOOK_EVERY_S
                 for waiter in self._everybody():
@@ -169,6 +172,25 @@ class Watch(ConnectedExtension):
             for waiter in list(self._waiters.get(state[self.key], ())):
                 waiter.update(state)
 
+
+class HintedWatch(Watch, ConnectedExtension):
+    """A watch of orders that also asks at once when a hint says that one of them has changed.
+
+    Hints arrive on a connection and an exclusive queue of its own. Without them it still asks once a second.
+    """
+
+    def not_ready_reason(self) -> str | None:
+        """Nothing depends on a hint."""
+        return None
+
+    def start(self) -> None:
+        Watch.start(self)
+        ConnectedExtension.start(self)
+
+    def release(self) -> None:
+        self._stopping = True
+        super().release()
+
     def _serve(self, connection: BrokerConnection) -> None:
         channel = connection.channel
         with connection.bounded():
@@ -185,9 +207,7 @@ class Watch(ConnectedExtension):
             log.warning("a hint that is no JSON was ignored")
             return
         if isinstance(ids, list):
-            self._hinted.update(id_ for id_ in ids if isinstance(id_, str) and id_ in self._waiters)
-        if self._hinted:
-            self._wake.send()
+            self.ask_soon(id_ for id_ in ids if isinstance(id_, str))
 
 
 Read = Callable[[], dict[str, Any]]

@@ -5,15 +5,15 @@ import tests.patched  # noqa: F401  # isort: skip
 import pytest
 
 from gateway.export import Export
-from gateway.following import Feed, Following
-from tests.unit.serving import Unconnected
+from shared.edge.watch import HintedWatch, Watch
+from tests.unit.serving import ORDERS
 
 
 @pytest.fixture(scope="session", autouse=True)
 def no_broker():
-    """A gateway's watch and its exports look for no broker."""
+    """A gateway's watches and exports look for no broker: watches ask ORDERS, and tests bring their hints."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Following, "watch", Unconnected("order_service.changed_orders", "order_id"))
-        patch.setattr(Feed, "watch", Unconnected("order_service.next_steps", "position"))
+        patch.setattr(Watch, "replies", ORDERS)
+        patch.setattr(HintedWatch, "start", Watch.start)
         patch.setattr(Export, "replies", None)
         yield

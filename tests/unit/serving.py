@@ -10,7 +10,6 @@ from nameko.containers import ServiceContainer
 from nameko.extensions import DependencyProvider
 
 from shared.config import Settings
-from shared.edge.watch import Watch
 from shared.edge.webserver import WebServer
 
 SECRET = "a-secret-of-more-than-thirty-two-bytes"
@@ -132,13 +131,3 @@ class Changes:
 
 
 ORDERS = Changes("order_id", {})
-
-
-class Unconnected(Watch):
-    """The gateway's watch without a broker: it asks ORDERS and gets its hints from the test."""
-
-    replies = ORDERS
-
-    def start(self):
-        if self._thread is None:
-            self._thread = self.container.spawn_managed_thread(self._look)

@@ -13,8 +13,9 @@ import pytest
 from gateway import following
 from shared import auth
 from shared.edge import watch
+from shared.edge.rpc import ConnectedExtension
 from shared.errors import NotFound, ServiceUnavailable
-from tests.unit.serving import KEYS, ORDERS, Fake, Unconnected, ask, dial, hear, serving
+from tests.unit.serving import KEYS, ORDERS, Fake, ask, dial, hear, serving
 from tests.unit.test_gateway_http import ORDER_ID, Gateway, bearer, code
 
 PATH = f"/api/orders/{ORDER_ID}"
@@ -76,7 +77,7 @@ def shop():
 
 
 def watches(server):
-    return {item.key: item for item in server.container.subextensions if isinstance(item, Unconnected)}
+    return {item.key: item for item in server.container.subextensions if isinstance(item, watch.Watch)}
 
 
 def watch_of(server):
@@ -99,13 +100,20 @@ def happens(server, event, status, hint=True):
     ORDERS.steps = [*ORDERS.steps, {"id": ORDERS.steps[-1]["id"] + 1, "event": event, "to": status}]
     ORDERS.change(ORDER_ID, status=status)
     if hint:
-        watched = watch_of(server)
-        watched._hinted.add(ORDER_ID)
-        watched._wake.send()
+        watch_of(server).ask_soon([ORDER_ID])
 
 
 def get(server, path=PATH, **headers):
     return eventlet.spawn(ask, server, "GET", path, None, {**bearer("customer"), **headers})
+
+
+def test_one_watch_of_a_gateway_listens_to_hints(shop):
+    """Each that listens costs the broker a connection and a queue. Hints name orders, so the feed has no use for them.
+
+    docs/decisions/0011 promises one queue for each process.
+    """
+    listening = [key for key, item in watches(shop).items() if isinstance(item, ConnectedExtension)]
+    assert listening == ["order_id"]
 
 
 @pytest.mark.parametrize("query", ["", "?timeout=25", "?wait=PENDING", "?wait=PAID,PENDING&timeout=25"])

@@ -11,7 +11,7 @@ import pytest
 from shared.edge import hints, watch
 from shared.edge.hints import Notifier
 from shared.edge.wake import Wake
-from shared.edge.watch import Waiter, Watch, wait_for
+from shared.edge.watch import HintedWatch, Waiter, wait_for
 from shared.errors import CannotWork, NotFound, ServiceUnavailable
 from tests.unit.serving import Changes
 
@@ -31,7 +31,7 @@ def patience():
 @contextmanager
 def looking(changes):
     """A watch that asks `changes`, and hears what the test says."""
-    watched = Watch("things.changed", "id")
+    watched = HintedWatch("things.changed", "id")
     watched.replies = changes
     thread = eventlet.spawn(watched._look)
     try:
@@ -117,7 +117,7 @@ def test_a_hint_before_anybody_waits_is_forgotten_and_nothing_is_missed(things, 
     with looking(things) as watched:
         things.change("a", status="DONE")
         watched._receive(hint("a"))
-        assert watched._hinted == set()
+        assert watched._soon == set()
         assert followed(watched, things).wait()["status"] == "DONE"
 
 
@@ -247,7 +247,7 @@ def test_a_client_that_hung_up_waits_no_more(things, monkeypatch):
 def test_a_hint_of_nonsense_is_ignored(things, body):
     with looking(things) as watched, watched.waiter("a"):
         watched._receive(amqp.Message(body))
-        assert watched._hinted == set()
+        assert watched._soon == set()
 
 
 class Connection:
