@@ -113,10 +113,15 @@ def check_content(environ: Environ, kind: str) -> dict[str, str]:
 def check_conditions(environ: Environ) -> None:
     """Refuse what RFC 9110 forbids to ignore: conditions on an ETag, which no answer has. Raises PreconditionFailed.
 
+    `If-Match: *` asks only that the resource exists. Where it must exist anyway the condition is met: without the
+    resource the answer is 404. A PUT may create it, so there the condition is refused.
+
     A Range of what is put is refused, too. Raises BadRequest.
     """
-    changes = environ["REQUEST_METHOD"] not in ("GET", "HEAD")
-    if "HTTP_IF_MATCH" in environ or (changes and environ.get("HTTP_IF_NONE_MATCH", "").strip() == "*"):
+    method = environ["REQUEST_METHOD"]
+    changes = method not in ("GET", "HEAD")
+    match, none_match = environ.get("HTTP_IF_MATCH"), environ.get("HTTP_IF_NONE_MATCH", "")
+    if (match is not None and (match.strip() != "*" or method == "PUT")) or (changes and none_match.strip() == "*"):
         raise errors.PreconditionFailed(
             "No answer has an ETag, so no condition on it is met. To guard a change of stock, send its `version`."
         )

@@ -9,6 +9,13 @@ Demands that do not apply here, with the reason:
 - 9110 12.5 (negotiation): each path has one representation; a server may ignore every Accept header.
 - 9112 7.4 and 6.5 for what we send: answers have neither trailers nor codings beside `chunked`.
 - 6750 2.2, 2.3 (token in the body or the query): optional and not offered. 5.2 (TLS): for the proxy in front.
+
+Demands that the gateway deviates from:
+
+- 9110 13.2.1, conditions are ignored where the answer without them would be no 2xx: kept for what the gateway itself
+  refuses. What a service would refuse (404, 409) is 412, because conditions are checked before a service is asked.
+- 9110 13.1.1 and 13.1.2, `*` asks whether something exists: a PUT is refused under both conditions, because the gateway
+  does not know whether it would create.
 """
 
 import re
@@ -17,9 +24,10 @@ from email.utils import parsedate_to_datetime
 
 import pytest
 
+from shared import errors
 from shared.edge import connection, framing
 from tests.unit.serving import dial, say, serving
-from tests.unit.test_gateway_http import BEHIND, Gateway
+from tests.unit.test_gateway_http import BEHIND, ORDER_ID, Gateway, bearer
 from tests.unit.test_http_edge import Echo
 
 
@@ -257,6 +265,61 @@ def test_a_request_gets_the_answer_of_the_rules(server, text, status):
     given = answers(say(server, text + NEXT))
     assert given[0][0] == status
     assert parsedate_to_datetime(given[0][1]["date"])
+
+
+KEPT = {"status": 202, "body": {}, "location": "/x", "replayed": False}
+TOKEN = f"Authorization: {bearer('admin', 'customer')['Authorization']}"
+STOCK, CANCEL = "/api/stocks/A-1", f"/api/orders/{ORDER_ID}/cancel"
+TO_PUT = ('{"on_hand": 1}', "PUT", STOCK, "Content-Type: application/json", "Content-Length: 14")
+TO_CANCEL = ("", "POST", CANCEL, "Idempotency-Key: k")
+TO_GET = ("", "GET", STOCK)
+ABSENT, CLASH = errors.NotFound(), errors.Conflict()
+ANY, NONE = "If-Match: *", "If-None-Match: *"
+
+# (request, condition, what the service behind answers, status)
+CONDITIONS = {
+    "9110 13.1.1: `*` is met by what can be read": (TO_GET, ANY, {}, 200),
+    "9110 13.1.1: `*` is met by what can be changed only if it exists": (TO_CANCEL, ANY, KEPT, 202),
+    "9110 13.1.1: no ETag matches": (TO_GET, 'If-Match: "x"', {}, 412),
+    "9110 13.1.1: no ETag of several matches": (TO_CANCEL, 'If-Match: "x", W/"y"', KEPT, 412),
+    "deviation from 13.1.1: whether a PUT would create is not known": (TO_PUT, ANY, {}, 412),
+    "9110 13.1.2: `*` is not met by what exists": (TO_CANCEL, NONE, KEPT, 412),
+    "deviation from 13.1.2: whether a PUT would not create is not known": (TO_PUT, NONE, {}, 412),
+    "9110 13.1.2: no ETag is the one that the client has": (TO_PUT, 'If-None-Match: "x"', {}, 200),
+    "9110 13.2.1: a read of what does not exist": (TO_GET, ANY, ABSENT, 404),
+    "9110 13.2.1: a change of what does not exist": (TO_CANCEL, ANY, ABSENT, 404),
+    "9110 13.2.1: a change that is refused": (TO_CANCEL, ANY, CLASH, 409),
+    "deviation from 13.2.1: a service would refuse the change": (TO_CANCEL, NONE, CLASH, 412),
+    "deviation from 13.2.1: a service would not find it": (TO_GET, 'If-Match: "x"', ABSENT, 412),
+}
+
+
+@pytest.mark.parametrize(("request_", "condition", "behind", "status"), CONDITIONS.values(), ids=CONDITIONS)
+def test_a_condition_is_met_or_refused_before_anything_is_changed(gateway, request_, condition, behind, status):
+    body, method, target, *lines = request_
+    BEHIND.asked.clear()
+    BEHIND.answer = behind
+    text = get(*lines, TOKEN, condition, "Connection: close", method=method, target=target) + body
+    assert statuses(gateway, text) == [status]
+    assert len(BEHIND.asked) == (status != 412)
+
+
+UNCONDITIONAL = {
+    400: ("", "GET", f"{STOCK}?colour=red", TOKEN),
+    401: ("", "GET", STOCK),
+    404: ("", "GET", "/api/nothing/here", TOKEN),
+    405: ("", "PATCH", STOCK, TOKEN),
+    415: ("x", "PUT", STOCK, TOKEN, "Content-Length: 1"),
+    422: ("{}", "PUT", STOCK, TOKEN, "Content-Type: application/json", "Content-Length: 2"),
+}
+
+
+@pytest.mark.parametrize(("status", "request_"), UNCONDITIONAL.items(), ids=map(str, UNCONDITIONAL))
+def test_what_the_gateway_refuses_anyway_is_not_412(gateway, status, request_):
+    """9110 13.2.1."""
+    body, method, target, *lines = request_
+    text = get(*lines, 'If-Match: "x"', "Connection: close", method=method, target=target) + body
+    assert statuses(gateway, text) == [status]
 
 
 def test_the_answer_to_head_has_the_headers_of_get_and_no_body(server):
