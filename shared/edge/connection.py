@@ -146,7 +146,7 @@ class Connection(HttpOnlyProtocol):
 class Server(wsgi.Server):
     """eventlet's WSGI server with our connections and without its access log: /metrics counts requests."""
 
-    def __init__(self, sock: socket.socket, app: Any, refuse: Refuse) -> None:
+    def __init__(self, sock: socket.socket, app: Any, refuse: Callable[[HTTPException], Response]) -> None:
         super().__init__(
             sock,
             sock.getsockname(),
@@ -162,7 +162,7 @@ class Server(wsgi.Server):
 
     def as_bytes(self, error: HTTPException, has_body: bool = True) -> bytes:
         """A refusal for a connection that has no request to answer."""
-        response = self._refuse(error, {"REQUEST_METHOD": "GET"})
+        response = self._refuse(error)
         response.headers["Connection"] = "close"
         response.headers["Date"] = http_date()
         body: bytes = response.data

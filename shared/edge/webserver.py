@@ -124,7 +124,7 @@ class WebServer(nameko.web.server.WebServer):
         self._sock.settimeout(None)
         self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by what it accepts
         app = App(self)
-        self._serv = Server(self._sock, app, app.refuse)
+        self._serv = Server(self._sock, app, app.refuse_unread)
         self._max_connections = max_connections()
         self._gt = self.container.spawn_managed_thread(self.run, identifier=f"web server on {bracketed(host)}:{port}")
 

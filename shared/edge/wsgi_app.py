@@ -12,6 +12,7 @@ from werkzeug.exceptions import NotImplemented as UnknownHere  # not Python's No
 from werkzeug.wrappers import Request, Response
 
 from shared.edge.connection import REFUSED, Environ
+from shared.logs import Reminder, in_a_line
 from shared.metrics import REQUEST_SECONDS, REQUESTS
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 UNMATCHED = "unmatched"
+# The method in the metrics for those that are not in METHODS, so that clients cannot make up series.
+OTHER = "OTHER"
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 # No path takes TRACE, so it is 405 everywhere. A method that is not known at all is 501.
 KNOWN = METHODS | {"TRACE"}
@@ -33,6 +36,7 @@ class App:
         self.service = server.container.service_name
         url_map = server.make_url_map()
         self.routes = url_map.bind("")
+        self._reminder = Reminder()
         self.fixed: dict[str, set[str]] = {}
         for rule in url_map.iter_rules():
             if not rule.arguments:
@@ -42,7 +46,7 @@ class App:
         began = time.perf_counter()
         route, response = self.respond(environ)
         method = environ["REQUEST_METHOD"]
-        REQUESTS.labels(self.service, method if method in METHODS else "OTHER", route, response.status_code).inc()
+        REQUESTS.labels(self.service, method if method in METHODS else OTHER, route, response.status_code).inc()
         REQUEST_SECONDS.labels(self.service, route).observe(time.perf_counter() - began)
         return response(environ, start_response)
 
@@ -83,6 +87,17 @@ class App:
     def refuse(self, error: HTTPException, environ: Environ) -> Response:
         """Every answer that no route gave looks as the service's routes want it."""
         return self.finished(self.server.refusal(error, environ), environ)
+
+    def refuse_unread(self, error: HTTPException) -> Response:
+        """Refuse a head that could not be read, or a connection too many. Logged once for each reason and half minute.
+
+        No request is known, so it is counted as OTHER.
+        """
+        if self._reminder.due(in_a_line(error)):
+            log.warning("no request was read: %s", error)
+        response = self.refuse(error, {"REQUEST_METHOD": "GET"})
+        REQUESTS.labels(self.service, OTHER, UNMATCHED, response.status_code).inc()
+        return response
 
     def finished(self, response: Response, environ: Environ) -> Response:
         """An answer with the headers that all have."""

@@ -12,6 +12,7 @@ import pytest
 from eventlet.event import Event
 from nameko.containers import ServiceContainer
 from nameko.extensions import DependencyProvider
+from prometheus_client import REGISTRY
 from werkzeug.wrappers import Response
 
 from deploy import ready
@@ -348,6 +349,26 @@ def test_connections_over_the_cap_are_turned_away_with_503(server):
     assert lives(server)
     for sock in held:
         sock.close()
+
+
+def refused_unread(status):
+    """How many answers of this status the metrics of the service count without a request."""
+    labels = {"service": Echo.name, "method": "OTHER", "route": "unmatched", "status": str(status)}
+    return REGISTRY.get_sample_value("ecom_http_requests_total", labels) or 0
+
+
+def test_what_is_no_request_is_counted_and_each_reason_is_logged_once(server, caplog):
+    before = [refused_unread(status) for status in (400, 414, 503)]
+    for _ in range(3):
+        say(server, "GET /healthz HTTP/1.1\r\n\r\n")
+        say(server, f"GET /{'x' * 9000} HTTP/1.1\r\nHost: x\r\n\r\n")
+    server._max_connections = 0
+    for _ in range(2):
+        say(server, "")
+    after = [refused_unread(status) for status in (400, 414, 503)]
+    assert [now - then for now, then in zip(after, before, strict=True)] == [3, 3, 2]
+    lines = [record.getMessage() for record in caplog.records if record.name == "shared.edge.wsgi_app"]
+    assert [line.partition(": ")[2].partition(" ")[0] for line in lines] == ["400", "414", "503"]
 
 
 def test_the_cap_leaves_half_of_the_file_descriptors_to_the_service(monkeypatch):
