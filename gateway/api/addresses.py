@@ -6,15 +6,13 @@ import ipaddress
 import re
 from collections.abc import Iterable
 
+from shared.edge.framing import HOST
 from shared.edge.http import Environ
 
 _BRACKETED = re.compile(r"\[([^\]]*)\](?::[0-9]{1,5})?")
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-
-# What a Host header may hold: a name or an IPv4 address, or an IPv6 address in brackets, and a port.
-_HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,252})|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 # Shown to a client that sent no usable Host header.
 UNKNOWN_ORIGIN = "https://the-address-of-this-page"
 
@@ -31,39 +29,47 @@ class Proxies:
         Each proxy appends the address it was called from, so the walk goes from the right. An entry that is not an
         address ends it: the client is then the proxy that reported this entry.
         """
-        peer: str = environ["REMOTE_ADDR"]
-        address = _parsed(peer)
-        if not self._networks or address is None:
-            return peer
-        for entry in reversed(environ.get("HTTP_X_FORWARDED_FOR", "").split(",")):
-            if not self._trusts(address):
-                break
-            reported = _parsed(entry.strip())
-            if reported is None:
-                break
-            address = reported
-        return str(address)
+        return self._walk(environ)[0]
 
     def origin(self, environ: Environ) -> str:
         """The scheme, host and port by which the client called the gateway, such as `https://shop.example`.
 
-        The Host header, or X-Forwarded-Host and X-Forwarded-Proto of a trusted proxy. Of several proxies the first
-        one knows what the client asked for.
+        The Host header, or X-Forwarded-Host and X-Forwarded-Proto of trusted proxies. Of several, the one that the
+        client called knows what it asked for. What stands before the entry of that proxy, the client wrote itself.
         """
         scheme, host = environ.get("wsgi.url_scheme", "http"), environ.get("HTTP_HOST", "")
-        peer = _parsed(environ["REMOTE_ADDR"])
-        if peer is not None and self._trusts(peer):
-            scheme = _first(environ.get("HTTP_X_FORWARDED_PROTO")) or scheme
-            host = _first(environ.get("HTTP_X_FORWARDED_HOST")) or host
-        known = scheme in ("http", "https") and _HOST.fullmatch(host)
+        proxies = self._walk(environ)[1]
+        if proxies:
+            scheme = _entry(environ.get("HTTP_X_FORWARDED_PROTO", ""), proxies) or scheme
+            host = _entry(environ.get("HTTP_X_FORWARDED_HOST", ""), proxies) or host
+        known = scheme in ("http", "https") and HOST.fullmatch(host)
         return f"{scheme}://{host}" if known else UNKNOWN_ORIGIN
+
+    def _walk(self, environ: Environ) -> tuple[str, int]:
+        """The client's address, and how many trusted proxies stand between it and the gateway."""
+        peer: str = environ["REMOTE_ADDR"]
+        address = _parsed(peer)
+        if not self._networks or address is None:
+            return peer, 0
+        proxies = 0
+        for entry in reversed(environ.get("HTTP_X_FORWARDED_FOR", "").split(",")):
+            if not self._trusts(address):
+                break
+            proxies += 1
+            reported = _parsed(entry.strip())
+            if reported is None:
+                break
+            address = reported
+        return str(address), proxies
 
     def _trusts(self, address: Address) -> bool:
         return any(address in network for network in self._networks)
 
 
-def _first(header: str | None) -> str:
-    return (header or "").partition(",")[0].strip()
+def _entry(header: str, proxies: int) -> str:
+    """What the first of so many proxies has written: each adds an entry, or replaces the header."""
+    entries = header.split(",")
+    return entries[-min(proxies, len(entries))].strip()
 
 
 def _parsed(text: str) -> Address | None:

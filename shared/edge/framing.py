@@ -11,6 +11,7 @@ import re
 from email.message import Message
 from typing import Any, NamedTuple
 
+from werkzeug import exceptions
 from werkzeug.exceptions import (
     BadRequest,
     ExpectationFailed,
@@ -18,14 +19,16 @@ from werkzeug.exceptions import (
     RequestEntityTooLarge,
     RequestHeaderFieldsTooLarge,
 )
-from werkzeug.exceptions import NotImplemented as UnknownHere  # not Python's NotImplemented
+
+UnknownHere = exceptions.NotImplemented  # under a name that is not Python's own
 
 CRLF = b"\r\n"
 TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 REQUEST_LINE = re.compile(TOKEN + rb" [\x21-\x7e]+ HTTP/([0-9])\.[0-9]\r\n")
 FIELD_LINE = re.compile(TOKEN + rb":[\t\x20-\x7e\x80-\xff]*\r\n")
 DIGITS = re.compile(r"[0-9]{1,18}[ \t]*")
-AUTHORITY = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+;=%-]+)(?::[0-9]{0,5})?")
+# Narrower than RFC 3986: no server's name has other characters, and pages show a host inside a shell command.
+HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::[0-9]{0,5})?")
 ABSOLUTE = re.compile(r"https?://([^/?#]*)(.*)", re.IGNORECASE)
 
 CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,8})([ \t]*;[\t\x20-\x7e\x80-\xff]*)?\r\n")
@@ -106,7 +109,7 @@ def check_host(headers: Message, version: str) -> None:
     hosts = headers.get_all("Host", [])
     if len(hosts) > 1 or (not hosts and version != "HTTP/1.0"):
         raise BadRequest("One Host header is required.")
-    if hosts and hosts[0].strip(" \t") and not AUTHORITY.fullmatch(hosts[0].strip(" \t")):
+    if hosts and hosts[0].strip(" \t") and not HOST.fullmatch(hosts[0].strip(" \t")):
         raise BadRequest("The Host header must be a host, or host:port.")
 
 
@@ -118,7 +121,7 @@ def origin_form(target: str, method: str, headers: Message) -> str:
     if target.startswith("/") or (target, method) == ("*", "OPTIONS") or method == "CONNECT":
         return target
     match = ABSOLUTE.fullmatch(target)
-    if match is None or not AUTHORITY.fullmatch(match[1]):
+    if match is None or not HOST.fullmatch(match[1]):
         raise BadRequest("The request target must be a path, or a URL with a host.")
     del headers["Host"]
     headers["Host"] = match[1]

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from werkzeug.exceptions import HTTPException, InternalServerError, MethodNotAllowed
-from werkzeug.exceptions import NotImplemented as UnknownHere  # not Python's NotImplemented
 from werkzeug.wrappers import Request, Response
 
 from shared.edge.connection import REFUSED, Environ
+from shared.edge.framing import UnknownHere
 from shared.logs import Reminder, in_a_line
 from shared.metrics import REQUEST_SECONDS, REQUESTS
 

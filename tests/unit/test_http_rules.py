@@ -151,6 +151,8 @@ REFUSED = {
     "9112 3.2: two Hosts": (400, get("Host: x")),
     "9112 3.2: a Host with a path": (400, get(host=("Host: x/y",))),
     "9112 3.2: a Host with a user": (400, get(host=("Host: me@x",))),
+    "9112 3.2: a Host with a character that no name has": (400, get(host=("Host: $(x)",))),
+    "9112 3.2: a Host that is too long": (400, get(host=("Host: " + "x" * 254,))),
     "9112 3.2: a Host with two names": (400, get(host=("Host: x, y",))),
     "9112 3.2: a target that is neither a path nor a URL": (400, get(target="healthz")),
     "9112 3.2: an authority without CONNECT": (400, get(target="x:80")),
@@ -243,7 +245,7 @@ def test_a_connection_stays_or_ends_as_the_client_wants(server, text, stays):
 ANSWERED = {
     "9112 3.2.2: an absolute target": (get(target="http://x/healthz"), 200),
     "9112 3.2.2: an absolute target without a path": (get(target="HTTP://x:80"), 404),
-    "9112 3.2.2: the target's host counts, and not the Host": (get(target="http://y/healthz?x"), 200),
+    "9112 3.2: a Host of names that are in use": (get(host=("Host: _a-b.xn--c-2.example.:8000",)), 200),
     "9112 3.2: an IPv6 address as Host": (get(host=("Host: [::1]:8000",)), 200),
     "9112 2.5: a later minor version is read as HTTP/1.1": (get(version="HTTP/1.2"), 200),
     "9110 9.1: a method that nobody knows": (get(method="HACK"), 501),

@@ -512,7 +512,10 @@ def test_the_docs_page_names_the_address_by_which_it_was_called(gateway, headers
     ("peer", "forwarded", "origin"),
     [
         ("10.0.0.5", {"PROTO": "https", "HOST": "shop.example"}, ORIGIN),
-        ("10.0.0.5", {"PROTO": "https, http", "HOST": "shop.example, inner.example"}, ORIGIN),
+        ("10.0.0.5", {"FOR": "192.0.2.7, 10.0.0.6", "PROTO": "https, http", "HOST": "shop.example, inner"}, ORIGIN),
+        ("10.0.0.5", {"FOR": "192.0.2.7, 10.0.0.6", "PROTO": "https", "HOST": "shop.example"}, ORIGIN),
+        ("10.0.0.5", {"FOR": "192.0.2.7", "PROTO": "http, https", "HOST": "of.the.client, shop.example"}, ORIGIN),
+        ("10.0.0.5", {"PROTO": "http,https", "HOST": "of.the.client,shop.example"}, ORIGIN),
         ("10.0.0.5", {"PROTO": "https"}, "https://gateway:8000"),
         ("10.0.0.5", {}, "http://gateway:8000"),
         ("10.0.0.5", {"PROTO": "javascript"}, "https://the-address-of-this-page"),
@@ -521,7 +524,7 @@ def test_the_docs_page_names_the_address_by_which_it_was_called(gateway, headers
         ("192.0.2.7", {"PROTO": "https", "HOST": "shop.example"}, "http://gateway:8000"),
     ],
 )
-def test_the_origin_behind_a_trusted_proxy_is_the_one_that_it_reports(peer, forwarded, origin):
+def test_the_origin_is_what_the_first_trusted_proxy_was_asked_for(peer, forwarded, origin):
     environ = {"REMOTE_ADDR": peer, "wsgi.url_scheme": "http", "HTTP_HOST": "gateway:8000"}
     environ |= {f"HTTP_X_FORWARDED_{name}": value for name, value in forwarded.items()}
     assert Proxies(["10.0.0.0/8"]).origin(environ) == origin
