@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import logging
+import os
 import resource
 import socket
 import time
@@ -71,15 +72,19 @@ def max_connections() -> int:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens. On `::` it takes IPv4 connections, too. Raises OSError."""
-    is_ipv6 = ":" in host
+    """A socket that listens. On `::` it takes IPv4 connections, too.
+
+    Of the addresses of a name it takes an IPv4 one if there is one: every client can call that. Raises OSError.
+    """
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, _, _, _, address = min(found, key=lambda one: one[0] == socket.AF_INET6)
     # Not eventlet's own function: with its SO_REUSEPORT a second process would silently take half of the requests, and
     # whether `::` includes IPv4 would depend on the machine.
     return socket.create_server(
-        (host, port),
-        family=socket.AF_INET6 if is_ipv6 else socket.AF_INET,
+        address,
+        family=family,
         backlog=BACKLOG,
-        dualstack_ipv6=is_ipv6 and ipaddress.ip_address(host).is_unspecified,
+        dualstack_ipv6=family == socket.AF_INET6 and ipaddress.ip_address(address[0]).is_unspecified,
     )
 
 
@@ -120,7 +125,9 @@ class WebServer(nameko.web.server.WebServer):
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise ConfigurationFault(f"port {port} on {host} is taken by another process") from error
-            raise ConfigurationFault(f"cannot listen on {bracketed(host)}:{port}: {error.strerror}") from error
+            # create_server adds the address to the text of the error, which names it already.
+            why = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
+            raise ConfigurationFault(f"cannot listen on {bracketed(host)}:{port}: {why}") from error
         self._sock.settimeout(None)
         self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by what it accepts
         app = App(self)

@@ -314,6 +314,39 @@ def test_a_service_listens_on_ipv6_and_on_both(address, hosts):
             probe.close()
 
 
+# What the resolver says about these names.
+NAMES = {"six": ["::1"], "both": ["::1", "127.0.0.1"], "nobody": []}
+
+
+@pytest.fixture
+def names(monkeypatch):
+    """The resolver knows NAMES."""
+    look_up = socket.getaddrinfo
+
+    def by_name(host, *args, **kwargs):
+        if host in NAMES and not NAMES[host]:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return [found for address in NAMES.get(host, [host]) for found in look_up(address, *args, **kwargs)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", by_name)
+
+
+@pytest.mark.parametrize(("name", "host"), [("six", "::1"), ("both", "127.0.0.1")])
+def test_a_service_listens_on_the_address_of_a_name(names, name, host):
+    with listening_on(f"{name}:0") as port, socket.create_connection((host, port), timeout=10):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [("192.0.2.1:80", "Cannot assign requested address"), ("nobody:80", "Name or service not known")],
+)
+def test_an_address_on_which_nothing_can_listen_is_named_once_with_the_reason(names, address, why):
+    with pytest.raises(ConfigurationFault) as caught, listening_on(address):
+        pass
+    assert str(caught.value) == f"cannot listen on {address}: {why}"
+
+
 def test_a_taken_port_of_ipv6_is_named():
     with listening_on("[::1]:0") as port:
         with pytest.raises(ConfigurationFault, match=f"port {port} on ::1 is taken"), listening_on(f"[::1]:{port}"):
