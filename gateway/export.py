@@ -87,7 +87,7 @@ class Export(Api):
     def answer(self, request: Request, result: Any) -> Response:
         call, context = request.environ[_PREPARED]
         running = Running(result["export_id"], partial(self._ask, context), partial(self._check, call), call.trace_id)
-        running.reader = Reader(call.query.get("for", self.reader))
+        running.reader = self._reader(call)
         running.read()  # an error of the first page still gets its status
         response = self._head(request)
         response.response = running.file()
@@ -96,10 +96,13 @@ class Export(Api):
 
     def _head(self, request: Request) -> Response:
         call, _ = request.environ[_PREPARED]
-        headers = [("Content-Disposition", f'attachment; filename="{filename(call.query)}"')]
+        headers = [("Content-Disposition", f'attachment; filename="{filename(call.query, self._reader(call))}"')]
         response = respond(request.environ, self.status, "", headers, self.content_type)
         del response.headers["Content-Length"]
         return response
+
+    def _reader(self, call: Call) -> Reader:
+        return Reader(call.query.get("for", self.reader))
 
     def _ask(self, context: dict[str, Any], method: str, *args: Any) -> Any:
         return self.replies.call(method, args, {}, context, CALL_TIMEOUT_S)
@@ -201,17 +204,19 @@ def orders_in(releases: Sequence[Release]) -> list[str]:
     return list(dict.fromkeys(release["order_id"] for release in releases))
 
 
-def filename(filters: Mapping[str, Any]) -> str:
-    """The name of the file, with its filters, in characters that are safe on every system.
+def filename(filters: Mapping[str, Any], reader: Reader) -> str:
+    """The name of the file, with its filters and its reader, in characters that are safe on every system.
 
-    Files with other filters have another name: a name that had to be changed ends with a hash of what it was.
+    Files with other filters or another reader have another name: filters that had to be changed are followed by a hash
+    of what they were, and a file for spreadsheets says so.
     """
     since, until = (_compact(filters[name]) if name in filters else "" for name in ("from", "to"))
     span = [f"{since or 'begin'}_{until or 'now'}"] if since or until else []
     name = "_".join([*span, *(f"{name}-{filters[name]}" for name in NAMED if name in filters)]) or "all"
     safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:MAX_NAME]
     changed = "" if safe == name else f"-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-    return f"release-events_{safe}{changed}.csv"
+    made_for = "" if reader is Reader.PROGRAMS else f"_for-{reader}"
+    return f"release-events_{safe}{changed}{made_for}.csv"
 
 
 def _compact(at: str) -> str:

@@ -295,7 +295,7 @@ def test_the_csv_is_the_one_for_spreadsheets(open_page: Callable[..., Page], sho
     page.goto(f"{shop.url}/dashboard?user_id={shop.customer}&reason=payment_failed&from=")
     with page.expect_download() as download:
         page.get_by_role("link", name=f"Download these {DECLINED} as CSV").click()
-    named = f"release-events_reason-payment_failed_user_id-{shop.customer}.csv"
+    named = f"release-events_reason-payment_failed_user_id-{shop.customer}_for-spreadsheets.csv"
     assert download.value.suggested_filename == named
     file = download.value.path().read_bytes()
     path = f"/api/stocks/release-events/export?for=spreadsheets&user_id={shop.customer}&reason=payment_failed"

@@ -427,14 +427,22 @@ def test_a_file_for_spreadsheets_has_a_byte_order_mark_that_is_signed(gateway, s
     ],
 )
 def test_the_file_name_has_the_filters(filters, name):
-    assert filename(filters) == name
+    assert filename(filters, exports.Reader.PROGRAMS) == name
+
+
+@pytest.mark.parametrize("path", [f"{EXPORT}?for=spreadsheets", f"{EXPORT}?for=programs", EXPORT])
+def test_a_file_for_spreadsheets_has_a_name_of_its_own(gateway, path):
+    named = "release-events_all_for-spreadsheets.csv" if "spreadsheets" in path else "release-events_all.csv"
+    for method in ("HEAD", "GET"):
+        headers = ask(gateway, method, path, headers=bearer("auditor"))[1]
+        assert headers["Content-Disposition"] == f'attachment; filename="{named}"'
 
 
 def test_files_with_other_filters_have_other_names_of_moderate_length():
     texts = ["a b", "a-b", "a/b", "\u00e9", "\u00e8", "x" * 200, "x" * 199 + "y"]
-    names = [filename({"user_id": text, "reason": text}) for text in texts]
-    assert len(set(names)) == len(texts)
-    assert all(len(name) <= 180 and re.fullmatch(r"[A-Za-z0-9._-]+", name) for name in names)
+    names = [filename({"user_id": text, "reason": text}, reader) for text in texts for reader in exports.Reader]
+    assert len(set(names)) == len(texts) * len(exports.Reader)
+    assert all(len(name) <= 200 and re.fullmatch(r"[A-Za-z0-9._-]+", name) for name in names)
 
 
 def test_an_operation_at_the_time_of_the_release_is_linked_to_it():
