@@ -10,7 +10,7 @@ from gateway.api.enumerations import ROLE
 from gateway.api.fields import (
     OTHER_ID,
     AnswerSchema,
-    OneOf,
+    OneOfApart,
     RequestSchema,
     Text,
     Word,
@@ -45,7 +45,7 @@ class MockLogin(RequestSchema):
     )
 
 
-class TokenRequest(OneOf):
+class TokenRequest(OneOfApart):
     """A name and its password or, in mock mode, any user and roles."""
 
     shapes = (PasswordLogin, MockLogin)

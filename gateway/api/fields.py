@@ -175,13 +175,29 @@ class RequestSchema(Schema):
 
 
 class OneOf(RequestSchema):
-    """A body of one of several shapes. A body with fields of one shape only is loaded as that shape."""
+    """A body of one of several shapes, as the document shows it.
+
+    The shapes may share fields. So the gateway loads none of them: it passes the body on to the service that chooses.
+    """
 
     shapes: ClassVar[tuple[type[RequestSchema], ...]] = ()
 
     def load(self, data: Any, **kwargs: Any) -> Any:
+        raise TypeError(f"{type(self).__name__} only documents a body, which must be passed on")
+
+
+class OneOfApart(OneOf):
+    """A body of one of several shapes that share no field. With fields of one shape only it is loaded as that shape."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        names = [name for shape in cls.shapes for name in shape().fields]
+        if len(set(names)) < len(names):
+            raise TypeError(f"the shapes of {cls.__name__} share a field")
+
+    def load(self, data: Any, **kwargs: Any) -> Any:
         if not isinstance(data, Mapping):
-            return super().load(data, **kwargs)
+            return RequestSchema.load(self, data, **kwargs)
         shapes = [shape(**kwargs) for shape in self.shapes]
         meant = [shape for shape in shapes if not shape.fields.keys().isdisjoint(data)]
         if len(meant) != 1:

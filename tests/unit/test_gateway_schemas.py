@@ -3,7 +3,9 @@
 import pytest
 from marshmallow import ValidationError
 
+from gateway.api.fields import OTHER_ID, OneOfApart, RequestSchema, Text, WholeNumber
 from gateway.api.reading import read_json
+from gateway.operations import ReplayRequest
 from gateway.orders import OrderRequest
 from gateway.stock import ReserveRequest, StockRequest
 from shared.schema import MAX_AMOUNT
@@ -104,3 +106,36 @@ def test_the_order_of_a_reservation_is_a_uuid():
     assert ReserveRequest().load({"order_id": upper, "items": items})["order_id"] == upper.lower()
     for bad in ("7", upper.replace("-", ""), "{" + upper + "}", f"urn:uuid:{upper}", 7, None):
         assert list(problems(ReserveRequest, {"order_id": bad, "items": items})) == ["order_id"]
+
+
+class ByName(RequestSchema):
+    name = Text("a", required=True)
+
+
+class ByNameAndAge(ByName):
+    age = WholeNumber(0, 200, 7, required=True)
+
+
+class ByNumber(RequestSchema):
+    number = WholeNumber(1, 9, 7, required=True)
+
+
+def test_a_body_is_loaded_as_the_shape_that_has_its_fields():
+    class Person(OneOfApart):
+        shapes = (ByName, ByNumber)
+
+    assert [Person().load(body) for body in ({"name": "ann"}, {"number": 7})] == [{"name": "ann"}, {"number": 7}]
+    for body in ({}, {"name": "ann", "number": 7}, [], {"colour": "red"}):
+        assert problems(Person, body)
+
+
+def test_shapes_that_share_a_field_cannot_be_told_apart():
+    with pytest.raises(TypeError, match="the shapes of Person share a field"):
+
+        class Person(OneOfApart):
+            shapes = (ByName, ByNameAndAge)
+
+
+def test_a_body_that_a_service_validates_is_not_loaded_by_the_gateway():
+    with pytest.raises(TypeError, match="ReplayRequest only documents a body"):
+        ReplayRequest().load({"ids": [OTHER_ID]})
