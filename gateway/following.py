@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from werkzeug.wrappers import Request, Response
 
-from gateway.api.answering import as_json, respond
+from gateway.api.answering import EVENT_STREAM, as_json, respond
 from gateway.api.http import Api, Call
 from shared.edge.green import MINIMUM_WRITE_CHUNK_SIZE
 from shared.edge.rpc_proxy import CALL_TIMEOUT_S
@@ -20,7 +20,6 @@ from shared.edge.watch import HintedWatch, Watch, wait_for
 from shared.errors import BadRequest, CannotWork, ServiceUnavailable
 from shared.feed import BEGINNING, NOW, STREAM_PAGE
 
-EVENT_STREAM = "text/event-stream"
 # Proxies and phones close connections that are silent for too long, so the stream sends a comment.
 KEEP_ALIVE_S = 15.0
 # Then the client reconnects with the id of the last event it received.
@@ -164,7 +163,7 @@ class Stream(Streaming):
 stream = Stream.decorator
 
 
-class Feed(Streaming):
+class FeedRoute(Streaming):
     """A page of the steps of all orders; or, for `Accept: text/event-stream`, these steps and then each new one.
 
     Streams that have read everything wait at the same position. One question a second brings the next page to all.
@@ -214,7 +213,7 @@ class Feed(Streaming):
                 yield KEEP_ALIVE
 
 
-feed = Feed.decorator
+feed = FeedRoute.decorator
 
 
 def wants_stream(request: Request) -> bool:

@@ -15,6 +15,9 @@ from gateway.api.reading import trace_of
 from shared.edge.http import Environ
 from shared.tracing import as_uuid, traceparent
 
+# The media type of Server-Sent Events.
+EVENT_STREAM = "text/event-stream"
+
 
 @dataclass(frozen=True)
 class Answer:

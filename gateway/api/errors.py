@@ -55,8 +55,9 @@ RETRY_AFTER_S: dict[type[EcomError], int] = {
     errors.ServiceUnavailable: 2,
 }
 
-# The errors for statuses that the web server itself answers, before it calls any route.
+# The errors for statuses that the web server itself answers, before it calls any route, and for faults of a route.
 REFUSALS: dict[int, type[EcomError]] = {
+    400: errors.BadRequest,
     404: errors.NotFound,
     405: errors.MethodNotAllowed,
     408: errors.RequestTimeout,
@@ -98,7 +99,8 @@ _KINDS: list[type[EcomError]] = [
 ERROR_CODE = Enumeration(
     "ErrorCode",
     tuple(dict.fromkeys(kind.code for kind in _KINDS if _is_answered(kind))),  # several errors may share a code
-    "Why a request was refused. Each operation lists its own, with their meaning.",
+    "Why a request was refused. The description of the API lists those of any request, with their meaning; each "
+    "operation lists its own.",
 )
 
 

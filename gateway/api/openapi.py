@@ -14,9 +14,10 @@ import marshmallow
 from apispec import APISpec
 from apispec.ext.marshmallow import MarshmallowPlugin
 
+from gateway.api.answering import EVENT_STREAM
 from gateway.api.errors import HEADERS as HEADERS_OF_ERRORS
-from gateway.api.errors import RETRY_AFTER_S, STATUS, ErrorAnswer
-from gateway.api.examples import example_of
+from gateway.api.errors import REFUSALS, RETRY_AFTER_S, STATUS, ErrorAnswer
+from gateway.api.examples import NULL, example_of
 from gateway.api.fields import IDEMPOTENCY_KEY, MAX_ROW_ID, Id, OneOf, WholeNumber, Word
 from gateway.api.http import Api
 from shared import errors
@@ -37,9 +38,11 @@ send its own in the same headers.
 An unknown path is 404. A method that a path does not support is 405 with `Allow`. Request bodies are JSON
 of at most {limit} kB, not compressed; they may be chunked.
 
+Any request may be refused by one of these; each operation lists the others. {refusals}
+
 Later versions may add fields to answers and words to enumerations: ignore a field that you do not know, and treat a
 word that you do not know as one that you have no rule for.
-""".replace("{limit}", str(MAX_BODY_BYTES // 1024))
+"""
 
 KEY_SHAPE = rf'^(?:{IDEMPOTENCY_KEY.pattern}|"{IDEMPOTENCY_KEY.pattern}")$'
 
@@ -60,7 +63,6 @@ HEADERS = {
     ),
 }
 ALWAYS = ("X-Correlation-ID", "traceparent")
-EVENT_STREAM = "text/event-stream"
 
 
 @cache
@@ -71,7 +73,7 @@ def document(service: type) -> dict[str, Any]:
         "ecom",
         VERSION,
         "3.1.0",
-        info={"description": DESCRIPTION, "contact": {"name": "The operators of this installation"}},
+        info={"description": _description(), "contact": {"name": "The operators of this installation"}},
         plugins=[plugin],
         servers=[{"url": "/"}],
     )
@@ -104,6 +106,11 @@ def document(service: type) -> dict[str, Any]:
     return json.loads(json.dumps(made))  # plain values that no schema shares
 
 
+def _description() -> str:
+    refusals = " ".join(f"`{kind.code}` ({status}): {_doc(kind)}" for status, kind in REFUSALS.items())
+    return DESCRIPTION.replace("{limit}", str(MAX_BODY_BYTES // 1024)).replace("{refusals}", refusals)
+
+
 def _show_enumerations(spec: APISpec, plugin: MarshmallowPlugin) -> None:
     """Make of each enumeration a schema of its own, to which the fields with its words refer."""
 
@@ -116,7 +123,7 @@ def _show_enumerations(spec: APISpec, plugin: MarshmallowPlugin) -> None:
                 about = {"type": "string", "enum": words, "description": enumeration.description}
                 spec.components.schema(enumeration.name, about | {"examples": words[:1]})
         kinds = [_reference(enumeration.name) for enumeration in field.enumerations]
-        kinds += [{"type": "null"}] if field.allow_none else []
+        kinds += [NULL] if field.allow_none else []
         return {"anyOf": kinds} if len(kinds) > 1 else kinds[0]
 
     assert plugin.converter is not None
@@ -160,8 +167,8 @@ def routes(service: type) -> Iterator[tuple[str, Any, Api]]:
 
 
 def failures(route: Api) -> dict[int, list[type[EcomError]]]:
-    """Every error that a route can answer, by status."""
-    kinds: list[type[EcomError]] = [errors.UnknownParameter, *route.fails]
+    """The errors that a route can answer, by status, beside those of any request: REFUSALS."""
+    kinds: list[type[EcomError]] = [errors.UnknownParameter, errors.PreconditionFailed, *route.fails]
     if route.query is not None or route.reads_headers:
         kinds.append(errors.BadRequest)
     if route.paged:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Mapping
-from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,9 +13,9 @@ from markupsafe import Markup
 from werkzeug.wrappers import Request, Response
 
 from gateway.api.answering import Answer, as_json_line, respond
-from gateway.api.http import Api, Call
+from gateway.api.http import Api
 from gateway.site import words
-from gateway.site.reader import Reader
+from gateway.site.reader import DocumentReader
 
 TEMPLATES = Path(__file__).with_name("templates")
 
@@ -77,15 +76,11 @@ class PageRoute(Api):
         return str(body)
 
 
-page = PageRoute.decorator
-
-
 class DocsRoute(PageRoute):
-    """A page that names its own address. The method finds it as `origin` in the query."""
+    """The page of an OpenAPI document, which the method returns. Its examples call the address of the page itself."""
 
-    def prepare(self, request: Request) -> tuple[tuple[Call], dict[str, Any]]:
-        (call,), context = super().prepare(request)
-        return (replace(call, query={"origin": self._proxies.origin(request.environ)}),), context
+    def answer(self, request: Request, result: Any) -> Response:
+        return super().answer(request, docs(result, self._proxies.origin(request.environ)))
 
 
 docs_route = DocsRoute.decorator
@@ -144,7 +139,7 @@ def home() -> Answer:
 
 def docs(document: Mapping[str, Any], origin: str) -> Answer:
     """The OpenAPI document as a page, whose examples call the API at this origin."""
-    reader = Reader(document)
+    reader = DocumentReader(document)
     groups: dict[str, list[dict[str, Any]]] = {}
     for path, methods in document["paths"].items():
         for method, operation in methods.items():

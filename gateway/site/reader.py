@@ -36,7 +36,7 @@ class Body:
     fields: tuple[Item, ...]
 
 
-class Reader:
+class DocumentReader:
     """Describes one document."""
 
     def __init__(self, document: Mapping[str, Any]) -> None:

@@ -25,7 +25,7 @@ import jwt
 import pytest
 import requests
 
-from gateway.site.reader import Reader
+from gateway.site.reader import DocumentReader
 from shared import auth
 from tests.e2e.broker import publish_by_hand
 from tests.e2e.system import ROOT, System, eventually
@@ -64,7 +64,7 @@ class Operation:
     method: str
     path: str
     documented: dict[str, Any]
-    reader: Reader
+    reader: DocumentReader
 
     def __str__(self) -> str:
         return f"{self.method} {self.path}"
@@ -104,7 +104,7 @@ class Api:
         self.http = requests.Session()
         self.keys = system.settings.auth_keys
         self.document = self.http.get(f"{self.url}/api/openapi.json", timeout=10).json()
-        reader = Reader(self.document)
+        reader = DocumentReader(self.document)
         self.operations = [
             Operation(method.upper(), path, documented, reader)
             for path, methods in self.document["paths"].items()
@@ -406,7 +406,7 @@ def bodies(operation: Operation) -> Iterator[tuple[str, Any, int, str]]:
             yield what, body, 422, "validation_failed"
 
 
-def bad_bodies(reader: Reader, schema: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def bad_bodies(reader: DocumentReader, schema: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """A name, and a body of one shape that breaks one rule."""
     for good in schema.get("examples") or [reader.example(schema)]:
         for place, inner in places(reader, schema, good):
@@ -419,7 +419,9 @@ def bad_bodies(reader: Reader, schema: dict[str, Any]) -> Iterator[tuple[str, An
                 yield f"no {name}", {other: value for other, value in good.items() if other != name}
 
 
-def places(reader: Reader, schema: dict[str, Any], good: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, Any]]:
+def places(
+    reader: DocumentReader, schema: dict[str, Any], good: Any, at: tuple[Any, ...] = ()
+) -> Iterator[tuple[Any, Any]]:
     """Every place in a valid value with its schema, except the whole value."""
     schema = dict(reader.resolved(schema))
     if at:

@@ -22,7 +22,7 @@ from gateway.operations import ReplayRequest
 from gateway.orders import CURRENCIES, SORTS, STATES
 from gateway.service import GatewayService
 from gateway.site.pages import docs
-from gateway.site.reader import Reader
+from gateway.site.reader import DocumentReader
 from ops.dlq.replay_request import read_replay
 from order_service import domain as order_rules
 from order_service import queries
@@ -39,7 +39,7 @@ from tests.unit.test_gateway_http import BEHIND, EXPECTED_ROLES, JSON, PAGES, Ga
 
 DOCUMENT = document(GatewayService)
 OPERATIONS = [(method, path) for path, methods in DOCUMENT["paths"].items() for method in methods]
-READER = Reader(DOCUMENT)
+READER = DocumentReader(DOCUMENT)
 BODIES_READ = [route.body for _, _, route in routes(GatewayService) if route.body]
 SHAPES = [shape for body in BODIES_READ for shape in getattr(body, "shapes", ())]
 BODY_SCHEMAS = {schema.__name__: schema for schema in (*BODIES_READ, *SHAPES)}
@@ -379,7 +379,7 @@ def test_an_added_subject_brings_its_routes_and_schemas_into_the_document():
         "Colour": "One colour.",
         "ColourPage": "All colours.",
     }
-    assert Reader(larger).example(added["ColourPage"]) == {"items": [{"name": "red"}]}
+    assert DocumentReader(larger).example(added["ColourPage"]) == {"items": [{"name": "red"}]}
 
 
 def test_the_document_lists_subjects_in_the_order_of_the_class_head():
@@ -417,9 +417,19 @@ def test_every_error_has_the_documented_shape(gateway):
     BEHIND.answer = {}
 
 
-def test_every_declared_failure_is_in_the_error_table():
+def test_the_operations_list_the_statuses_that_depend_on_them():
+    statuses = {status for _, _, route in routes(GatewayService) for status in failures(route)}
+    assert statuses == {400, 401, 403, 404, 408, 409, 412, 413, 415, 422, 429, 503}
+
+
+def test_every_operation_lists_a_condition_that_is_not_met():
     for _, _, route in routes(GatewayService):
-        assert set(failures(route)) <= {400, 401, 403, 404, 408, 409, 412, 413, 415, 422, 429, 503}
+        assert failures(route)[412] == [errors.PreconditionFailed], route.label
+
+
+def test_the_description_says_what_the_codes_of_any_request_mean():
+    for status, kind in REFUSALS.items():
+        assert f"`{kind.code}` ({status}): {kind()}" in DOCUMENT["info"]["description"]
 
 
 def test_a_route_answers_with_its_declared_status(gateway):
@@ -589,8 +599,7 @@ def test_the_enumerations_hold_what_the_services_can_say():
     words = schema_of_type(get_type_hints(ReleaseRequested, include_extras=True)["reason"])["enum"]
     assert enumerated("ReleaseReason") == {*words, "manual", "expired"}
     codes = set(re.findall(r"`(\w+)`:", json.dumps([failure for _, _, failure in failures_documented()])))
-    of_every_path = {kind.code for kind in (*REFUSALS.values(), errors.PreconditionFailed)}
-    assert enumerated("ErrorCode") == codes | of_every_path
+    assert enumerated("ErrorCode") == codes | {kind.code for kind in REFUSALS.values()}
 
 
 def failures_documented():
