@@ -18,6 +18,7 @@ from gateway.site.words import STEPS, details, money
 from order_service.domain import TABLE
 from shared import auth, errors
 from shared.config import Settings
+from shared.enumerations import ReleaseReason
 from shared.events import ReleaseRequested
 from shared.schema import schema_of
 from shared.times import timestamp
@@ -932,6 +933,10 @@ def test_bars_begin_at_zero_and_stay_below_the_highest_number():
 def test_the_numbers_beside_the_chart_are_round(units, top):
     drawn = chart(totals_of(TODAY, quantity=units), TODAY, TODAY)
     assert [tick.text for tick in drawn.numbers][::2] == ["0", top]
+
+
+def test_every_reason_has_a_colour():
+    assert sorted(REASONS) == sorted(ReleaseReason)
 
 
 def test_a_reason_has_the_same_colour_whatever_the_filters():
