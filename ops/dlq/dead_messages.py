@@ -14,7 +14,7 @@ from uuid import UUID, uuid5
 
 from ops.domain import CRASH, NEVER, UNKNOWN, DeadLetter
 from shared.edge.broker import Message
-from shared.edge.publisher import Outgoing, fits, with_publishers
+from shared.edge.publisher import Outgoing, unfit, with_publishers
 from shared.envelope import CONTRACT_VERSION, Envelope
 from shared.errors import DeadMessage, InvalidSchema, ValidationFailed
 from shared.events import CATALOGUE

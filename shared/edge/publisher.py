@@ -47,10 +47,16 @@ LEFT_OUT = "x-publishers-left-out"
 
 def fits(message: Outgoing) -> bool:
     """Whether AMQP can carry its properties and headers: each of a type that it knows, and all in one frame."""
+    return not unfit(message)
+
+
+def unfit(message: Outgoing) -> str:
+    """Why AMQP cannot carry its properties and headers; nothing if it can."""
     try:
-        return len(amqp.Message(b"", **_properties(message))._serialize_properties()) <= MAX_PROPERTIES_BYTES
-    except (amqp.AMQPError, struct.error, ValueError, TypeError, AttributeError, OverflowError, ArithmeticError):
-        return False
+        size = len(amqp.Message(b"", **_properties(message))._serialize_properties())
+    except (amqp.AMQPError, struct.error, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as no:
+        return str(no) or type(no).__name__
+    return "" if size <= MAX_PROPERTIES_BYTES else f"{size} bytes, and one frame holds {MAX_PROPERTIES_BYTES}"
 
 
 def with_publishers(message: Outgoing, headers: Mapping[str, Any], properties: Mapping[str, Any]) -> Outgoing:

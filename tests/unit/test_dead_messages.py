@@ -408,6 +408,7 @@ def test_an_imported_message_keeps_its_properties_except_those_that_would_end_it
         {"headers": {"x" * 256: 1}},
         {"headers": {"x": 2**63}},
         {"headers": {"x": Decimal("1E+9")}},
+        {"headers": {"x": Decimal("1E-999999999")}},
         {"headers": {"large": "x" * 125_000}},
     ],
 )
