@@ -175,10 +175,8 @@ def returning(content: Content) -> Outgoing:
 
 def check(message: Outgoing) -> None:
     """Raise ValidationFailed for what no broker could be sent: a person may have written its line."""
-    if not fits(message):
-        raise ValidationFailed(
-            "AMQP cannot carry its properties or headers: a value has no type there, or is too large."
-        )
+    if fault := unfit(message):
+        raise ValidationFailed(f"AMQP cannot carry its properties or headers: {fault}")
 
 
 def edited(content: Content) -> Content:
