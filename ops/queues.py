@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from ops.dlq.dlq_reader import count_queues
+from shared.errors import CannotWork
 from shared.metrics import QUEUE_CONSUMERS, QUEUE_MESSAGES
 from topology.table import QUEUES, RETRY_WAITS_S, retry_queues
 
@@ -37,9 +38,14 @@ def working_queues(uri: str, heartbeat_s: float) -> list[dict[str, Any]]:
 
 def measure(uri: str, heartbeat_s: float) -> None:
     """Set the gauges of the working queues; while the broker is away they have no values. Raises CannotWork."""
-    QUEUE_CONSUMERS.clear()
-    QUEUE_MESSAGES.clear()
-    for one in working_queues(uri, heartbeat_s):
+    try:
+        found = working_queues(uri, heartbeat_s)
+    except CannotWork:
+        # Not before: while the queues are counted, the numbers of the last time are still shown.
+        QUEUE_CONSUMERS.clear()
+        QUEUE_MESSAGES.clear()
+        raise
+    for one in found:
         QUEUE_CONSUMERS.labels(one["queue"]).set(one["consumers"])
         QUEUE_MESSAGES.labels(one["queue"]).set(one["ready"])
         for level in one["retrying"]:

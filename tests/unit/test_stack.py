@@ -515,6 +515,13 @@ def test_status_is_not_ready_for_programs_either_while_anything_is_wrong(running
     assert json.loads(capsys.readouterr().out)["ready"] is True
 
 
+def test_a_setting_that_is_wrong_hides_no_condition_of_servers_that_are_the_stacks_own(running):
+    servers.Broker(running.directory).keep(port=20002)
+    running.keep(servers=["broker", "postgres"], environment={"ORDER_DEADLINE_S": "soon"})
+    places = {found.name: found.address for found in status.look(running)}
+    assert (places["RabbitMQ"], places["PostgreSQL"]) == ("127.0.0.1:20002", "127.0.0.1:20001")
+
+
 def test_an_alarm_that_a_service_has_heard_of_is_shown_at_the_broker(running, listener, monkeypatch):
     monkeypatch.setattr(status, "readiness", lambda url: State("not ready", ("Replies: the broker is in alarm: disk",)))
     (broker,) = [found for found in status.look(running) if found.name == "RabbitMQ"]
