@@ -179,9 +179,11 @@ def turns(items: Iterable[T], group: Callable[[T], object | None]) -> list[list[
     return found
 
 
-def counted(messages: int, ids: int) -> str:
-    """`3`, or `109 messages of 99 ids` where some have copies."""
-    return str(messages) if messages == ids else f"{messages} messages of {ids} ids"
+def counted(messages: int, ids: int, noun: str = "") -> str:
+    """`3` with a noun, or `109 messages of 99 ids` where some have copies."""
+    if messages == ids:
+        return f"{messages} {noun}".rstrip()
+    return f"{messages} messages of {ids} {'id' if ids == 1 else 'ids'}"
 
 
 def waves(ramp: Iterable[int]) -> Iterator[int]:

@@ -62,6 +62,7 @@ def discard(operator: OperatorSession, queue: str, file: Path, chosen: Filter, m
                     main, [dead_letter.message_id for dead_letter in dead_letters], DISCARDED, died_before
                 )
                 selection.reader.ack([tag for item in held for tag in item.slot.tags])
+                run.tally.copies += sum(len(item.slot.tags) - 1 for item in held)
                 run.count(Fate.DISCARDED, dead_letters)
     return run
 
@@ -121,7 +122,8 @@ def write(run: Run, selection: Selection, file: Path, most: int | None) -> None:
                 out.write(line)
                 digest.update(line)
                 run.tally.chosen += 1
-                run.tally.copies += copies - 1
+                if run.kind == Kind.EXPORT:  # what else writes a file counts copies when they leave the DLQ
+                    run.tally.copies += copies - 1
                 if run.tally.chosen % CHUNK == 0:
                     run.report()
             out.flush()

@@ -22,7 +22,7 @@ from ops import locks, models
 from ops.dlq.dlq_reader import DlqReader
 from ops.dlq.selection import Selection
 from ops.dlq.service_databases import ServiceDatabases, database_faults, reason_of
-from ops.domain import CONSUMED, DeadLetter, Fate, Filter, Kind, Status, Tally, dlq_of
+from ops.domain import CONSUMED, DeadLetter, Fate, Filter, Kind, Status, Tally, counted, dlq_of
 from ops.locks import SESSION_PREFIX, Holder
 from shared.config import Settings
 from shared.edge import green
@@ -108,12 +108,15 @@ class Run:
 
     def sentence(self) -> str:
         """The result in words."""
+        chosen, copies = self.tally.chosen, self.tally.copies
+        if self.kind == Kind.EXPORT:
+            return counted(chosen + copies, chosen, "messages")
         fates = {fate: count for fate, count in self.tally.fates.items() if count}
-        found = ", ".join(f"{count} {fate.value.replace('_', ' ')}" for fate, count in sorted(fates.items()))
         if not fates:
-            found = f"{self.tally.chosen} messages" if self.kind == Kind.EXPORT else "nothing to do"
-        copies = self.tally.copies
-        return f"{found}, with {copies} {'copy' if copies == 1 else 'copies'}" if copies else found
+            return "nothing to do"
+        found = ", ".join(f"{count} {fate.value.replace('_', ' ')}" for fate, count in sorted(fates.items()))
+        moved = sum(count for fate, count in fates.items() if fate != Fate.REFUSED)
+        return f"{found} ({counted(moved + copies, moved)})" if copies else found
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from ops import locks, models
+from ops.cli.dlq.views import print_plan
 from ops.dlq import census, diagnose, files, operator_session, overview, selection
 from ops.dlq.census import Census
 from ops.dlq.dlq_reader import DlqReader
@@ -276,7 +277,7 @@ def test_copies_are_discarded_as_one_and_come_back_as_one(watcher, operator, twi
     census.reconcile(watcher, QUEUE)
     run = files.discard(operator, QUEUE, file, Filter(ids=frozenset({twice.message_id})), None)
     assert run.tally.as_dict() == {"chosen": 1, "copies": 1, "discarded": 1}
-    assert run.outcome == "1 discarded, with 1 copy"
+    assert run.outcome == "1 discarded (2 messages of 1 id)"
     assert len(file.read_bytes().splitlines()) == 1
     assert until(lambda: mail.waiting(DLQ) == 1)
     assert left(database) == {"discarded": 1, None: 1}
@@ -285,6 +286,25 @@ def test_copies_are_discarded_as_one_and_come_back_as_one(watcher, operator, twi
     assert operation["counts"] == {"chosen": 1, "copies": 1, "discarded": 1}
     files.put_back(operator, file)
     assert (row_of(database, twice.message_id)["copies"], shown(operator)["note"]) == (1, "")
+
+
+def test_a_plan_and_an_export_count_copies_in_the_words_of_the_overview(operator, twice, file, capsys):  # noqa: F811
+    print_plan(plan(operator, QUEUE, ALL, 1), as_json=False)
+    assert capsys.readouterr().err.splitlines()[0] == f"1 of 3 messages of 2 ids in {DLQ} are meant"
+    assert files.export(operator, QUEUE, file, ALL).outcome == "3 messages of 2 ids"
+
+
+def test_a_discard_that_is_stopped_counts_no_copies_that_stay(open_operator, stranger, mail, file, monkeypatch):  # noqa: F811
+    newer = str(uuid4())
+    stranger(b"older", dated(1))
+    for _ in range(2):
+        stranger(b"newer", dated(2), newer)
+    monkeypatch.setattr(files, "CHUNK", 1)
+    gone: list[Run] = []
+    watch = Watch(progressed=lambda run: gone.extend([run] * run.tally.fates.total()), stopping=lambda: bool(gone))
+    run = files.discard(open_operator("ann", watch), QUEUE, file, ALL, None)
+    assert run.tally.as_dict() == {"chosen": 2, "discarded": 1}
+    assert mail.waiting(DLQ) == 2
 
 
 def test_a_filter_that_chooses_one_copy_takes_all(operator, twice, mail, file):  # noqa: F811

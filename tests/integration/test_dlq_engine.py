@@ -372,7 +372,7 @@ def test_copies_of_one_message_take_effect_once_and_are_all_gone(operator, kill,
     consumer.start()
     run = replay(operator, QUEUE, ALL, None, FAST)
     assert (run.status, run.tally.as_dict()) == (Status.DONE, {"chosen": 1, "copies": 1, "applied": 1})
-    assert run.outcome == "1 applied, with 1 copy"
+    assert run.outcome == "1 applied (2 messages of 1 id)"
     assert [message_id for message_id, _ in consumer.heard] == [event.message_id]
     assert effects(database) == {event.payload.order_id: 1}
     assert fates(database) == {"applied": 1}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ops.cli.console import FOUND, harmless, print_json
-from ops.domain import NEVER, Fate, Status
+from ops.domain import NEVER, Fate, Status, counted
 
 if TYPE_CHECKING:
     from ops.dlq.operator_session import Run
@@ -22,8 +22,7 @@ def print_plan(planned: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(planned)
         return
-    copies = planned["in_queue"] - planned["ids"]
-    lying = f"{planned['ids']} messages" + (f" (and {copies} copies)" if copies else "")
+    lying = counted(planned["in_queue"], planned["ids"], "messages")
     click.echo(f"{planned['chosen']} of {lying} in {planned['queue']} are meant", err=True)
     for reason, count in planned["reasons"].items():
         click.echo(f"  {count} {reason}", err=True)
