@@ -15,6 +15,7 @@ from ops.dlq.operator_session import CHUNK, OperatorSession
 from ops.dlq.selection import Held
 from ops.domain import NEVER, Filter, counted, dlq_of
 from ops.locks import Holder, holders
+from ops.orders import order_now
 from shared.errors import NotFound
 from shared.times import timestamp
 from topology.table import BY_NAME, QUEUES, dead_letter_queue
@@ -168,7 +169,10 @@ def full_message(operator: OperatorSession, queue: str, message_id: UUID) -> dic
     event = line.get("body", line.get("body_base64"))
     with suppress(ValueError, RecursionError):  # or it is shown as it is
         event = json.loads(item.content.body)
-    order = operator.databases.order_now(dead_letter.order_id) if dead_letter.order_id else None
+    order: dict[str, Any] | str = "there is no such order"
+    if dead_letter.order_id:
+        with suppress(NotFound):
+            order = order_now(operator.databases, dead_letter.order_id, operator.settings.order_deadline_s)
     return {
         "message": {
             "message_id": str(message_id),
@@ -191,5 +195,5 @@ def full_message(operator: OperatorSession, queue: str, message_id: UUID) -> dic
         "properties": line["properties"],
         "headers": line["headers"],
         "event": event,
-        "order_now": order or "there is no such order",
+        "order_now": order,
     }

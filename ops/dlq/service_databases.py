@@ -17,8 +17,6 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from ops.domain import NEVER, DeadLetter
-from order_service.models import OrderRow
-from order_service.queries import timeline
 from shared.config import Settings
 from shared.edge.postgres import connect
 from shared.errors import CannotWork, InvalidCursor
@@ -251,12 +249,6 @@ class ServiceDatabases:
                     index_elements=["queue", "message_id"], set_={**kept, "left_at": None, "left_how": None}
                 )
             )
-
-    def order_now(self, order_id: UUID) -> dict[str, Any] | None:
-        """An order as it is now, with its steps so far; None when there is none."""
-        with self.read("order") as session:
-            row = session.get(OrderRow, order_id)
-            return timeline(session, row) if row else None
 
 
 def services() -> tuple[str, ...]:

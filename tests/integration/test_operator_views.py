@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -9,6 +10,7 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import event
 
+from ops import queues as queues_module
 from ops.dlq.service_databases import ServiceDatabases
 from ops.orders import order_now
 from ops.queues import measure
@@ -69,6 +71,19 @@ def test_the_gauges_have_one_value_for_each_working_and_retry_queue(mail: Mail, 
     assert consumers == {queue.name for queue in QUEUES}
 
 
+def test_the_gauges_keep_their_values_until_the_queues_are_counted_again(
+    mail: Mail, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def samples() -> list[int]:
+        return [len(next(iter(gauge.collect())).samples) for gauge in (QUEUE_MESSAGES, QUEUE_CONSUMERS)]
+
+    measure(settings.amqp_uri, settings.heartbeat_s)
+    shown_before, shown_meanwhile = samples(), []
+    monkeypatch.setattr(queues_module, "working_queues", lambda *given: shown_meanwhile.append(samples()) or [])
+    measure(settings.amqp_uri, settings.heartbeat_s)
+    assert [shown_before] == shown_meanwhile != [[0, 0]]
+
+
 def test_the_gauges_have_no_value_while_the_broker_is_away(mail: Mail, settings: Settings) -> None:
     measure(settings.amqp_uri, settings.heartbeat_s)
     with pytest.raises(CannotWork):
@@ -126,6 +141,17 @@ def test_an_order_says_what_it_waits_for_and_until_when(order: UUID) -> None:
     assert "waits for payment.succeeded or payment.failed from payment_service for 6" in said
     assert f"cancelled by itself at {told['deadline']} if it is not paid by then" in said
     assert dead["message_id"] in said
+
+
+def test_a_dead_message_is_shown_with_its_order_as_the_order_itself_is_shown(order: UUID, mail: Mail) -> None:
+    message_id = str(uuid4())
+    mail.put(dead_letter_queue(QUEUE), json.dumps({"order_id": str(order), "message_id": message_id}), {})
+    until(lambda: mail.waiting(dead_letter_queue(QUEUE)) == 1)
+    words = ("dlq", "show", QUEUE, "--id", message_id, "--json")
+    shown, itself = ecom_here(*words, code=0).answer["order_now"], show(order, "--json").answer
+    for part in ("user_id", "total", "steps"):
+        assert shown[part] == itself[part]
+    assert shown.keys() == itself.keys() - {"dead_messages"}
 
 
 def test_an_order_that_waits_for_nothing_has_no_deadline(order: UUID, database: Databases) -> None:
