@@ -19,6 +19,8 @@ RIGHT = (
     '"idempotency_key_reused"',
     "Must not be before from.",
     "Must not be before updated_from.",
+    "Does not go with a list that is sorted by created_at.",
+    "Does not go with a list that is sorted by updated_at.",
     "Must not be before since.",
     "Must not be given together with cursor.",
     "of the order is too large.",  # a line or the total, which no schema multiplies
