@@ -83,6 +83,7 @@ class Watch(SharedExtension):
         self.key = key
         self.stopped = False
         self._looking: Any = None
+        self._all: list[Watch] = []
         self._waiters: dict[str, set[Waiter]] = {}
         self._soon: set[str] = set()
         self._wake = Wake()
@@ -93,6 +94,8 @@ class Watch(SharedExtension):
 
     def start(self) -> None:
         if self._looking is None:
+            # Those of this process share one gauge. It may be read when Nameko has let go of the container.
+            self._all = [item for item in self.container.extensions if isinstance(item, Watch)]
             WAITING.labels(self.container.service_name).set_function(self._all_waiting)
             self._looking = self.container.spawn_managed_thread(self._look, identifier=f"watch of {self.changed}")
 
@@ -101,8 +104,7 @@ class Watch(SharedExtension):
         return sum(waiter.version > 0 for waiters in self._waiters.values() for waiter in waiters)
 
     def _all_waiting(self) -> int:
-        """Those of every watch of this process: they share one gauge."""
-        return sum(item.waiting() for item in self.container.extensions if isinstance(item, Watch))
+        return sum(watch.waiting() for watch in self._all)
 
     def stop(self) -> None:
         self.release()

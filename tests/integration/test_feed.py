@@ -158,7 +158,7 @@ def test_the_steps_of_one_order_keep_their_order_although_transactions_overtake(
 
 def order_events(order: Bench) -> dict[str, int]:
     with order.sessions.read() as session:
-        return dict(session.execute(text("SELECT type, xid FROM order_events")).tuples().all())
+        return {row.type: row.xid for row in session.execute(text("SELECT type, xid FROM order_events"))}
 
 
 def test_a_position_that_the_feed_has_not_come_to_is_refused(order: Bench) -> None:
