@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -27,6 +27,25 @@ def run(tables: Collection[str]) -> None:
     )
     with context.begin_transaction():
         context.run_migrations()
+
+
+def create_indexes(table: str, indexes: Mapping[str, Sequence[str]]) -> None:
+    """Create indexes, given as {name: columns}, while others read and write the table.
+
+    PostgreSQL does this only outside a transaction. So a revision that creates indexes does nothing else, and it can
+    run again after it was broken off: an index that is there is dropped first, since it may be invalid.
+    """
+    with op.get_context().autocommit_block():
+        for name, columns in indexes.items():
+            op.drop_index(name, table, if_exists=True, postgresql_concurrently=True)
+            op.create_index(name, table, list(columns), postgresql_concurrently=True)
+
+
+def drop_indexes(table: str, names: Iterable[str]) -> None:
+    """Undo create_indexes; others read and write the table meanwhile."""
+    with op.get_context().autocommit_block():
+        for name in names:
+            op.drop_index(name, table, if_exists=True, postgresql_concurrently=True)
 
 
 def create_messaging_tables_v1() -> None:

@@ -8,6 +8,7 @@ must be allowed to create tables in its database.
 from __future__ import annotations
 
 import importlib
+import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -30,6 +31,7 @@ READER = "ecom_reader"
 
 # An advisory lock with this id makes two `ecom migrate` at the same time take turns.
 LOCK_ID = 0x6D69_6772
+TURN_EVERY_S = 0.2
 
 
 def migrate(settings: Settings, services: Sequence[str] = DATABASES) -> list[str]:
@@ -51,7 +53,7 @@ def migrate_one(settings: Settings, service: str) -> str:
         url = admin.set(database=app.database)
     engine = create_engine(url, poolclass=NullPool)
     with engine.connect() as connection:
-        connection.execute(text("SELECT pg_advisory_lock(:id)"), {"id": LOCK_ID})
+        _wait_for_turn(connection)
         if owner:
             connection.execute(text(f'SET ROLE "{owner}"'))
         connection.commit()
@@ -67,6 +69,17 @@ def migrate_one(settings: Settings, service: str) -> str:
             _grant(connection, service, app.username or "", owner)
         connection.commit()
     return f"{service}: {app.database} at {version}"
+
+
+def _wait_for_turn(connection: Connection) -> None:
+    """Wait until no other `ecom migrate` is at work in this database.
+
+    A statement that waits for a lock keeps its snapshot. The other may be building an index, which waits until no such
+    snapshot is left: the two would wait for each other. So nothing is open between the attempts.
+    """
+    while not connection.scalar(text("SELECT pg_try_advisory_lock(:id)"), {"id": LOCK_ID}):
+        connection.rollback()
+        time.sleep(TURN_EVERY_S)
 
 
 def tables_named(service: str, constant: str) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """Add the indexes for pages of orders by their last change."""
 
-from alembic import op
+from shared.migrations import create_indexes, drop_indexes
 
 revision = "0003"
 down_revision = "0002"
@@ -16,12 +16,9 @@ INDEXES = {
 
 def upgrade() -> None:
     """Orders are also paged by (updated_at, order_id)."""
-    # While an index is built, orders can be read and not written: about a second for a million orders.
-    for name, columns in INDEXES.items():
-        op.create_index(name, "orders", columns)
+    create_indexes("orders", INDEXES)
 
 
 def downgrade() -> None:
     """Orders are paged by (created_at, order_id) only."""
-    for name in INDEXES:
-        op.drop_index(name, "orders")
+    drop_indexes("orders", INDEXES)
