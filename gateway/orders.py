@@ -322,9 +322,9 @@ class Orders(Combined):
 
         The `id` of an event is the `id` of the step, which is unique among all orders. `event` is its type, such as
         `order.created`, so `onmessage` of an EventSource hears none. `data` is a `Step`. A comment comes every 15
-        seconds. The event `end` says that the order is at rest and no step is due, but for what was under way at a
-        cancel; its `data` is `{"status": "PAID"}`. The stream is closed then, and a client that connects again with its
-        `Last-Event-ID` gets 204.
+        seconds. The event `end` says that the order is at rest and no step is due; its `data` is `{"status": "PAID"}`.
+        The stream is closed then, and a client that connects again with its `Last-Event-ID` gets 204. Steps can still
+        follow, mostly what was under way when the order was cancelled: docs/streams.md lists them.
 
         Without `end` the stream is cut after 10 minutes or when the token expires. Reconnect with the `Last-Event-ID`
         of the last event to miss none. The EventSource of a browser sends no token: read the stream with `fetch`.

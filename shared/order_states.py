@@ -42,9 +42,9 @@ UNPAID = frozenset({Status.PENDING, Status.RESERVED})
 
 # The answer of inventory_service that an order in each of these states still hears, if stock was reserved for it: the
 # order is at rest, and its stock is not yet. Whatever changes the order next is asked for by a person: a customer who
-# cancels a paid order, an operator who retries a failed refund. What was under way when an order was cancelled is the
-# exception. A reservation may still be made, and is released; a payment may still be made, and is refunded. Neither can
-# be waited for: whether it comes depends on which message is first.
+# cancels a paid order, an operator who retries a failed refund. docs/streams.md lists the exceptions: mostly what was
+# under way when an order was cancelled. They cannot be waited for. If the cancel reaches inventory_service before the
+# order does, no answer ever comes.
 LAST_ANSWERS = {
     Status.PAID: "inventory.committed",
     Status.CANCELLED: "inventory.released",

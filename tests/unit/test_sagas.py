@@ -1,6 +1,9 @@
 """docs/sagas.md agrees with the rules, and the services' handlers emit the same events as each saga in it."""
 
+import re
 from collections import Counter
+from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -12,6 +15,8 @@ from order_service.domain import CANCEL, REFUND_RETRY, Status
 from payment_service.domain import Status as PaymentStatus
 from shared.order_states import AT_REST, has_ended
 from tests.unit.saga import DECLINES, WILLING, World, on_memory
+
+STREAMS = Path(__file__).resolve().parents[2] / "docs" / "streams.md"
 
 CANCELLED_ORDER = (Status.CANCELLED, State.RELEASED, PaymentStatus.REFUNDED)
 # How the order, its reservation and its payment end.
@@ -108,6 +113,57 @@ def test_an_order_has_ended_only_when_no_step_follows_until_a_person_asks_for_on
     ended = [has_ended(after.status, heard[: place + 1]) for place, (_, _, after) in enumerate(steps)]
     followed_by = [*heard[1:], None]
     assert ended == [following in (None, CANCEL, REFUND_RETRY) for following in followed_by]
+
+
+@pytest.mark.parametrize(
+    ("first", "follow"),
+    [("order.created", ["inventory.reserved", "inventory.released"]), ("inventory.release.requested", [])],
+    ids=["the order reaches inventory first", "the cancel reaches inventory first"],
+)
+def test_a_cancel_at_once_ends_the_order_since_inventory_may_never_answer(
+    first: str, follow: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_memory(monkeypatch)
+    saga = Acted(on_hand=10)
+    saga.world.cancel(saga.order_id, "a")
+    status = saga.world.order.orders[saga.order_id].status
+    assert has_ended(status, saga.world.heard_by(saga.order_id))
+
+    saga.world.deliver(next(message for message in saga.world.waiting if message.event.type == first))
+    saga.run()
+
+    assert saga.world.heard_by(saga.order_id) == [CANCEL, *follow]
+    assert has_ended(status, saga.world.heard_by(saga.order_id))
+
+
+def a_history(random: Random) -> list[tuple[str, Status]]:
+    """The steps of one order and its status after each: messages in any order, and at some moment a cancel."""
+    saga = Acted(on_hand=random.choice((0, 10)))
+    uncancelled = True
+    while saga.world.waiting or uncancelled:
+        if uncancelled and (random.random() < 0.2 or not saga.world.waiting):
+            saga.world.cancel(saga.order_id, "a")
+            uncancelled = False
+        else:
+            saga.world.deliver(random.choice(saga.world.waiting), random.choice((WILLING, DECLINES)))
+    return [(type_, after.status) for type_, _, after in saga.world.order.steps.values()]
+
+
+def test_after_the_end_nothing_follows_but_a_persons_doing_and_what_the_page_of_streams_lists(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    on_memory(monkeypatch)
+    found = set()
+    for seed in range(600):
+        steps = a_history(Random(seed))
+        for place, (following, _) in enumerate(steps[1:], start=1):
+            status = steps[place - 1][1]
+            if following != CANCEL and has_ended(status, [type_ for type_, _ in steps[:place]]):
+                found.add((status.value, following))
+
+    text = STREAMS.read_text(encoding="utf-8").partition("| state at `end` |")[2]
+    rows = re.findall(r"^\| `([A-Z_]+)` \| (`.+?`) \|", text, re.M)
+    assert found == {(status, type_) for status, types in rows for type_ in re.findall(r"`(.+?)`", types)}
 
 
 def test_an_order_in_progress_has_not_ended_whatever_it_heard() -> None:
