@@ -77,7 +77,7 @@ class Feed:
         by itself: it is cut after 10 minutes or when the token expires. Reconnect with the `Last-Event-ID` of the last
         event.
 
-        Steps are in the order in which their transactions began. A step appears when no older transaction is open, so
-        no step ever appears before one that you have read.
+        Steps are in the order of their transactions, and those of one order in their own order. A step appears when no
+        older transaction is open, so no step ever appears before one that you have read.
         """
         return self.orders.all_steps(call.query["after"], call.query["limit"])

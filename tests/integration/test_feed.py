@@ -208,11 +208,11 @@ def test_a_page_costs_two_statements_and_reads_no_more_than_itself(order: Bench,
         sent.append((statement, values))
 
     event.listen(order.database.engine, "before_cursor_execute", note)
-    for after in (feed.BEGINNING, half_way):
+    for after in (feed.BEGINNING, half_way, feed.NOW):
         read(order, after, limit=40)
     event.remove(order.database.engine, "before_cursor_execute", note)
 
-    assert len(sent) == 4
+    assert len(sent) == 6
     for statement, values in sent:
         with order.sessions.read() as session:
             plan = session.connection().exec_driver_sql(f"EXPLAIN (ANALYZE, TIMING OFF) {statement}", values)
