@@ -7,20 +7,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from ops.dlq.dlq_reader import count_queues
+from ops.dlq.dlq_reader import QueueCounter
 from shared.errors import CannotWork
 from shared.metrics import QUEUE_CONSUMERS, QUEUE_MESSAGES
 from topology.table import QUEUES, RETRY_WAITS_S, retry_queues
 
 
-def working_queues(uri: str, heartbeat_s: float) -> list[dict[str, Any]]:
+def working_queues(counter: QueueCounter) -> list[dict[str, Any]]:
     """Every working queue: {queue, service, ready, consumers, retrying: [{queue, wait_s, messages}]}.
 
     `retrying` has the messages of each retry level, the shortest wait first. Raises CannotWork.
     """
-    counted = count_queues(
-        uri, heartbeat_s, [name for queue in QUEUES for name in (queue.name, *retry_queues(queue.name))]
-    )
+    counted = counter.count([name for queue in QUEUES for name in (queue.name, *retry_queues(queue.name))])
     return [
         {
             "queue": queue.name,
@@ -36,10 +34,10 @@ def working_queues(uri: str, heartbeat_s: float) -> list[dict[str, Any]]:
     ]
 
 
-def measure(uri: str, heartbeat_s: float) -> None:
+def measure(counter: QueueCounter) -> None:
     """Set the gauges of the working queues; while the broker is away they have no values. Raises CannotWork."""
     try:
-        found = working_queues(uri, heartbeat_s)
+        found = working_queues(counter)
     except CannotWork:
         # Not before: while the queues are counted, the numbers of the last time are still shown.
         QUEUE_CONSUMERS.clear()

@@ -14,6 +14,7 @@ from ops.audit import ledger
 from ops.audit.witness import Witness
 from ops.dlq import overview, replay
 from ops.dlq.census import Census
+from ops.dlq.dlq_reader import QueueCounter
 from ops.dlq.operator_session import Actor, OperatorSession, Watch
 from ops.dlq.replay_request import read_filters, read_replay
 from ops.dlq.service_databases import ServiceDatabases
@@ -62,6 +63,7 @@ class OpsService(Probes):
     databases = ProcessResource(lambda settings: ServiceDatabases(settings, "ecom ops", pool_size=READERS))
     # Kept open: connections and statements made anew for each count cost more than the count.
     census_session = ProcessResource(lambda settings: OperatorSession(settings, CENSUS))
+    counter = ProcessResource(lambda settings: QueueCounter(settings.amqp_uri, settings.heartbeat_s))
     census = Census()  # of this process
     witness = Witness()  # of this process
 
@@ -71,8 +73,8 @@ class OpsService(Probes):
 
         Of the DLQ: its count, oldest, newest and reasons, and who works on it.
         """
-        working = {one["queue"]: one for one in working_queues(self.settings.amqp_uri, self.settings.heartbeat_s)}
         with self._operator(self._actor()) as operator:
+            working = {one["queue"]: one for one in working_queues(operator.counter)}
             found = overview.overview(operator)
         return [{**_working(working[one["queue"]]), **_queue(one)} for one in found]
 
@@ -175,7 +177,7 @@ class OpsService(Probes):
     @every(MEASURE_EVERY_S)
     def measure_queues(self) -> None:
         """Set the gauges of the working queues."""
-        measure(self.settings.amqp_uri, self.settings.heartbeat_s)
+        measure(self.counter)
 
     def _actor(self, why: str = "", command: str = "") -> Actor:
         return Actor(self.context.identity.user_id, why, command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 
 import click
 
@@ -29,10 +30,12 @@ def queues_ls(as_json: bool) -> None:
     from ops.cli import green  # noqa: F401
 
     # isort: on
+    from ops.dlq.dlq_reader import QueueCounter
     from ops.queues import working_queues
 
     settings = read()
-    found = working_queues(settings.amqp_uri, settings.heartbeat_s)
+    with closing(QueueCounter(settings.amqp_uri, settings.heartbeat_s)) as counter:
+        found = working_queues(counter)
     idle = [one for one in found if not one["consumers"]]
     if as_json:
         print_json({"queues": found})

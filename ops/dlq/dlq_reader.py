@@ -57,21 +57,42 @@ class Counted:
     consumers: int
 
 
-def count_queues(uri: str, heartbeat_s: float, queues: Sequence[str]) -> dict[str, Counted]:
-    """The counts of each queue. Raises CannotWork."""
-    with broker_faults():
-        connection = BrokerConnection(uri, heartbeat_s)
+class QueueCounter:
+    """Counts queues over a connection of its own: opened when first used, kept, opened again after any fault.
+
+    Only one greenlet may use it at a time. Close it when done.
+    """
+
+    def __init__(self, uri: str, heartbeat_s: float) -> None:
+        self.uri = uri
+        self.heartbeat_s = heartbeat_s
+        self._connection: BrokerConnection | None = None
+
+    def count(self, queues: Sequence[str]) -> dict[str, Counted]:
+        """The counts of each queue. Raises CannotWork."""
+        with broker_faults():
+            if self._connection is not None:
+                try:
+                    return self._count(self._connection, queues)
+                except BROKER_ERRORS as error:
+                    log.debug("queues are counted over a new connection: %s", error)  # the old one broke while idle
+            self._connection = BrokerConnection(self.uri, self.heartbeat_s)
+            return self._count(self._connection, queues)
+
+    def _count(self, connection: BrokerConnection, queues: Sequence[str]) -> dict[str, Counted]:
         try:
             with connection.bounded():
                 declared = {name: connection.channel.queue_declare(name, passive=True) for name in queues}
-        finally:
-            connection.abort()
-    return {name: Counted(int(one.message_count), int(one.consumer_count)) for name, one in declared.items()}
+        except BaseException:
+            self.close()  # its answer may still come, and would be taken for that to the next question
+            raise
+        return {name: Counted(int(one.message_count), int(one.consumer_count)) for name, one in declared.items()}
 
-
-def depths(uri: str, heartbeat_s: float, queues: Sequence[str]) -> dict[str, int]:
-    """How many messages are ready in each queue. Raises CannotWork."""
-    return {name: counted.messages for name, counted in count_queues(uri, heartbeat_s, queues).items()}
+    def close(self) -> None:
+        """Let go of the connection."""
+        if self._connection is not None:
+            self._connection.abort()
+            self._connection = None
 
 
 class DlqReader:

@@ -19,7 +19,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from ops import locks, models
-from ops.dlq.dlq_reader import DlqReader
+from ops.dlq.dlq_reader import DlqReader, QueueCounter
 from ops.dlq.selection import Selection
 from ops.dlq.service_databases import ServiceDatabases, database_faults, reason_of
 from ops.domain import CONSUMED, DeadLetter, Fate, Filter, Kind, Status, Tally, counted, dlq_of
@@ -150,6 +150,7 @@ class OperatorSession:
         self.watch = watch
         self.databases = ServiceDatabases(settings, session_name(actor))
         self.publisher = Publisher(settings.amqp_uri, settings.heartbeat_s)
+        self.counter = QueueCounter(settings.amqp_uri, settings.heartbeat_s)
         # Its sessions hold locks: each is opened for one operation and shared with none.
         lock_timeout_ms = int(LOCK_TIMEOUT_S * 1000)
         engine = connect(settings.database_url("ops"), session_name(actor), lock_timeout=lock_timeout_ms)
@@ -158,6 +159,7 @@ class OperatorSession:
     def close(self) -> None:
         """Close every connection."""
         self.publisher.close()
+        self.counter.close()
         self.databases.close()
         self._engine.dispose()
 

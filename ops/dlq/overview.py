@@ -10,7 +10,6 @@ from typing import Any
 from uuid import UUID
 
 from ops.dlq.dead_messages import to_line
-from ops.dlq.dlq_reader import depths
 from ops.dlq.operator_session import CHUNK, OperatorSession
 from ops.dlq.selection import Held
 from ops.domain import NEVER, Filter, counted, dlq_of
@@ -58,19 +57,18 @@ class Count:
 
 def count(operator: OperatorSession) -> list[Count]:
     """Count what lies in every DLQ. Raises CannotWork."""
-    settings = operator.settings
     dlqs = [dead_letter_queue(queue.name) for queue in QUEUES]
     with operator.ledger() as ledger:
         # Before and after: the broker's count is too low if somebody works on the DLQ at that moment.
         before = holders(ledger, dlqs)
-        ready = depths(settings.amqp_uri, settings.heartbeat_s, dlqs)
+        counts = operator.counter.count(dlqs)
         held = before | holders(ledger, dlqs)
     deaths: dict[str, list[dict[str, Any]]] = {queue.name: [] for queue in QUEUES}
     for service in dict.fromkeys(queue.service for queue in QUEUES):
         for row in operator.databases.deaths(service):
             deaths.setdefault(row["queue"], []).append(row)
     return [
-        Count(queue.name, ready[dlq], deaths[queue.name], held.get(dlq))
+        Count(queue.name, counts[dlq].messages, deaths[queue.name], held.get(dlq))
         for queue, dlq in zip(QUEUES, dlqs, strict=True)
     ]
 

@@ -5,14 +5,17 @@ import tests.patched  # noqa: F401  # isort: skip
 import itertools
 import os
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection, create_engine, make_url, text
 from sqlalchemy.pool import NullPool
 
 from ops.cli.migrate import migrate
+from ops.dlq import dlq_reader
 from ops.local.servers import Servers
 from shared.config import Settings, read
+from shared.edge.broker import BrokerConnection
 from shared.edge.publisher import Publisher
 from tests.databases import Databases
 from tests.integration.support import Bench, Mail, Wire
@@ -123,3 +126,17 @@ def publisher(settings: Settings) -> Iterator[Publisher]:
     one = Publisher(settings.amqp_uri, heartbeat_s=10)
     yield one
     one.close()
+
+
+@pytest.fixture
+def connections(monkeypatch: pytest.MonkeyPatch) -> list[BrokerConnection]:
+    """The connections that were opened to count or read queues."""
+    opened: list[BrokerConnection] = []
+
+    class Noted(BrokerConnection):
+        def __init__(self, *given: Any) -> None:
+            opened.append(self)
+            super().__init__(*given)
+
+    monkeypatch.setattr(dlq_reader, "BrokerConnection", Noted)
+    return opened

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import closing
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -11,17 +13,21 @@ import pytest
 from sqlalchemy import event
 
 from ops import queues as queues_module
+from ops.dlq import overview
+from ops.dlq.dlq_reader import QueueCounter
+from ops.dlq.operator_session import Actor, OperatorSession
 from ops.dlq.service_databases import ServiceDatabases
 from ops.orders import order_now
 from ops.queues import measure
 from shared.config import Settings
+from shared.edge.broker import BrokerConnection, BrokerSilent, Channel
 from shared.errors import CannotWork
 from shared.ids import new_trace_id
 from shared.metrics import QUEUE_CONSUMERS, QUEUE_MESSAGES
 from shared.times import timestamp
 from tests.commands import Ended, ecom_here
 from tests.databases import Databases
-from tests.integration.support import Mail, until
+from tests.integration.support import Mail, until, wire_to_broker
 from topology.table import QUEUES, dead_letter_queue, retry_queues
 
 QUEUE = "q.payment.order-cancelled"
@@ -36,6 +42,12 @@ def waiting(mail: Mail, queue: str, count: int) -> None:
 
 def queues(*words: str) -> Ended:
     return ecom_here("queues", "ls", *words, code=1)  # no consumer runs here
+
+
+@pytest.fixture
+def counter(settings: Settings) -> Iterator[QueueCounter]:
+    with closing(QueueCounter(settings.amqp_uri, settings.heartbeat_s)) as one:
+        yield one
 
 
 def test_the_messages_and_consumers_of_each_working_queue_are_counted(mail: Mail) -> None:
@@ -61,9 +73,9 @@ def test_messages_that_wait_to_be_retried_are_counted(mail: Mail) -> None:
     until(shown)
 
 
-def test_the_gauges_have_one_value_for_each_working_and_retry_queue(mail: Mail, settings: Settings) -> None:
+def test_the_gauges_have_one_value_for_each_working_and_retry_queue(mail: Mail, counter: QueueCounter) -> None:
     waiting(mail, QUEUE, 3)
-    measure(settings.amqp_uri, settings.heartbeat_s)
+    measure(counter)
     messages = {sample.labels["queue"]: sample.value for sample in next(iter(QUEUE_MESSAGES.collect())).samples}
     consumers = {sample.labels["queue"] for sample in next(iter(QUEUE_CONSUMERS.collect())).samples}
     assert messages[QUEUE] == 3
@@ -72,24 +84,63 @@ def test_the_gauges_have_one_value_for_each_working_and_retry_queue(mail: Mail, 
 
 
 def test_the_gauges_keep_their_values_until_the_queues_are_counted_again(
-    mail: Mail, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    mail: Mail, counter: QueueCounter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def samples() -> list[int]:
         return [len(next(iter(gauge.collect())).samples) for gauge in (QUEUE_MESSAGES, QUEUE_CONSUMERS)]
 
-    measure(settings.amqp_uri, settings.heartbeat_s)
+    measure(counter)
     shown_before, shown_meanwhile = samples(), []
     monkeypatch.setattr(queues_module, "working_queues", lambda *given: shown_meanwhile.append(samples()) or [])
-    measure(settings.amqp_uri, settings.heartbeat_s)
+    measure(counter)
     assert [shown_before] == shown_meanwhile != [[0, 0]]
 
 
-def test_the_gauges_have_no_value_while_the_broker_is_away(mail: Mail, settings: Settings) -> None:
-    measure(settings.amqp_uri, settings.heartbeat_s)
+def test_the_gauges_have_no_value_while_the_broker_is_away(
+    mail: Mail, counter: QueueCounter, settings: Settings
+) -> None:
+    measure(counter)
     with pytest.raises(CannotWork):
-        measure("amqp://guest:guest@127.0.0.1:1/", settings.heartbeat_s)
+        measure(QueueCounter("amqp://guest:guest@127.0.0.1:1/", settings.heartbeat_s))
     for gauge in (QUEUE_MESSAGES, QUEUE_CONSUMERS):
         assert next(iter(gauge.collect())).samples == []
+
+
+def test_timers_count_queues_over_connections_that_are_kept(
+    mail: Mail, settings: Settings, counter: QueueCounter, connections: list[BrokerConnection]
+) -> None:
+    for _ in range(2):
+        measure(counter)
+    assert len(connections) == 1
+    with closing(OperatorSession(settings, Actor("system:census"))) as operator:
+        for _ in range(2):
+            overview.count(operator)
+    assert len(connections) == 2
+
+
+def test_queues_are_counted_again_after_the_broker_ended_the_idle_connection(mail: Mail, settings: Settings) -> None:
+    wire = wire_to_broker(settings)
+    with closing(wire), closing(QueueCounter(wire.amqp_uri(settings.amqp_uri), settings.heartbeat_s)) as counter:
+        counter.count([QUEUE])
+        wire.cut()
+        waiting(mail, QUEUE, 1)
+        assert counter.count([QUEUE])[QUEUE].messages == 1
+
+
+def test_nothing_more_is_asked_over_a_connection_whose_answer_did_not_come_in_time(
+    mail: Mail, counter: QueueCounter, connections: list[BrokerConnection], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer may come later, and would be taken for that to the next question."""
+
+    def in_vain(*given: Any, **named: Any) -> None:
+        raise BrokerSilent("the broker did not answer")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Channel, "queue_declare", in_vain)
+        with pytest.raises(CannotWork, match="did not answer"):
+            counter.count([QUEUE])
+    assert counter.count([QUEUE]).keys() == {QUEUE}
+    assert len(connections) == 2
 
 
 @pytest.fixture

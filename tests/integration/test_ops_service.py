@@ -23,6 +23,7 @@ from ops.domain import Filter, Kind
 from ops.service import OpsService
 from shared.config import Settings
 from shared.edge.background import Background
+from shared.edge.broker import BrokerConnection
 from shared.errors import CannotWork, Conflict, NotFound, ValidationFailed
 from shared.times import timestamp
 from tests.databases import Databases
@@ -37,7 +38,9 @@ Ask = Callable[..., Any]
 
 
 @pytest.fixture
-def container(settings: Settings, database: Databases, mail: Mail) -> Iterator[ServiceContainer]:
+def container(
+    settings: Settings, database: Databases, mail: Mail, connections: list[BrokerConnection]
+) -> Iterator[ServiceContainer]:
     container = container_of(settings, OpsService, WEB_SERVER_ADDRESS="127.0.0.1:0")
     container.start()
     yield container
@@ -97,6 +100,14 @@ def test_the_working_queues_are_counted_beside_their_dlqs(ask: Ask, mail: Mail) 
     until(lambda: (mail.waiting(MAIN), mail.waiting(DLQ)) == (1, 2))
     (one,) = [one for one in ask("queues") if one["queue"] == MAIN]
     assert (one["ready"], one["retrying"], one["consumers"], one["messages"]) == (1, 0, 0, 2)
+
+
+def test_queues_are_shown_over_one_connection_to_the_broker(
+    ask: Ask, mail: Mail, connections: list[BrokerConnection]
+) -> None:
+    until(lambda: len(connections) == 2)  # those of its timers
+    ask("queues")
+    assert len(connections) == 3
 
 
 @pytest.mark.parametrize("queue", ["q.nobody", f"{MAIN}.retry", "", 7, None, "a\0b"])
