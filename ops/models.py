@@ -180,7 +180,7 @@ def start(connection: Connection, new: NewOperation) -> uuid.UUID:
 
 
 def progress(connection: Connection, operation_id: uuid.UUID, tally: Tally, sha256: str = "") -> None:
-    """Write down how far it is."""
+    """Record how far it is."""
     connection.execute(
         update(Operation).filter_by(operation_id=operation_id).values(counts=tally.as_dict(), sha256=sha256)
     )
@@ -189,7 +189,7 @@ def progress(connection: Connection, operation_id: uuid.UUID, tally: Tally, sha2
 def finish(
     connection: Connection, operation_id: uuid.UUID, status: Status, outcome: str, tally: Tally, sha256: str = ""
 ) -> None:
-    """Write down how it ended."""
+    """Record how it ended."""
     connection.execute(
         update(Operation)
         .filter_by(operation_id=operation_id)
@@ -216,7 +216,7 @@ _WRITE = _WRITE.on_conflict_do_update(
 def write_fates(
     connection: Connection, operation_id: uuid.UUID, fate: Fate, dead_letters: Sequence[DeadLetter], reason: str = ""
 ) -> None:
-    """Write down what became of these messages in an operation. One statement."""
+    """Record what became of these messages in an operation. One statement."""
     rows = {
         dead_letter.message_id: {
             "message_id": dead_letter.message_id,

@@ -97,7 +97,7 @@ class OpsService(Probes):
 
     @rpc
     def start_replay(self, queue: str, wanted: dict[str, Any]) -> dict[str, Any]:
-        """Begin a replay; the same as `get_replay`, as soon as it is written down.
+        """Begin a replay; the same as `get_replay`, as soon as it is recorded.
 
         `wanted`: ids, reasons, error, types, order_id, trace_id, since, until; max or all; rate, ramp; force,
         stop_on_redeath; why. Raises NotFound, ValidationFailed, Conflict, CannotWork.
@@ -171,7 +171,7 @@ class OpsService(Probes):
 
     @every(CENSUS_EVERY_S)
     def count(self) -> None:
-        """Compare what lies in the DLQs with what is written down of it."""
+        """Compare the messages in the DLQs with those that are recorded."""
         self.census.run_once(self.census_session)
 
     @every(MEASURE_EVERY_S)

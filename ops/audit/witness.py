@@ -33,7 +33,7 @@ class Witness:
         self._reminder = Reminder()
 
     def run_once(self, sessions: Sessions, databases: ServiceDatabases) -> int:
-        """Write down the heads that are new; how many. Raises CannotWork."""
+        """Record the heads that are new; how many. Raises CannotWork."""
         count = 0
         while True:
             with sessions.read() as session:

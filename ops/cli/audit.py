@@ -1,4 +1,4 @@
-"""`ecom audit`: whether the release audit, or an export of it, is what was written down.
+"""`ecom audit`: whether the release audit, or an export of it, is what was recorded.
 
 Only click and the standard library are imported here, and the engine where a command needs it.
 """
@@ -66,7 +66,7 @@ def audit_verify(actor: str | None, as_json: bool) -> None:
 
     Exit 1 when anything is wrong.
 
-    Finds rows and seals that were altered, deleted or inserted past the service, and where. Writes down how it ended.
+    Finds rows and seals that were altered, deleted or inserted past the service, and where. Records how it ended.
     """
     settings = read()
     _ = settings.audit_key  # before anything is opened

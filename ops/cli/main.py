@@ -25,7 +25,7 @@ from ops.cli.orders import order
 from ops.cli.outbox import outbox
 from ops.cli.queues import queues
 from ops.cli.tables import Table, show_record
-from ops.output import outlive_readers
+from ops.closed_pipes import outlive_readers
 from shared.config import SERVICES, masked
 from shared.errors import CannotWork, ConfigurationFault, Conflict, EcomError, NotFound, TopologyDrift, ValidationFailed
 from shared.version import VERSION

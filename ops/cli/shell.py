@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from ops.output import outlive_readers
+from ops.closed_pipes import outlive_readers
 from shared.config import Settings, read
 from shared.errors import EcomError
 

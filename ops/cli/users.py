@@ -33,7 +33,7 @@ STATEMENT_TIMEOUT_MS = 10_000
 # NIST SP 800-63B asks for 8 where a second factor follows, and for more where none does.
 MIN_PASSWORD_LENGTH = 12
 
-# Who did something is written down by name: these names are those of no person.
+# Who did something is recorded by name: these names are those of no person.
 RESERVED_NAMES = frozenset({SHELL})
 RESERVED_PREFIX = "system:"
 

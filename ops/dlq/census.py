@@ -3,8 +3,8 @@
 The two can differ. If a process dies on a message again and again, the broker moves the message to the DLQ and no
 service is left to write a row. If a message is removed by other tools, its row still says that it is there. If the
 broker crashes before a service has acknowledged a message that dies, the message dies twice, and one row stands for
-two messages. To find out, the census must read the DLQ: then it writes down what it found, so that the numbers agree
-and it does not read the DLQ again until something has changed.
+two messages. To find out, the census must read the DLQ. Then it records what it found: the numbers agree, and it does
+not read the DLQ again until something has changed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Census:
 
     def __init__(self) -> None:
         self._differed: set[str] = set()
-        self._unrecorded: dict[str, int] = {}  # messages in each DLQ beyond those written down
+        self._unrecorded: dict[str, int] = {}  # messages in each DLQ beyond those recorded
         self._rests_until: dict[str, float] = {}
 
     def run_once(self, operator: OperatorSession) -> int:
@@ -47,9 +47,9 @@ class Census:
                 self._unrecorded[one.queue] = one.ready - one.recorded
                 if one.ready != one.recorded:
                     differ.add(one.queue)
-            # Who works on a DLQ holds its messages, and the broker counts none of them: what is written down does.
-            lying = max(one.ready, one.recorded + self._unrecorded.get(one.queue, 0))
-            DEAD_LETTERS.labels(dead_letter_queue(one.queue)).set(lying)
+            # An operator who works on a DLQ holds its messages, and the broker counts none of them: the records do.
+            messages = max(one.ready, one.recorded + self._unrecorded.get(one.queue, 0))
+            DEAD_LETTERS.labels(dead_letter_queue(one.queue)).set(messages)
         again, self._differed = differ & self._differed, differ
         return sum(self._reconcile(operator, queue) for queue in sorted(again))
 
@@ -60,7 +60,7 @@ class Census:
         try:
             return reconcile(operator, queue)
         except Conflict:
-            log.info("%s differs from what is written down; somebody works on it", dead_letter_queue(queue))
+            log.info("%s differs from what is recorded; somebody works on it", dead_letter_queue(queue))
             return 0
         finally:
             ended = time.monotonic()

@@ -13,13 +13,13 @@ from typing import Any
 from uuid import UUID, uuid5
 
 from ops.domain import CRASH, NEVER, UNKNOWN, DeadLetter
+from shared.decoding import read_event
 from shared.edge.broker import Message
 from shared.edge.publisher import Outgoing, unfit, with_publishers
 from shared.envelope import CONTRACT_VERSION, Envelope
 from shared.errors import DeadMessage, InvalidSchema, ValidationFailed
 from shared.events import CATALOGUE
 from shared.failures import MAX_COUNT, is_brokers, publishers_headers, publishers_properties
-from shared.reading import read_event
 from shared.tracing import traceparent
 from topology.table import BY_NAME, failed_exchange, main_queue
 

@@ -56,7 +56,7 @@ def discard(operator: OperatorSession, queue: str, file: Path, chosen: Filter, m
                 dead_letters = [item.dead_letter for item in held]
                 run.count(Fate.STARTED, dead_letters)
                 died_before = operator.databases.now(main)
-                # Written down before it is so: an import leaves out what is written down as there, and if we die
+                # Recorded before it is so: an import leaves out what is recorded as there, and if we die
                 # in between, what went back to the DLQ is found by the census.
                 operator.databases.leave(
                     main, [dead_letter.message_id for dead_letter in dead_letters], DISCARDED, died_before

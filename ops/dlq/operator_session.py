@@ -36,8 +36,8 @@ CHUNK = 500
 LOCK_TIMEOUT_S = 2.0
 # A holder that gives way lets go within a chunk, and then puts back what it holds: with a busy broker, some seconds.
 GIVE_WAY_TIMEOUT_S = 30.0
-# A process that lost the ledger tries for so long to write down how its operation ended, and so often. A server that
-# is restarted is back sooner.
+# A process that lost the ledger tries for so long to record how its operation ended, and so often. A server that is
+# restarted is back sooner.
 REPORT_FOR_S = 30.0
 REPORT_AGAIN_S = 0.5
 # How often the progress of an operation is written to the ledger.
@@ -123,7 +123,7 @@ class Run:
 class Watch:
     """Callbacks of the caller: `seen` while a DLQ is read (messages read, total), `begun` with the id of an operation,
     `progressed` with its tally. If `stopping` returns true the operation stops with the outcome `stopped_by`. If the
-    ledger is away at its end, it tries for `report_for_s` seconds to write down how the operation ended."""
+    ledger is away at its end, it tries for `report_for_s` seconds to record how the operation ended."""
 
     seen: Callable[[int, int], None] = lambda read, total: None
     begun: Callable[[UUID], None] = lambda operation_id: None
@@ -236,13 +236,13 @@ class OperatorSession:
                     self._write_end(run)
                 except CannotWork as away:
                     # The next session to lock this DLQ marks the operation as interrupted.
-                    log.warning("it is not written down how operation %s ended: %s", operation_id, away)
+                    log.warning("the end of operation %s is not recorded: %s", operation_id, away)
                 raise
             run.outcome = run.outcome or run.sentence()
             self._write_end(run)
 
     def _write_end(self, run: Run) -> None:
-        """Write down how an operation ended. Raises CannotWork if the ledger stays away for too long."""
+        """Record how an operation ended. Raises CannotWork if the ledger stays away for too long."""
 
         def write(ledger: Connection) -> None:
             models.finish(ledger, run.operation_id, run.status, run.outcome, run.tally, run.sha256)
@@ -282,7 +282,7 @@ def in_words(error: BaseException) -> str:
 def session_name(actor: Actor) -> str:
     """The name of an operator's database sessions: printable ASCII, because PostgreSQL accepts nothing else."""
     plain = (
-        dead_letter if dead_letter.isascii() and dead_letter.isprintable() else "?"
-        for dead_letter in f"{SESSION_PREFIX}{actor.name}"
+        character if character.isascii() and character.isprintable() else "?"
+        for character in f"{SESSION_PREFIX}{actor.name}"
     )
     return "".join(plain)[:SESSION_NAME]

@@ -22,26 +22,26 @@ from topology.table import BY_NAME, QUEUES, dead_letter_queue
 
 @dataclass(frozen=True)
 class Count:
-    """What lies in the DLQ of a main queue: by the broker, by what is written down, and who works on it."""
+    """The messages in the DLQ of a main queue, as the broker counts and as recorded, and who works on it."""
 
     queue: str
     ready: int  # by the broker, without what a consumer holds
-    deaths: list[dict[str, Any]]  # written down, by reason
+    deaths: list[dict[str, Any]]  # recorded, by reason
     holder: Holder | None
 
     @property
     def ids(self) -> int:
-        """How many different messages are written down."""
+        """How many different messages are recorded."""
         return sum(row["ids"] for row in self.deaths)
 
     @property
     def recorded(self) -> int:
-        """How many messages are written down, with copies."""
+        """How many messages are recorded, with copies."""
         return sum(row["count"] for row in self.deaths)
 
     @property
     def messages(self) -> int:
-        """How many messages lie there. Who works on a DLQ holds its messages, and the broker counts none of them."""
+        """How many messages are there. An operator who works on a DLQ holds them, and the broker counts none."""
         return max(self.ready, self.recorded) if self.holder else self.ready
 
     @property
@@ -49,7 +49,7 @@ class Count:
         """What an operator should know of the numbers."""
         notes = [self.holder.sentence()] if self.holder else []
         if self.messages != self.recorded:
-            notes.append(f"{self.ids} written down")
+            notes.append(f"{self.ids} recorded")
         elif self.recorded != self.ids:
             notes.append(counted(self.recorded, self.ids))
         return "; ".join(notes)
@@ -76,9 +76,9 @@ def count(operator: OperatorSession) -> list[Count]:
 def overview(operator: OperatorSession, scan: bool = False) -> list[dict[str, Any]]:
     """Every DLQ: {queue, dlq, service, messages, recorded, copies, oldest, newest, reasons, busy, holder, note}.
 
-    `messages` is what the broker counts, or what is written down while somebody works on the DLQ; `recorded` is how
-    many different messages the services wrote down, `copies` how many copies of them are there; `scan` reads the
-    queues instead. Raises CannotWork.
+    `messages` is what the broker counts, or what is recorded while somebody works on the DLQ; `recorded` is how many
+    different messages the services recorded, `copies` how many copies of them are there; `scan` reads the queues
+    instead. Raises CannotWork.
     """
     found = []
     for one in count(operator):

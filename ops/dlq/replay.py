@@ -143,7 +143,7 @@ class Replay:
                 self._pause(until=began + len(held) / rate)
 
     def _guarded(self, held: list[Held]) -> list[Held]:
-        """Those that may be replayed; the others are written down as refused."""
+        """Those that may be replayed; the others are recorded as refused."""
         why = refused(held, self.force)
         for reason in sorted(set(why.values())):
             dead_letters = [item.dead_letter for item in held if why.get(item.slot.message_id) == reason]

@@ -36,7 +36,7 @@ class ReplayRequest:
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not 1 <= len(value) <= MAX_TEXT:
         raise ValidationFailed(f"must be text of 1 to {MAX_TEXT} characters")
-    if "\0" in value or any("\ud800" <= dead_letter <= "\udfff" for dead_letter in value):
+    if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
         raise ValidationFailed("must be text without NUL and lone surrogates")
     return value
 

@@ -167,14 +167,14 @@ class ServiceDatabases:
         return [_as_dict(row) for row in rows], encode_cursor(last_seen, {"queue": queue, **filters}) if more else None
 
     def recorded(self, queue: str) -> dict[UUID, int]:
-        """All that is written down as lying in the DLQ of a main queue: how many messages of each id."""
+        """All messages that are recorded in the DLQ of a main queue: how many of each id."""
         row = DeadMessageRow
         query = select(row.message_id, row.copies).where(row.queue == queue, _THERE)
         with self.read(BY_NAME[queue].service) as session:
             return {found.message_id: found.copies for found in session.execute(query)}
 
     def there(self, queue: str, message_ids: Collection[UUID]) -> set[UUID]:
-        """Those of them that are written down as lying in the DLQ of a main queue."""
+        """Those of them that are recorded in the DLQ of a main queue."""
         row = DeadMessageRow
         query = select(row.message_id).where(row.queue == queue, row.message_id.in_(message_ids), _THERE)
         with self.read(BY_NAME[queue].service) as session:
@@ -195,7 +195,7 @@ class ServiceDatabases:
             return session.execute(select(func.clock_timestamp())).scalar_one()
 
     def leave(self, queue: str, message_ids: Collection[UUID], how: str, died_before: datetime) -> int:
-        """Write down that these left the DLQ with their copies; how many did. One that has died again since then is
+        """Record that these left the DLQ with their copies; how many did. One that has died again since then is
         still there, alone.
         """
         row = DeadMessageRow

@@ -25,6 +25,7 @@ if sys.version_info < (3, 11):  # noqa: UP036 - older ones run this line and no 
     print("ecom: Python 3.11 or later is needed", file=sys.stderr)
     sys.exit(2)
 
+from ops.closed_pipes import outlive_readers
 from ops.local.install import ROOT, RUN, VENV, packages
 from ops.local.processes import Process, StackFault, adopt_orphans, end, end_descendants, wait_until
 from ops.local.stack import (
@@ -40,7 +41,6 @@ from ops.local.stack import (
 from ops.local.status import show
 from ops.local.supervisor import READY_TIMEOUT_S, STOP_TIMEOUT_S, is_ready
 from ops.local.testrun import test
-from ops.output import outlive_readers
 from topology.services import SERVICES
 
 # Stopping takes at most 15 s for the gateway, 15 s for the services and 30 s for each server.

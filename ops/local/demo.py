@@ -15,7 +15,7 @@ from rich.console import Console
 from ops.cli.flow import Flow
 from ops.cli.timeline import console as terminal
 from ops.cli.timeline import print_timeline
-from ops.output import outlive_readers
+from ops.closed_pipes import outlive_readers
 
 
 @dataclass(frozen=True)

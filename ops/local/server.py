@@ -28,7 +28,10 @@ BREW_PREFIXES = ("/opt/homebrew", "/usr/local", "/home/linuxbrew/.linuxbrew")
 
 
 def reachable(host: str) -> str:
-    """Where this machine reaches what listens on `host`, as a URL writes it: on every address is on the loopback."""
+    """The host by which this machine reaches a service that listens on `host`, as a URL writes it.
+
+    A service that listens on every address is reached on the loopback interface.
+    """
     bare = host.strip("[]")
     if bare in ("", "0.0.0.0", "::"):
         return LOOPBACK

@@ -243,7 +243,7 @@ class Stack:
         return self.directory / "log" / f"{name}.log"
 
     def _say(self, text: str) -> None:
-        """Tell who died, on the console and in a log: the console may be closed by the time somebody asks."""
+        """Print who died, and log it: the console may be closed by the time somebody asks."""
         with self._log("up").open("a", encoding="utf-8") as log:
             print(time.strftime("%F %T"), text, file=log)
         print(time.strftime("%T"), text, flush=True)

@@ -21,7 +21,8 @@ from shared.errors import IN_ALARM, ConfigurationFault
 from topology.services import DATABASES
 
 CONNECT_TIMEOUT_S = 2.0
-# The broker tells of an alarm to those alone who publish: to the services, which tell it us.
+# The broker reports an alarm only to connections that publish. The services have such connections and name the alarm
+# in /readyz.
 ALARM = f"{IN_ALARM}: (.*)"
 DEFAULT_PORTS = {"RabbitMQ": 5672, "PostgreSQL": 5432}
 

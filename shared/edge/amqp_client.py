@@ -38,7 +38,7 @@ _alarms = Reminder()  # of the whole process: an alarm reaches each connection t
 class Connection(amqp.Connection):
     """A connection that hears of the broker's alarms, and from which only its reader reads."""
 
-    # py-amqp ignores what there is too little of.
+    # py-amqp does not pass on the reason of an alarm, such as `low on memory`.
     _METHODS: ClassVar[dict[Any, Any]] = {
         **amqp.Connection._METHODS,
         spec.Connection.Blocked: spec.method(spec.Connection.Blocked, "s"),

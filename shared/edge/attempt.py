@@ -54,7 +54,7 @@ class Attempt:
     events: Sequence[Envelope]
     answers: dict[UUID, Any]
     limits: Limits | None = None  # None: those of the connection
-    backend_pid: int | None = None  # of the PostgreSQL session in which it runs
+    backend_pid: int | None = None  # of its PostgreSQL session, so that another can ask who holds it up; with limits
     in_work: Envelope | None = None  # the event that the handler was at when it raised, if it is known
 
     def run(self) -> Handled:

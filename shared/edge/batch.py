@@ -15,6 +15,8 @@ from functools import partial
 from typing import Any, NamedTuple
 from uuid import UUID
 
+from shared.decoding import read_event
+from shared.edge import green
 from shared.edge.attempt import Attempt, Handled, Limits, log_failure
 from shared.edge.database import Sessions
 from shared.edge.hold_ups import UNKNOWN, HoldUps, Look
@@ -28,7 +30,6 @@ from shared.errors import DeadMessage, HeldUp
 from shared.failures import Delivery, FailedDelivery
 from shared.metrics import EVENTS
 from shared.outcomes import Outcome, outcome_of
-from shared.reading import read_event
 from topology.table import BY_NAME
 
 log = logging.getLogger(__name__)
@@ -102,6 +103,8 @@ class Batch:
         settled = [("done", done), ("duplicate", duplicates), *sent_on.items()]
         for outcome, count in settled:
             EVENTS.labels(self.service, self.queue, outcome).inc(count)
+        held_up = sent_on[Outcome.LATER]
+        green.sleep(self.hold_ups.settle(len(deliveries) - held_up, held_up))
 
     def _decode(self, deliveries: Sequence[Delivery]) -> tuple[dict[UUID, Incoming], list[FailedDelivery]]:
         """The events by message_id, each once, and the deliveries that cannot be read."""
@@ -157,10 +160,10 @@ class Batch:
         if self.hold_ups.resting():
             return handled + _set_aside([item.event for item in returned])
         random.shuffle(returned)  # when there is no time for all of them, each has its turn sooner or later
-        patient = [item for item in returned if item.delivery.held_up_before % PATIENT_TRY == 0][:1]
-        for limits, items in ((PATIENT, patient), (None, [item for item in returned if item not in patient])):
-            handled += self._handle_singly([item.event for item in items], answers, limits, MOST_WAITED_AGAIN_S)
-        return handled
+        patient = [item.event for item in returned if item.delivery.held_up_before % PATIENT_TRY == 0][:1]
+        others = [item.event for item in returned if item.event not in patient]
+        handled += self._handle_singly(patient, answers, MOST_WAITED_AGAIN_S, PATIENT)
+        return handled + self._handle_singly(others, answers, MOST_WAITED_AGAIN_S)
 
     def _handle_together(self, events: list[Envelope], answers: dict[UUID, Any]) -> Handled:
         """Handle the events in as few transactions as it takes: without those that failed, the others run again."""
@@ -173,29 +176,28 @@ class Batch:
                 return Handled(0, failed) + self.pausing.until_able(attempt.run)
             except Exception as error:
                 if outcome_of(error) is Outcome.LATER:
-                    return Handled(0, failed) + self._handle_singly(events, answers)
+                    return Handled(0, failed) + self._handle_singly(events, answers, MOST_WAITED_S)
                 culprit = attempt.in_work if len(events) > 1 else events[0]
                 if culprit is None:
                     break  # the error names no message, as at commit
                 log_failure(self.queue, culprit, error)
                 failed[culprit.message_id] = error
                 events = [event for event in events if event is not culprit]
-        return Handled(0, failed) + self._handle_singly(events, answers)
+        return Handled(0, failed) + self._handle_singly(events, answers, MOST_WAITED_S)
 
     def _handle_singly(
         self,
         events: list[Envelope],
         answers: dict[UUID, Any],
+        most_waited_s: float,
         limits: Limits | None = None,
-        most_waited_s: float | None = None,
     ) -> Handled:
         """Handle each event in a transaction of its own, and set aside those that wait for a lock or a slow statement.
 
         When they have waited for `most_waited_s`, the rest is set aside untried. Now and then it is found out who holds
-        up one of them.
+        up one of them. `limits` are instead of the usual ones.
         """
         handled, waited_s = Handled(0, {}), 0.0
-        most_waited_s = MOST_WAITED_S if most_waited_s is None else most_waited_s
         for place, event in enumerate(events):
             if waited_s > most_waited_s:
                 handled += _set_aside(events[place:])

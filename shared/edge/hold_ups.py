@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Row, Select, literal_column, select, text
@@ -30,6 +30,10 @@ LOOK_EVERY_S = 5.0
 
 # After tries that waited in vain, messages that were held up before are not tried for so many times as long.
 REST = 5
+
+# When nothing has passed for so long, a consumer waits after each batch in which all messages were held up.
+NOTHING_PASSES_S = 2.0
+WAIT_S = 0.5
 
 # A message that is held up returns every few seconds, to any replica: one that stays away so long has been settled.
 FORGET_AFTER_S = 30.0
@@ -63,19 +67,20 @@ _HOLDERS = text(
 class HoldUp:
     """One reason for which messages are held up, and since when the oldest of them waits, in Unix seconds.
 
-    A message that waits no more is not reported: it counts until nobody has seen it for FORGET_AFTER_S.
+    Nobody reports that a message is settled. It counts until it has not been seen for FORGET_AFTER_S: of each half of
+    that time only the oldest message is kept. `began_at` and `seen_at` are moments of the monotonic clock.
     """
 
     oldest: float
-    oldest_before: float = math.inf  # in the half of FORGET_AFTER_S before this one
-    began_at: float = field(default_factory=lambda: time.monotonic())
-    seen_at: float = field(default_factory=lambda: time.monotonic())
+    began_at: float
+    seen_at: float
+    oldest_before: float = math.inf  # in the half before
 
-    def see(self, since: float) -> None:
-        """A message is held up that waits since then."""
-        self.seen_at = time.monotonic()
-        if self.seen_at - self.began_at > FORGET_AFTER_S / 2:
-            self.oldest_before, self.oldest, self.began_at = self.oldest, since, self.seen_at
+    def see(self, since: float, now: float) -> None:
+        """Take note of a message that waits since then."""
+        self.seen_at = now
+        if now - self.began_at > FORGET_AFTER_S / 2:
+            self.oldest_before, self.oldest, self.began_at = self.oldest, since, now
         self.oldest = min(self.oldest, since)
 
     @property
@@ -93,13 +98,15 @@ class HoldUps:
         self._reminder = Reminder()
         self._named_at = -math.inf
         self._rests_until = -math.inf
+        self._passed_at = time.monotonic()
 
     def note(self, reason: str, since: float) -> None:
         """A message is held up for this reason; it waits since `since`, in Unix seconds."""
-        found = self._found.setdefault(reason, HoldUp(since))
-        found.see(since)
+        now = time.monotonic()
+        found = self._found.setdefault(reason, HoldUp(since, now, now))
+        found.see(since, now)
         if reason != UNKNOWN:
-            self._named_at = found.seen_at
+            self._named_at = now
         if reason in self._shown() and self._reminder.due(reason):
             log.warning("%s; the others go on", self._sentence(reason, found))
 
@@ -114,6 +121,17 @@ class HoldUps:
     def resting(self) -> bool:
         """Whether messages that were held up before are to be set aside untried, for the sake of the others."""
         return time.monotonic() < self._rests_until
+
+    def settle(self, passed: int, held_up: int) -> float:
+        """Count the messages of a batch; returns how many seconds to wait before the next one.
+
+        The others of the queue go on, so nobody waits. But when nothing passes for a while, as behind a lock on a whole
+        table, the whole queue would wander through its retry level: then it is better to leave it where it is.
+        """
+        if passed:
+            self._passed_at = time.monotonic()
+        nothing_passes = held_up and time.monotonic() - self._passed_at > NOTHING_PASSES_S
+        return WAIT_S if nothing_passes else 0.0
 
     def any(self) -> bool:
         """Whether something holds up messages now."""

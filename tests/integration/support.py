@@ -16,7 +16,7 @@ import eventlet
 from amqp import spec
 from eventlet.green import socket
 from nameko.containers import ServiceContainer
-from sqlalchemy import make_url
+from sqlalchemy import event, make_url
 
 from ops.local.servers import Broker
 from payment_service.breaker import Breaker, Guarded
@@ -168,6 +168,32 @@ class Bench:
         self.publisher.close()
         self.database.stop()
         self.ledger.dispose()
+
+
+@contextmanager
+def statements(bench: Bench) -> Iterator[list[tuple[str, Any]]]:
+    """The statements sent to the service's database, with their values."""
+    sent: list[tuple[str, Any]] = []
+
+    def note(connection: Any, cursor: Any, statement: str, values: Any, *_: Any) -> None:
+        sent.append((statement, values))
+
+    event.listen(bench.database.engine, "before_cursor_execute", note)
+    try:
+        yield sent
+    finally:
+        event.remove(bench.database.engine, "before_cursor_execute", note)
+
+
+def assert_read_by_index(bench: Bench, sent: Iterable[tuple[str, Any]], most: int) -> None:
+    """Each statement reads by an index, and at most so many rows."""
+    for statement, values in sent:
+        with bench.sessions.read() as session:
+            plan = session.connection().exec_driver_sql(f"EXPLAIN (ANALYZE, TIMING OFF) {statement}", values)
+            lines = "\n".join(row[0] for row in plan)
+        assert "Seq Scan" not in lines, lines
+        assert re.search(r"Index.*Scan", lines), lines
+        assert max(int(rows) for rows in re.findall(r"actual rows=(\d+)", lines)) <= most, lines
 
 
 class Mail:

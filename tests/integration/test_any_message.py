@@ -13,12 +13,12 @@ import pytest
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 
+from shared.decoding import read_event
 from shared.edge.consumer import delivery_of
 from shared.edge.publisher import Outgoing, fits
 from shared.edge.tx import Events, Tx
 from shared.errors import DeadMessage, UnexpectedEvent
 from shared.events import CATALOGUE
-from shared.reading import read_event
 from shared.schema import MAX_AMOUNT
 from tests.databases import Databases
 from tests.integration.support import Bench, Mail

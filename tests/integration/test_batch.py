@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -16,12 +17,12 @@ from sqlalchemy import text
 from shared.edge import postgres, sending_on
 from shared.edge.attempt import Limits
 from shared.edge.consumer import delivery_of
-from shared.edge.hold_ups import FORGET_AFTER_S, HoldUp
+from shared.edge.hold_ups import FORGET_AFTER_S, WAIT_S, HoldUp
 from shared.edge.pausing import Stopping
 from shared.edge.publisher import LEFT_OUT, Outgoing
 from shared.edge.tx import Events, Tx
 from shared.envelope import Envelope
-from shared.errors import CannotWork, ProviderAway, ProviderTimeout, PublishFailed, UnexpectedEvent
+from shared.errors import CannotWork, HeldUp, ProviderAway, ProviderTimeout, PublishFailed, UnexpectedEvent
 from shared.events import OrderCancelled, Reserved
 from shared.failures import OURS, Delivery, FailedDelivery, Failure
 from tests.databases import Databases
@@ -627,10 +628,18 @@ def test_a_slow_statement_is_set_aside_and_the_others_go_on(
     assert (headers_of(later)["x-attempt"], headers_of(later)["x-error-class"]) == (0, "HeldUp")
 
 
+@pytest.mark.parametrize(("rounds", "tries"), [(3, [20, 1]), (0, [1])], ids=["together", "singly"])
 def test_many_messages_behind_one_lock_do_not_wait_for_it_one_after_another(
-    bench: Benches, database: Databases, mail: Mail, monkeypatch: pytest.MonkeyPatch
+    rounds: int,
+    tries: list[int],
+    bench: Benches,
+    database: Databases,
+    mail: Mail,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Without rounds the messages run singly from the start, as after some culprits or an error at commit."""
     monkeypatch.setattr(postgres, "LOCK_TIMEOUT_MS", 100)
+    monkeypatch.setattr("shared.edge.batch.ROUNDS", rounds)
     monkeypatch.setattr("shared.edge.batch.MOST_WAITED_S", 0.0)
     payment = bench("payment")
     tried: list[int] = []
@@ -642,28 +651,9 @@ def test_many_messages_behind_one_lock_do_not_wait_for_it_one_after_another(
     with somebody_locks(database, "payment", "LOCK TABLE payments"):
         payment.handle_batch(VOIDS, cancellations(20), handle=handle)
 
-    assert tried == [20, 1], "the rest is set aside untried"
+    assert tried == tries, "the rest is set aside untried"
     assert len(mail.all(f"{VOIDS}.retry")) == 20
     assert effects(database) == set()
-
-
-def test_messages_that_run_singly_do_not_wait_for_one_lock_one_after_another(
-    bench: Benches, database: Databases, mail: Mail, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("shared.edge.batch.ROUNDS", 0)  # as after some culprits, or an error at commit
-    monkeypatch.setattr("shared.edge.batch.MOST_WAITED_S", 0.0)
-    payment = bench("payment")
-    tried: list[int] = []
-
-    def handle(batch: Events, tx: Tx) -> None:
-        tried.append(len(batch))
-        payment.service.void(batch, tx)
-
-    with somebody_locks(database, "payment", "LOCK TABLE payments"):
-        payment.handle_batch(VOIDS, cancellations(20), handle=handle)
-
-    assert tried == [1]
-    assert len(mail.all(f"{VOIDS}.retry")) == 20
 
 
 @pytest.mark.parametrize(("held_up", "outcome"), [(4, set()), (5, {"done"})])
@@ -685,15 +675,32 @@ def test_a_message_that_is_slow_by_itself_has_its_full_time_now_and_then(
     assert effects(database) == (orders_of([event]) if outcome else set())
 
 
-def test_a_hold_up_is_as_old_as_the_oldest_message_that_was_seen_lately(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hold_up_is_as_old_as_the_oldest_message_that_was_seen_lately() -> None:
     now = 1000.0
-    monkeypatch.setattr("shared.edge.hold_ups.time.monotonic", lambda: now)
-    found = HoldUp(100.0)
+    found = HoldUp(100.0, now, now)
     for _ in range(5):  # the oldest was settled, newer ones come
         now += FORGET_AFTER_S / 2 + 1
-        found.see(now)
+        found.see(now, now)
 
     assert found.since > 1000
+
+
+@pytest.mark.parametrize(("passes", "waits"), [(True, [0.0]), (False, [WAIT_S])], ids=["some pass", "nothing passes"])
+def test_a_queue_of_which_nothing_passes_stays_where_it_is(
+    passes: bool, waits: list[float], bench: Benches, mail: Mail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A consumer that took one batch after the other would move the whole queue through its retry level."""
+    monkeypatch.setattr("shared.edge.hold_ups.NOTHING_PASSES_S", 3600.0 if passes else 0.0)
+    slept: list[float] = []
+    monkeypatch.setattr("shared.edge.batch.green", SimpleNamespace(sleep=slept.append))
+
+    def handle(events: Events, tx: Tx) -> None:
+        raise HeldUp("a lock on the whole table")
+
+    bench("payment").handle_batch(VOIDS, cancellations(3), handle=handle)
+
+    assert slept == waits
+    assert len(mail.all(f"{VOIDS}.retry")) == 3
 
 
 def test_the_log_of_a_death_shows_no_value_of_the_body(

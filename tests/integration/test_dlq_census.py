@@ -257,7 +257,7 @@ def test_a_session_of_an_older_version_is_not_named_by_the_row_of_an_earlier_one
 
 
 def test_copies_are_shown_as_copies(watcher, operator, twice, readings):  # noqa: F811
-    assert shown(operator)["note"] == "2 written down"
+    assert shown(operator)["note"] == "2 recorded"
     assert census.reconcile(watcher, QUEUE) == 1
     one = shown(operator)
     assert (one["messages"], one["recorded"], one["copies"], one["note"]) == (3, 2, 1, "3 messages of 2 ids")

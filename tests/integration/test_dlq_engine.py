@@ -996,7 +996,7 @@ def test_the_overview_counts_what_is_there_and_what_is_written_down(operator, ki
     kill(cancellations(2))
     stranger()
     (one,) = [one for one in overview.overview(operator) if one["messages"]]
-    assert (one["dlq"], one["messages"], one["recorded"], one["note"]) == (DLQ, 3, 2, "2 written down")
+    assert (one["dlq"], one["messages"], one["recorded"], one["note"]) == (DLQ, 3, 2, "2 recorded")
     assert one["reasons"] == [{"reason": "unexpected_event", "count": 2}]
     (one,) = [one for one in overview.overview(operator, scan=True) if one["messages"]]
     assert one["reasons"] == [{"reason": "unexpected_event", "count": 2}, {"reason": UNKNOWN, "count": 1}]

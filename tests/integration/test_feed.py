@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,13 +9,13 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import Connection, event, text
+from sqlalchemy import Connection, text
 from sqlalchemy.orm import Session
 
 from order_service import domain, feed, models
 from shared.errors import BadRequest, CannotWork
 from tests.databases import Databases
-from tests.integration.support import Bench, until
+from tests.integration.support import Bench, assert_read_by_index, statements, until
 
 ORDER = UUID("01a1fcf8-0515-7912-9139-7154577473a5")
 AN_ORDER = """
@@ -202,21 +201,9 @@ def test_a_page_costs_two_statements_and_reads_no_more_than_itself(order: Bench,
             write(connection, "step", count=5000)
     database.run("order", "ANALYZE order_events")
     half_way = read_all(order, 1)["items"][0]["position"].partition("-")[0] + "-2500"
-    sent: list[tuple[str, Any]] = []
-
-    def note(connection: Any, cursor: Any, statement: str, values: Any, *_: Any) -> None:
-        sent.append((statement, values))
-
-    event.listen(order.database.engine, "before_cursor_execute", note)
-    for after in (feed.BEGINNING, half_way, feed.NOW):
-        read(order, after, limit=40)
-    event.remove(order.database.engine, "before_cursor_execute", note)
+    with statements(order) as sent:
+        for after in (feed.BEGINNING, half_way, feed.NOW):
+            read(order, after, limit=40)
 
     assert len(sent) == 6
-    for statement, values in sent:
-        with order.sessions.read() as session:
-            plan = session.connection().exec_driver_sql(f"EXPLAIN (ANALYZE, TIMING OFF) {statement}", values)
-            lines = "\n".join(row[0] for row in plan)
-        assert "Seq Scan" not in lines, lines
-        assert re.search(r"Index.*Scan", lines), lines
-        assert max(int(rows) for rows in re.findall(r"actual rows=(\d+)", lines)) <= 41, lines
+    assert_read_by_index(order, sent, most=41)

@@ -1,7 +1,6 @@
 """The timers of the services, run once: recovering unknown payments, deleting stored answers."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from uuid import UUID, uuid4
 
 import pytest
@@ -221,52 +220,62 @@ def test_a_refund_of_what_took_no_money_is_claimed_by_nobody_and_holds_up_no_oth
 def test_a_locked_order_keeps_no_other_from_its_deadline(
     bench: Benches, database: Databases, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postgres, "LOCK_TIMEOUT_MS", 200)
-    order = bench("order")
-    order.service.db = order.database.worker_sessions
+    order = on_short_locks(bench, "order", monkeypatch)
     order.service.settings = order._container.config["settings"]
     for _ in range(3):
         posted = {"currency": "EUR", "payment_method": "mock_ok", "items": [encode(PricedItem("apple", 1, 100))]}
         order.service.create_order(posted, str(uuid4()))
     database.run("order", "UPDATE orders SET created_at = created_at - interval '1 day'")
-    with locked(database, "order", "orders", "order_id", oldest="created_at") as held:
-        with pytest.raises(CannotWork):
-            order.service.cancel_overdue()
-        cancelled = database.rows("order", "SELECT order_id FROM orders WHERE status = 'CANCELLED'")
-        assert len(cancelled) == 2
-        assert held not in {row["order_id"] for row in cancelled}
-    order.service.cancel_overdue()
+    cancelled = "SELECT order_id FROM orders WHERE status = 'CANCELLED'"
 
-    assert database.rows("order", "SELECT 1 FROM orders WHERE status <> 'CANCELLED'") == []
+    assert_all_but_the_locked_one(
+        database, "order", "orders ORDER BY created_at", order.service.cancel_overdue, cancelled
+    )
 
 
 def test_a_locked_reservation_keeps_no_other_from_expiring(
     bench: Benches, database: Databases, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postgres, "LOCK_TIMEOUT_MS", 200)
-    inventory = bench("inventory")
-    inventory.service.db = inventory.database.worker_sessions
+    inventory = on_short_locks(bench, "inventory", monkeypatch)
     inventory.service.put_stock("apple", 10)
     for _ in range(3):
         inventory.service.reserve_manually(str(uuid4()), [{"sku": "apple", "quantity": 1}])
     database.run("inventory", "UPDATE reservations SET expires_at = now() - interval '1 day'")
-    with locked(database, "inventory", "reservations", "order_id", oldest="expires_at") as held:
-        with pytest.raises(CannotWork):
-            inventory.service.release_expired()
-        released = database.rows("inventory", "SELECT order_id FROM reservations WHERE state = 'RELEASED'")
-        assert len(released) == 2
-        assert held not in {row["order_id"] for row in released}
-    inventory.service.release_expired()
+    released = "SELECT order_id FROM reservations WHERE state = 'RELEASED'"
+    first, expire = "reservations ORDER BY expires_at", inventory.service.release_expired
 
-    assert database.rows("inventory", "SELECT 1 FROM reservations WHERE state <> 'RELEASED'") == []
+    assert_all_but_the_locked_one(database, "inventory", first, expire, released)
+
+
+def on_short_locks(bench: Benches, service: str, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """A service whose timers use sessions as its workers do, and soon give up waiting for a lock."""
+    monkeypatch.setattr(postgres, "LOCK_TIMEOUT_MS", 200)
+    one = bench(service)
+    one.service.db = one.database.worker_sessions
+    return one
+
+
+def assert_all_but_the_locked_one(
+    database: Databases, service: str, first: str, run: Callable[[], None], done: str
+) -> None:
+    """Of three rows, the timer finishes two while another session holds the one whose turn comes first; then that."""
+    engine = database.engines[service].execution_options(isolation_level="READ COMMITTED")
+    with engine.connect() as somebody:
+        held = somebody.execute(text(f"SELECT order_id FROM {first}, order_id LIMIT 1 FOR UPDATE")).scalar_one()
+        with pytest.raises(CannotWork, match="1 of 3 wait for a lock"):
+            run()
+        finished = {row["order_id"] for row in database.rows(service, done)}
+        assert len(finished) == 2
+        assert held not in finished
+    run()
+
+    assert len(database.rows(service, done)) == 3
 
 
 def test_a_locked_payment_keeps_no_refund_from_its_recovery(
     bench: Benches, database: Databases, mail: Mail, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postgres, "LOCK_TIMEOUT_MS", 200)
-    one = bench("payment")
-    one.service.db = one.database.worker_sessions
+    one = on_short_locks(bench, "payment", monkeypatch)
     provider = one.service.provider
     paid = reserved_event()
     one.handle_batch(CHARGES, [paid])
@@ -284,12 +293,3 @@ def test_a_locked_payment_keeps_no_refund_from_its_recovery(
             one.service.recover_unknown()
 
         assert statuses(database, "refunds") == {paid.payload.order_id: "COMPLETED"}
-
-
-@contextmanager
-def locked(database: Databases, service: str, table: str, key: str, oldest: str) -> Iterator[UUID]:
-    """Another session that holds the row whose turn comes first; its key."""
-    engine = database.engines[service].execution_options(isolation_level="READ COMMITTED")
-    with engine.connect() as somebody:
-        statement = f"SELECT {key} FROM {table} ORDER BY {oldest}, {key} LIMIT 1 FOR UPDATE"
-        yield somebody.execute(text(statement)).scalar_one()

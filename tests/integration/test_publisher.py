@@ -18,13 +18,6 @@ QUEUE = "q.inventory.order-created"
 
 
 @pytest.fixture
-def publisher(settings: Settings) -> Iterator[Publisher]:
-    one = Publisher(settings.amqp_uri, heartbeat_s=10)
-    yield one
-    one.close()
-
-
-@pytest.fixture
 def small_queue(mail: Mail) -> Iterator[str]:
     """A queue that takes two messages and refuses the rest."""
     name = f"test.small.{uuid4()}"

@@ -79,9 +79,7 @@ def ask_options(command: Command) -> Command:
 
 def scan_option(command: Command) -> Command:
     """--scan, which reads the queues instead of the database."""
-    return click.option("--scan", is_flag=True, help="Read the queues themselves, and not what was written down.")(
-        command
-    )
+    return click.option("--scan", is_flag=True, help="Read the queues themselves, and not what was recorded.")(command)
 
 
 def complete_queue(context: click.Context, parameter: click.Parameter, typed: str) -> list[str]:

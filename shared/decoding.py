@@ -1,4 +1,4 @@
-"""Reading a message of a queue: one function for its consumer and for the operator's tools, which foretell a replay."""
+"""Decoding a message of a queue: one function for its consumer and for the operator's tools that foretell a replay."""
 
 from __future__ import annotations
 
