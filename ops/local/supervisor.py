@@ -214,14 +214,14 @@ def readiness(url: str) -> State:
         with opener.open(f"{url}/readyz", timeout=READYZ_TIMEOUT_S) as answer:
             if answer.status != 200:
                 return State("not ready", (f"status {answer.status}",))
-            return State(READY.word, _told(answer, "warnings") or ())
+            return State(READY.word, _list_in(answer, "warnings") or ())
     except urllib.error.HTTPError as refused:
-        return State("not ready", _told(refused, "reasons") or (f"status {refused.status}",))
+        return State("not ready", _list_in(refused, "reasons") or (f"status {refused.status}",))
     except (OSError, http.client.HTTPException) as error:
         return State("does not answer", (in_words(getattr(error, "reason", error)),))
 
 
-def _told(answer: Any, name: str) -> tuple[str, ...] | None:
+def _list_in(answer: Any, name: str) -> tuple[str, ...] | None:
     """A list in the JSON of an answer; None if the answer has no such list."""
     try:
         return tuple(json.load(answer)[name])
