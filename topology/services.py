@@ -28,6 +28,19 @@ class Service:
     publishes: tuple[str, ...] = ()  # the first words of the event types it publishes, from an outbox and a relay
     workers: int = MAX_WORKERS
     needs: tuple[str, ...] = ()  # secret settings without which the service refuses to start
+    calls: tuple[str, ...] = ()  # the services that it calls by RPC
+    hints: str = ""  # "publishes" hints of changed orders, or "hears" them
+    replays: bool = False  # whether it reads every DLQ and sends dead messages back
+
+    @property
+    def rpc_name(self) -> str:
+        """The name by which others call it: that of its Nameko class."""
+        return f"{self.name}_service"
+
+    @property
+    def has_rpc(self) -> bool:
+        """Whether other services may call it."""
+        return any(self.name in caller.calls for caller in SERVICES)
 
 
 # The order of the rows is the order of the ports: 8000 for the first row, 8001 for the second. Add new rows at the end.
@@ -41,6 +54,8 @@ SERVICES = (
         has_database=False,
         workers=200,
         needs=("AUTH_KEYS",),
+        calls=("order", "inventory", "payment", "auth", "ops"),
+        hints="hears",
     ),
     Service(
         "order",
@@ -48,6 +63,7 @@ SERVICES = (
         purpose="owns orders; decides from each event what an order becomes; cancels orders at their deadline",
         start_order=4,
         publishes=("order", "inventory.release", "inventory.commit", "payment.refund"),
+        hints="publishes",
     ),
     # Inventory seals the release audit. Without a key rows would wait for a seal, and nobody would notice.
     Service(
@@ -71,6 +87,7 @@ SERVICES = (
         "ops",
         purpose="counts, shows and replays dead messages; keeps the operators' ledger and copies of the audit's seals",
         start_order=5,
+        replays=True,
     ),
 )
 

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 EVENTS_EXCHANGE = "ecom.events"
 
+# RPC as Nameko names it: a topic exchange, and for each service a queue that is bound with `<rpc_name>.*`.
+RPC_EXCHANGE = "nameko-rpc"
+
 # Carries the ids of orders that have just changed, for clients that wait for one. Its messages are transient and may
 # reach no queue.
 HINTS_EXCHANGE = "ecom.hints"
@@ -76,6 +79,11 @@ def main_queue(queue: str) -> str:
 def failed_exchange(service: str) -> str:
     """The direct exchange through which a service sends its messages to a retry level, to the DLQ or back."""
     return f"ecom.failed.{service}"
+
+
+def rpc_queue(rpc_name: str) -> str:
+    """The queue of the calls to a service, by the name of its Nameko class."""
+    return f"rpc-{rpc_name}"
 
 
 def hears(queue: Queue, routing_key: str) -> bool:

@@ -27,10 +27,11 @@ from shared import errors
 from shared.edge.broker import BROKER_ERRORS, BrokerConnection, run_connected
 from shared.edge.settings import settings_of
 from shared.errors import EcomError, ServiceUnavailable
+from topology.table import RPC_EXCHANGE as RPC_EXCHANGE
 
 log = logging.getLogger(__name__)
 
-RPC_EXCHANGE = "nameko-rpc"
+
 HEADER_PREFIX = "nameko."
 DEADLINE = "deadline"
 TRANSIENT = 1
