@@ -31,7 +31,7 @@ from shared.bulk import unnest, update_many
 from shared.errors import NotFound
 from shared.events import Identity
 from shared.horizon import CURRENT_XID
-from shared.paging import decode_cursor, encode_cursor, page_of
+from shared.paging import decode_cursor, encode_cursor, name_position, page_of
 from shared.tables import MESSAGING_TABLES, NOW, Base
 
 # The evidence of the release audit. The app role may only add rows to these tables.
@@ -384,7 +384,7 @@ def stock_page(session: Session, limit: int, cursor: str | None) -> tuple[list[d
     """Return one page of stock, ordered by sku, and the next cursor."""
     query = select(StockItem).order_by(StockItem.sku).limit(limit + 1)
     if cursor:
-        (last,) = decode_cursor(cursor, {}, [str])
+        (last,) = decode_cursor(cursor, {}, [name_position])
         query = query.where(StockItem.sku > last)
     rows, more = page_of(session.scalars(query).all(), limit)
     bodies = [stock_body(Stock(row.sku, row.on_hand, row.reserved, row.version)) for row in rows]

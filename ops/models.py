@@ -35,7 +35,7 @@ from ops.locks import holder_of
 from shared.bulk import columns_of, unnest
 from shared.errors import NotFound
 from shared.ids import uuid7
-from shared.paging import decode_cursor, encode_cursor, page_of
+from shared.paging import decode_cursor, encode_cursor, id_position, page_of
 from shared.tables import NOW, Base
 from shared.times import timestamp
 
@@ -266,8 +266,8 @@ def history(
     if filters.get("since"):
         query = query.where(table.started_at >= filters["since"])
     if cursor:
-        (last,) = decode_cursor(cursor, filters, [str])
-        query = query.where(table.operation_id < uuid.UUID(last))
+        (last,) = decode_cursor(cursor, filters, [id_position])
+        query = query.where(table.operation_id < last)
     rows, more = page_of(connection.execute(query).mappings().all(), limit)
     return [_as_dict(dict(row)) for row in rows], encode_cursor([rows[-1]["operation_id"]], filters) if more else None
 

@@ -12,11 +12,11 @@ from sqlalchemy.orm import Session, aliased
 
 from order_service.domain import AWAITED, Status, may_see
 from order_service.models import OrderEventRow, OrderItemRow, OrderRow
-from shared.errors import BadRequest, IdempotencyKeyReused, InvalidCursor, NotFound
+from shared.errors import BadRequest, IdempotencyKeyReused, NotFound
 from shared.events import Identity
 from shared.idempotency import KeyedRequest
 from shared.order_states import has_ended
-from shared.paging import decode_cursor, encode_cursor, page_of
+from shared.paging import decode_cursor, encode_cursor, id_position, page_of, time_position
 from shared.times import timestamp
 
 
@@ -84,11 +84,8 @@ def orders_page(
 
 
 def _read_to(cursor: str, filters: Mapping[str, Any]) -> tuple[datetime, uuid.UUID]:
-    at, order_id = decode_cursor(cursor, filters, [str, str])
-    try:
-        return datetime.fromisoformat(at), uuid.UUID(order_id)
-    except ValueError as error:
-        raise InvalidCursor() from error
+    at, order_id = decode_cursor(cursor, filters, [time_position, id_position])
+    return at, order_id
 
 
 def _sort_of(filters: Mapping[str, Any]) -> tuple[Any, bool, str]:

@@ -16,6 +16,7 @@ from werkzeug.wrappers import Request, Response
 from gateway.api.addresses import Proxies
 from gateway.api.answering import Answer, as_json_line, next_page, respond, respond_with_error
 from gateway.api.cors import Cors
+from gateway.api.cursors import Cursors
 from gateway.api.errors import INTERNAL, REFUSALS
 from gateway.api.rates import Rates
 from gateway.api.reading import (
@@ -130,6 +131,7 @@ class Api(Route):
         super().setup()
         settings: Settings = settings_of(self.container)
         self._keys = settings.auth_keys
+        self._cursors = Cursors(self._keys, self.url)
         self._cors = Cors(settings.cors_origins)
         self._proxies = Proxies(settings.trusted_proxies)
         self._body = self.body() if self.body else None
@@ -148,6 +150,8 @@ class Api(Route):
         claims = self._claims(environ)
         identity = claims.identity if claims else None
         query = self.read_query(request)
+        if self.paged and query["cursor"] is not None:
+            query["cursor"] = self._cursors.open(query["cursor"])
         body = self.read_body(environ, self._body) if self._body else {}
         key = idempotency_key(environ) if self.idempotent else ""
         check_conditions(environ)
@@ -183,13 +187,11 @@ class Api(Route):
 
     def answer(self, request: Request, result: Any) -> Response:
         result = result if isinstance(result, Answer) else Answer(result)
-        headers = result.headers
-        cursor = result.body.get("next_cursor") if self.paged and isinstance(result.body, Mapping) else None
-        if cursor:
-            headers = (*headers, ("Link", next_page(request, cursor)))
-        return respond(
-            request.environ, result.status or self.status, self.encode(result.body), headers, self.content_type
-        )
+        body, headers = result.body, result.headers
+        if self.paged and isinstance(body, Mapping) and body.get("next_cursor"):
+            cursor = self._cursors.sign(body["next_cursor"])
+            body, headers = {**body, "next_cursor": cursor}, (*headers, ("Link", next_page(request, cursor)))
+        return respond(request.environ, result.status or self.status, self.encode(body), headers, self.content_type)
 
     def encode(self, body: Any) -> str:
         """The result of the method as text of the route's content type."""

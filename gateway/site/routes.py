@@ -9,6 +9,7 @@ from marshmallow import fields
 
 from gateway.api import openapi
 from gateway.api.answering import Answer
+from gateway.api.cursors import Cursors
 from gateway.api.fields import MAX_ROW_ID, RequestSchema, Text, filters_in
 from gateway.api.http import AUDITORS, Call, api
 from gateway.combined import Combined
@@ -136,11 +137,13 @@ class Site(Combined):
         return self._document()
 
     def _page(self, filters: dict[str, Any], query: Mapping[str, Any]) -> dict[str, Any]:
-        if query["before"] is not None:
-            page: dict[str, Any] = self.inventory.release_events_before(filters, query["limit"], query["before"])
-            return page
-        page = self.inventory.release_events(filters, query["limit"], query["cursor"])
-        return {**page, "is_first": query["cursor"] is None}
+        limit, before, cursor = query["limit"], query["before"], query["cursor"]
+        if before is not None:
+            page = self.inventory.release_events_before(filters, limit, before)
+        else:
+            page = {**self.inventory.release_events(filters, limit, cursor), "is_first": cursor is None}
+        following = page["next_cursor"]
+        return {**page, "next_cursor": following and Cursors(self.settings.auth_keys, sessions.HOME).sign(following)}
 
     def _document(self) -> dict[str, Any]:
         service: type = type(self)

@@ -16,7 +16,7 @@ from shared import seals
 from shared.errors import Conflict, NotFound
 from shared.events import Identity
 from shared.ids import uuid7
-from shared.paging import decode_cursor, encode_cursor, page_of
+from shared.paging import decode_cursor, encode_cursor, id_position, page_of
 from shared.times import timestamp
 
 
@@ -83,8 +83,8 @@ def list_exports(session: Session, limit: int, cursor: str | None = None) -> tup
     table = ExportRow.__table__.c
     query = select(*table).order_by(table.export_id.desc()).limit(limit + 1)
     if cursor:
-        (last,) = decode_cursor(cursor, {}, [str])
-        query = query.where(table.export_id < uuid.UUID(last))
+        (last,) = decode_cursor(cursor, {}, [id_position])
+        query = query.where(table.export_id < last)
     rows, more = page_of(session.execute(query).mappings().all(), limit)
     found = [
         {

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from inventory_service.models import ReleaseEvent, SealRow
 from shared.errors import NotFound
-from shared.paging import decode_cursor, encode_cursor, page_of
+from shared.paging import decode_cursor, encode_cursor, page_of, row_position, time_position
 from shared.times import timestamp
 
 FILTERS = {"order_id": "order_id", "sku": "sku", "reason": "reason", "user_id": "requested_by", "trace_id": "trace_id"}
@@ -87,8 +87,8 @@ def read_page(
 ) -> tuple[list[dict[str, Any]], str | None]:
     """Read the page of a filtered query that starts at the cursor. The cursor is only valid with the same filters."""
     if cursor:
-        at, last = decode_cursor(cursor, filters, [str, int])
-        query = query.where(tuple_(*_NEWEST_FIRST) < tuple_(datetime.fromisoformat(at), last))
+        at, last = decode_cursor(cursor, filters, [time_position, row_position])
+        query = query.where(tuple_(*_NEWEST_FIRST) < tuple_(at, last))
     query = query.order_by(*(column.desc() for column in _NEWEST_FIRST)).limit(limit + 1)
     rows, more = page_of(session.execute(query).mappings().all(), limit)
     return [_as_dict(row) for row in rows], _cursor(rows[-1], filters) if more else None

@@ -19,8 +19,8 @@ from sqlalchemy.orm import Session
 from ops.domain import NEVER, DeadLetter
 from shared.config import Settings
 from shared.edge.postgres import connect
-from shared.errors import CannotWork, InvalidCursor
-from shared.paging import decode_cursor, encode_cursor, page_of
+from shared.errors import CannotWork
+from shared.paging import decode_cursor, encode_cursor, page_of, row_position, time_position
 from shared.tables import ConsumedMessage, DeadMessageRow
 from shared.times import timestamp
 from topology.table import BY_NAME
@@ -156,11 +156,8 @@ class ServiceDatabases:
         for name, value in filters.items():
             query = query.where(getattr(row, name) == value)
         if cursor:
-            died_at, last = decode_cursor(cursor, {"queue": queue, **filters}, [str, int])
-            try:
-                query = query.where(tuple_(row.died_at, row.id) < (datetime.fromisoformat(died_at), last))
-            except ValueError as error:
-                raise InvalidCursor from error
+            died_at, last = decode_cursor(cursor, {"queue": queue, **filters}, [time_position, row_position])
+            query = query.where(tuple_(row.died_at, row.id) < (died_at, last))
         with self.read(BY_NAME[queue].service) as session:
             rows, more = page_of(session.scalars(query.limit(limit + 1)).all(), limit)
         last_seen = [rows[-1].died_at.isoformat(), rows[-1].id] if more else []

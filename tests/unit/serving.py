@@ -9,11 +9,17 @@ import eventlet
 from nameko.containers import ServiceContainer
 from nameko.extensions import DependencyProvider
 
+from gateway.api.cursors import Cursors
 from shared.config import Settings
 from shared.edge.webserver import WebServer
 
 SECRET = "a-secret-of-more-than-thirty-two-bytes"
 KEYS = (("k1", SECRET),)
+
+
+def signed_cursor(route, cursor):
+    """A service's cursor as the gateway under test hands it out."""
+    return Cursors(KEYS, route).sign(cursor)
 
 
 class Fake(DependencyProvider):

@@ -22,7 +22,7 @@ from shared.enumerations import ReleaseReason
 from shared.events import ReleaseRequested
 from shared.schema import schema_of
 from shared.times import timestamp
-from tests.unit.serving import KEYS, Fake, ask, serving
+from tests.unit.serving import KEYS, Fake, ask, serving, signed_cursor
 from tests.unit.test_gateway_http import EXPECTED_ROLES, PAGES, Gateway, Service, bearer
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
@@ -655,7 +655,7 @@ def test_an_error_without_a_field_is_shown_above_the_form(gateway, query):
 
 def test_a_cursor_of_other_filters_is_reported_above_the_form(gateway):
     BEHIND.answers["release_events"] = errors.InvalidCursor()
-    status, _, text = get(gateway, "/dashboard?cursor=abc&sku=lamp")
+    status, _, text = get(gateway, f"/dashboard?cursor={signed_cursor('/dashboard', 'abc')}&sku=lamp")
     assert status == 400
     assert "The cursor was not made" in text
     assert field_of(text, "sku") == "lamp"
@@ -683,12 +683,14 @@ def queries(text):
 def test_links_keep_the_filters(gateway):
     BEHIND.answers["release_events"] = {"items": [release()], "next_cursor": "abc", "total": None}
     BEHIND.answers["release_totals"] = [{"day": "2026-01-14", "reason": "manual", "releases": 54, "quantity": 60}]
-    _, _, text = get(gateway, "/dashboard?sku=lamp&to=2026-01-14&limit=5&cursor=xyz&page=3")
+    _, _, text = get(
+        gateway, f"/dashboard?sku=lamp&to=2026-01-14&limit=5&cursor={signed_cursor('/dashboard', 'xyz')}&page=3"
+    )
     found = queries(text)
     kept = {"from": [""], "sku": ["lamp"], "to": ["2026-01-14"]}
     assert found["First page"] == kept | {"limit": ["5"]}
     assert found["Previous page"] == kept | {"limit": ["5"], "before": ["7"], "page": ["2"]}
-    assert found["Next page"] == kept | {"limit": ["5"], "cursor": ["abc"], "page": ["4"]}
+    assert found["Next page"] == kept | {"limit": ["5"], "cursor": [signed_cursor("/dashboard", "abc")], "page": ["4"]}
     assert found["Download these 54 as CSV"] == {"sku": ["lamp"], "to": ["2026-01-14"]}
     assert "Page 3 of 11" in text
 

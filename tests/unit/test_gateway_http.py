@@ -6,6 +6,7 @@ import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlencode
 
 import pytest
 from nameko.containers import ServiceContainer
@@ -13,6 +14,7 @@ from nameko.exceptions import RemoteError
 
 from gateway.api import http as api_http
 from gateway.api import strict_json
+from gateway.api.cursors import Cursors
 from gateway.api.errors import STATUS
 from gateway.api.http import Api
 from gateway.service import GatewayService
@@ -20,7 +22,7 @@ from shared import auth, errors
 from shared.config import Settings
 from shared.edge.rpc_proxy import RpcProxy
 from shared.logs import Reminder
-from tests.unit.serving import KEYS, Fake, ask, say, serving
+from tests.unit.serving import KEYS, SECRET, Fake, ask, say, serving, signed_cursor
 
 ORDER_ID = "01a1fcf8-0515-7912-9139-7154577473a5"
 ORDER = {"currency": "EUR", "items": [{"sku": "A-1", "quantity": 2, "unit_price": 100}]}
@@ -494,9 +496,51 @@ def test_a_parameter_with_a_bad_value_is_400_and_named(gateway, query):
     assert set(answer[2]["error"]["details"]) <= {pair.split("=")[0] for pair in query.split("&")}
 
 
+STOCKS = "/api/stocks"
+SIGNED = signed_cursor(STOCKS, "abc")
+INVENTED = {
+    "without a signature": "abc",
+    "with an empty one": "abc.",
+    "with a signature only": SIGNED[3:],
+    "of another position": "abd" + SIGNED[3:],
+    "with another signature": SIGNED[:4] + ("A" if SIGNED[4] != "A" else "B") + SIGNED[5:],
+    "with half of the signature": SIGNED[:15],
+    "with more behind it": SIGNED + "A",
+    "of another route": signed_cursor("/api/orders", "abc"),
+    "by another key": Cursors((("k1", "another-secret-of-more-than-32-bytes"),), STOCKS).sign("abc"),
+    "in other letters": "abc.\u00fc",
+    "with a lone surrogate": "abc.\ud800",
+}
+
+
+@pytest.mark.parametrize("cursor", INVENTED.values(), ids=INVENTED)
+def test_a_cursor_that_the_gateway_has_not_signed_reaches_no_service(gateway, cursor):
+    query = urlencode({"cursor": cursor}, errors="surrogatepass")
+    answer = ask(gateway, "GET", f"{STOCKS}?{query}", headers=bearer("customer"))
+    assert code(answer) == (400, "invalid_cursor")
+    assert BEHIND.asked == []
+
+
+def test_a_cursor_that_was_handed_out_comes_back_as_the_service_made_it(gateway):
+    BEHIND.answer = {"items": [], "next_cursor": "abc"}
+    status, headers, body = ask(gateway, "GET", STOCKS, headers=bearer("customer"))
+    assert (status, body["next_cursor"]) == (200, SIGNED)
+    assert headers["Link"] == f'<{STOCKS}?cursor={SIGNED}>; rel="next"'
+    for path in (STOCKS, "/api/v1/stocks"):
+        ask(gateway, "GET", f"{path}?cursor={SIGNED}", headers=bearer("customer"))
+        assert BEHIND.asked[-1][2] == {"limit": 50, "cursor": "abc"}
+
+
+def test_a_cursor_outlives_the_change_of_keys():
+    old, new = (("old", SECRET),), (("new", "another-secret-of-more-than-32-bytes"), ("old", SECRET))
+    signed = Cursors(old, STOCKS).sign("abc")
+    assert Cursors(new, STOCKS).open(signed) == "abc"
+    assert Cursors(new, STOCKS).sign("abc") != signed
+
+
 def test_filters_of_releases_are_normalised(gateway):
     query = (
-        f"limit=7&cursor=abc&order_id={ORDER_ID.upper()}&sku=A-1&reason=expired&user_id=alice&trace_id={ORDER_ID}"
+        f"limit=7&cursor={signed_cursor('/api/stocks/release-events', 'abc')}&order_id={ORDER_ID.upper()}&sku=A-1&reason=expired&user_id=alice&trace_id={ORDER_ID}"
         "&from=2026-01-14T12:00:00%2B02:00&to=2026-01-15T00:00:00Z"
     )
     BEHIND.answer = {"items": [], "next_cursor": None, "total": None}
@@ -647,7 +691,8 @@ def test_an_impossible_queue_name_is_404(gateway, queue):
 
 
 def test_filters_of_dead_messages_are_normalised(gateway):
-    query = f"reason=crash&type=order.paid&order_id={ORDER_ID.upper()}&trace_id={ORDER_ID}&limit=7&cursor=abc"
+    cursor = signed_cursor("/api/ops/dlq/<queue>", "abc")
+    query = f"reason=crash&type=order.paid&order_id={ORDER_ID.upper()}&trace_id={ORDER_ID}&limit=7&cursor={cursor}"
     assert ask(gateway, "GET", f"/api/ops/dlq/{QUEUE}.dlq?{query}", headers=bearer("operator"))[0] == 200
     assert BEHIND.asked[0][:2] == (
         "dead_letters",

@@ -3,19 +3,50 @@
 import base64
 import time
 import uuid
+from datetime import datetime, timedelta, timezone
 
 import pytest
 
 from shared.errors import InvalidCursor
 from shared.ids import uuid7
-from shared.paging import decode_cursor, encode_cursor, page_of
+from shared.paging import (
+    decode_cursor,
+    encode_cursor,
+    id_position,
+    name_position,
+    page_of,
+    row_position,
+    time_position,
+)
 from shared.tracing import as_uuid, trace_id_from_correlation, trace_id_of, traceparent
 
 FILTERS = {"sku": "lamp"}
 
 
 def test_a_cursor_gives_back_the_position_it_was_made_for() -> None:
-    assert decode_cursor(encode_cursor(["2026", 17], FILTERS), FILTERS, [str, int]) == ["2026", 17]
+    some, moment = uuid.uuid4(), datetime(2026, 1, 14, 10, 30, tzinfo=timezone(timedelta(hours=2)))
+    cursor = encode_cursor(["lamp", 17, moment.isoformat(), some], FILTERS)
+
+    parsers = [name_position, row_position, time_position, id_position]
+    assert decode_cursor(cursor, FILTERS, parsers) == ["lamp", 17, moment, some]
+
+
+# What PostgreSQL, or its driver, would refuse with an error of its own.
+UNFIT = {
+    name_position: ["a\0b", "\ud800", 7, None, ["lamp"], {}],
+    row_position: [True, 0, -1, 2**63, 1.0, "17", None],
+    time_position: [
+        *("2026-01-14T10:30:00", "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", "today", "", "\ud800"),
+        *(7, None, []),
+    ],
+    id_position: ["17", "", "\ud800", 7, None, str(uuid.uuid4()) + "0"],
+}
+
+
+@pytest.mark.parametrize(("parse", "value"), [(parse, value) for parse, values in UNFIT.items() for value in values])
+def test_a_position_that_its_column_cannot_hold_is_refused(parse, value) -> None:
+    with pytest.raises(InvalidCursor):
+        decode_cursor(encode_cursor([value], FILTERS), FILTERS, [parse])
 
 
 @pytest.mark.parametrize(
@@ -29,13 +60,14 @@ def test_a_cursor_gives_back_the_position_it_was_made_for() -> None:
         "%%%",
         "ü",
         base64.urlsafe_b64encode(b"{}").decode(),
+        base64.urlsafe_b64encode(b"[" * 100_000).decode(),
         base64.urlsafe_b64encode(b"3").decode(),
         base64.urlsafe_b64encode(b"\xff").decode(),
     ],
 )
 def test_a_cursor_of_other_filters_or_of_other_making_is_refused(cursor: str) -> None:
     with pytest.raises(InvalidCursor):
-        decode_cursor(cursor, FILTERS, [str, int])
+        decode_cursor(cursor, FILTERS, [name_position, row_position])
 
 
 def test_a_page_knows_whether_there_is_more() -> None:
