@@ -178,9 +178,10 @@ class Releases(Combined):
     def export_release_events(self, call: Call) -> dict[str, Any]:
         """A CSV of all releases so far that match every filter; later releases are not in it.
 
-        It is UTF-8 and has a header. Its last line begins with `manifest` and holds the signed manifest, with which
-        `ecom audit verify-export` proves that the file is complete and unaltered. A text that a spreadsheet would take
-        for a formula, or that begins with an apostrophe, has an apostrophe before it. With `for=spreadsheets` the file
+        It is UTF-8 and has a header; every cell stands in quotes. Its last line begins with `manifest` and holds the
+        signed manifest, with which `ecom audit verify-export` proves that the file is complete and unaltered. A text
+        that a spreadsheet would take for a formula, or that begins with an apostrophe, has an apostrophe before it, and
+        so has a formula within a text behind a separator. With `for=spreadsheets` the file
         begins with a byte order mark, and every text that a spreadsheet would change has the apostrophe: `'00042`.
         Every export is recorded with the name of the user.
         """

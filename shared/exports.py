@@ -2,9 +2,13 @@
 
 A header, a line for each release, and a last line with the signed manifest, by which a file proves itself complete.
 
+Every cell stands in quotes, so that a program which expects another separator does not begin a cell in the middle of a
+text. A program that ignores the quotes as well finds no formula behind a separator or a line end: an apostrophe stands
+before it.
+
 A file is written for programs or for spreadsheets. In both, different texts are different cells. A text cell that
 begins with an apostrophe holds the text behind it. In a file for spreadsheets, such a text that begins with a double
-quote is a JSON string.
+quote is a JSON string. docs/audit.md shows how a program reads such a cell.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 COLUMNS = (
     "id",
@@ -46,6 +50,8 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\0")
 # Some know the wide characters of East Asia as well, and read #N/A as an error.
 _FORMULA_OR_ERROR = (*_FORMULA, "＝", "＋", "－", "＠", "#")
 _APOSTROPHE = "'"
+# What would be a formula if a cell began behind this separator or line end, with the apostrophes that the text has.
+_INNER_FORMULA = re.compile(r"(?<=[,;\t\r\n])(?='*[=+\-@\0＝＋－＠])")
 
 _WORD = re.compile(r"[^\W\d_]+")
 
@@ -75,6 +81,10 @@ _TRUTHS = frozenset(
 )
 
 
+# csv.QUOTE_ALL or csv.QUOTE_MINIMAL.
+Quoting = Literal[0, 1]
+
+
 class Reader(StrEnum):
     """Who reads a file. PROGRAMS get texts as they are; SPREADSHEETS get the byte order mark and keep texts as text."""
 
@@ -92,22 +102,22 @@ def release_lines(releases: Iterable[Mapping[str, Any]], reader: Reader = Reader
     return csv_lines(_cells(release, _WRITERS[reader]) for release in releases)
 
 
-def manifest_line(manifest: Mapping[str, Any]) -> bytes:
+def manifest_line(manifest: Mapping[str, Any], quoting: Quoting = csv.QUOTE_ALL) -> bytes:
     """The last line."""
     told = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
-    return csv_lines([(MANIFEST, told, *("" for _ in COLUMNS[2:]))])
+    return csv_lines([(MANIFEST, told, *("" for _ in COLUMNS[2:]))], quoting)
 
 
-def csv_lines(rows: Iterable[Sequence[str]]) -> bytes:
-    """Rows as an export writes them: commas, quotes where they are needed, CRLF."""
+def csv_lines(rows: Iterable[Sequence[str]], quoting: Quoting = csv.QUOTE_ALL) -> bytes:
+    """Rows as an export writes them: commas, every cell in quotes, CRLF. Up to version 0.2 quotes were minimal."""
     text = io.StringIO()
-    csv.writer(text).writerows(rows)
+    csv.writer(text, quoting=quoting).writerows(rows)
     return text.getvalue().encode()
 
 
 def for_programs(text: str) -> str:
     """The cell of a text for programs: no spreadsheet takes it for a formula."""
-    return _APOSTROPHE + text if text.startswith((*_FORMULA, _APOSTROPHE)) else text
+    return _within(_APOSTROPHE + text if text.startswith((*_FORMULA, _APOSTROPHE)) else text)
 
 
 def for_spreadsheets(text: str) -> str:
@@ -116,9 +126,14 @@ def for_spreadsheets(text: str) -> str:
     Text with characters that cannot be seen is written as a JSON string.
     """
     if not _is_seen(text) or text.startswith('"'):
-        return json.dumps(text)
+        return _within(json.dumps(text))
     is_kept = _stays_text(text) and not text.startswith((*_FORMULA_OR_ERROR, _APOSTROPHE))
-    return text if is_kept else _APOSTROPHE + text
+    return _within(text if is_kept else _APOSTROPHE + text)
+
+
+def _within(cell: str) -> str:
+    """The cell with an apostrophe before each text in it that could become a formula."""
+    return _INNER_FORMULA.sub(_APOSTROPHE, cell)
 
 
 _WRITERS: dict[Reader, Callable[[str], str]] = {

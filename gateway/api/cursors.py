@@ -1,7 +1,7 @@
-"""Cursors as clients get them: signed, so that only a cursor that this API has handed out ever reaches a service.
+"""Cursors as clients get them: signed, so that only a cursor that this API has handed out reaches a service.
 
-The signature covers the route, too: a cursor of one list is no cursor of another. It is made with the key of the tokens,
-under a prefix that no token has; every gateway has that key, and while keys are changed each of them verifies.
+The signature covers the route, too: a cursor of one list is no cursor of another. It is made with the key of the
+tokens, under a prefix that no token has. Every gateway has that key, and while keys are changed each of them verifies.
 """
 
 from __future__ import annotations

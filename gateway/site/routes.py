@@ -40,8 +40,8 @@ class SignInForm(RequestSchema):
     next = fields.String(load_default="")
 
 
-class SignOutForm(RequestSchema):
-    """The sign-out form. Its token proves that the form was made for this session."""
+class OwnForm(RequestSchema):
+    """A form whose token proves that it was made for this session."""
 
     token = fields.String(load_default="")
 
@@ -64,15 +64,14 @@ class Site(Combined):
         claims = auth.verify(session["access_token"], self.settings.auth_keys, audience=auth.DASHBOARD)
         if set(AUDITORS).isdisjoint(claims.identity.roles):
             raise Forbidden("The dashboard is for auditors and administrators.")
-        cookie = sessions.cookie(session["access_token"], secure=self.settings.production)
+        cookie = sessions.cookie(session["access_token"], self.settings.production)
         return sessions.redirect(sessions.own_path(call.body["next"]), cookie)
 
-    @session_page("POST", "/dashboard/sign-out", roles=AUDITORS, body=SignOutForm, answer=None, summary="Sign out")
+    @session_page("POST", "/dashboard/sign-out", roles=AUDITORS, body=OwnForm, answer=None, summary="Sign out")
     def sign_out(self, call: Call) -> Answer:
         """End the session if the form was made for it."""
-        if not sessions.may_sign_out(call.body["token"], call.token_id, self.settings.auth_keys):
-            raise Forbidden("This form was not made for your session.")
-        return sessions.redirect("/dashboard/sign-in", sessions.cookie("", secure=self.settings.production))
+        sessions.check_form(call.body["token"], sessions.SIGN_OUT, call.token_id, self.settings.auth_keys)
+        return sessions.redirect("/dashboard/sign-in", sessions.cookie("", self.settings.production))
 
     @filtered_page("GET", "/dashboard", roles=AUDITORS, query=DashboardQuery, answer=None, summary="The release audit")
     def dashboard(self, call: Call) -> Answer:
@@ -110,10 +109,21 @@ class Site(Combined):
         return release_page(self._visitor(call), release, operations, timeline, missing)
 
     @session_export(
-        "GET", "/dashboard/export", roles=AUDITORS, query=DashboardFilters, answer=None, summary="The releases as CSV"
+        "POST",
+        "/dashboard/export",
+        roles=AUDITORS,
+        query=DashboardFilters,
+        body=OwnForm,
+        answer=None,
+        summary="The releases as CSV",
     )
     def dashboard_export(self, call: Call) -> dict[str, Any]:
-        """The same file as the export of the API with `for=spreadsheets`."""
+        """The same file as the export of the API with `for=spreadsheets`.
+
+        An export is recorded under the name of the user. So it needs a form of their session: a link on another site
+        could make them export something.
+        """
+        sessions.check_form(call.body["token"], sessions.EXPORT, call.token_id, self.settings.auth_keys)
         return self.inventory.open_release_export(filters_in(call.query))
 
     @home_page("GET", "/", roles=None, answer=None, summary="The first page")

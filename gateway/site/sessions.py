@@ -25,17 +25,22 @@ from gateway.export import Export
 from gateway.site.pages import Look, PageRoute, render
 from shared import auth, errors
 from shared.edge.http import BODY, Environ
+from shared.edge.settings import settings_of
 from shared.events import Identity
 from shared.exports import Reader
 from shared.tracing import as_uuid
 
 HOME = "/dashboard"
 COOKIE = "ecom_session"
-# RFC 9110 requires a challenge with every 401. Browsers do not know this one, so they show no password dialog.
-CHALLENGE = f'Cookie realm="ecom", form-action="{HOME}/sign-in", cookie-name="{COOKIE}"'
+# Browsers take a cookie with this prefix over HTTPS only, so that nobody who can change plain HTTP can plant one. (The
+# prefix __Host- would need the path /.)
+SECURE_PREFIX = "__Secure-"
 
 # A browser keeps the cookie longer than the session lasts. So the sign-in form can say that a session has ended.
 COOKIE_S = 24 * 3600
+
+# The purposes of forms that have a token.
+SIGN_OUT, EXPORT = "sign-out", "export"
 
 FORM = "application/x-www-form-urlencoded"
 MAX_FIELDS = 20
@@ -51,15 +56,17 @@ LOOK = Look("base.css", "dashboard.css", forms=True)
 
 @dataclass(frozen=True)
 class Visitor:
-    """The user who looks at a page, and the token of their sign-out form."""
+    """The user who looks at a page, and the tokens of their forms."""
 
     name: str
     sign_out_token: str
+    export_token: str
 
     @classmethod
     def of(cls, identity: Identity, token_id: str, keys: auth.Keys) -> Visitor:
         """The visitor of a session."""
-        return cls(identity.user_id, sign_out_token(keys[0][1], token_id))
+        key = keys[0][1]
+        return cls(identity.user_id, form_token(key, SIGN_OUT, token_id), form_token(key, EXPORT, token_id))
 
 
 class Session(Api):
@@ -68,8 +75,12 @@ class Session(Api):
     in_document = False
     below = HOME
 
+    def setup(self) -> None:
+        super().setup()
+        self._cookie = cookie_name(settings_of(self.container).production)
+
     def verify(self, environ: Environ) -> auth.Claims:
-        return auth.verify(_token_in(environ), self._keys, audience=auth.DASHBOARD)
+        return auth.verify(self._token_in(environ), self._keys, audience=auth.DASHBOARD)
 
     def read_query(self, request: Request) -> dict[str, Any]:
         """An empty form field counts as not given."""
@@ -90,14 +101,14 @@ class Session(Api):
         status, reported, own = report_error(environ, error)
         own = [header for header in own if header[0] != "WWW-Authenticate"]
         if status == 401:
-            own.append(("WWW-Authenticate", CHALLENGE))
+            own.append(("WWW-Authenticate", challenge(self._cookie)))
         page = self.error_page(environ, status, reported)
         return respond(environ, status, page.body, [*page.headers, *own, *headers], PageRoute.content_type)
 
     def error_page(self, environ: Environ, status: int, error: errors.EcomError) -> Answer:
         """The page for an error."""
         if status == 401:
-            return sign_in_form(requested_page(environ), has_ended=bool(_token_in(environ)))
+            return sign_in_form(requested_page(environ), has_ended=bool(self._token_in(environ)))
         sign_in = f"{HOME}/sign-in?{urlencode({'next': self.leads_to(environ)})}" if status == 403 else ""
         return self.show(environ, "error.html", status=status, error=error, sign_in=sign_in)
 
@@ -109,6 +120,9 @@ class Session(Api):
         """A page that shows an error and its trace."""
         trace_id = as_uuid(trace_of(environ).trace_id)
         return show(template, visitor=self._visitor(environ), trace_id=trace_id, **values)
+
+    def _token_in(self, environ: Environ) -> str:
+        return parse_cookie(environ).get(self._cookie, "")
 
     def _visitor(self, environ: Environ) -> Visitor | None:
         try:
@@ -198,28 +212,39 @@ def check_origin(environ: Environ) -> None:
         raise errors.Forbidden("This form was sent by another site.")
 
 
-def cookie(token: str, secure: bool) -> str:
+def challenge(cookie: str) -> str:
+    """What a 401 asks for. RFC 9110 requires a challenge; browsers do not know this one and show no password dialog."""
+    return f'Cookie realm="ecom", form-action="{HOME}/sign-in", cookie-name="{cookie}"'
+
+
+def cookie_name(production: bool) -> str:
+    """The name of the session's cookie. In production no other name is read."""
+    return f"{SECURE_PREFIX if production else ''}{COOKIE}"
+
+
+def cookie(token: str, production: bool) -> str:
     """The session as a Set-Cookie header. An empty token deletes the cookie."""
     return dump_cookie(
-        COOKIE,
+        cookie_name(production),
         token,
         max_age=COOKIE_S if token else 0,
         path=HOME,
-        secure=secure,
+        secure=production,
         httponly=True,
         samesite="Lax",
     )
 
 
-def sign_out_token(key: str, token_id: str) -> str:
-    """The secret that a form must send to end a session. A page of another site cannot know it."""
-    return hmac.new(key.encode(), f"ecom-dashboard sign-out {token_id}".encode(), "sha256").hexdigest()
+def form_token(key: str, purpose: str, token_id: str) -> str:
+    """The secret that a form with this purpose must send in a session. A page of another site cannot know it."""
+    return hmac.new(key.encode(), f"ecom-dashboard {purpose} {token_id}".encode(), "sha256").hexdigest()
 
 
-def may_sign_out(token: str, token_id: str, keys: auth.Keys) -> bool:
-    """Whether the form was made for this session, with any of the current keys."""
-    matches = [hmac.compare_digest(token.encode(), sign_out_token(key, token_id).encode()) for _, key in keys]
-    return any(matches)
+def check_form(token: str, purpose: str, token_id: str, keys: auth.Keys) -> None:
+    """Raise Forbidden unless the form was made for this session and purpose, with any of the current keys."""
+    matches = [hmac.compare_digest(token.encode(), form_token(key, purpose, token_id).encode()) for _, key in keys]
+    if not any(matches):
+        raise errors.Forbidden("This form was not made for your session.")
 
 
 def read_form(environ: Environ) -> Mapping[str, str]:
@@ -232,10 +257,6 @@ def read_form(environ: Environ) -> Mapping[str, str]:
     if len(dict(pairs)) != len(pairs):
         raise errors.BadRequest("A field of the form is given twice.")
     return dict(pairs)
-
-
-def _token_in(environ: Environ) -> str:
-    return parse_cookie(environ).get(COOKIE, "")
 
 
 def _pairs(environ: Environ) -> list[tuple[str, str]]:

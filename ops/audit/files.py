@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from shared import seals
-from shared.exports import BOM, MANIFEST, csv_lines, manifest_line
+from shared.exports import BOM, MANIFEST, Quoting, csv_lines, manifest_line
 
 # A manifest is a few hundred bytes; filters are the longest of it.
 LONGEST_MANIFEST = 64 * 1024
@@ -26,6 +26,9 @@ REPORT_EVERY = 1024 * 1024
 
 # Separators that spreadsheets write, an export's own first.
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab"}
+
+# How an export quotes its cells, and how it did up to version 0.2.
+QUOTINGS: tuple[Quoting, ...] = (csv.QUOTE_ALL, csv.QUOTE_MINIMAL)
 
 # What a file is that begins with these bytes.
 OTHER_FILES = {
@@ -64,7 +67,7 @@ def prove(file: Path, keys: Sequence[str], seen: Callable[[int, int], None] = la
         wrong = f"its manifest was signed with the key {manifest.get('key_id')}, which AUDIT_KEY does not hold"
     elif not seals.same(str(manifest.get("mac")), seals.manifest_mac(key, manifest)):
         wrong = "its manifest was altered"
-    elif reader.sha256() == manifest["sha256"] and last == manifest_line(manifest):
+    elif reader.sha256() == manifest["sha256"] and last in _manifest_lines(manifest):
         wrong = ""
     else:
         wrong = _what_changed(file, separator, begin.startswith(BOM), last, rows, manifest)
@@ -82,7 +85,7 @@ def _what_changed(file: Path, separator: str, has_bom: bool, last: bytes, rows: 
         changes.append("its line ends were changed from CRLF to LF")
     hashes = _rewritten(file, separator)
     if manifest["sha256"] in hashes:
-        had_bom = hashes.index(manifest["sha256"]) == 1
+        had_bom = hashes.index(manifest["sha256"]) % 2 == 1
         if had_bom != has_bom:
             what = "removed from" if had_bom else "added to"
             changes.append(f"a byte order mark (BOM) was {what} its beginning")
@@ -98,21 +101,25 @@ def _what_changed(file: Path, separator: str, has_bom: bool, last: bytes, rows: 
 
 
 def _rewritten(file: Path, separator: str) -> list[str]:
-    """The SHA-256 of what stands before the manifest, written as an export writes it: without a BOM, and with one.
+    """The SHA-256 of what stands before the manifest, written as an export writes it.
 
-    Empty for a file whose cells cannot be read.
+    For each kind of quotes without a BOM, and then with one. Empty for a file whose cells cannot be read.
     """
-    plain, marked = hashlib.sha256(), hashlib.sha256(BOM)
+    checksums = [(quoting, hashlib.sha256(begin)) for quoting in QUOTINGS for begin in (b"", BOM)]
     previous: list[str] = []
     try:
         with file.open(encoding="utf-8-sig", newline="") as opened:
             for row in filter(None, csv.reader(opened, delimiter=separator, strict=True)):
-                for checksum in (plain, marked) if previous else ():
-                    checksum.update(csv_lines([previous]))
+                for quoting, checksum in checksums if previous else ():
+                    checksum.update(csv_lines([previous], quoting))
                 previous = row
     except (ValueError, csv.Error):
         return []
-    return [plain.hexdigest(), marked.hexdigest()]
+    return [checksum.hexdigest() for _, checksum in checksums]
+
+
+def _manifest_lines(manifest: dict[str, Any]) -> list[bytes]:
+    return [manifest_line(manifest, quoting) for quoting in QUOTINGS]
 
 
 def _last_line(opened: BinaryIO) -> tuple[int, bytes]:

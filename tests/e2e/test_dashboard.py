@@ -213,7 +213,7 @@ def test_signing_out_works_and_another_site_cannot_cause_it(open_page: Callable[
     for form, headers in (
         ({}, {}),
         ({"token": "0" * 64}, {}),
-        ({"token": page.locator("input[name=token]").input_value()}, {"Origin": "https://evil.example"}),
+        ({"token": page.locator(".leave input[name=token]").input_value()}, {"Origin": "https://evil.example"}),
     ):
         answer = page.request.post(f"{shop.url}/dashboard/sign-out", form=form, headers=headers)
         assert (answer.status, answer.headers["content-type"]) == (403, "text/html; charset=utf-8")
@@ -294,7 +294,7 @@ def test_the_csv_is_the_one_for_spreadsheets(open_page: Callable[..., Page], sho
     page = open_page(storage_state=session)
     page.goto(f"{shop.url}/dashboard?user_id={shop.customer}&reason=payment_failed&from=")
     with page.expect_download() as download:
-        page.get_by_role("link", name=f"Download these {DECLINED} as CSV").click()
+        page.get_by_role("button", name=f"Download these {DECLINED} as CSV").click()
     named = f"release-events_reason-payment_failed_user_id-{shop.customer}_for-spreadsheets.csv"
     assert download.value.suggested_filename == named
     file = download.value.path().read_bytes()

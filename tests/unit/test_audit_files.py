@@ -19,7 +19,7 @@ from ops.audit import files
 from ops.audit.files import Proof, prove
 from ops.cli import main as cli
 from shared import seals
-from shared.exports import BOM, Reader, header_line, manifest_line, release_lines
+from shared.exports import BOM, Reader, csv_lines, header_line, manifest_line, release_lines
 
 KEY = "a key that tests sign exports with and nobody else"
 OTHER_KEY = "another key that nothing was ever signed with"
@@ -112,11 +112,11 @@ def test_a_changed_cell_is_told_as_that(export: Path) -> None:
     assert proved(export).wrong == "it has its 10 rows, and some of their bytes were altered"
 
 
-def resaved(content: bytes, separator: str = ",", line_end: str = "\r\n", quoting: int = csv.QUOTE_MINIMAL) -> bytes:
+def resaved(content: bytes, separator: str = ",", line_end: str = "\r\n") -> bytes:
     """A file as another program writes its cells."""
     text = io.StringIO()
     rows = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""))
-    csv.writer(text, delimiter=separator, lineterminator=line_end, quoting=quoting).writerows(rows)
+    csv.writer(text, delimiter=separator, lineterminator=line_end).writerows(rows)
     return text.getvalue().encode()
 
 
@@ -137,7 +137,7 @@ QUOTES = "its quotes, line ends or empty lines were changed"
         (Reader.SPREADSHEETS, lambda file: file.removeprefix(BOM), f"{BOM_REMOVED}; {SAME}"),
         (Reader.PROGRAMS, lambda file: file[:-2], f"its last line end was removed; {SAME}"),
         (Reader.PROGRAMS, lambda file: file + b"\r\n", f"{QUOTES}; {SAME}"),
-        (Reader.PROGRAMS, lambda file: resaved(file, quoting=csv.QUOTE_ALL), f"{QUOTES}; {SAME}"),
+        (Reader.PROGRAMS, lambda file: resaved(file), f"{QUOTES}; {SAME}"),
         (Reader.PROGRAMS, lambda file: resaved(file, ";"), f"{SEMICOLONS}; {SAME}"),
         (Reader.SPREADSHEETS, lambda file: resaved(file, ";", "\n"), f"{SEMICOLONS}, {LF}, {BOM_REMOVED}; {SAME}"),
         (
@@ -189,6 +189,25 @@ def without(body: bytes, number: int) -> bytes:
     line = release_lines([release(number)])
     assert body.count(line) == 1
     return body.replace(line, b"")
+
+
+@pytest.fixture
+def old_export(tmp_path: Path) -> bytes:
+    """An export as version 0.2 wrote it: with quotes only where they are needed."""
+    lines = header_line() + release_lines(release(number, why="x") for number in range(10))
+    rows = csv.reader(lines.decode().splitlines(True))
+    body = csv_lines(list(rows), csv.QUOTE_MINIMAL)
+    return body + manifest_line(manifest(body, 10), csv.QUOTE_MINIMAL)
+
+
+def test_an_export_of_an_older_version_proves_itself(tmp_path: Path, old_export: bytes) -> None:
+    file = tmp_path / "old.csv"
+    file.write_bytes(old_export)
+    assert proved(file).wrong == ""
+    file.write_bytes(old_export.replace(b"\r\n", b"\n"))
+    assert proved(file).wrong == f"{LF}; {SAME}"
+    file.write_bytes(old_export.replace(b"ann", b"bob", 1))
+    assert proved(file).wrong == "it has its 10 rows, and some of their bytes were altered"
 
 
 @pytest.mark.parametrize("number", [0, 3, 4, 9])

@@ -170,9 +170,16 @@ def field_of(text, name):
     return found["value"]
 
 
-def sign_out_token(headers):
+def form_token(headers, purpose=sessions.SIGN_OUT):
     claims = auth.verify(headers["Cookie"].partition("=")[2], KEYS, audience=auth.DASHBOARD)
-    return sessions.sign_out_token(KEYS[0][1], claims.token_id)
+    return sessions.form_token(KEYS[0][1], purpose, claims.token_id)
+
+
+def export(gateway, query="", headers=None):
+    """Send the form that downloads the releases."""
+    headers = session() if headers is None else headers
+    token = form_token(headers, sessions.EXPORT) if headers else ""
+    return post(gateway, f"/dashboard/export{query}", {"token": token}, headers)
 
 
 CLOSED = sorted(route for route in PAGES if EXPECTED_ROLES[route])
@@ -223,7 +230,15 @@ def test_signing_in_sets_a_cookie_hidden_from_scripts_and_other_sites(gateway):
 def test_in_production_the_cookie_is_sent_over_tls_only():
     with serving(Paged, settings=Settings(env="production", auth_keys=KEYS)) as production:
         BEHIND.reset()
-        assert "Secure" in sign_in(production)[1]["Set-Cookie"].split("; ")
+        value, *attributes = sign_in(production)[1]["Set-Cookie"].split("; ")
+        assert value.startswith("__Secure-ecom_session=")
+        assert "Secure" in attributes
+        assert get(production, headers={"Cookie": value})[0] == 200
+        # Whoever can change plain HTTP of the host can plant a cookie of the other name.
+        status, headers, _ = get(production, headers={"Cookie": value.removeprefix("__Secure-")})
+        assert (status, "__Secure-ecom_session" in headers["WWW-Authenticate"]) == (401, True)
+        leave = post(production, "/dashboard/sign-out", {"token": form_token({"Cookie": value})}, {"Cookie": value})
+        assert leave[1]["Set-Cookie"].startswith("__Secure-ecom_session=;")
 
 
 @pytest.mark.parametrize("roles", [("customer",), ("operator", "service"), ()])
@@ -316,7 +331,7 @@ def test_a_user_without_the_role_can_sign_in_as_somebody_else(gateway):
 
 
 def test_signing_in_after_requesting_a_file_or_a_form_action_leads_to_a_page(gateway):
-    assert field_of(get(gateway, "/dashboard/export?sku=lamp", headers={})[2], "next") == "/dashboard?sku=lamp"
+    assert field_of(export(gateway, "?sku=lamp", headers={})[2], "next") == "/dashboard?sku=lamp"
     assert field_of(post(gateway, "/dashboard/sign-out", {})[2], "next") == "/dashboard"
 
 
@@ -377,18 +392,18 @@ def test_a_form_of_another_site_is_refused(gateway, headers, own):
     status, response_headers, _ = sign_in(gateway, headers=sent)
     assert (status, response_headers["Set-Cookie"] is not None) == ((303, True) if own else (403, False))
     visit = session()
-    answer = post(gateway, "/dashboard/sign-out", {"token": sign_out_token(visit)}, visit | sent)
+    answer = post(gateway, "/dashboard/sign-out", {"token": form_token(visit)}, visit | sent)
     assert answer[0] == (303 if own else 403)
 
 
 def test_signing_out_needs_the_token_of_the_same_session(gateway):
     visit, other = session(), session()
-    for token in ("", "0" * 64, sign_out_token(other), "\u2603"):
+    for token in ("", "0" * 64, form_token(other), form_token(visit, sessions.EXPORT), "\u2603"):
         status, response_headers, _ = post(gateway, "/dashboard/sign-out", {"token": token}, visit)
         assert (status, response_headers["Set-Cookie"]) == (403, None)
     assert post(gateway, "/dashboard/sign-out", {}, visit)[0] == 403
-    token = field_of(get(gateway, headers=visit)[2], "token")
-    assert token == sign_out_token(visit)
+    token = field_of(get(gateway, "/dashboard/releases/7", headers=visit)[2], "token")
+    assert token == form_token(visit)
     status, response_headers, _ = post(gateway, "/dashboard/sign-out", {"token": token}, visit)
     assert (status, response_headers["Location"]) == (303, "/dashboard/sign-in")
     name, *attributes = response_headers["Set-Cookie"].split("; ")
@@ -396,10 +411,11 @@ def test_signing_out_needs_the_token_of_the_same_session(gateway):
 
 
 def test_a_form_made_before_the_keys_were_rotated_still_signs_out():
-    token = sessions.sign_out_token(KEYS[0][1], "a-session")
+    token = sessions.form_token(KEYS[0][1], sessions.SIGN_OUT, "a-session")
     rotated = (("k2", "another-secret-of-more-than-thirty-two-bytes"), *KEYS)
-    assert sessions.may_sign_out(token, "a-session", rotated)
-    assert not sessions.may_sign_out(token, "a-session", rotated[:1])
+    sessions.check_form(token, sessions.SIGN_OUT, "a-session", rotated)
+    with pytest.raises(errors.Forbidden):
+        sessions.check_form(token, sessions.SIGN_OUT, "a-session", rotated[:1])
 
 
 @pytest.mark.parametrize(
@@ -443,7 +459,7 @@ def test_pages_are_not_cached_run_no_script_and_load_nothing_from_elsewhere(gate
     ],
 )
 def test_an_unknown_path_of_the_dashboard_is_a_404_page(gateway, path, status):
-    answered, response_headers, text = get(gateway, path)
+    answered, response_headers, text = export(gateway) if path.endswith("/export") else get(gateway, path)
     assert (answered, response_headers["Content-Type"]) == (status, "text/html; charset=utf-8")
     trace = response_headers["X-Correlation-ID"]
     assert f"If you ask for help, quote this trace: <code>{trace}</code>" in text
@@ -479,7 +495,7 @@ def test_an_unsupported_method_is_a_405_page(gateway):
 )
 def test_an_error_page_shows_its_trace_and_no_secret(gateway, error, status, path, method):
     BEHIND.answers[method] = error
-    answered, response_headers, text = get(gateway, path)
+    answered, response_headers, text = export(gateway) if path.endswith("/export") else get(gateway, path)
     assert (answered, response_headers["Content-Type"]) == (status, "text/html; charset=utf-8")
     assert response_headers["X-Correlation-ID"] in text
     assert "secret" not in text
@@ -691,7 +707,7 @@ def test_links_keep_the_filters(gateway):
     assert found["First page"] == kept | {"limit": ["5"]}
     assert found["Previous page"] == kept | {"limit": ["5"], "before": ["7"], "page": ["2"]}
     assert found["Next page"] == kept | {"limit": ["5"], "cursor": [signed_cursor("/dashboard", "abc")], "page": ["4"]}
-    assert found["Download these 54 as CSV"] == {"sku": ["lamp"], "to": ["2026-01-14"]}
+    assert ">Download these 54 as CSV</button>" in text
     assert "Page 3 of 11" in text
 
 
@@ -719,10 +735,10 @@ def test_the_first_page_has_no_page_before_it_and_the_last_none_after_it(gateway
         ("?sku=lamp", 0, "Download the empty list as CSV"),
     ],
 )
-def test_the_link_to_the_csv_says_how_many_releases_it_has(gateway, query, releases, words):
+def test_the_button_for_the_csv_says_how_many_releases_it_has(gateway, query, releases, words):
     totals = [{"day": "2026-01-14", "reason": "manual", "releases": releases, "quantity": 9}]
     BEHIND.answers["release_totals"] = totals if releases else []
-    assert words in links(get(gateway, f"/dashboard{query}")[2])
+    assert f"<button>{words}</button>" in get(gateway, f"/dashboard{query}")[2]
 
 
 def test_a_release_is_linked_by_its_number(gateway):
@@ -756,13 +772,36 @@ def test_only_a_form_with_a_problem_is_unfolded_on_a_phone(gateway):
     )
 
 
-def test_the_export_link_has_the_filters_of_the_page(gateway):
+def test_an_export_needs_a_form_of_this_session(gateway):
     BEHIND.answers["open_release_export"] = errors.ServiceUnavailable()
-    get(gateway, "/dashboard/export?from=&sku=lamp&to=2026-01-14")
+    visit, other = session(), session()
+    assert get(gateway, "/dashboard/export", visit)[0] == 405, "a link on another site sends a GET with the cookie"
+    for token in ("", form_token(other, sessions.EXPORT), form_token(visit)):
+        assert post(gateway, "/dashboard/export", {"token": token}, visit)[0] == 403
+    elsewhere = {"Sec-Fetch-Site": "cross-site"}
+    assert (
+        post(gateway, "/dashboard/export", {"token": form_token(visit, sessions.EXPORT)}, visit | elsewhere)[0] == 403
+    )
+    assert BEHIND.asked == []
+    assert export(gateway, headers=visit)[0] == 503, "it was opened"
+
+
+def test_the_export_form_has_the_filters_of_the_page(gateway):
+    text = get(gateway, "/dashboard?sku=lamp&to=2026-01-14")[2]
+    (action,) = [one["action"] for tag, one in Elements(text).found if "/export" in one.get("action", "")]
+    BEHIND.answers["open_release_export"] = errors.ServiceUnavailable()
+    BEHIND.asked.clear()
+    export(gateway, action.removeprefix("/dashboard/export"))
+    assert BEHIND.asked[0][:2] == ("open_release_export", ({"sku": "lamp", "to": "2026-01-15T00:00:00.000Z"},))
+
+
+def test_the_filters_of_an_export_are_those_of_the_page(gateway):
+    BEHIND.answers["open_release_export"] = errors.ServiceUnavailable()
+    export(gateway, "?from=&sku=lamp&to=2026-01-14")
     (asked,) = BEHIND.asked
     assert asked[:2] == ("open_release_export", ({"sku": "lamp", "to": "2026-01-15T00:00:00.000Z"},))
     BEHIND.asked.clear()
-    status, response_headers, text = get(gateway, "/dashboard/export?from=yesterday")
+    status, response_headers, text = export(gateway, "?from=yesterday")
     assert (status, response_headers["Content-Type"]) == (400, "text/html; charset=utf-8")
     assert "Must be a date" in text
     assert BEHIND.asked == []

@@ -539,8 +539,9 @@ def test_a_cursor_outlives_the_change_of_keys():
 
 
 def test_filters_of_releases_are_normalised(gateway):
+    cursor = signed_cursor("/api/stocks/release-events", "abc")
     query = (
-        f"limit=7&cursor={signed_cursor('/api/stocks/release-events', 'abc')}&order_id={ORDER_ID.upper()}&sku=A-1&reason=expired&user_id=alice&trace_id={ORDER_ID}"
+        f"limit=7&cursor={cursor}&order_id={ORDER_ID.upper()}&sku=A-1&reason=expired&user_id=alice&trace_id={ORDER_ID}"
         "&from=2026-01-14T12:00:00%2B02:00&to=2026-01-15T00:00:00Z"
     )
     BEHIND.answer = {"items": [], "next_cursor": None, "total": None}
