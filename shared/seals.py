@@ -78,7 +78,8 @@ def manifest_mac(key: str, manifest: Mapping[str, Any]) -> str:
 
 def same(mac: str, other: str) -> bool:
     """Whether two MACs are equal; takes the same time wherever they differ."""
-    return hmac.compare_digest(mac.encode(), other.encode())
+    # A file may hold a lone surrogate, which UTF-8 cannot.
+    return hmac.compare_digest(mac.encode("utf-8", "surrogatepass"), other.encode("utf-8", "surrogatepass"))
 
 
 def moment(at: datetime) -> str:
