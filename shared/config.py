@@ -1,58 +1,188 @@
 """Settings: environment variables, each also as NAME_FILE, read once and typed.
 
-The code that starts a process calls `read()`. No module reads the environment at import.
+`Settings` is the table: each row says how a setting is read and which roles read it. A role is a service, or a group of
+`ecom`'s commands. A process reads the settings of its role and no others: what it does not use cannot stop it. The code
+that starts a process calls `read()`. No module reads the environment at import.
+
+To add a setting, add a row. `ecom config` and the list in docs/operations.md follow.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import os
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, NamedTuple
 
+from shared import parsers
 from shared.errors import ConfigurationFault
 from topology import services
+from topology.table import CONSUMERS
 
 SERVICES, DATABASES = services.NAMES, services.DATABASES
 FIRST_PORT = 8000
 # Replica n of a service listens on its port + 100 n. So there can be up to 100 services.
 PORTS_BETWEEN_REPLICAS = 100
 
-# RFC 7518 section 3.2: an HS256 key is at least as long as the hash.
-MIN_SECRET_BYTES = 32
-_ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?")
-_MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
 DEVELOPMENT_KEY = "dev:development-only-secret-never-in-production"
 DEVELOPMENT_AUDIT_KEY = "development-only-audit-key-never-in-production"
-SECRETS = frozenset({"auth_keys", "audit_keys", "amqp_uri", "database_urls", "database_admin_url", "reader_password"})
+
+# The roles of commands: `ecom migrate`, `ecom topology`, `ecom audit`, `ecom user`, the commands with which operators
+# look into queues and databases, and `make shell`.
+MIGRATE, TOPOLOGY, AUDIT, USER, OPERATOR, SHELL = "migrate", "topology", "audit", "user", "operator", "shell"
+ROLES = (*SERVICES, MIGRATE, TOPOLOGY, AUDIT, USER, OPERATOR, SHELL)
+
+
+class Secret(NamedTuple):
+    """A kind of secret: how its value is shown, and the secrets that the value holds."""
+
+    masked: Callable[[Any], Any]
+    inside: Callable[[Any], tuple[str, ...]]
+
+
+class Row(NamedTuple):
+    """How one variable of the environment becomes a value of Settings, and which roles read it."""
+
+    variable: str
+    parse: Callable[[str], Any]
+    means: str
+    roles: tuple[str, ...]
+    default: str = ""
+    production: str | None = None  # the default in production, where it differs
+    secret: Secret | None = None
+    attribute: str = ""
+    key: str = ""  # where the attribute is a mapping
+
+    def default_in(self, env: str) -> str:
+        """The text that counts where the variable is not set."""
+        return self.default if self.production is None or env != "production" else self.production
+
+    def of(self, settings: Settings) -> Any:
+        """Its value; None if it is one of a mapping and is not set."""
+        value = getattr(settings, self.attribute)
+        return value.get(self.key) if self.key else value
+
+
+def _one(row: Row) -> Any:
+    """An attribute with one row."""
+    return field(default=row.parse(row.default), metadata={"rows": {"": row}})
+
+
+def _each(rows: Mapping[str, Row]) -> Any:
+    """An attribute that is a mapping, with a row for each key. It lacks a key whose value is empty."""
+    values = {key: row.parse(row.default) for key, row in rows.items() if row.default}
+    return field(default_factory=lambda: dict(values), metadata={"rows": rows})
+
+
+_IN_URL = Secret(parsers.masked_url, parsers.passwords_in)
+_WORD = Secret(lambda word: "***" if word else "", lambda word: (word,) if word else ())
+_KEYS = Secret(lambda keys: ["***" for _ in keys], tuple)
+_NAMED_KEYS = Secret(lambda keys: [f"{kid}:***" for kid, _ in keys], lambda keys: tuple(key for _, key in keys))
+
+_AT_THE_BROKER = (*SERVICES, TOPOLOGY, OPERATOR, SHELL)
+# The databases that a role opens beside the one of its own name.
+_OPENS = {
+    MIGRATE: DATABASES,
+    "ops": (*CONSUMERS, *services.PUBLISHERS),
+    OPERATOR: ("ops", *CONSUMERS, *services.PUBLISHERS),
+    AUDIT: ("ops", "inventory"),
+    USER: ("auth",),
+}
+
+
+def _needing(variable: str) -> tuple[str, ...]:
+    return tuple(service.name for service in services.SERVICES if variable in service.needs)
+
+
+def _who_opens(database: str) -> tuple[str, ...]:
+    return tuple(role for role in ROLES if role == database or database in _OPENS.get(role, ()))
 
 
 @dataclass(frozen=True)
 class Settings:
     """The settings of a process. Times are in seconds."""
 
-    env: str = "development"
-    amqp_uri: str = "amqp://guest:guest@127.0.0.1:5672//"
-    database_urls: Mapping[str, str] = field(default_factory=dict)
-    database_admin_url: str = ""  # of a role that may create roles and databases; for `ecom migrate` only
-    reader_password: str = ""  # of the read-only role, which cannot log in without one
-    auth_keys: tuple[tuple[str, str], ...] = ()  # (kid, secret); the first signs
-    auth_mock: bool = True
-    audit_keys: tuple[str, ...] = ()  # the first seals, every one verifies
-    payment_mode: str = "succeed"
-    provider_timeout_s: float = 5.0
-    provider_open_s: float = 30.0  # how long no call is made to a provider that is away
-    order_deadline_s: float = 900.0
-    host: str = "127.0.0.1"
-    ports: Mapping[str, int] = field(default_factory=dict)
-    rate_user_per_min: int = 0
-    rate_address_per_min: int = 0
-    trusted_proxies: tuple[str, ...] = ()  # addresses or networks whose X-Forwarded-For is believed
-    cors_origins: tuple[str, ...] = ()  # the sites whose pages may call the API from a browser
-    heartbeat_s: float = 10.0
-    log_level: str = "INFO"
+    # fmt: off
+    env: str = _one(Row(
+        "ECOM_ENV", parsers.one_of("development", "production"), "`development` or `production`", ROLES, "development"
+    ))
+    amqp_uri: str = _one(Row(
+        "AMQP_URI", parsers.broker_uri, "the broker, its user and its vhost", _AT_THE_BROKER,
+        "amqp://guest:guest@127.0.0.1:5672//", secret=_IN_URL,
+    ))
+    heartbeat_s: float = _one(Row(
+        "AMQP_HEARTBEAT_S", parsers.number(1), "how often broker and client prove that they are there", _AT_THE_BROKER,
+        "10",
+    ))
+    database_urls: Mapping[str, str] = _each({
+        name: Row(
+            f"{name.upper()}_DATABASE_URL", parsers.database_url, f"the database of {name}", _who_opens(name),
+            secret=_IN_URL,
+        )
+        for name in DATABASES
+    })
+    database_admin_url: str = _one(Row(
+        "DATABASE_ADMIN_URL", parsers.database_url, "a role that may create roles and databases", (MIGRATE,),
+        secret=_IN_URL,
+    ))
+    reader_password: str = _one(Row(
+        "READER_PASSWORD", str, "of the database role that only reads, which cannot log in without one",
+        (MIGRATE, "ops", OPERATOR, AUDIT), secret=_WORD,
+    ))
+    auth_keys: tuple[tuple[str, str], ...] = _one(Row(
+        "AUTH_KEYS", parsers.named_keys, "`kid:secret,kid:secret`: the first signs tokens, every one verifies",
+        _needing("AUTH_KEYS"), DEVELOPMENT_KEY, production="", secret=_NAMED_KEYS,
+    ))
+    auth_mock: bool = _one(Row(
+        "AUTH_MOCK", parsers.flag, "1: anybody gets a token for any user and roles", ("auth",), "1", production="0"
+    ))
+    audit_keys: tuple[str, ...] = _one(Row(
+        "AUDIT_KEY", parsers.keys, "`key,key`: the first seals the release audit, every one verifies",
+        (*_needing("AUDIT_KEY"), AUDIT), DEVELOPMENT_AUDIT_KEY, production="", secret=_KEYS,
+    ))
+    payment_mode: str = _one(Row(
+        "PAYMENT_MODE", str, "what the mock provider does: payment_service/provider.py", ("payment",), "succeed"
+    ))
+    provider_timeout_s: float = _one(Row(
+        "PROVIDER_TIMEOUT_S", parsers.number(0.01), "how long a call to the payment provider may take", ("payment",),
+        "5",
+    ))
+    provider_open_s: float = _one(Row(
+        "PROVIDER_OPEN_S", parsers.number(0.01), "how long no call is made to a provider that is away", ("payment",),
+        "30",
+    ))
+    order_deadline_s: float = _one(Row(
+        "ORDER_DEADLINE_S", parsers.number(1), "after this time an unpaid order is cancelled",
+        ("order", "ops", OPERATOR), "900",
+    ))
+    host: str = _one(Row(
+        "HOST", parsers.host, "the address at which the HTTP server listens", (*SERVICES, SHELL), "127.0.0.1"
+    ))
+    ports: Mapping[str, int] = _each({
+        name: Row(
+            f"{name.upper()}_PORT", parsers.integer(1), f"the port of {name}; its replica n listens on port + 100 n",
+            (name, SHELL) if name == "gateway" else (name,), str(FIRST_PORT + place),
+        )
+        for place, name in enumerate(SERVICES)
+    })
+    rate_user_per_min: int = _one(Row(
+        "RATE_USER_PER_MIN", parsers.integer(0), "requests of a user in a minute; 0: any number", ("gateway",), "0",
+        production="100",
+    ))
+    rate_address_per_min: int = _one(Row(
+        "RATE_ADDRESS_PER_MIN", parsers.integer(0), "requests of an address in a minute; 0: any number", ("gateway",),
+        "0", production="1000",
+    ))
+    trusted_proxies: tuple[str, ...] = _one(Row(
+        "TRUSTED_PROXIES", parsers.networks, "addresses or networks whose X-Forwarded-For is believed", ("gateway",)
+    ))
+    cors_origins: tuple[str, ...] = _one(Row(
+        "CORS_ORIGINS", parsers.origins, "the sites whose pages may call the API from a browser", ("gateway",)
+    ))
+    log_level: str = _one(Row(
+        "LOG_LEVEL", parsers.log_level, "the least severe messages that are logged", SERVICES, "INFO"
+    ))
+    # fmt: on
 
     @property
     def production(self) -> bool:
@@ -69,14 +199,13 @@ class Settings:
     @property
     def audit_key(self) -> str:
         """The key that seals the release audit. Raises ConfigurationFault when it is not set."""
-        if not self.audit_keys:
-            raise ConfigurationFault("AUDIT_KEY is not set")
+        self.require("AUDIT_KEY")
         return self.audit_keys[0]
 
-    def require(self, name: str) -> None:
-        """Raise ConfigurationFault when the setting with this variable name is not set."""
-        if not getattr(self, name.lower()):
-            raise ConfigurationFault(f"{name} is not set")
+    def require(self, variable: str) -> None:
+        """Raise ConfigurationFault when the setting of this variable is not set."""
+        if not BY_VARIABLE[variable].of(self):
+            raise ConfigurationFault(f"{variable} is not set")
 
     def address(self, service: str, replica: int = 0) -> str:
         """Where a service's replica n listens, as in a URL: 127.0.0.1:8000, or [::1]:8000."""
@@ -87,188 +216,89 @@ class Settings:
         return self.ports[service] + PORTS_BETWEEN_REPLICAS * replica
 
 
-def bracketed(host: str) -> str:
-    """A host as a URL writes it: an IPv6 address in brackets."""
-    return f"[{host}]" if ":" in host else host
+TABLE = tuple(
+    row._replace(attribute=item.name, key=key)
+    for item in fields(Settings)
+    for key, row in item.metadata["rows"].items()
+)
+BY_VARIABLE = {row.variable: row for row in TABLE}
 
 
-def psycopg2_url(url: str) -> str:
-    """The URL with the driver psycopg2. SQLAlchemy 2.1 would read a bare postgresql:// as psycopg 3."""
-    for prefix in ("postgresql://", "postgres://"):
-        if url.startswith(prefix):
-            return "postgresql+psycopg2://" + url[len(prefix) :]
-    return url
+def read(environ: Mapping[str, str] | None = None, role: str | None = None) -> Settings:
+    """The settings of a process with this role; the others keep their defaults. Without a role: all of them.
 
-
-class _Reader:
-    def __init__(self, environ: Mapping[str, str]) -> None:
-        self.environ = environ
-
-    def text(self, name: str, default: str) -> str:
-        path = self.environ.get(name + "_FILE")
-        if path and name in self.environ:
-            raise ConfigurationFault(f"set {name} or {name}_FILE, not both")
-        if path:
-            try:
-                with open(path, encoding="utf-8") as file:
-                    return file.read().strip()
-            except OSError as error:
-                raise ConfigurationFault(f"{name}_FILE: {error}") from error
-        return self.environ.get(name, default)
-
-    def number(self, name: str, default: float, at_least: float = 0) -> float:
-        text = self.text(name, str(default))
-        try:
-            value = float(text)
-        except ValueError:
-            raise ConfigurationFault(f"{name} must be a number, not {text!r}") from None
-        if not value >= at_least:
-            raise ConfigurationFault(f"{name} must be at least {at_least}, not {text}")
-        return value
-
-    def integer(self, name: str, default: int, at_least: int = 0) -> int:
-        text = self.text(name, str(default))
-        if not text.isdecimal() or int(text) < at_least:
-            raise ConfigurationFault(f"{name} must be a whole number of at least {at_least}, not {text!r}")
-        return int(text)
-
-    def flag(self, name: str, default: bool) -> bool:
-        text = self.text(name, "1" if default else "0").lower()
-        if text not in ("1", "true", "yes", "on", "0", "false", "no", "off", ""):
-            raise ConfigurationFault(f"{name} must be 1 or 0, not {text!r}")
-        return text in ("1", "true", "yes", "on")
-
-
-def read(environ: Mapping[str, str] | None = None) -> Settings:
-    """The settings of this process. Raises ConfigurationFault, naming the variable, for anything unusable."""
-    reader = _Reader(os.environ if environ is None else environ)
-    env = reader.text("ECOM_ENV", "development")
-    if env not in ("development", "production"):
-        raise ConfigurationFault(f"ECOM_ENV must be development or production, not {env!r}")
-    production = env == "production"
-    urls = {name: psycopg2_url(reader.text(f"{name.upper()}_DATABASE_URL", "")) for name in DATABASES}
-    settings = Settings(
-        env=env,
-        amqp_uri=reader.text("AMQP_URI", Settings.amqp_uri),
-        database_urls={name: url for name, url in urls.items() if url},
-        database_admin_url=psycopg2_url(reader.text("DATABASE_ADMIN_URL", "")),
-        reader_password=reader.text("READER_PASSWORD", ""),
-        auth_keys=_keys(reader.text("AUTH_KEYS", "" if production else DEVELOPMENT_KEY), production),
-        auth_mock=reader.flag("AUTH_MOCK", not production),
-        audit_keys=_audit_keys(reader.text("AUDIT_KEY", "" if production else DEVELOPMENT_AUDIT_KEY), production),
-        payment_mode=reader.text("PAYMENT_MODE", "succeed"),
-        provider_timeout_s=reader.number("PROVIDER_TIMEOUT_S", 5.0, at_least=0.01),
-        provider_open_s=reader.number("PROVIDER_OPEN_S", 30.0, at_least=0.01),
-        order_deadline_s=reader.number("ORDER_DEADLINE_S", 900.0, at_least=1),
-        host=_host(reader.text("HOST", Settings.host)),
-        ports={
-            name: reader.integer(f"{name.upper()}_PORT", FIRST_PORT + place, at_least=1)
-            for place, name in enumerate(SERVICES)
-        },
-        rate_user_per_min=reader.integer("RATE_USER_PER_MIN", 100 if production else 0),
-        rate_address_per_min=reader.integer("RATE_ADDRESS_PER_MIN", 1000 if production else 0),
-        trusted_proxies=_networks(reader.text("TRUSTED_PROXIES", "")),
-        cors_origins=_origins(reader.text("CORS_ORIGINS", "")),
-        heartbeat_s=reader.number("AMQP_HEARTBEAT_S", 10.0, at_least=1),
-        log_level=reader.text("LOG_LEVEL", "INFO").upper(),
-    )
-    if not settings.amqp_uri.startswith("amqp://"):
-        # Treating amqps:// as amqp:// would send the password in clear text.
-        raise ConfigurationFault("AMQP_URI must begin with amqp://; TLS to the broker is not supported yet")
-    if production and settings.auth_mock:
-        raise ConfigurationFault("AUTH_MOCK issues tokens to anyone: it is refused in production")
+    Raises ConfigurationFault, naming the variable, for anything unusable.
+    """
+    environ = os.environ if environ is None else environ
+    env = _value(BY_VARIABLE["ECOM_ENV"], environ, "")
+    values: dict[str, Any] = {}
+    for row in TABLE:
+        value = _value(row, environ if role is None or role in row.roles else {}, env)
+        if not row.key:
+            values[row.attribute] = value
+        elif value:
+            values.setdefault(row.attribute, {})[row.key] = value
+    settings = Settings(**values)
+    _refuse_in_production(settings)
     return settings
 
 
-def _host(text: str) -> str:
-    """A name or an address. An IPv6 address may be given in brackets, as in a URL."""
-    host = text[1:-1] if text.startswith("[") and text.endswith("]") else text
-    if ":" in host:
-        try:
-            ipaddress.IPv6Address(host)
-        except ValueError as error:
-            raise ConfigurationFault(f"HOST must be a name or an address without a port: {error}") from None
-    return host
+def _value(row: Row, environ: Mapping[str, str], env: str) -> Any:
+    text = _text(row.variable, environ)
+    try:
+        return row.parse(row.default_in(env) if text is None else text)
+    except ValueError as error:
+        raise ConfigurationFault(f"{row.variable} {error}") from error
 
 
-# Most processes need no key. Those that do name it in topology/services.py or ask for it, and raise if it is missing.
-def _keys(text: str, production: bool) -> tuple[tuple[str, str], ...]:
-    keys = []
-    for part in filter(None, (piece.strip() for piece in text.split(","))):
-        kid, colon, secret = part.partition(":")
-        if not colon or not kid:
-            raise ConfigurationFault("AUTH_KEYS must read kid:secret,kid:secret")
-        if len(secret.encode()) < MIN_SECRET_BYTES:
-            raise ConfigurationFault(f"the secret of key {kid!r} in AUTH_KEYS is under {MIN_SECRET_BYTES} bytes")
-        if production and part == DEVELOPMENT_KEY:
-            raise ConfigurationFault("AUTH_KEYS holds the development key: it is refused in production")
-        keys.append((kid, secret))
-    if len({kid for kid, _ in keys}) != len(keys):
-        raise ConfigurationFault("AUTH_KEYS names a kid twice")
-    return tuple(keys)
+def _text(variable: str, environ: Mapping[str, str]) -> str | None:
+    path = environ.get(f"{variable}_FILE")
+    if not path:
+        return environ.get(variable)
+    if variable in environ:
+        raise ConfigurationFault(f"set {variable} or {variable}_FILE, not both")
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read().strip()
+    except OSError as error:
+        raise ConfigurationFault(f"{variable}_FILE: {error}") from error
 
 
-def _audit_keys(text: str, production: bool) -> tuple[str, ...]:
-    keys = tuple(piece.strip() for piece in text.split(",") if piece.strip())
-    if any(len(key.encode()) < MIN_SECRET_BYTES for key in keys):
-        raise ConfigurationFault(f"a key in AUDIT_KEY is under {MIN_SECRET_BYTES} bytes")
-    if production and DEVELOPMENT_AUDIT_KEY in keys:
+def _refuse_in_production(settings: Settings) -> None:
+    if not settings.production:
+        return
+    if DEVELOPMENT_KEY in map(":".join, settings.auth_keys):
+        raise ConfigurationFault("AUTH_KEYS holds the development key: it is refused in production")
+    if DEVELOPMENT_AUDIT_KEY in settings.audit_keys:
         raise ConfigurationFault("AUDIT_KEY holds the development key: it is refused in production")
-    return keys
+    if settings.auth_mock:
+        raise ConfigurationFault("AUTH_MOCK issues tokens to anyone: it is refused in production")
 
 
-def _networks(text: str) -> tuple[str, ...]:
-    networks = []
-    for piece in filter(None, (piece.strip() for piece in text.split(","))):
-        try:
-            network = ipaddress.ip_network(piece)
-        except ValueError as error:
-            raise ConfigurationFault(
-                f"TRUSTED_PROXIES must list addresses or networks (10.0.0.1,10.1.0.0/16,2001:db8::/32): {error}"
-            ) from None
-        if network.version == 6 and network.subnet_of(_MAPPED):
-            # A proxy that calls by IPv4 is known by its IPv4 address: this form would match nobody.
-            raise ConfigurationFault(f"TRUSTED_PROXIES must list {piece} as an IPv4 address or network")
-        networks.append(str(network))
-    return tuple(networks)
+def environment_of(role: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """An environment without the settings that a process with this role does not read."""
+    foreign = {f"{row.variable}{ending}" for row in TABLE if role not in row.roles for ending in ("", "_FILE")}
+    return {name: value for name, value in environ.items() if name not in foreign}
 
 
-def _origins(text: str) -> tuple[str, ...]:
-    origins = tuple(piece.strip() for piece in text.split(",") if piece.strip())
-    for origin in origins:
-        # The Origin of a request is compared letter by letter. A form that browsers never send would match nothing, and
-        # nobody would notice.
-        if not _ORIGIN.fullmatch(origin):
-            raise ConfigurationFault(f"CORS_ORIGINS must read https://shop.example,..., not {origin!r}")
-    return origins
-
-
-def masked(settings: Settings) -> dict[str, Any]:
-    """The settings for `ecom config`, with every secret as ***."""
+def masked(settings: Settings, role: str | None = None) -> dict[str, Any]:
+    """The settings, or those that a role reads, with every secret as ***."""
     shown: dict[str, Any] = {}
-    for item in fields(settings):
-        value = getattr(settings, item.name)
-        if item.name in SECRETS:
-            if isinstance(value, Mapping):
-                value = {name: _mask_url(url) for name, url in value.items()}
-            elif item.name in ("amqp_uri", "database_admin_url"):
-                value = _mask_url(value)
-            elif item.name == "auth_keys":
-                value = [f"{kid}:***" for kid, _ in value]
-            elif item.name == "audit_keys":
-                value = ["***" for _ in value]
-            else:
-                value = "***" if value else ""
-        elif isinstance(value, Mapping):
-            value = dict(value)
-        shown[item.name] = value
+    for row in TABLE:
+        if role is not None and role not in row.roles:
+            continue
+        value = row.of(settings)
+        if value is not None and row.secret:
+            value = row.secret.masked(value)
+        if not row.key:
+            shown[row.attribute] = value
+            continue
+        shown.setdefault(row.attribute, {})
+        if value is not None:
+            shown[row.attribute][row.key] = value
     return shown
 
 
-def _mask_url(url: str) -> str:
-    head, at, tail = url.rpartition("@")
-    scheme, separator, credentials = head.partition("://")
-    if not at or not separator:
-        return url
-    user, _, _ = credentials.partition(":")
-    return f"{scheme}://{user}:***@{tail}"
+def bracketed(host: str) -> str:
+    """A host as a URL writes it: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host else host

@@ -17,7 +17,7 @@ import click
 from ops.cli.console import FOUND, actor_option, bar, harmless, json_option, login, print_json
 from ops.cli.home import read
 from ops.cli.tables import Table
-from shared.config import Settings
+from shared.config import AUDIT, Settings
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -68,7 +68,7 @@ def audit_verify(actor: str | None, as_json: bool) -> None:
 
     Finds rows and seals that were altered, deleted or inserted past the service, and where. Records how it ended.
     """
-    settings = read()
+    settings = read(AUDIT)
     _ = settings.audit_key  # before anything is opened
     actor, started_at = actor or login(), datetime.now(UTC)
     with _databases(settings) as (databases, witness):
@@ -105,7 +105,7 @@ def _say(verdict: Verdict) -> None:
 @json_option
 def audit_history(most: int, as_json: bool) -> None:
     """List verifications and exports, the newest first."""
-    with _databases(read()) as (databases, witness):
+    with _databases(read(AUDIT)) as (databases, witness):
         from inventory_service.audit.exports import list_exports
         from ops.audit import ledger
 
@@ -138,7 +138,7 @@ def audit_verify_export(file: Path, as_json: bool) -> None:
     """
     from ops.audit.files import prove
 
-    settings = read()
+    settings = read(AUDIT)
     _ = settings.audit_key
     with bar("bytes") as seen:
         proof = prove(file, settings.audit_keys, seen)

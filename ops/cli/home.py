@@ -21,9 +21,12 @@ STACK_VARIABLE = "ECOM_STACK"
 HINT = "`make up` starts a stack that this command finds"
 
 
-def read() -> Settings:
-    """The settings: each from the environment if it is set there, else from the running stack. ConfigurationFault."""
-    return config.read(environment())
+def read(role: str | None = None) -> Settings:
+    """The settings of a role, each from the environment if it is set there, else from the running stack.
+
+    Without a role: all of them. Raises ConfigurationFault.
+    """
+    return config.read(environment(), role)
 
 
 def environment() -> Mapping[str, str]:

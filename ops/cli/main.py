@@ -26,7 +26,7 @@ from ops.cli.outbox import outbox
 from ops.cli.queues import queues
 from ops.cli.tables import Table, show_record
 from ops.closed_pipes import outlive_readers
-from shared.config import SERVICES, masked
+from shared.config import MIGRATE, ROLES, SERVICES, TOPOLOGY, USER, masked
 from shared.errors import CannotWork, ConfigurationFault, Conflict, EcomError, NotFound, TopologyDrift, ValidationFailed
 from shared.version import VERSION
 from topology.services import DATABASES
@@ -127,10 +127,11 @@ def run(service: str, replica: int, as_json: bool) -> None:
 
 
 @ecom.command()
+@click.option("--role", type=click.Choice(ROLES), help="Only those of a service, or of the commands of a role.")
 @json_option
-def config(as_json: bool) -> None:
-    """Show the settings that the commands use, with secrets masked."""
-    settings = masked(read())
+def config(role: str | None, as_json: bool) -> None:
+    """Show the settings, with secrets masked."""
+    settings = masked(read(role), role)
     if as_json:
         print_json(settings)
         return
@@ -152,7 +153,7 @@ def migrate(service: str | None, as_json: bool) -> None:
 
     if service and service not in DATABASES:
         raise click.BadParameter(f"{service!r} is not one of {', '.join(DATABASES)}", param_hint="SERVICE")
-    done = migrations.migrate(read(), [service] if service else DATABASES)
+    done = migrations.migrate(read(MIGRATE), [service] if service else DATABASES)
     if as_json:
         print_json({"migrated": done})
     else:
@@ -171,7 +172,7 @@ def apply(as_json: bool) -> None:
     from topology import declare
 
     try:
-        declare.apply(read().amqp_uri)
+        declare.apply(read(TOPOLOGY).amqp_uri)
     except TopologyDrift as error:
         _report([declare.Drift(**found) for found in error.details["drift"]], as_json, "applied")
     else:
@@ -189,7 +190,7 @@ def check(management: str, as_json: bool) -> None:
     """
     from topology import declare
 
-    _report(declare.check(read().amqp_uri, management), as_json, "clean", bindings_seen=bool(management))
+    _report(declare.check(read(TOPOLOGY).amqp_uri, management), as_json, "clean", bindings_seen=bool(management))
 
 
 def _report(drift: Sequence[Any], as_json: bool, done: str, bindings_seen: bool = True) -> None:
@@ -232,7 +233,7 @@ def user_add(name: str, roles: tuple[str, ...], as_json: bool) -> None:
     """
     from ops.cli import users
 
-    settings = read()
+    settings = read(USER)
     with _user_faults():
         users.check_name(name)  # before the password is asked for
         users.check_roles(roles)
@@ -247,7 +248,7 @@ def user_password(name: str, as_json: bool) -> None:
     """Change the password of a user. It is asked for or read as by `add`."""
     from ops.cli import users
 
-    settings = read()
+    settings = read(USER)
     with _user_faults():
         changed = users.set_password(settings, name, _password())
     _say_user(changed, f"{name} has a new password", as_json)
@@ -261,7 +262,7 @@ def user_disable(name: str, as_json: bool) -> None:
     from ops.cli import users
 
     with _user_faults():
-        changed = users.set_disabled(read(), name, True)
+        changed = users.set_disabled(read(USER), name, True)
     _say_user(changed, f"{name} is disabled", as_json)
 
 
@@ -273,7 +274,7 @@ def user_enable(name: str, as_json: bool) -> None:
     from ops.cli import users
 
     with _user_faults():
-        changed = users.set_disabled(read(), name, False)
+        changed = users.set_disabled(read(USER), name, False)
     _say_user(changed, f"{name} is enabled", as_json)
 
 
@@ -283,7 +284,7 @@ def user_ls(as_json: bool) -> None:
     """All users with their roles, the disabled as well."""
     from ops.cli import users
 
-    found = users.everybody(read())
+    found = users.everybody(read(USER))
     if as_json:
         print_json({"users": found})
         return

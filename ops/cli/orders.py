@@ -11,6 +11,7 @@ import click
 from ops.cli.console import COULD_NOT, FOUND, complain, heading, json_option, print_json
 from ops.cli.home import read
 from ops.cli.tables import Table, show_record
+from shared.config import OPERATOR
 from shared.errors import CannotWork, NotFound
 
 DEAD = Table(("queue", "message_id", "event type", "reason", "died at"), optional=("event type", "died at"))
@@ -41,7 +42,7 @@ def order_show(order_id: UUID, as_json: bool) -> None:
     from ops.dlq.service_databases import ServiceDatabases
     from ops.orders import order_now
 
-    settings = read()
+    settings = read(OPERATOR)
     databases = ServiceDatabases(settings, "ecom order")
     dead: list[dict[str, Any]] | None = None
     away: CannotWork | None = None

@@ -10,6 +10,7 @@ import click
 from ops.cli.console import COULD_NOT, FOUND, complain, json_option, print_json
 from ops.cli.home import read
 from ops.cli.tables import Table
+from shared.config import OPERATOR
 from shared.errors import CannotWork, EcomError
 from topology.services import PUBLISHERS
 
@@ -47,7 +48,7 @@ def outbox_ls(limit: int, as_json: bool) -> None:
 
     Exit 1 if the broker refused any.
     """
-    settings = read()
+    settings = read(OPERATOR)
     found: list[dict[str, Any]] = []
     away: list[EcomError] = []
     for service in PUBLISHERS:

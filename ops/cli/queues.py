@@ -10,6 +10,7 @@ import click
 from ops.cli.console import FOUND, json_option, print_json
 from ops.cli.home import read
 from ops.cli.tables import Table
+from shared.config import OPERATOR
 
 QUEUES = Table(("queue", "ready", "consumers", "waiting to be retried"))
 
@@ -33,7 +34,7 @@ def queues_ls(as_json: bool) -> None:
     from ops.dlq.dlq_reader import QueueCounter
     from ops.queues import working_queues
 
-    settings = read()
+    settings = read(OPERATOR)
     with closing(QueueCounter(settings.amqp_uri, settings.heartbeat_s)) as counter:
         found = working_queues(counter)
     idle = [one for one in found if not one["consumers"]]

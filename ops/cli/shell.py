@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ops.closed_pipes import outlive_readers
-from shared.config import Settings, read
+from shared.config import SHELL, Settings, read
 from shared.errors import EcomError
 
 BANNER = """\
@@ -78,7 +78,7 @@ def main() -> int:
         from shared.edge.broker import AMQPError
 
     try:
-        settings = read()
+        settings = read(role=SHELL)
         helper = make_nameko_helper({"AMQP_URI": settings.amqp_uri})
     except (OSError, AMQPError, EcomError) as error:
         print(f"ecom: no shell without a broker: {error}", file=sys.stderr)

@@ -25,7 +25,7 @@ from ops.local.processes import Process, StackFault, end, end_descendants, tail
 from ops.local.server import LOOPBACK, PORT_RANGE, is_free, reachable, write_private
 from ops.local.servers import Servers
 from ops.local.supervisor import Child, Supervisor
-from shared.config import DATABASES, FIRST_PORT, PORTS_BETWEEN_REPLICAS
+from shared.config import DATABASES, FIRST_PORT, PORTS_BETWEEN_REPLICAS, environment_of
 from shared.config import SERVICES as ALL_SERVICES
 from topology.services import START_ORDER
 
@@ -262,9 +262,8 @@ class Stack:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as output:
             command = [str(VENV / "bin" / "ecom"), *arguments]
-            code = subprocess.call(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=self._full_environment(), cwd=ROOT
-            )
+            env = environment_of(arguments[0], self._full_environment())
+            code = subprocess.call(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=env, cwd=ROOT)
         if code:
             raise StackFault(f"`ecom {' '.join(arguments)}` failed with {code}; log: {log}\n{tail(log)}")
         progress.done(done)

@@ -17,6 +17,7 @@ from typing import Any
 
 from ops.local.processes import Process, StackFault, end, spawn, tail
 from ops.local.server import LOOPBACK, Server
+from shared.config import environment_of
 
 READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
@@ -70,7 +71,10 @@ class Child:
 
 
 class Supervisor:
-    """Runs `command(service, replica)` for every child and keeps it running, and the `servers`, which run already."""
+    """Runs `command(child)` for every child and keeps it running, and the `servers`, which run already.
+
+    Each child gets of the settings in `env` those of its service alone.
+    """
 
     def __init__(
         self,
@@ -166,7 +170,8 @@ class Supervisor:
         return {child.name: child.popen.pid for child in self.children if child.popen}
 
     def _start(self, child: Child) -> None:
-        child.popen = spawn(self.command(child), log=child.log, env=self.env, cwd=self.cwd, dies_with_us=signal.SIGTERM)
+        env = environment_of(child.service, self.env)
+        child.popen = spawn(self.command(child), log=child.log, env=env, cwd=self.cwd, dies_with_us=signal.SIGTERM)
         child.restarts.started_at = time.monotonic()
 
     def _say_died(self, name: str, code: int, wait: float) -> None:

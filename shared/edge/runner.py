@@ -65,7 +65,7 @@ def run(service: str, replica: int = 0) -> int:
     """Serve until SIGTERM or SIGINT and return the exit code. Raises ConfigurationFault before anything is started."""
     if service not in BY_NAME:
         raise ConfigurationFault(f"there is no service {service!r}; one of {', '.join(BY_NAME)}")
-    settings = read()
+    settings = read(role=service)
     raise_file_limit()
     logs.configure(settings.log_level, service=service, replica=replica)
     container = ServiceContainer(service_class(service), nameko_config(settings, service, replica))

@@ -89,7 +89,7 @@ def test_a_setting_that_is_unusable_is_3_and_one_line(monkeypatch, capsys):
 
 
 def test_a_defect_of_ours_shows_its_traceback_and_does_not_look_like_a_finding(monkeypatch, capsys):
-    monkeypatch.setattr(cli, "read", lambda: 1 / 0)
+    monkeypatch.setattr(cli, "read", lambda role: 1 / 0)
     assert ecom("config") == 3
     assert "ZeroDivisionError" in capsys.readouterr().err
 

@@ -1,6 +1,8 @@
 """Settings are typed, read from variables or files, refused when unusable, and printed without secrets."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -8,7 +10,10 @@ from shared import config
 from shared.edge import runner
 from shared.edge.postgres import connect
 from shared.errors import ConfigurationFault
+from topology.services import SERVICES
 
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = tuple(service.package for service in SERVICES if service.package != "ops")
 SECRET = "s3cret-" * 5
 
 
@@ -172,7 +177,7 @@ FAULTS = {
         {"ECOM_ENV": "production", "AUTH_KEYS": config.DEVELOPMENT_KEY},
         "development key",
     ),
-    "a short audit key": ({"AUDIT_KEY": f"{SECRET},{'x' * 31}"}, "AUDIT_KEY is under 32 bytes"),
+    "a short audit key": ({"AUDIT_KEY": f"{SECRET},{'x' * 31}"}, "AUDIT_KEY has a key under 32 bytes"),
     "production with the development audit key": (
         {
             "ECOM_ENV": "production",
@@ -262,3 +267,69 @@ def test_every_setting_is_printed():
 def test_amqps_is_refused_and_not_treated_as_amqp():
     with pytest.raises(ConfigurationFault, match="amqp://"):
         config.read({"AMQP_URI": "amqps://me:hidden@broker.example//"})
+
+
+def test_a_role_is_not_stopped_by_what_it_does_not_read():
+    unusable = {"AUTH_KEYS": "k1:short", "AUDIT_KEY_FILE": "/nowhere", "ORDER_DEADLINE_S": "soon", "AUTH_PORT": "x"}
+    settings = config.read(unusable, "payment")
+    assert (settings.order_deadline_s, settings.port("auth")) == (900, 8004)
+    for role, named in (("gateway", "AUTH_KEYS"), ("inventory", "AUDIT_KEY"), ("order", "ORDER_DEADLINE_S")):
+        with pytest.raises(ConfigurationFault, match=named):
+            config.read(unusable, role)
+
+
+def test_a_role_reads_no_secret_of_another():
+    secrets = {row.variable: f"k1:{SECRET}" for row in config.TABLE if row.secret and row.variable != "AMQP_URI"}
+    for role in config.ROLES:
+        settings = config.read({"ECOM_ENV": "production", **secrets}, role)
+        held = {row.variable for row in config.TABLE if row.variable in secrets and row.of(settings)}
+        assert held == {row.variable for row in config.TABLE if role in row.roles and row.variable in secrets}
+
+
+def test_each_secret_is_read_by_few_roles():
+    read_by = {row.variable: set(row.roles) for row in config.TABLE if row.secret}
+    assert read_by["AUTH_KEYS"] == {"auth", "gateway"}
+    assert read_by["AUDIT_KEY"] == {"inventory", "audit"}
+    assert read_by["DATABASE_ADMIN_URL"] == {"migrate"}
+    assert read_by["AUTH_DATABASE_URL"] == {"auth", "migrate", "user"}
+    assert read_by["PAYMENT_DATABASE_URL"] == {"payment", "migrate", "ops", "operator"}
+
+
+def test_an_environment_of_a_role_holds_none_of_the_others_settings():
+    environ = {"PATH": "/bin", "AUTH_KEYS": "x", "AUDIT_KEY_FILE": "y", "ORDER_DATABASE_URL": "z", "AMQP_URI": "a"}
+    assert config.environment_of("order", environ) == {"PATH": "/bin", "ORDER_DATABASE_URL": "z", "AMQP_URI": "a"}
+    assert config.environment_of("auth", environ) == {"PATH": "/bin", "AUTH_KEYS": "x", "AMQP_URI": "a"}
+
+
+# Which roles run a file or folder that uses settings.
+RUN_BY = {
+    **{f"{service.package}/": (service.name,) for service in SERVICES if service.name != "ops"},
+    "shared/": config.SERVICES,
+    "ops/service.py": ("ops",),
+    "ops/dlq/": ("ops", config.OPERATOR),
+    "ops/cli/orders.py": (config.OPERATOR,),
+    "ops/cli/queues.py": (config.OPERATOR,),
+    "ops/cli/outbox.py": (config.OPERATOR,),
+    "ops/cli/audit.py": (config.AUDIT,),
+    "ops/cli/migrate.py": (config.MIGRATE,),
+    "ops/cli/users.py": (config.USER,),
+    "ops/cli/shell.py": (config.SHELL,),
+}
+WHOLE = ("shared/config.py", "ops/local/")  # they handle the settings of all roles
+DERIVED = {"production": "env", "audit_key": "audit_keys"}
+
+
+def test_every_setting_that_code_uses_is_one_of_its_role():
+    """A role that does not read a setting would go on with its default, and nobody would notice."""
+    attributes = {row.attribute for row in config.TABLE if not row.key}
+    roles = {row.attribute: set(row.roles) for row in config.TABLE}
+    used = set()
+    for path in (path for package in ("shared", "ops", *PACKAGES) for path in (ROOT / package).rglob("*.py")):
+        name = str(path.relative_to(ROOT))
+        for found in re.findall(r"\bsettings\.(\w+)", path.read_text(encoding="utf-8")):
+            attribute = DERIVED.get(found, found)
+            if attribute in attributes and not name.startswith(WHOLE):
+                (runners,) = [runners for start, runners in RUN_BY.items() if name.startswith(start)]
+                assert set(runners) <= roles[attribute], f"{name}: {found}"
+                used.add(attribute)
+    assert attributes - used == {"host"}, "a setting that no code uses"

@@ -173,6 +173,23 @@ def test_a_service_that_dies_is_restarted_and_reported(tmp_path):
     assert watcher.pids() == {}
 
 
+def test_a_service_gets_none_of_the_settings_of_others(tmp_path, monkeypatch):
+    monkeypatch.setenv("DATABASE_ADMIN_URL", "postgresql://postgres:x@h/postgres")
+    monkeypatch.setenv("AUTH_KEYS", "k1:x")
+    monkeypatch.setenv("ORDER_DATABASE_URL", "postgresql://order_app:x@h/order")
+    program = "import os, time; print(sorted(os.environ), flush=True); time.sleep(60)"
+    watcher, child, _ = watch_over(tmp_path, program)
+    watcher.start()
+    try:
+        assert wait_until(lambda: "PATH" in child.log.read_text(), 20)
+    finally:
+        watcher.stop()
+    held = child.log.read_text()
+    assert "ORDER_DATABASE_URL" in held
+    assert "DATABASE_ADMIN_URL" not in held
+    assert "AUTH_KEYS" not in held
+
+
 class Sleeper(server.Server):
     """A server that only sleeps, on its port; one whose program is missing does not start."""
 

@@ -17,6 +17,7 @@ import click
 from ops.cli.console import FOUND, complain, login, progress_bars
 from ops.cli.home import read
 from ops.domain import Fate
+from shared.config import OPERATOR
 from shared.errors import NotFound, ValidationFailed
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def operator_session(actor: str | None = None, why: str = "", progress: bool = F
     with _bars(progress) as (seen, told), misuse():
         watch = Watch(seen=seen, begun=begun, progressed=told, stopping=lambda: bool(asked))
         command = click.get_current_context().command_path
-        operator = OperatorSession(read(), Actor(actor or login(), why, command), watch)
+        operator = OperatorSession(read(OPERATOR), Actor(actor or login(), why, command), watch)
         try:
             yield operator
         finally:
