@@ -10,9 +10,12 @@ from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from auth_service.domain import Account
+from shared.rights import Rights
 from shared.tables import NOW, Base
 
-TABLES = frozenset({"users"})
+# Nobody but this service reads its tables: they hold hashes of passwords.
+RIGHTS = {"users": Rights(changed=("password_hash", "disabled"))}
+TABLES = frozenset(RIGHTS)
 
 
 class User(Base):

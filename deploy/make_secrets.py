@@ -46,6 +46,7 @@ def groups() -> list[dict[str, str]]:
             for name in DATABASES
         ),
         {"reader_password": secrets.token_hex(32)},
+        {"operator_password": secrets.token_hex(32)},
         {"auth_keys": f"k1:{key}"},
         {"audit_key": audit},
     ]

@@ -32,12 +32,8 @@ from shared.errors import NotFound
 from shared.events import Identity
 from shared.horizon import CURRENT_XID
 from shared.paging import decode_cursor, encode_cursor, name_position, page_of
-from shared.tables import MESSAGING_TABLES, NOW, Base
-
-# The evidence of the release audit. The app role may only add rows to these tables.
-APPEND_ONLY = ("inventory_release_events", "release_seals")
-# The app role may change rows of these tables, but not delete them.
-NEVER_DELETED = ("release_exports",)
+from shared.rights import Rights
+from shared.tables import MESSAGING_RIGHTS, NOW, Base
 
 
 class StockItem(Base):
@@ -80,6 +76,8 @@ class ReservationRow(Base):
     reservation_id: Mapped[uuid.UUID] = mapped_column(unique=True)
     state: Mapped[str]
     kind: Mapped[str] = mapped_column(server_default=Kind.ORDER)
+    # Who reserved by hand. NULL for an order's reservation, and for those made before this column existed.
+    made_by: Mapped[str | None]
     expires_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
     updated_at: Mapped[datetime] = mapped_column(server_default=NOW)
@@ -161,21 +159,67 @@ class ExportRow(Base):
     finished_at: Mapped[datetime | None]
 
 
-TABLES = MESSAGING_TABLES | {
-    "stock_items",
-    "stock_movements",
-    "reservations",
-    "reservation_items",
-    "inventory_release_events",
-    "release_seals",
-    "release_exports",
+RIGHTS = MESSAGING_RIGHTS | {
+    "stock_items": Rights(
+        changed=("on_hand", "reserved", "version", "updated_at"),
+        read=("sku", "on_hand", "reserved", "version", "updated_at"),
+    ),
+    "stock_movements": Rights(),
+    "reservations": Rights(
+        changed=("state", "expires_at", "updated_at"),
+        read=("order_id", "reservation_id", "state", "kind", "made_by", "expires_at", "created_at", "updated_at"),
+    ),
+    "reservation_items": Rights(read=("order_id", "sku", "quantity")),
+    # The evidence of the release audit, which `ecom audit verify` reads.
+    "inventory_release_events": Rights(
+        read=(
+            "id",
+            "order_id",
+            "reservation_id",
+            "sku",
+            "quantity",
+            "reason",
+            "requested_by",
+            "roles",
+            "trace_id",
+            "released_at",
+            "xid",
+        )
+    ),
+    "release_seals": Rights(
+        read=("seq", "until_xid", "until_id", "rows", "total", "sealed_at", "key_id", "mac"),
+    ),
+    # An export that finishes says how many rows it had.
+    "release_exports": Rights(
+        changed=("rows", "sha256", "finished_at"),
+        read=(
+            "export_id",
+            "exported_by",
+            "roles",
+            "filters",
+            "sealed_to",
+            "until_xid",
+            "until_id",
+            "rows",
+            "sha256",
+            "started_at",
+            "finished_at",
+        ),
+    ),
 }
+TABLES = frozenset(RIGHTS)
 
 
 def claim_reservations(
-    session: Session, ids: Mapping[uuid.UUID, uuid.UUID], state: State, kind: Kind = Kind.ORDER
+    session: Session,
+    ids: Mapping[uuid.UUID, uuid.UUID],
+    state: State,
+    kind: Kind = Kind.ORDER,
+    made_by: str | None = None,
 ) -> set[uuid.UUID]:
     """Insert a reservation for each order that has none, and return those orders. `ids`: order_id -> reservation_id.
+
+    `made_by` is the user who reserves by hand.
 
     The insert is also the lock, so two replicas cannot both reserve for one order. One statement, sorted by order_id,
     so that transactions cannot deadlock.
@@ -184,9 +228,13 @@ def claim_reservations(
     statement = (
         upsert(cast(Table, ReservationRow.__table__))
         .from_select(
-            ["order_id", "reservation_id", "state", "kind"],
+            ["order_id", "reservation_id", "state", "kind", "made_by"],
             select(
-                given.c.order_id, given.c.reservation_id, literal(state.value, Text), literal(kind.value, Text)
+                given.c.order_id,
+                given.c.reservation_id,
+                literal(state.value, Text),
+                literal(kind.value, Text),
+                literal(made_by, Text),
             ).order_by(given.c.order_id),
         )
         .on_conflict_do_nothing()

@@ -116,7 +116,8 @@ class InventoryService(ReleaseAudit, Probes):
         """Reserve stock for an order made elsewhere. Raises Conflict if stock is short or order_id is taken."""
         order, quantities = UUID(order_id), domain.summed(tuple(Item(**item) for item in items))
         with self.db.begin() as session:
-            if not models.claim_reservations(session, {order: uuid7()}, State.RESERVED, Kind.MANUAL):
+            made_by = self.context.identity.user_id
+            if not models.claim_reservations(session, {order: uuid7()}, State.RESERVED, Kind.MANUAL, made_by):
                 raise Conflict(f"There is a reservation for order {order_id} already.")
             held = models.reservations_of(session, [order], lock=True)[order]
             stock = models.stock_of(session, quantities, lock=True)

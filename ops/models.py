@@ -36,13 +36,9 @@ from shared.bulk import columns_of, unnest
 from shared.errors import NotFound
 from shared.ids import uuid7
 from shared.paging import decode_cursor, encode_cursor, id_position, page_of
+from shared.rights import Rights
 from shared.tables import NOW, Base
 from shared.times import timestamp
-
-# What was witnessed and verified. The app role may only add rows to these tables.
-APPEND_ONLY = ("audit_heads", "audit_verifications")
-# The app role may change rows of these tables, but not delete them.
-NEVER_DELETED = ("operations", "operation_messages")
 
 
 class Operation(Base):
@@ -116,7 +112,15 @@ class AuditVerification(Base):
     finished_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
 
-TABLES = frozenset({"operations", "operation_messages", "dlq_holders", "audit_heads", "audit_verifications"})
+RIGHTS = {
+    # An operation says how far it is and how it ended.
+    "operations": Rights(changed=("status", "outcome", "counts", "sha256", "finished_at")),
+    "operation_messages": Rights(changed=("fate", "reason", "at")),
+    "dlq_holders": Rights(changed=("pid", "actor", "command", "gives_way", "operation_id", "since")),
+    "audit_heads": Rights(),
+    "audit_verifications": Rights(),
+}
+TABLES = frozenset(RIGHTS)
 
 FATES_AT_ONCE = 1000
 

@@ -22,8 +22,9 @@ from shared.events import OrderCreated
 from shared.horizon import CURRENT_XID
 from shared.idempotency import KeyedRequest
 from shared.order_states import UNPAID
+from shared.rights import Rights
 from shared.schema import encode
-from shared.tables import MESSAGING_TABLES, NOW, Base
+from shared.tables import MESSAGING_RIGHTS, NOW, Base
 
 # As SQL, for the index that the deadline's query uses.
 _UNPAID = f"status IN ({', '.join(repr(status.value) for status in sorted(UNPAID))})"
@@ -104,7 +105,55 @@ class OrderEventRow(Base):
     )
 
 
-TABLES = MESSAGING_TABLES | {"orders", "order_items", "order_events", "idempotency_keys"}
+# An order's progress: all that changes of it.
+_PROGRESS = (
+    "status",
+    "reason",
+    "reservation_id",
+    "payment_id",
+    "refund_id",
+    "cancelled_told",
+    "version",
+    "updated_at",
+    "feed_xid",
+)
+
+RIGHTS = MESSAGING_RIGHTS | {
+    "orders": Rights(
+        changed=_PROGRESS,
+        read=(
+            "order_id",
+            "user_id",
+            "currency",
+            "total",
+            "payment_method",
+            "trace_id",
+            "idempotency_key",
+            "fingerprint",
+            "created_at",
+            *_PROGRESS,
+        ),
+    ),
+    "order_items": Rights(read=("order_id", "line", "sku", "quantity", "unit_price")),
+    "order_events": Rights(
+        read=(
+            "id",
+            "order_id",
+            "type",
+            "subject_id",
+            "from_status",
+            "to_status",
+            "source",
+            "user_id",
+            "message_id",
+            "details",
+            "at",
+            "xid",
+        )
+    ),
+    "idempotency_keys": Rights(deleted_because="a stored answer is deleted after 48 hours; the order keeps its key"),
+}
+TABLES = frozenset(RIGHTS)
 
 
 def add_order(session: Session, payload: OrderCreated, request: KeyedRequest, trace_id: str) -> bool:

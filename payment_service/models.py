@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import BigInteger, ForeignKey, Index, Text, func, select, text, update
+from sqlalchemy import Identity as IdentityColumn
 from sqlalchemy.dialects.postgresql import ARRAY, Insert
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Mapped, Session, mapped_column
@@ -17,7 +18,8 @@ from shared.bulk import update_many
 from shared.envelope import Envelope
 from shared.errors import NotFound
 from shared.events import Identity
-from shared.tables import MESSAGING_TABLES, NOW, Base
+from shared.rights import Rights
+from shared.tables import MESSAGING_RIGHTS, NOW, Base
 from shared.times import timestamp
 
 
@@ -64,6 +66,28 @@ class RefundRow(Base):
     )
 
 
+class PaymentLogRow(Base):
+    """One step of a payment or a refund. Triggers on both tables write it; this service can neither add nor change one.
+
+    `user_id` and `trace_id` are those of the request: of the customer who pays, of the user who refunds.
+    """
+
+    __tablename__ = "payment_log"
+
+    id: Mapped[int] = mapped_column(BigInteger, IdentityColumn(), primary_key=True)
+    order_id: Mapped[uuid.UUID]
+    refund_id: Mapped[uuid.UUID | None]  # NULL for a step of the payment itself
+    from_status: Mapped[str | None]
+    to_status: Mapped[str]
+    reference: Mapped[str]
+    reason: Mapped[str]
+    user_id: Mapped[str]
+    trace_id: Mapped[str]
+    at: Mapped[datetime] = mapped_column(server_default=text("clock_timestamp()"))
+
+    __table_args__ = (Index(None, "order_id", "id"),)
+
+
 class LedgerRow(Base):
     """The mock provider's own ledger. Only the mock provider reads or writes it."""
 
@@ -82,7 +106,34 @@ class LedgerRow(Base):
     __table_args__ = (Index(None, "order_id"),)
 
 
-TABLES = MESSAGING_TABLES | {"payments", "refunds", "provider_ledger"}
+RIGHTS = MESSAGING_RIGHTS | {
+    "payments": Rights(
+        changed=("status", "reference", "reason", "cancelled", "updated_at"),
+        read=(
+            "order_id",
+            "payment_id",
+            "status",
+            "amount",
+            "currency",
+            "method",
+            "reference",
+            "reason",
+            "cancelled",
+            "user_id",
+            "roles",
+            "trace_id",
+            "created_at",
+            "updated_at",
+        ),
+    ),
+    "refunds": Rights(
+        changed=("status", "updated_at"),
+        read=("refund_id", "order_id", "status", "user_id", "roles", "trace_id", "created_at", "updated_at"),
+    ),
+    "payment_log": Rights(added=False),
+    "provider_ledger": Rights(),
+}
+TABLES = frozenset(RIGHTS)
 
 
 def claim_charges(session: Session, events: Iterable[Envelope]) -> None:

@@ -129,6 +129,10 @@ class Settings:
         "READER_PASSWORD", str, "of the database role that only reads, which cannot log in without one",
         (MIGRATE, "ops", OPERATOR, AUDIT), secret=_WORD,
     ))
+    operator_password: str = _one(Row(
+        "OPERATOR_PASSWORD", str, "of the database role that records which messages lie in a DLQ; the same",
+        (MIGRATE, "ops", OPERATOR), secret=_WORD,
+    ))
     auth_keys: tuple[tuple[str, str], ...] = _one(Row(
         "AUTH_KEYS", parsers.named_keys, "`kid:secret,kid:secret`: the first signs tokens, every one verifies",
         _needing("AUTH_KEYS"), DEVELOPMENT_KEY, production="", secret=_NAMED_KEYS,

@@ -8,6 +8,9 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, TimeoutError
 # PostgreSQL's undefined_table.
 NOT_MIGRATED = "42P01"
 
+# PostgreSQL's insufficient_privilege.
+NOT_ALLOWED = "42501"
+
 
 def is_conflict(error: BaseException) -> bool:
     """Whether repeating the transaction is the answer: serialization failure, deadlock."""
@@ -31,8 +34,10 @@ def is_outage(error: BaseException) -> bool:
     if state is None:
         return isinstance(error.orig, psycopg2.OperationalError)
     # Classes 08 connection, 53 resources (disk full, too many connections), 58 system; 57P0x shutting down or
-    # starting; 25006 a standby that does not take writes; 42P01 a table is not there, so this is not migrated yet.
-    return state[:2] in ("08", "53", "58") or state.startswith("57P") or state in ("25006", "25P03", NOT_MIGRATED)
+    # starting; 25006 a standby that does not take writes; 42P01 a table is not there, so this is not migrated yet;
+    # 42501 a right is missing, as while another version's `ecom migrate` was the last one to run.
+    unable = ("25006", "25P03", NOT_ALLOWED, NOT_MIGRATED)
+    return state[:2] in ("08", "53", "58") or state.startswith("57P") or state in unable
 
 
 def sqlstate(error: BaseException) -> str | None:

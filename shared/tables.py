@@ -20,6 +20,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from shared.rights import Rights
+
 NOW = text("now()")
 
 
@@ -105,4 +107,49 @@ class DeadMessageRow(Base):
     )
 
 
-MESSAGING_TABLES = frozenset({"consumed_messages", "outbox", "dead_messages"})
+# What a death of a message says. A message that dies again has another story.
+_STORY = (
+    "service",
+    "event_type",
+    "order_id",
+    "trace_id",
+    "reason",
+    "error_class",
+    "error_message",
+    "attempts",
+    "replays",
+    "copies",
+    "first_failed_at",
+    "died_at",
+)
+_LEFT = ("left_at", "left_how")
+
+MESSAGING_RIGHTS = {
+    "consumed_messages": Rights(
+        deleted_because="a message is forgotten 90 days after it was consumed",
+        read=("consumer", "message_id"),
+    ),
+    # The body of an event is nobody's but the relay's.
+    "outbox": Rights(
+        changed=("published_at", "attempts", "last_error", "held_until"),
+        deleted_because="an event is deleted 7 days after it was published",
+        read=(
+            "id",
+            "message_id",
+            "aggregate_id",
+            "event_type",
+            "created_at",
+            "published_at",
+            "attempts",
+            "last_error",
+            "held_until",
+        ),
+    ),
+    "dead_messages": Rights(
+        changed=(*_STORY, *_LEFT),
+        read=("id", "message_id", "queue", *_STORY, *_LEFT),
+        operator_adds=("message_id", "queue", *_STORY),
+        operator_changes=(*_STORY, *_LEFT),
+    ),
+}
+MESSAGING_TABLES = frozenset(MESSAGING_RIGHTS)

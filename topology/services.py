@@ -12,6 +12,16 @@ from dataclasses import dataclass
 # RPC calls, batches and timers of one process share these workers. Each worker may hold a database connection.
 MAX_WORKERS = 20
 
+# Connections to the database beside one for each worker: consumers hold them for their batches.
+POOL_SPARE = 5
+
+# The connections of a service's role suffice for so many replicas, unless `ecom migrate --replicas` says otherwise.
+# Those of an old version that are ending count as well.
+REPLICAS = 4
+
+# Those of a relay: it publishes on one, and listens on another.
+RELAY_CONNECTIONS = 2
+
 
 @dataclass(frozen=True)
 class Service:
@@ -31,11 +41,17 @@ class Service:
     calls: tuple[str, ...] = ()  # the services that it calls by RPC
     hints: str = ""  # "publishes" hints of changed orders, or "hears" them
     replays: bool = False  # whether it reads every DLQ and sends dead messages back
+    other_connections: int = 0  # to its database, beside those of its workers, consumers and relay
 
     @property
     def rpc_name(self) -> str:
         """The name by which others call it: that of its Nameko class."""
         return f"{self.name}_service"
+
+    @property
+    def connections(self) -> int:
+        """How many connections to its database one process opens at most."""
+        return self.workers + POOL_SPARE + RELAY_CONNECTIONS * bool(self.publishes) + self.other_connections
 
     @property
     def has_rpc(self) -> bool:
@@ -80,6 +96,7 @@ SERVICES = (
         purpose="owns payments and refunds; calls the payment provider; pauses while the provider is away",
         start_order=3,
         publishes=("payment",),
+        other_connections=20,  # the mock provider's, for its ledger
     ),
     Service("auth", "auth_service", purpose="owns users; issues tokens", start_order=1, needs=("AUTH_KEYS",)),
     Service(
@@ -88,6 +105,7 @@ SERVICES = (
         purpose="counts, shows and replays dead messages; keeps the operators' ledger and copies of the audit's seals",
         start_order=5,
         replays=True,
+        other_connections=40,  # sessions on a DLQ: the census, one for each call, and `ecom` at terminals
     ),
 )
 

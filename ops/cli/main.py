@@ -29,7 +29,7 @@ from ops.closed_pipes import outlive_readers
 from shared.config import MIGRATE, ROLES, SERVICES, TOPOLOGY, USER, masked
 from shared.errors import CannotWork, ConfigurationFault, Conflict, EcomError, NotFound, TopologyDrift, ValidationFailed
 from shared.version import VERSION
-from topology.services import DATABASES
+from topology.services import DATABASES, REPLICAS
 
 USERS = Table(("name", "roles", "state", "made (UTC)"), empty="no user; `ecom user add` makes one")
 
@@ -146,14 +146,29 @@ def config(role: str | None, as_json: bool) -> None:
 
 @ecom.command()
 @click.argument("service", required=False)
+@click.option(
+    "--replicas",
+    type=click.IntRange(1),
+    default=REPLICAS,
+    show_default=True,
+    help="How many replicas of each service may be connected to its database at one time.",
+)
+@click.option(
+    "--own-cluster",
+    is_flag=True,
+    help="Nobody else uses this database server: close the databases postgres and template1 to all other roles.",
+)
 @json_option
-def migrate(service: str | None, as_json: bool) -> None:
-    """Bring all databases, or that of SERVICE, to the newest version."""
+def migrate(service: str | None, replicas: int, own_cluster: bool, as_json: bool) -> None:
+    """Bring all databases, or that of SERVICE, to the newest version.
+
+    With DATABASE_ADMIN_URL it also makes the databases and their roles, and gives each role its rights and no others.
+    """
     from ops.cli import migrate as migrations
 
     if service and service not in DATABASES:
         raise click.BadParameter(f"{service!r} is not one of {', '.join(DATABASES)}", param_hint="SERVICE")
-    done = migrations.migrate(read(MIGRATE), [service] if service else DATABASES)
+    done = migrations.migrate(read(MIGRATE), [service] if service else DATABASES, replicas, own_cluster)
     if as_json:
         print_json({"migrated": done})
     else:

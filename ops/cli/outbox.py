@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,7 +12,12 @@ from ops.cli.home import read
 from ops.cli.tables import Table
 from shared.config import OPERATOR
 from shared.errors import CannotWork, EcomError
+from shared.rights import READER
+
 from topology.services import PUBLISHERS
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL
 
 CONNECT_TIMEOUT_S = 5
 STATEMENT_TIMEOUT_MS = 10_000
@@ -48,11 +53,13 @@ def outbox_ls(limit: int, as_json: bool) -> None:
 
     Exit 1 if the broker refused any.
     """
+    from ops.roles import url_as
+
     settings = read(OPERATOR)
     found: list[dict[str, Any]] = []
     away: list[EcomError] = []
     for service in PUBLISHERS:
-        url = settings.database_url(service)
+        url = url_as(settings, service, READER)
         try:
             found.append({"service": service, **_outbox_of(service, url, limit)})
         except EcomError as absence:
@@ -71,7 +78,7 @@ def outbox_ls(limit: int, as_json: bool) -> None:
     sys.exit(COULD_NOT if away else FOUND if held else 0)
 
 
-def _outbox_of(service: str, url: str, limit: int) -> dict[str, Any]:
+def _outbox_of(service: str, url: URL, limit: int) -> dict[str, Any]:
     """One service's outbox. Raises CannotWork when its database is away or has no outbox yet."""
     from sqlalchemy import NullPool, create_engine, text
     from sqlalchemy.exc import SQLAlchemyError

@@ -1,4 +1,4 @@
-"""The databases of the services: dead messages, inboxes, orders. Read as `ecom_reader`.
+"""The databases of the services: dead messages, inboxes, orders. Read as `ecom_reader`, written as `ecom_operator`.
 
 Only `dead_messages` is written here: messages that left a DLQ, and messages in it that no service recorded.
 """
@@ -11,21 +11,21 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Engine, case, func, make_url, select, tuple_, update
+from sqlalchemy import Engine, case, func, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from ops.domain import NEVER, DeadLetter
+from ops.roles import url_as
 from shared.config import Settings
 from shared.edge.postgres import connect
 from shared.errors import CannotWork
 from shared.paging import decode_cursor, encode_cursor, page_of, row_position, time_position
+from shared.rights import OPERATOR, READER
 from shared.tables import ConsumedMessage, DeadMessageRow
 from shared.times import timestamp
 from topology.table import BY_NAME
-
-READER = "ecom_reader"
 
 # The values of `left_how`: where the message of a row went.
 REPLAYED, DISCARDED, GONE = "replayed", "discarded", "gone"
@@ -55,18 +55,18 @@ class ServiceDatabases:
         self.settings = settings
         self.pool_size = pool_size
         self.application = application
-        self._engines: dict[tuple[str, bool], Engine] = {}
+        self._engines: dict[tuple[str, str], Engine] = {}
 
     @contextmanager
     def read(self, service: str) -> Iterator[Session]:
         """A session that can only read; each statement sees what is committed. Raises CannotWork."""
-        with database_faults(service), Session(self._engine(service, writes=False)) as session:
+        with database_faults(service), Session(self._engine(service, READER)) as session:
             yield session
 
     @contextmanager
     def write(self, service: str) -> Iterator[Session]:
         """A session that may write; each statement commits itself. Raises CannotWork."""
-        with database_faults(service), Session(self._engine(service, writes=True)) as session:
+        with database_faults(service), Session(self._engine(service, OPERATOR)) as session:
             yield session
 
     def close(self) -> None:
@@ -74,20 +74,13 @@ class ServiceDatabases:
         for engine in self._engines.values():
             engine.dispose()
 
-    def _engine(self, service: str, writes: bool) -> Engine:
-        if (service, writes) not in self._engines:
-            url = make_url(self.settings.database_url(service))
-            limits: dict[str, Any] = {}
-            if not writes:
-                # Without a password for the reader, its rights are still all that is used.
-                limits = {"default_transaction_read_only": "on"}
-                if self.settings.reader_password:
-                    url = url.set(username=READER, password=self.settings.reader_password)
-            engine = connect(
-                url.render_as_string(hide_password=False), self.application, pool_size=self.pool_size, **limits
-            )
-            self._engines[service, writes] = engine.execution_options(isolation_level="AUTOCOMMIT")
-        return self._engines[service, writes]
+    def _engine(self, service: str, role: str) -> Engine:
+        if (service, role) not in self._engines:
+            url = url_as(self.settings, service, role).render_as_string(hide_password=False)
+            limits: dict[str, Any] = {"default_transaction_read_only": "on"} if role == READER else {}
+            engine = connect(url, self.application, pool_size=self.pool_size, **limits)
+            self._engines[service, role] = engine.execution_options(isolation_level="AUTOCOMMIT")
+        return self._engines[service, role]
 
     def consumed(self, queue: str, message_ids: Collection[UUID]) -> set[UUID]:
         """Those that have taken effect on the consumer of a main queue."""

@@ -35,6 +35,7 @@ SETTINGS = (
     "AMQP_URI",
     "DATABASE_ADMIN_URL",
     "READER_PASSWORD",
+    "OPERATOR_PASSWORD",
     *(f"{name.upper()}_DATABASE_URL" for name in DATABASES),
     *(f"{service.upper()}_PORT" for service in ALL_SERVICES),
 )
@@ -157,7 +158,8 @@ class Stack:
             chosen["AMQP_URI"] = self.servers.broker.amqp_uri_of(MAIN_VHOST)
         if self.servers.postgres:
             chosen["DATABASE_ADMIN_URL"] = self.servers.postgres.admin_url
-            chosen["READER_PASSWORD"] = passwords.setdefault("reader", secrets.token_hex(16))
+            for role in ("reader", "operator"):
+                chosen[f"{role.upper()}_PASSWORD"] = passwords.setdefault(role, secrets.token_hex(16))
             for name in DATABASES:
                 password = passwords.setdefault(name, secrets.token_hex(16))
                 place = f"{LOOPBACK}:{self.servers.postgres.port}/{name}{suffix}"
@@ -175,7 +177,8 @@ class Stack:
         self.start_servers(progress)
         ports = choose_ports(replicas, progress)
         self.choose_environment(ports)
-        self._ecom(progress, "databases are migrated", "migrate")  # while the broker is still starting
+        own = ["--own-cluster"] if self.servers.postgres else []
+        self._ecom(progress, "databases are migrated", "migrate", *own)  # while the broker is still starting
         self.wait_broker(progress)
         self._ecom(progress, "the broker looks like the topology", "topology", "apply")
         children = [

@@ -16,14 +16,12 @@ from shared.edge import green
 from shared.edge.postgres import connect
 from shared.errors import CannotWork
 from shared.tables import Base
+from topology.services import POOL_SPARE
 
 log = logging.getLogger(__name__)
 
 # A probe's caller gives up after a few seconds.
 PROBE_S = 2.0
-
-# Connections beside one for each worker: consumers hold them for their batches.
-POOL_SPARE = 5
 
 
 class Sessions:

@@ -29,7 +29,7 @@ def settings(servers: None) -> Settings:
     own = servers_of_our_own()
     if own and own.postgres:
         without_fsync(settings)
-    migrate(settings)
+    migrate(settings, own_cluster=bool(own and own.postgres))
     apply(settings.amqp_uri)
     return settings
 

@@ -26,7 +26,7 @@ from shared.edge.batch import Batch
 from shared.edge.broker import BrokerConnection
 from shared.edge.consumer import Handles
 from shared.edge.context import RequestContext
-from shared.edge.database import POOL_SPARE, Database
+from shared.edge.database import Database
 from shared.edge.postgres import connect
 from shared.edge.publisher import Outgoing, Publisher
 from shared.edge.runner import nameko_config, service_class
@@ -34,6 +34,7 @@ from shared.envelope import Envelope, envelope
 from shared.events import Identity, OrderCreated, Payload, PricedItem, Reserved
 from shared.failures import Delivery
 from shared.ids import new_trace_id
+from topology.services import POOL_SPARE
 from topology.table import BY_NAME, CONSUMERS, EVENTS_EXCHANGE, queue_arguments
 
 CUSTOMER = Identity("customer", ("customer",))

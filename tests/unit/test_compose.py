@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 DEPLOY = ROOT / "deploy"
 
 SERVERS = {"rabbitmq": "rabbitmq:4.2-management", "postgres": "postgres:17"}
-ONCE = {"migrate": ("migrate",), "topology": ("topology", "apply")}
+ONCE = {"migrate": ("migrate", "--own-cluster"), "topology": ("topology", "apply")}
 BY_HAND = {"audit": ("audit", "verify")}  # a person starts it; `up` does not
 KEYS = {"AUTH_KEYS": "auth_keys", "AUDIT_KEY": "audit_keys"}  # a setting, and its attribute
 SECRETS_FOLDER = "deploy/secrets/"
@@ -92,6 +92,7 @@ def _command_faults(name, service):
     command = cli.ecom
     if bool(service.get("profiles")) != (name in BY_HAND):
         yield f"{name}: must be started by `up`, or must not"
+    words = [word for word in words if not word.startswith("--")]
     while words and (command := getattr(command, "commands", {}).get(words[0])):
         words.pop(0)
         if not hasattr(command, "commands"):

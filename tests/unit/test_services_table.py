@@ -5,6 +5,7 @@ each line that the new service needs. Nothing here looks for lines of a service 
 """
 
 import configparser
+import inspect
 import re
 from fnmatch import fnmatch
 from pathlib import Path
@@ -13,7 +14,10 @@ import pytest
 import yaml
 
 from shared import config
+from shared.edge.resources import POOL_SIZE, ExternalClient
+from shared.edge.runner import service_class
 from shared.events import CATALOGUE
+from shared.relay import Relay
 from topology import services
 from topology.services import SERVICES, Service
 from topology.table import CONSUMERS
@@ -58,7 +62,8 @@ def lines_of_compose(rows, ports):
         yield name, f"command: [ecom, run, {name}]"
         yield name, f'deploy/ready.py, "{ports[name]}"'
         opened_by = [name, MIGRATE] if service.has_database else []
-        opened_by += [OPS] if service.publishes or name in CONSUMERS else []
+        if service.publishes or name in CONSUMERS:
+            yield OPS, f"{name.upper()}_DATABASE_URL: postgresql://postgres:5432/{name}"
         for block in opened_by:
             yield block, f"{name.upper()}_DATABASE_URL_FILE: /run/secrets/{name}_database_url"
             yield block, f"secret {name}_database_url"
@@ -186,7 +191,7 @@ def test_a_service_without_any_line_is_told_all_of_them():
     rows = (*SERVICES, new)
     port = f'"{config.FIRST_PORT + len(SERVICES)}"'
     missing = [message for name, find in MISSING_IN.items() for message in find(TEXTS[name], rows)]
-    assert len(missing) == len(set(missing)) == 9 + 13
+    assert len(missing) == len(set(missing)) == 9 + 12
     assert all("kiln" in message or "carrier_key" in message or port in message for message in missing)
 
 
@@ -240,3 +245,15 @@ def test_the_longest_matching_first_words_name_the_publisher(event_type, publish
 
 def test_events_are_published_by_services_with_a_database():
     assert set(services.PUBLISHERS) <= set(services.DATABASES)
+
+
+def test_a_row_counts_every_connection_that_its_service_opens():
+    for row in SERVICES:
+        if row.has_database:
+            parts = [part for _, part in inspect.getmembers(service_class(row.name))]
+            pools = row.workers + services.POOL_SPARE
+            pools += services.RELAY_CONNECTIONS * any(isinstance(part, Relay) for part in parts)
+            pools += POOL_SIZE * any(isinstance(part, ExternalClient) for part in parts)
+            # Each call of ops may open a session on a DLQ, the census has one, and people at terminals have some.
+            pools += row.replays * 2 * row.workers
+            assert row.connections == pools, row.name

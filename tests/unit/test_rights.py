@@ -1,0 +1,93 @@
+"""The rights on every table of every service: which rows can change, and which can be deleted."""
+
+import pytest
+
+import shared.idempotency  # noqa: F401
+from ops.roles import rights_of
+from shared.tables import Base
+from topology.services import DATABASES
+
+# Every table of every service is append-only for the service's own role, but these, each with the reason.
+CHANGES = {
+    "consumed_messages": "the inbox forgets what is older than any dead message",
+    "outbox": "the relay marks what it has published, and deletes it after a week",
+    "dead_messages": "a message leaves its DLQ, and may die again",
+    "idempotency_keys": "an answer is promised for a day",
+    "orders": "an order goes on to its next state; order_events has every step",
+    "stock_items": "the stock as it is now; stock_movements has every change",
+    "reservations": "a reservation is committed or released; movements and release events say so",
+    "release_exports": "an export finishes once",
+    "payments": "a payment goes on to its next state; payment_log has every step",
+    "refunds": "a refund goes on to its next state; payment_log has every step",
+    "users": "a user has a new password, or may not sign in any more",
+    "operations": "an operation goes on and ends",
+    "operation_messages": "a message of an operation gets its result",
+    "dlq_holders": "who works on a DLQ now: no trace, the operations are",
+}
+# What is lost with a deleted row is nobody's trace.
+DELETED = {"consumed_messages", "outbox", "idempotency_keys"}
+
+# Columns that say who, what, how much or since when. Nobody rewrites them.
+FACTS = {
+    "user_id",
+    "made_by",
+    "moved_by",
+    "requested_by",
+    "exported_by",
+    "roles",
+    "amount",
+    "currency",
+    "total",
+    "method",
+    "payment_method",
+    "quantity",
+    "unit_price",
+    "created_at",
+    "started_at",
+    "why",
+    "kind",
+    "sku",
+    "body",
+}
+
+TABLES = [(service, table) for service in DATABASES for table in rights_of(service)]
+
+
+def test_every_table_is_append_only_or_an_exception_with_its_reason() -> None:
+    assert {table for service, table in TABLES if not rights_of(service)[table].append_only} == {*CHANGES}
+
+
+def test_only_rows_that_are_nobodys_trace_are_deleted() -> None:
+    assert {table for service, table in TABLES if rights_of(service)[table].deleted_because} == DELETED
+
+
+@pytest.mark.parametrize(("service", "table"), TABLES)
+def test_what_says_who_did_what_never_changes(service: str, table: str) -> None:
+    columns = Base.metadata.tables[table].columns
+    keys = {column.name for column in columns if column.primary_key or column.foreign_keys}
+    assert not {*rights_of(service)[table].changed} & (FACTS | keys)
+
+
+@pytest.mark.parametrize(("service", "table"), TABLES)
+def test_rights_name_columns_that_the_table_has(service: str, table: str) -> None:
+    its = rights_of(service)[table]
+    named = {*its.changed, *its.read, *its.operator_adds, *its.operator_changes}
+    assert named <= {*Base.metadata.tables[table].columns.keys()}
+
+
+def test_the_reader_sees_what_operators_need_and_no_secret() -> None:
+    assert {service for service, table in TABLES if rights_of(service)[table].read} == {"order", "inventory", "payment"}
+    unseen = {
+        table for service, table in TABLES if not rights_of(service)[table].read and service not in ("auth", "ops")
+    }
+    assert unseen == {"idempotency_keys", "stock_movements", "provider_ledger", "payment_log"}
+    assert {"body", "traceparent"}.isdisjoint(rights_of("order")["outbox"].read)
+
+
+def test_the_operator_writes_the_record_of_dead_messages_and_nothing_else() -> None:
+    writes = {
+        table
+        for service, table in TABLES
+        if rights_of(service)[table].operator_adds or rights_of(service)[table].operator_changes
+    }
+    assert writes == {"dead_messages"}
