@@ -13,7 +13,6 @@ from ops.cli.tables import Table
 from shared.config import OPERATOR
 from shared.errors import CannotWork, EcomError
 from shared.rights import READER
-
 from topology.services import PUBLISHERS
 
 if TYPE_CHECKING:

@@ -129,6 +129,13 @@ def _settings_faults(name, compose, secrets):
             yield f"{name}: listens on {settings.host}, which other containers cannot reach"
         if set(settings.database_urls) != databases_of(name):
             yield f"{name}: has the databases {sorted(settings.database_urls)}"
+        held = {service for service, url in settings.database_urls.items() if make_url(url).password}
+        if name != "migrate" and held - {"ops" if name == "audit" else name}:
+            yield f"{name}: holds the passwords of the databases {sorted(held)}"
+        if bool(settings.operator_password) != (name in ("migrate", "ops")):
+            yield f"{name}: must have the operator's password, or must not"
+        if bool(settings.reader_password) != (name in ("migrate", "ops", "audit")):
+            yield f"{name}: must have the reader's password, or must not"
         if bool(settings.database_admin_url) != (name == "migrate"):
             yield f"{name}: must have the administrator's rights, or must not"
         for setting in KEYS if env == "production" else ():
@@ -320,6 +327,21 @@ MUTATIONS = {
     "gateway: has the databases ['order']": broken(
         "gateway", "environment", "ORDER_DATABASE_URL_FILE", to="/run/secrets/order_database_url"
     ),
+    "ops: holds the passwords of the databases ['ops', 'order']": lambda compose: compose["services"]["ops"].update(
+        environment={
+            **{
+                key: value
+                for key, value in compose["services"]["ops"]["environment"].items()
+                if key != "ORDER_DATABASE_URL"
+            },
+            "ORDER_DATABASE_URL_FILE": "/run/secrets/order_database_url",
+        }
+    ),
+    "ops: must have the operator's password, or must not": broken("ops", "environment", "OPERATOR_PASSWORD_FILE"),
+    "audit: must have the operator's password, or must not": broken(
+        "audit", "environment", "OPERATOR_PASSWORD_FILE", to="/run/secrets/operator_password"
+    ),
+    "audit: must have the reader's password, or must not": broken("audit", "environment", "READER_PASSWORD_FILE"),
     "migrate: must have the administrator's rights, or must not": broken(
         "migrate", "environment", "DATABASE_ADMIN_URL_FILE"
     ),

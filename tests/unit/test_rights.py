@@ -1,9 +1,12 @@
 """The rights on every table of every service: which rows can change, and which can be deleted."""
 
 import pytest
+from sqlalchemy import make_url
 
 import shared.idempotency  # noqa: F401
-from ops.roles import rights_of
+from ops.roles import rights_of, url_as
+from shared import config
+from shared.rights import OPERATOR, READER
 from shared.tables import Base
 from topology.services import DATABASES
 
@@ -91,3 +94,17 @@ def test_the_operator_writes_the_record_of_dead_messages_and_nothing_else() -> N
         if rights_of(service)[table].operator_adds or rights_of(service)[table].operator_changes
     }
     assert writes == {"dead_messages"}
+
+
+@pytest.mark.parametrize("url", ["postgresql://h:1/order", "postgresql://order_app:own@h:1/order"])
+def test_the_reader_and_the_operator_use_their_own_passwords_whatever_the_url_holds(url: str) -> None:
+    settings = config.read({"ORDER_DATABASE_URL": url, "READER_PASSWORD": "r", "OPERATOR_PASSWORD": "o"})
+    place = "postgresql+psycopg2://{}@h:1/order"
+    assert url_as(settings, "order", READER) == make_url(place.format("ecom_reader:r"))
+    assert url_as(settings, "order", OPERATOR) == make_url(place.format("ecom_operator:o"))
+
+
+def test_without_passwords_for_them_the_role_of_the_url_does_their_work() -> None:
+    settings = config.read({"ORDER_DATABASE_URL": "postgresql://mine:own@h:1/order"})
+    for role in (READER, OPERATOR):
+        assert url_as(settings, "order", role) == make_url("postgresql+psycopg2://mine:own@h:1/order")
