@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 from werkzeug.wrappers import Request, Response
 
 from gateway.api.answering import respond
-from gateway.api.http import Api, Call
+from gateway.api.http import Call, Holding
 from shared.edge import green
 from shared.edge.green import MINIMUM_WRITE_CHUNK_SIZE
 from shared.edge.rpc_proxy import CALL_TIMEOUT_S, Replies
@@ -52,7 +52,7 @@ class BrokenOff(Exception):
     """An export ends before its last row."""
 
 
-class Export(Api):
+class Export(Holding):
     """A route that answers with a CSV of releases. Its method opens the export and returns {export_id}.
 
     The query parameter `for` says who reads the file; without it, `reader` does.

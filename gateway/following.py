@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from werkzeug.wrappers import Request, Response
 
 from gateway.api.answering import EVENT_STREAM, as_json, respond
-from gateway.api.http import Api, Call
+from gateway.api.http import Call, Holding
 from shared.edge.green import MINIMUM_WRITE_CHUNK_SIZE
 from shared.edge.rpc_proxy import CALL_TIMEOUT_S
 from shared.edge.watch import HintedWatch, Watch, wait_for
@@ -43,7 +43,7 @@ SAMPLES = Path(__file__).with_name("samples")
 CLIENTS = {"Python": "stream.py", "JavaScript": "stream.mjs"}
 
 
-class Following(Api):
+class Following(Holding):
     """A route whose clients wait for an order to change."""
 
     watch: Watch = HintedWatch("order_service.changed_orders", "order_id")
@@ -55,6 +55,9 @@ class Following(Api):
 
 class Waiting(Following):
     """Answers when the order is in one of the states of `wait` or `timeout` has passed; at once without `wait`."""
+
+    def holds(self, request: Request, call: Call) -> bool:
+        return bool(call.query.get("wait"))
 
     def _in_a_worker(self, args: Any, kwargs: Any, context: dict[str, Any]) -> Any:
         call: Call = args[0]
@@ -177,6 +180,9 @@ class FeedRoute(Streaming):
             {"type": "string", "pattern": f"^{POSITION.pattern}$", "examples": [BEGINNING]},
         )
     }
+
+    def holds(self, request: Request, call: Call) -> bool:
+        return wants_stream(request)
 
     def prepare(self, request: Request) -> tuple[tuple[Call], dict[str, Any]]:
         (call,), context = super().prepare(request)

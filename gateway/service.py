@@ -13,11 +13,11 @@ from gateway.releases import Releases
 from gateway.site.routes import Site
 from gateway.stock import Stocks
 from gateway.tokens import Tokens
-from shared.edge.http import Probes
+from shared.edge.http import ProbesApart
 from shared.edge.settings import Setting
 
 
-class GatewayService(Tokens, Orders, Feed, Stocks, Releases, Payments, Operations, Site, Probes):
+class GatewayService(Tokens, Orders, Feed, Stocks, Releases, Payments, Operations, Site, ProbesApart):
     """Every route of the gateway, by subject."""
 
     name = "gateway"

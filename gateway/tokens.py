@@ -18,7 +18,7 @@ from gateway.api.fields import (
     integer_field,
     text_field,
 )
-from gateway.api.http import Call, api
+from gateway.api.http import Call, api, sign_in
 from shared.auth import ADMIN, MAX_NAME_LENGTH, SERVICE
 from shared.edge.rpc_proxy import RpcProxy
 from shared.errors import Forbidden, Unauthenticated
@@ -86,7 +86,7 @@ class Tokens:
 
     auth = RpcProxy("auth_service")
 
-    @api(
+    @sign_in(
         "POST",
         "/api/auth/token",
         roles=None,

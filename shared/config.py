@@ -21,8 +21,16 @@ from topology.table import CONSUMERS
 
 SERVICES, DATABASES = services.NAMES, services.DATABASES
 FIRST_PORT = 8000
-# Replica n of a service listens on its port + 100 n. So there can be up to 100 services.
+# Replica n of a service listens on its port + 100 n. So there can be up to 99 services.
 PORTS_BETWEEN_REPLICAS = 100
+# Clients call the gateway, so it answers probes on a port of its own. All other services answer nothing else.
+PROBES = {"gateway": "gateway_probe"}
+# The default of each port; the variable NAME_PORT selects another.
+PORTS = {name: FIRST_PORT + place for place, name in enumerate(SERVICES)} | {
+    PROBES["gateway"]: FIRST_PORT + PORTS_BETWEEN_REPLICAS - 1
+}
+
+_SERVICE_AT = {probe: name for name, probe in PROBES.items()}
 
 DEVELOPMENT_KEY = "dev:development-only-secret-never-in-production"
 DEVELOPMENT_AUDIT_KEY = "development-only-audit-key-never-in-production"
@@ -165,9 +173,9 @@ class Settings:
     ports: Mapping[str, int] = _each({
         name: Row(
             f"{name.upper()}_PORT", parsers.integer(1), f"the port of {name}; its replica n listens on port + 100 n",
-            (name, SHELL) if name == "gateway" else (name,), str(FIRST_PORT + place),
+            (name, SHELL) if name == "gateway" else (_SERVICE_AT.get(name, name),), str(port),
         )
-        for place, name in enumerate(SERVICES)
+        for name, port in PORTS.items()
     })
     rate_user_per_min: int = _one(Row(
         "RATE_USER_PER_MIN", parsers.integer(0), "requests of a user in a minute; 0: any number", ("gateway",), "0",
@@ -176,6 +184,14 @@ class Settings:
     rate_address_per_min: int = _one(Row(
         "RATE_ADDRESS_PER_MIN", parsers.integer(0), "requests of an address in a minute; 0: any number", ("gateway",),
         "0", production="1000",
+    ))
+    connections_per_address: int = _one(Row(
+        "CONNECTIONS_PER_ADDRESS", parsers.integer(0),
+        "connections of an address that are open at one gateway, a tenth of all; 0: any number", ("gateway",), "400",
+    ))
+    waits_per_user: int = _one(Row(
+        "WAITS_PER_USER", parsers.integer(0),
+        "waits, streams and exports of a user that are open at one gateway; 0: any number", ("gateway",), "100",
     ))
     trusted_proxies: tuple[str, ...] = _one(Row(
         "TRUSTED_PROXIES", parsers.networks, "addresses or networks whose X-Forwarded-For is believed", ("gateway",)
@@ -215,9 +231,13 @@ class Settings:
         """Where a service's replica n listens, as in a URL: 127.0.0.1:8000, or [::1]:8000."""
         return f"{bracketed(self.host)}:{self.port(service, replica)}"
 
-    def port(self, service: str, replica: int = 0) -> int:
-        """The port of a service's replica n, counted from 0."""
-        return self.ports[service] + PORTS_BETWEEN_REPLICAS * replica
+    def probe_address(self, service: str, replica: int = 0) -> str:
+        """Where a service's replica n answers /readyz and /metrics, as in a URL."""
+        return self.address(PROBES.get(service, service), replica)
+
+    def port(self, name: str, replica: int = 0) -> int:
+        """The port of replica n, counted from 0, of a service or of PROBES."""
+        return self.ports[name] + PORTS_BETWEEN_REPLICAS * replica
 
 
 TABLE = tuple(

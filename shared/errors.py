@@ -195,6 +195,12 @@ class RateLimited(EcomError):
     code = "rate_limited"
 
 
+class TooManyOpen(RateLimited):
+    """Too much of one client is open: connections, waits, streams or exports."""
+
+    code = "too_many_open"
+
+
 class ServiceUnavailable(EcomError):
     """A service did not answer in time."""
 

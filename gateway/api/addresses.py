@@ -31,6 +31,11 @@ class Proxies:
         """
         return self._walk(environ)[0]
 
+    def trusts(self, peer: str) -> bool:
+        """Whether the peer of a socket is one of these proxies."""
+        address = _parsed(peer)
+        return address is not None and self._trusts(address)
+
     def origin(self, environ: Environ) -> str:
         """The scheme, host and port by which the client called the gateway, such as `https://shop.example`.
 

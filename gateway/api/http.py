@@ -18,6 +18,7 @@ from gateway.api.answering import Answer, as_json_line, next_page, respond, resp
 from gateway.api.cors import Cors
 from gateway.api.cursors import Cursors
 from gateway.api.errors import INTERNAL, REFUSALS
+from gateway.api.held import Held
 from gateway.api.rates import Rates
 from gateway.api.reading import (
     check_conditions,
@@ -49,7 +50,7 @@ OPERATORS = (OPERATOR, ADMIN)
 AUDITORS = (AUDITOR, ADMIN)
 
 # The web server's own words for these say more than the meaning of the class.
-TOLD_BY_SERVER = (errors.BadRequest, errors.NotImplementedHere, errors.ServiceUnavailable)
+TOLD_BY_SERVER = (errors.BadRequest, errors.NotImplementedHere, errors.ServiceUnavailable, errors.TooManyOpen)
 
 # During an outage every request meets the same reason. Which method of a service was called makes no other reason.
 _reminder = Reminder()
@@ -84,6 +85,7 @@ class Api(Route):
     """
 
     rates = Shared(Rates)
+    held = Shared(Held)
     content_type = "application/json"
     in_document = True  # whether the OpenAPI document shows the route
     streams = False  # whether a client may choose Server-Sent Events by its Accept header
@@ -134,6 +136,7 @@ class Api(Route):
         self._cursors = Cursors(self._keys, self.url)
         self._cors = Cors(settings.cors_origins)
         self._proxies = Proxies(settings.trusted_proxies)
+        self.server.is_proxy = self._proxies.trusts
         self._body = self.body() if self.body else None
         self._query = self.query() if self.query else None
 
@@ -146,7 +149,10 @@ class Api(Route):
         """Check the caller first and the request second, so that a stranger learns nothing about schemas or keys."""
         environ = request.environ
         trace_id = trace_of(environ).trace_id
-        self.rates.made.check_address(self._proxies.client_address(environ))
+        address = self._proxies.client_address(environ)
+        self.rates.made.check_address(address)
+        if self._proxies.trusts(environ["REMOTE_ADDR"]):  # else the connection itself counts
+            self.held.made.hold_request(address, environ)
         claims = self._claims(environ)
         identity = claims.identity if claims else None
         query = self.read_query(request)
@@ -226,4 +232,28 @@ class Api(Route):
         self._cors.finish(response, environ)
 
 
+class SigningIn(Api):
+    """A route that checks a password. Few may do so at once, because it is slow on purpose."""
+
+    def prepare(self, request: Request) -> tuple[tuple[Call], dict[str, Any]]:
+        prepared = super().prepare(request)
+        self.held.made.hold_sign_in(self._proxies.client_address(request.environ), request.environ)
+        return prepared
+
+
+class Holding(Api):
+    """A route that may hold a connection for long: a wait, a stream or an export."""
+
+    def prepare(self, request: Request) -> tuple[tuple[Call], dict[str, Any]]:
+        (call,), context = super().prepare(request)
+        if self.holds(request, call) and call.identity is not None:
+            self.held.made.hold_wait(call.identity.user_id, request.environ)
+        return (call,), context
+
+    def holds(self, request: Request, call: Call) -> bool:
+        """Whether this request counts against what its user may hold."""
+        return True
+
+
 api = Api.decorator
+sign_in = SigningIn.decorator

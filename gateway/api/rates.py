@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import time
 
@@ -11,6 +10,7 @@ from limits.storage import MemoryStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 
 from shared.config import Settings
+from shared.edge.shares import network_of
 from shared.errors import RateLimited
 from shared.events import Identity
 
@@ -21,9 +21,6 @@ WINDOW_S = 60
 # The library keeps two counters for each name and looks at all of them every 10 ms. Past this many, all are deleted:
 # memory and that scan stay bounded, and an attacker with this many addresses gains nothing by it.
 MAX_TRACKED = 10_000
-
-# One household or server usually has a whole /64 network of IPv6.
-IPV6_PREFIX = 64
 
 
 class Rate:
@@ -69,14 +66,3 @@ class Rates:
     def check_user(self, identity: Identity) -> None:
         """Count a request of a user. Raises RateLimited."""
         self._of_user.check(identity.user_id)
-
-
-def network_of(address: str) -> str:
-    """The addresses that count as one client: one IPv4 address, or an IPv6 /64 network."""
-    if ":" not in address:
-        return address
-    try:
-        whole = ipaddress.IPv6Address(address.partition("%")[0])
-    except ValueError:
-        return address
-    return str(whole.ipv4_mapped or ipaddress.IPv6Network((whole, IPV6_PREFIX), strict=False))

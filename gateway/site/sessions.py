@@ -19,7 +19,7 @@ from werkzeug.wrappers import Request, Response
 
 from gateway.api.answering import Answer, respond
 from gateway.api.errors import report_error
-from gateway.api.http import Api
+from gateway.api.http import Api, SigningIn
 from gateway.api.reading import by_field, check_content, load_query, query_of, trace_of
 from gateway.export import Export
 from gateway.site.pages import Look, PageRoute, render
@@ -142,7 +142,7 @@ class SessionExport(Session, Export):
     reader = Reader.SPREADSHEETS
 
 
-class SignIn(SessionPage):
+class SignIn(SessionPage, SigningIn):
     """Reads the sign-in form. A problem is shown above the same form."""
 
     def error_page(self, environ: Environ, status: int, error: errors.EcomError) -> Answer:

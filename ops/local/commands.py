@@ -34,6 +34,7 @@ from ops.local.stack import (
     Progress,
     Stack,
     catch_signals,
+    probe_url_of,
     project_environment,
     stopping,
     sweep,
@@ -118,7 +119,7 @@ def restart() -> int:
             for name, child in now.items()
             if (child["pid"], child["started"]) == (old[name]["pid"], old[name]["started"])
             or not child["pid"]
-            or not is_ready(child["url"])
+            or not is_ready(probe_url_of(child))
         ]
 
     if not wait_until(lambda: stack.owner() is None or not waiting(), READY_TIMEOUT_S, pause_s=0.2):

@@ -25,8 +25,7 @@ from ops.local.processes import Process, StackFault, end, end_descendants, tail
 from ops.local.server import LOOPBACK, PORT_RANGE, is_free, reachable, write_private
 from ops.local.servers import Servers
 from ops.local.supervisor import Child, Supervisor
-from shared.config import DATABASES, FIRST_PORT, PORTS_BETWEEN_REPLICAS, environment_of
-from shared.config import SERVICES as ALL_SERVICES
+from shared.config import DATABASES, FIRST_PORT, PORTS, PORTS_BETWEEN_REPLICAS, PROBES, environment_of
 from topology.services import START_ORDER
 
 MAIN = "main"
@@ -37,7 +36,7 @@ SETTINGS = (
     "READER_PASSWORD",
     "OPERATOR_PASSWORD",
     *(f"{name.upper()}_DATABASE_URL" for name in DATABASES),
-    *(f"{service.upper()}_PORT" for service in ALL_SERVICES),
+    *(f"{name.upper()}_PORT" for name in PORTS),
 )
 
 
@@ -153,7 +152,7 @@ class Stack:
         The `suffix` of the databases' names separates the stacks that use the same server.
         """
         passwords = self.state.setdefault("passwords", {})
-        chosen = {f"{service.upper()}_PORT": str(port) for service, port in ports.items()}
+        chosen = {f"{name.upper()}_PORT": str(port) for name, port in ports.items()}
         if self.servers.broker:
             chosen["AMQP_URI"] = self.servers.broker.amqp_uri_of(MAIN_VHOST)
         if self.servers.postgres:
@@ -188,6 +187,7 @@ class Stack:
                 ports[service] + PORTS_BETWEEN_REPLICAS * replica,
                 self._log(f"{service}-{replica}"),
                 host=reachable(os.environ.get("HOST", "")),
+                probe_port=ports[PROBES.get(service, service)] + PORTS_BETWEEN_REPLICAS * replica,
             )
             for service in START_ORDER
             for replica in range(replicas)
@@ -257,7 +257,8 @@ class Stack:
         for child in self.supervisor.children:
             process = Process.of(child.popen.pid) if child.popen else None
             pid, started = (process.pid, process.started) if process else (0, "")
-            children[child.name] = {"url": child.url, "pid": pid, "started": started}
+            facts = {"url": child.url, "probe_url": child.probe_url, "pid": pid, "started": started}
+            children[child.name] = facts
         self.keep(children=children)
 
     def _ecom(self, progress: Progress, done: str, *arguments: str) -> None:
@@ -299,18 +300,18 @@ def project_environment(chosen: Mapping[str, str]) -> dict[str, str]:
 
 
 def choose_ports(replicas: int, say: Callable[[str], None] | None = None, first: int = FIRST_PORT) -> dict[str, int]:
-    """A port for the first replica of each service: from `first` on, or elsewhere when one of those is taken.
+    """The ports of the first replicas, by name as in PORTS: from `first` on, or elsewhere when one of those is taken.
 
     The ports of each replica are 100 above those of the replica before it. A port that the user names is taken as it
     is, and must be free.
     """
-    named = {service: int(os.environ.get(f"{service.upper()}_PORT") or 0) for service in ALL_SERVICES}
-    for service, port in named.items():
+    named = {name: int(os.environ.get(f"{name.upper()}_PORT") or 0) for name in PORTS}
+    for name, port in named.items():
         if port and not is_free(port):
-            raise StackFault(f"{service.upper()}_PORT: port {port} is taken", exit_code=2)
+            raise StackFault(f"{name.upper()}_PORT: port {port} is taken", exit_code=2)
 
     def block(start: int) -> dict[str, int]:
-        return {service: named[service] or start + place for place, service in enumerate(ALL_SERVICES)}
+        return {name: named[name] or start + port - FIRST_PORT for name, port in PORTS.items()}
 
     def taken(start: int) -> list[int]:
         wanted = [port + PORTS_BETWEEN_REPLICAS * n for port in block(start).values() for n in range(replicas)]
@@ -324,6 +325,11 @@ def choose_ports(replicas: int, say: Callable[[str], None] | None = None, first:
                 return block(start)
         raise StackFault("no free ports for the services")
     return block(first)
+
+
+def probe_url_of(child: Mapping[str, Any]) -> str:
+    """Where a process of the saved state answers /readyz. An earlier version saved its only address."""
+    return str(child.get("probe_url") or child["url"])
 
 
 def _run_command(child: Child) -> list[str | Path]:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from ops.local.processes import StackFault
 from ops.local.server import LOOPBACK, Server
-from ops.local.stack import Stack, project_environment
+from ops.local.stack import Stack, probe_url_of, project_environment
 from ops.local.supervisor import READY, State, in_words, readiness
 from shared import config
 from shared.errors import IN_ALARM, ConfigurationFault
@@ -88,7 +88,7 @@ def look(stack: Stack) -> list[Condition]:
 
 
 def _service_state(child: dict[str, Any]) -> State:
-    return readiness(child["url"]) if child["pid"] else State("down", ("it died and will be started again",))
+    return readiness(probe_url_of(child)) if child["pid"] else State("down", ("it died and will be started again",))
 
 
 def _server_state(server: Server) -> State:

@@ -58,6 +58,7 @@ class Child:
     restarts: Restarts = field(default_factory=Restarts)
     ready: bool = False
     host: str = LOOPBACK  # as a URL writes it
+    probe_port: int = 0  # where it answers probes, if not on its only port
 
     @property
     def name(self) -> str:
@@ -68,6 +69,11 @@ class Child:
     def url(self) -> str:
         """Where it listens."""
         return f"http://{self.host}:{self.port}"
+
+    @property
+    def probe_url(self) -> str:
+        """Where it answers /readyz."""
+        return f"http://{self.host}:{self.probe_port or self.port}"
 
 
 class Supervisor:
@@ -144,7 +150,7 @@ class Supervisor:
         while waiting := [child for child in self.children if not child.ready]:
             self.run_once()
             for child in waiting:
-                child.ready = child.popen is not None and is_ready(child.url)
+                child.ready = child.popen is not None and is_ready(child.probe_url)
                 if not child.ready and (child.restarts.deaths >= HOPELESS_AFTER or time.monotonic() > deadline):
                     why = (
                         f"died {child.restarts.deaths} times"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any, cast
 
 from nameko.web.server import HttpOnlyProtocol
@@ -26,6 +26,7 @@ from werkzeug.wrappers import Response
 
 from shared.edge import framing, green
 from shared.edge.green import wsgi
+from shared.edge.shares import Connections
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,8 @@ BODY = "ecom.body"
 REFUSED = "ecom.refused"
 # A function that tells a long wait whether the client has gone.
 HAS_GONE = "ecom.has_gone"
+# An ExitStack: what the request holds until its answer has ended.
+HELD = "ecom.held"
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -63,6 +66,7 @@ class Connection(HttpOnlyProtocol):
     refused: HTTPException | None = None
 
     def _read_request_line(self) -> bytes:
+        self.server.connections.rest(self.conn_state)
         with green.Timeout(IDLE_S, TimeoutError("idle")):
             line = cast(bytes, super()._read_request_line())
             if line == framing.CRLF:  # RFC 9112, section 2.2: some clients send an empty line after a body
@@ -92,6 +96,12 @@ class Connection(HttpOnlyProtocol):
         return self.refused is None
 
     def handle_one_response(self) -> None:
+        with ExitStack() as held:
+            self.environ[HELD] = held
+            self._answer()
+
+    def _answer(self) -> None:
+        """Read the body, and answer. Raises OSError when the client has gone."""
         self.environ[HAS_GONE] = self.has_gone
         try:
             self.environ[BODY] = self._body()
@@ -102,6 +112,9 @@ class Connection(HttpOnlyProtocol):
         self.environ["wsgi.input"] = self.environ["eventlet.input"] = wsgi.Input(self.rfile, 0, self.connection)
         if self.conn_state[2] == wsgi.STATE_CLOSE:
             self.close_connection = True
+        if not self.server.connections.begin(self.conn_state):
+            self.close_connection = True  # it was closed to make room: nobody would hear the answer
+            return
         super().handle_one_response()
 
     def has_gone(self) -> bool:
@@ -146,7 +159,9 @@ class Connection(HttpOnlyProtocol):
 class Server(wsgi.Server):
     """eventlet's WSGI server with our connections and without its access log: /metrics counts requests."""
 
-    def __init__(self, sock: socket.socket, app: Any, refuse: Callable[[HTTPException], Response]) -> None:
+    def __init__(
+        self, sock: socket.socket, app: Any, refuse: Callable[[HTTPException], Response], connections: Connections
+    ) -> None:
         super().__init__(
             sock,
             sock.getsockname(),
@@ -159,6 +174,7 @@ class Server(wsgi.Server):
         )
         self.capitalize_response_headers = False
         self._refuse = refuse
+        self.connections = connections
 
     def as_bytes(self, error: HTTPException, has_body: bool = True) -> bytes:
         """A refusal for a connection that has no request to answer."""

@@ -18,13 +18,14 @@ from werkzeug.routing import Rule
 from werkzeug.wrappers import Request, Response
 
 from shared.config import Settings
-from shared.edge.connection import BODY, Environ
+from shared.edge.connection import BODY, HELD, Environ
 from shared.edge.green import Event
+from shared.edge.probe_server import ProbeServer
 from shared.edge.settings import settings_of
 from shared.edge.webserver import WebServer, plain_refusal, protect
 from shared.errors import EcomError, ServiceUnavailable
 
-__all__ = ["BODY", "Environ", "Probes", "Route", "Shared"]
+__all__ = ["BODY", "HELD", "Environ", "Probes", "ProbesApart", "Route", "Shared"]
 
 Call = tuple[tuple[Any, ...], Mapping[str, Any]]
 
@@ -129,7 +130,7 @@ class Probe:
 class Health(DependencyProvider):
     """Answers /healthz, /readyz and /metrics, and injects itself."""
 
-    server = WebServer()
+    server: WebServer = WebServer()
 
     def setup(self) -> None:
         for path, respond in {"/healthz": self.healthz, "/readyz": self.readyz, "/metrics": self.metrics}.items():
@@ -164,6 +165,20 @@ class Health(DependencyProvider):
         return sorted(set(found))
 
 
+class HealthApart(Health):
+    """Answers the probes on a port of their own, and /healthz on the port for clients as well.
+
+    The words of /healthz tell a stranger nothing, and a proxy in front must see whether that port answers.
+    """
+
+    server = ProbeServer()
+    public = WebServer()
+
+    def setup(self) -> None:
+        super().setup()
+        self.public.register_provider(Probe("/healthz", self.healthz))
+
+
 def _warnings(extension: Any) -> list[str]:
     ask = getattr(extension, "warnings", None)
     return ask() if callable(ask) else []
@@ -179,6 +194,12 @@ def _json(body: dict[str, Any], status: int = 200) -> Response:
 
 
 class Probes:
-    """Mixed into every service: GET /healthz, /readyz and /metrics on the service's own port."""
+    """Mixed into a service that clients do not call: GET /healthz, /readyz and /metrics on its port."""
 
     health = Health()
+
+
+class ProbesApart:
+    """Mixed into a service that clients call: the same on a port of their own."""
+
+    health = HealthApart()

@@ -49,6 +49,7 @@ def nameko_config(settings: Settings, service: str, replica: int = 0) -> dict[st
     config: dict[str, Any] = {
         "AMQP_URI": settings.amqp_uri,
         "WEB_SERVER_ADDRESS": settings.address(service, replica),
+        "PROBE_SERVER_ADDRESS": settings.probe_address(service, replica),
         "DB_URIS": {},
         "serializer": "json",
         "max_workers": row.workers,

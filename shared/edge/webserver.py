@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import nameko.web.server
-from werkzeug.exceptions import HTTPException, ServiceUnavailable
+from werkzeug.exceptions import HTTPException
 from werkzeug.routing import Map
 from werkzeug.wrappers import Response
 
@@ -24,6 +24,8 @@ from shared.config import bracketed
 from shared.edge import green
 from shared.edge.connection import SOCKET_S, Environ, Refuse, Server, linger
 from shared.edge.green import shutdown_safe, wsgi
+from shared.edge.settings import settings_of
+from shared.edge.shares import Client, Connections
 from shared.edge.wsgi_app import App
 from shared.errors import ConfigurationFault
 from shared.logs import Reminder, in_a_line
@@ -35,6 +37,8 @@ DRAIN_S = 15.0
 BACKLOG = 1024
 # 1,000 clients may wait for an order beside all others; one that waits costs about 40 kB.
 MAX_CONNECTIONS = 4000
+# After so many new connections in a row, those that are open get their turn.
+ACCEPTS_IN_A_ROW = 32
 ACCEPT_AGAIN_S = 0.1
 # Of those that are turned away, so many at once are given time to read why.
 MAX_LINGERING = 16
@@ -91,6 +95,8 @@ def listen(host: str, port: int) -> socket.socket:
 class WebServer(nameko.web.server.WebServer):
     """One for each service."""
 
+    # The setting of the container that says where it listens.
+    address_in = "WEB_SERVER_ADDRESS"
     _starting: bool
     _is_accepting: bool
 
@@ -99,20 +105,29 @@ class WebServer(nameko.web.server.WebServer):
         # By what the path begins with: how that is refused which no route answers. The longest that fits decides.
         self.refusals: dict[str, Refuse] = {"": plain_refusal}
         self.finish: Callable[[Response, Environ], None] = protect
-        self._connections: dict[Any, list[Any]] = {}
+        # Whether a peer is a proxy, which speaks for many clients.
+        self.is_proxy: Callable[[str], bool] = lambda address: False
         self._turning_away = 0
 
     @property
     def bind_addr(self) -> nameko.web.server.BindAddress:
-        """The host and port of WEB_SERVER_ADDRESS. Nameko's own reading does not know IPv6."""
+        """The host and port on which it listens. Nameko's own reading does not know IPv6."""
         # Nameko looks at every attribute before it has read the configuration.
-        host, _, port = self.container.config.get("WEB_SERVER_ADDRESS", "127.0.0.1:0").rpartition(":")
+        host, _, port = self.container.config.get(self.address_in, "127.0.0.1:0").rpartition(":")
         return nameko.web.server.BindAddress(host.strip("[]"), int(port))
 
     @property
     def port(self) -> int:
         """Where it listens, also when any free port was asked for."""
         return int(self._sock.getsockname()[1])
+
+    def limits(self) -> Connections:
+        """Its connections, none so far, with their limits."""
+        return Connections(max_connections(), settings_of(self.container).connections_per_address)
+
+    def not_ready_reason(self) -> str | None:
+        """Why no request can come in now."""
+        return None if self._is_accepting else "the service is stopping"
 
     def start(self) -> None:
         """Listen and serve. Raises ConfigurationFault when the port is taken."""
@@ -131,13 +146,14 @@ class WebServer(nameko.web.server.WebServer):
         self._sock.settimeout(None)
         self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by what it accepts
         app = App(self)
-        self._serv = Server(self._sock, app, app.refuse_unread)
-        self._max_connections = max_connections()
+        self.connections = self.limits()
+        self._serv = Server(self._sock, app, app.refuse_unread, self.connections)
         self._gt = self.container.spawn_managed_thread(self.run, identifier=f"web server on {bracketed(host)}:{port}")
 
     def run(self) -> None:
         """Accept until the service stops."""
         reminder = Reminder()
+        accepted = 0
         while self._is_accepting:
             try:
                 sock, address = self._sock.accept()
@@ -147,30 +163,37 @@ class WebServer(nameko.web.server.WebServer):
                 green.sleep(ACCEPT_AGAIN_S)
                 continue
             sock.settimeout(SOCKET_S)
-            # Not managed threads: their faults are the clients', and must not kill the container.
-            if len(self._connections) < self._max_connections:
-                connection = self._connections[sock] = [address, sock, wsgi.STATE_IDLE]
-                green.spawn_n(self._serve, connection)
-            else:
-                self._turning_away += 1
-                green.spawn_n(self._turn_away, sock)
+            self._let_in(Client(address, sock))
+            accepted += 1
+            if accepted % ACCEPTS_IN_A_ROW == 0:  # eventlet goes on without a pause while clients wait
+                green.sleep(0)
 
-    def _serve(self, connection: list[Any]) -> None:
-        """Serve one connection until either side ends it."""
-        sock = connection[1]
+    def _let_in(self, client: Client) -> None:
+        # Not managed threads: their faults are the clients', and must not kill the container.
         try:
-            self._serv.process_request(connection)
+            self.connections.add(client, self.is_proxy(client[0][0]))
+        except HTTPException as refused:
+            self._turning_away += 1
+            green.spawn_n(self._turn_away, client[1], refused)
+        else:
+            green.spawn_n(self._serve, client)
+
+    def _serve(self, client: Client) -> None:
+        """Serve one connection until either side ends it."""
+        sock = client[1]
+        try:
+            self._serv.process_request(client)
         except OSError as error:
             log.debug("a client has gone: %s", error)
         except Exception:
             log.exception("a connection failed")
         finally:
-            self._connections.pop(sock, None)
+            self.connections.remove(client)
             sock.close()
 
-    def _turn_away(self, sock: Any) -> None:
+    def _turn_away(self, sock: Any, refused: HTTPException) -> None:
         try:
-            sock.sendall(self._serv.as_bytes(ServiceUnavailable("Too many connections.")))
+            sock.sendall(self._serv.as_bytes(refused))
             if self._turning_away <= MAX_LINGERING:
                 linger(sock)
         except OSError as error:
@@ -189,12 +212,12 @@ class WebServer(nameko.web.server.WebServer):
         """Take no new connection, end the idle ones, wait for the answers under way. Any number may call."""
         if self._is_accepting and self._gt is not None:
             self.kill()
-            for connection in self._connections.values():
-                was, connection[2] = connection[2], wsgi.STATE_CLOSE
+            for client in self.connections:
+                was, client[2] = client[2], wsgi.STATE_CLOSE
                 if was == wsgi.STATE_IDLE:
-                    shutdown_safe(connection[1])
+                    shutdown_safe(client[1])
         deadline = time.monotonic() + DRAIN_S
-        while self._connections and time.monotonic() < deadline:
+        while self.connections and time.monotonic() < deadline:
             green.sleep(0.02)
 
     def stop(self) -> None:

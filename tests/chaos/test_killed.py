@@ -180,7 +180,7 @@ def test_leading_replicas_that_freeze_are_followed_within_12_s_and_do_no_harm_wh
 def metric(system: System, name: str, metric_name: str, labels: str = "") -> float:
     """The sum of a metric over all labels of one replica that match."""
     service, _, replica = name.rpartition("-")
-    answer = requests.get(f"{system.url(service, int(replica))}/metrics", timeout=5).text
+    answer = requests.get(f"{system.probe_url(service, int(replica))}/metrics", timeout=5).text
     found = re.findall(rf"^{metric_name}(?:{{.*{labels}.*}})? ([0-9.e+]+)$", answer, re.MULTILINE)
     return sum(float(value) for value in found)
 
@@ -208,7 +208,7 @@ def settled(system: System) -> Counts:
         for name, pid in system.replicas_of(service).items():
             replica = int(name.rpartition("-")[2])
             for outcome, queue, value in SETTLED.findall(
-                requests.get(f"{system.url(service, replica)}/metrics", timeout=5).text
+                requests.get(f"{system.probe_url(service, replica)}/metrics", timeout=5).text
             ):
                 settled, again = counts[name, pid, queue]
                 again += float(value) if outcome == "duplicate" else 0.0

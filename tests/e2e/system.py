@@ -21,7 +21,7 @@ import requests
 
 from ops.cli.flow import Flow, Token
 from ops.local.supervisor import Child, Supervisor
-from shared.config import read
+from shared.config import PROBES, read
 from tests.databases import Databases
 from tests.e2e.broker import depths, purge_all
 from tests.ledger import CHECKS, under_way
@@ -54,13 +54,21 @@ class System:
         self._fault: BaseException | None = None
         self._ready, self._stopping = threading.Event(), threading.Event()
         children = [
-            Child(service, replica, self.settings.port(service, replica), directory / f"{service}-{replica}.log")
+            Child(
+                service,
+                replica,
+                self.settings.port(service, replica),
+                directory / f"{service}-{replica}.log",
+                probe_port=self.settings.port(PROBES.get(service, service), replica),
+            )
             for service in START_ORDER
             for replica in range(replicas)
         ]
         self._logs_read = dict.fromkeys((child.name for child in children), 0)
         payment_mode = f"down_while:{self.outage_file}"
-        environment = {**os.environ, "PAYMENT_MODE": payment_mode, **settings, MARK: self.mark}
+        # Every client of a test has the same address, and most crowds are one user.
+        unlimited = {"CONNECTIONS_PER_ADDRESS": "0", "WAITS_PER_USER": "0"}
+        environment = {**os.environ, "PAYMENT_MODE": payment_mode, **unlimited, **settings, MARK: self.mark}
         self.supervisor = Supervisor(children, _command, environment, ROOT, say=lambda text: None)
         # One thread starts, restarts and stops: a child gets SIGTERM when the thread that started it ends.
         self._thread = threading.Thread(target=self._supervise, name="supervisor")
@@ -118,6 +126,10 @@ class System:
         """Where a replica listens."""
         return f"http://127.0.0.1:{self.settings.port(service, replica)}"
 
+    def probe_url(self, service: str, replica: int = 0) -> str:
+        """Where a replica answers /readyz and /metrics."""
+        return self.url(PROBES.get(service, service), replica)
+
     def become(self, user: str, *roles: str) -> str:
         """Let every flow know an unregistered user, by the mock sign-in; returns the name."""
         answer = self.flow().send("POST", "/api/auth/token", {"user_id": user, "roles": list(roles)}, user=None)
@@ -154,7 +166,7 @@ class System:
     def troubles(self, *services: str) -> dict[str, str]:
         """Which replicas are not ready, and why."""
         asked = [child for child in self.supervisor.children if not services or child.service in services]
-        answers = {child.name: readiness(child.url) for child in asked}
+        answers = {child.name: readiness(child.probe_url) for child in asked}
         return {name: why for name, why in answers.items() if why is not None}
 
     def wait_ready(self, patience_s: float = READY_TIMEOUT_S) -> float:

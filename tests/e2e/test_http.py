@@ -176,7 +176,7 @@ def test_pages_of_orders_have_each_order_once(system: System) -> None:
 @pytest.mark.parametrize("service", START_ORDER)
 def test_every_replica_of_a_service_answers_its_probes(system: System, service: str) -> None:
     for replica in range(system.replicas):
-        url = system.url(service, replica)
+        url = system.probe_url(service, replica)
         assert requests.get(f"{url}/healthz", timeout=5).json() == {"status": "ok"}
         ready = requests.get(f"{url}/readyz", timeout=5)
         assert (ready.status_code, ready.json()) == (200, {"ready": True, "reasons": [], "warnings": []})
@@ -209,7 +209,7 @@ def measured(system: System, service: str, name: str, labels: dict[str, str]) ->
     """The values of a metric in all replicas of a service."""
     values = []
     for replica in range(system.replicas):
-        text = requests.get(f"{system.url(service, replica)}/metrics", timeout=5).text
+        text = requests.get(f"{system.probe_url(service, replica)}/metrics", timeout=5).text
         values += [
             sample.value
             for family in text_string_to_metric_families(text)

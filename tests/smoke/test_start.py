@@ -59,7 +59,7 @@ class Started:
     def check_reasons(self, reasons: Mapping[str, set[str]]) -> None:
         """Every service lives, is ready if and only if it lacks nothing, and names what it lacks and nothing else."""
         for service in START_ORDER:
-            url = self.system.url(service)
+            url = self.system.probe_url(service)
             assert requests.get(f"{url}/healthz", timeout=5).status_code == 200
             answer = requests.get(f"{url}/readyz", timeout=5)
             lacks = reasons.get(service, set())

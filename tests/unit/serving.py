@@ -11,6 +11,7 @@ from nameko.extensions import DependencyProvider
 
 from gateway.api.cursors import Cursors
 from shared.config import Settings
+from shared.edge.probe_server import ProbeServer
 from shared.edge.webserver import WebServer
 
 SECRET = "a-secret-of-more-than-thirty-two-bytes"
@@ -43,9 +44,20 @@ def serving(service, max_workers=4, settings=None):
     container = ServiceContainer(service, config)
     container.start()
     try:
-        yield next(item for item in container.subextensions if isinstance(item, WebServer))
+        yield server_of(container)
     finally:
         container.stop()
+
+
+def server_of(container, kind=WebServer):
+    """The one server of this kind."""
+    (server,) = [item for item in container.subextensions if type(item) is kind]
+    return server
+
+
+def probes_of(server):
+    """The server of the probes of the same service."""
+    return server_of(server.container, ProbeServer)
 
 
 def ask(server, method, path, body=None, headers=None):

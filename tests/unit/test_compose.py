@@ -211,7 +211,7 @@ def _health_faults(name, service):
         yield f"{name}: has no health check"
         return
     if name in config.SERVICES:
-        port = config.read({}).port(name)
+        port = config.read({}).port(config.PROBES.get(name, name))
         if check["test"] != ["CMD", "python", "deploy/ready.py", str(port)]:
             yield f"{name}: its health check is {check['test']}, and it listens on {port}"
     elif check["test"][:2] not in (["CMD", "rabbitmq-diagnostics"], ["CMD", "pg_isready"]):

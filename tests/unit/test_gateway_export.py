@@ -602,7 +602,7 @@ def test_an_export_stops_reading_when_its_client_has_gone(gateway, services):
         token = bearer("auditor")["Authorization"]
         client.sendall(f"GET {EXPORT} HTTP/1.1\r\nHost: x\r\nAuthorization: {token}\r\n\r\n".encode())
         assert client.recv(10)
-    while gateway._connections:
+    while gateway.connections:
         eventlet.sleep(0.01)
     assert 0 < len(services.asked_for("release_export_page")) < 50_000
     assert services.asked_for("close_release_export") == []
@@ -627,7 +627,7 @@ def test_an_export_that_waits_for_a_service_ends_when_its_client_goes(gateway, s
         while len(services.asked_for("release_export_page")) < 3:
             eventlet.sleep(0.01)
     began = time.monotonic()
-    while gateway._connections:
+    while gateway.connections:
         eventlet.sleep(0.01)
     assert time.monotonic() - began < 5  # of RETRY_TIMEOUT_S
 

@@ -12,6 +12,7 @@ import pytest
 
 from gateway import following
 from shared import auth
+from shared.config import Settings
 from shared.edge import watch
 from shared.edge.rpc import ConnectedExtension
 from shared.errors import NotFound, ServiceUnavailable
@@ -224,7 +225,7 @@ def test_a_client_that_pipelines_its_next_request_has_not_gone(quick, shop):
 
 
 def test_a_stop_answers_all_waiting_clients_and_ends_the_streams():
-    with serving(Shop) as server:
+    with serving(Shop, settings=Settings(auth_keys=KEYS, waits_per_user=0)) as server:
         waiting = [get(server, f"{PATH}?wait=PAID&timeout=25") for _ in range(200)]
         streams = [Listener(server) for _ in range(10)] + [Listener(server, FEED, **STREAMED) for _ in range(10)]
         settle(server, 220)

@@ -20,9 +20,9 @@ from shared.config import Settings, bracketed
 from shared.edge import connection, runner, webserver
 from shared.edge.database import Database
 from shared.edge.http import BODY, Probes, Route
-from shared.edge.webserver import WebServer, max_connections
+from shared.edge.webserver import max_connections
 from shared.errors import ConfigurationFault
-from tests.unit.serving import ask, dial, hear, say, serving
+from tests.unit.serving import ask, dial, hear, say, server_of, serving
 
 route = Route.decorator
 
@@ -297,7 +297,7 @@ def listening_on(address):
     container = ServiceContainer(Echo, {"WEB_SERVER_ADDRESS": address, "max_workers": 1, "settings": Settings()})
     container.start()
     try:
-        yield next(item for item in container.subextensions if isinstance(item, WebServer)).port
+        yield server_of(container).port
     finally:
         container.stop()
 
@@ -372,16 +372,14 @@ def test_a_taken_port_is_named(server):
 
 
 def test_connections_over_the_cap_are_turned_away_with_503(server):
-    server._max_connections = 3
-    held = [dial(server) for _ in range(3)]
-    eventlet.sleep(0.05)
+    server.connections.most = 3
+    waiting = [eventlet.spawn(ask, server, "GET", f"/wait/{n}") for n in range(3)]
+    eventlet.sleep(0.1)
     assert ask(server, "GET", "/healthz")[0] == 503
     assert ask(server, "POST", "/echo", b"x" * 30_000_000)[0] == 503
-    held.pop().close()
-    eventlet.sleep(0.05)
+    Echo.let_go.send()
+    assert [thread.wait()[0] for thread in waiting] == [200] * 3
     assert lives(server)
-    for sock in held:
-        sock.close()
 
 
 def refused_unread(status):
@@ -395,7 +393,9 @@ def test_what_is_no_request_is_counted_and_each_reason_is_logged_once(server, ca
     for _ in range(3):
         say(server, "GET /healthz HTTP/1.1\r\n\r\n")
         say(server, f"GET /{'x' * 9000} HTTP/1.1\r\nHost: x\r\n\r\n")
-    server._max_connections = 0
+    while server.connections:  # the last ones may still listen whether their client says more
+        eventlet.sleep(0.01)
+    server.connections.most = 0
     for _ in range(2):
         say(server, "")
     after = [refused_unread(status) for status in (400, 414, 503)]

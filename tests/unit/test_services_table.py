@@ -111,7 +111,9 @@ def missing_in_compose(text, rows):
 
 
 def ports_of(rows):
-    return {service.name: config.FIRST_PORT + place for place, service in enumerate(rows)}
+    """Where each service answers its probes."""
+    ports = {service.name: config.FIRST_PORT + place for place, service in enumerate(rows)}
+    return ports | {name: config.PORTS[probe] for name, probe in config.PROBES.items()}
 
 
 def has_line(compose, block, line):
@@ -199,7 +201,15 @@ def test_a_service_without_any_line_is_told_all_of_them():
 
 
 def test_ports_stay_as_they_were():
-    known = {"gateway": 8000, "order": 8001, "inventory": 8002, "payment": 8003, "auth": 8004, "ops": 8005}
+    known = {
+        "gateway": 8000,
+        "order": 8001,
+        "inventory": 8002,
+        "payment": 8003,
+        "auth": 8004,
+        "ops": 8005,
+        "gateway_probe": 8099,
+    }
     assert config.read({}).ports.items() >= known.items()
 
 
