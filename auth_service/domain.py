@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from shared.errors import Forbidden, Unauthenticated
 from shared.events import Identity
+from shared.roles import ADMIN, ROLES, SERVICE, has_role
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Account:
 
 
 # For development and the demo only: name -> password. Each user has the role of the same name.
-DEVELOPMENT_PASSWORDS = {name: f"demo-{name}" for name in ("customer", "operator", "auditor", "admin", "service")}
+DEVELOPMENT_PASSWORDS = {name: f"demo-{name}" for name in ROLES}
 
 
 def is_published(name: str, password: str) -> bool:
@@ -42,3 +43,8 @@ def sign_in_as(user_id: str, roles: tuple[str, ...], mock: bool) -> Identity:
     if not mock:
         raise Forbidden("Mock tokens are not issued here.")
     return Identity(user_id, roles)
+
+
+def may_introspect(caller: Identity) -> bool:
+    """Whether someone may ask what a token says."""
+    return has_role(caller, SERVICE, ADMIN)

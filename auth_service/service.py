@@ -7,6 +7,7 @@ from typing import Any
 from auth_service import domain, models, passwords
 from auth_service.domain import Account
 from shared import auth
+from shared.edge.context import Context
 from shared.edge.database import Database
 from shared.edge.http import Probes
 from shared.edge.once import once
@@ -23,6 +24,7 @@ class AuthService(Probes):
 
     settings = Setting()
     db = Database()
+    context = Context()
 
     @once
     def add_development_users(self) -> None:
@@ -55,7 +57,11 @@ class AuthService(Probes):
 
     @rpc
     def introspect(self, token: str) -> dict[str, Any]:
-        """Return the claims of a token (RFC 7662). An invalid token is not active, whatever the reason."""
+        """Return the claims of a token (RFC 7662). An invalid token is not active, whatever the reason.
+
+        Raises RoleMissing.
+        """
+        self.context.require(domain.may_introspect)
         try:
             claims = auth.verify(token, self.settings.auth_keys)
         except Unauthenticated:

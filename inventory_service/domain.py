@@ -13,7 +13,18 @@ from uuid import UUID
 
 from shared.enumerations import ReservationState
 from shared.errors import BelowReserved, UnexpectedEvent, UnknownOrder, VersionMoved
-from shared.events import Committed, Item, OrderCreated, Payload, Released, ReservationFailed, Reserved, Shortage
+from shared.events import (
+    Committed,
+    Identity,
+    Item,
+    OrderCreated,
+    Payload,
+    Released,
+    ReservationFailed,
+    Reserved,
+    Shortage,
+)
+from shared.roles import ADMIN, AUDITOR, ROLES, SERVICE, has_role
 
 State = ReservationState
 
@@ -219,3 +230,33 @@ def summed(items: tuple[Item, ...] | tuple[object, ...]) -> dict[str, int]:
     for item in items:
         quantities[item.sku] = quantities.get(item.sku, 0) + item.quantity  # type: ignore[attr-defined]
     return dict(sorted(quantities.items()))
+
+
+def may_read_stock(caller: Identity) -> bool:
+    """Whether someone may read what is in stock."""
+    return has_role(caller, *ROLES)
+
+
+def may_set_stock(caller: Identity) -> bool:
+    """Whether someone may set what is on hand."""
+    return has_role(caller, ADMIN)
+
+
+def may_reserve(caller: Identity) -> bool:
+    """Whether someone may reserve stock by hand."""
+    return has_role(caller, ADMIN, SERVICE)
+
+
+def may_close_reservation(caller: Identity) -> bool:
+    """Whether someone may commit or release a manual reservation, whoever made it."""
+    return has_role(caller, ADMIN, SERVICE)
+
+
+def may_read_audit(caller: Identity) -> bool:
+    """Whether someone may read the release audit and the list of its exports."""
+    return has_role(caller, AUDITOR, ADMIN)
+
+
+def may_export_audit(caller: Identity) -> bool:
+    """Whether someone may export the release audit."""
+    return has_role(caller, AUDITOR, ADMIN)

@@ -29,7 +29,10 @@ EXPIRE_BATCH = 100
 
 
 class InventoryService(ReleaseAudit, Probes):
-    """Reserves stock for orders, commits or releases reservations, and audits every release."""
+    """Reserves stock for orders, commits or releases reservations, and audits every release.
+
+    Every call is made by a user whom a rule of domain.py allows it; to anybody else it raises RoleMissing.
+    """
 
     name = "inventory_service"
 
@@ -92,6 +95,7 @@ class InventoryService(ReleaseAudit, Probes):
     @rpc
     def put_stock(self, sku: str, on_hand: int, version: int | None = None) -> dict[str, Any]:
         """Set the quantity on hand of a sku. Raises VersionMoved, BelowReserved."""
+        self.context.require(domain.may_set_stock)
         with self.db.begin() as session:
             stock = models.lock_or_make_stock(session, sku)
             after, movement = domain.put(stock, sku, on_hand, version)
@@ -101,12 +105,14 @@ class InventoryService(ReleaseAudit, Probes):
     @rpc
     def get_stock(self, sku: str) -> dict[str, Any]:
         """Return the stock of one sku. Raises NotFound."""
+        self.context.require(domain.may_read_stock)
         with self.db.read() as session:
             return models.stock_body(models.find_stock(session, sku))
 
     @rpc
     def list_stocks(self, limit: int, cursor: str | None = None) -> dict[str, Any]:
         """Return one page of stock, ordered by sku: {items, next_cursor}. Raises InvalidCursor."""
+        self.context.require(domain.may_read_stock)
         with self.db.read() as session:
             items, next_cursor = models.stock_page(session, limit, cursor)
         return {"items": items, "next_cursor": next_cursor}
@@ -114,6 +120,7 @@ class InventoryService(ReleaseAudit, Probes):
     @rpc
     def reserve_manually(self, order_id: str, items: list[dict[str, Any]]) -> dict[str, Any]:
         """Reserve stock for an order made elsewhere. Raises Conflict if stock is short or order_id is taken."""
+        self.context.require(domain.may_reserve)
         order, quantities = UUID(order_id), domain.summed(tuple(Item(**item) for item in items))
         with self.db.begin() as session:
             made_by = self.context.identity.user_id
@@ -138,11 +145,13 @@ class InventoryService(ReleaseAudit, Probes):
     @rpc
     def release_reservation(self, reservation_id: str) -> dict[str, Any]:
         """Release a manual reservation; the release is audited. Raises NotFound, Conflict."""
+        self.context.require(domain.may_close_reservation)
         return self._close_manually(reservation_id, RELEASE, ReleaseReason.MANUAL)
 
     @rpc
     def commit_reservation(self, reservation_id: str) -> dict[str, Any]:
         """Turn a manual reservation into a sale. Raises NotFound, Conflict."""
+        self.context.require(domain.may_close_reservation)
         return self._close_manually(reservation_id, COMMIT, ReleaseReason.MANUAL)
 
     def _close_manually(self, reservation_id: str, verb: str, reason: str) -> dict[str, Any]:

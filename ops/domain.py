@@ -16,6 +16,8 @@ from uuid import UUID
 
 from shared.enumerations import OperationKind, OperationStatus
 from shared.errors import ValidationFailed
+from shared.events import Identity
+from shared.roles import ADMIN, AUDITOR, CUSTOMER, OPERATOR, has_role
 from topology.table import BY_NAME, dead_letter_queue, main_queue
 
 T = TypeVar("T")
@@ -230,3 +232,25 @@ def parse_ramp(text: str) -> tuple[int, ...]:
     if not all(_SIZE.fullmatch(size) and 0 < int(size) <= 1_000_000 for size in sizes):
         raise ValidationFailed(f"a ramp reads 1,2,5,20, not {text!r}")
     return tuple(map(int, sizes))
+
+
+def may_read_queues(caller: Identity) -> bool:
+    """Whether someone may count waiting messages and read dead ones."""
+    return has_role(caller, OPERATOR, ADMIN)
+
+
+def may_replay(caller: Identity) -> bool:
+    """Whether someone may replay dead messages and see what became of a replay."""
+    return has_role(caller, OPERATOR, ADMIN)
+
+
+def may_read_deaths_of_order(caller: Identity) -> bool:
+    """Whether someone may read which messages of an order are dead. Who owns an order, only order_service knows:
+    whoever calls for a customer asks it first.
+    """
+    return has_role(caller, CUSTOMER, OPERATOR, AUDITOR, ADMIN)
+
+
+def may_read_audit(caller: Identity) -> bool:
+    """Whether someone may read the ledger of the release audit, and what operators did to orders."""
+    return has_role(caller, AUDITOR, ADMIN)

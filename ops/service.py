@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
-from ops import models
+from ops import domain, models
 from ops.audit import ledger
 from ops.audit.witness import Witness
 from ops.dlq import overview, replay
@@ -52,7 +52,10 @@ VERIFICATION_FIELDS = ("actor", "intact", "seals", "rows", "outcome", "finished_
 
 
 class OpsService(Probes):
-    """Shows, replays and counts dead messages, and witnesses the release audit."""
+    """Shows, replays and counts dead messages, and witnesses the release audit.
+
+    Every call is made by a user whom a rule of domain.py allows it; to anybody else it raises RoleMissing.
+    """
 
     name = "ops_service"
 
@@ -73,6 +76,7 @@ class OpsService(Probes):
 
         Of the DLQ: its count, oldest, newest and reasons, and who works on it.
         """
+        self.context.require(domain.may_read_queues)
         with self._operator(self._actor()) as operator:
             working = {one["queue"]: one for one in working_queues(operator.counter)}
             found = overview.overview(operator)
@@ -86,6 +90,7 @@ class OpsService(Probes):
 
         `filters`: reason, event_type, order_id, trace_id. Raises NotFound, ValidationFailed, InvalidCursor, CannotWork.
         """
+        self.context.require(domain.may_read_queues)
         main, chosen = _known(queue), read_filters(filters)
         items, next_cursor = self.databases.page(main, chosen, limit, cursor)
         return {"items": items, "next_cursor": next_cursor}
@@ -93,6 +98,7 @@ class OpsService(Probes):
     @rpc
     def dead_of_order(self, order_id: str) -> list[dict[str, Any]]:
         """The messages of an order that lie in a DLQ, and why; the caller may see the order. Raises CannotWork."""
+        self.context.require(domain.may_read_deaths_of_order)
         return [{name: row[name] for name in STEP_FIELDS} for row in self.databases.of_order(UUID(order_id))]
 
     @rpc
@@ -102,6 +108,7 @@ class OpsService(Probes):
         `wanted`: ids, reasons, error, types, order_id, trace_id, since, until; max or all; rate, ramp; force,
         stop_on_redeath; why. Raises NotFound, ValidationFailed, Conflict, CannotWork.
         """
+        self.context.require(domain.may_replay)
         main, asked = _known(queue), read_replay(wanted)
         actor, begun = self._actor(asked.why, f"replay of {main} over HTTP"), Event()
 
@@ -129,6 +136,7 @@ class OpsService(Probes):
     @rpc
     def get_replay(self, replay_id: str) -> dict[str, Any]:
         """A replay as it is now. Raises NotFound."""
+        self.context.require(domain.may_replay)
         try:
             operation_id = UUID(replay_id)
         except (ValueError, AttributeError, TypeError):
@@ -145,6 +153,7 @@ class OpsService(Probes):
 
         Each {operation_id, kind, queue, actor, why, message_id, event_type, at}.
         """
+        self.context.require(domain.may_read_audit)
         with self.db.read() as session:
             return models.operations_of(session.connection(), [UUID(order_id) for order_id in order_ids])
 
@@ -155,6 +164,7 @@ class OpsService(Probes):
         `head`: the newest seal seen, {seq, mac, total, at}. `verification`: the last one, {actor, intact, seals, rows,
         outcome, finished_at}. `trouble`: the difference between the chain and the ledger, in words.
         """
+        self.context.require(domain.may_read_audit)
         with self.db.read() as session:
             head = ledger.newest_head(session.connection())
             verified = ledger.verifications(session.connection(), 1)

@@ -12,6 +12,7 @@ from uuid import UUID
 from shared.errors import UnexpectedEvent, ValidationFailed
 from shared.events import (
     CommitRequested,
+    Identity,
     OrderCancelled,
     OrderPaid,
     Payload,
@@ -25,6 +26,7 @@ from shared.events import (
 )
 from shared.order_states import UNPAID, Command, Reason
 from shared.order_states import Status as Status
+from shared.roles import ADMIN, AUDITOR, CUSTOMER, OPERATOR, SERVICE, SYSTEM, has_role
 from shared.schema import MAX_AMOUNT
 
 # Commands of people and timers, beside the events of services.
@@ -227,6 +229,45 @@ def total_of(items: tuple[PricedItem, ...]) -> int:
     return sum(lines)
 
 
-def may_see(owner: str, user_id: str, roles: tuple[str, ...]) -> bool:
-    """Whether someone may see an order: its owner, operators, auditors and admins."""
-    return user_id == owner or not {"operator", "auditor", "admin"}.isdisjoint(roles)
+def may_create(caller: Identity) -> bool:
+    """Whether someone may post an order."""
+    return has_role(caller, CUSTOMER)
+
+
+def may_list(caller: Identity) -> bool:
+    """Whether someone may list orders: customers their own, the others all."""
+    return has_role(caller, CUSTOMER) or may_see_all(caller)
+
+
+def may_see_all(caller: Identity) -> bool:
+    """Whether someone may see the orders of everybody."""
+    return has_role(caller, OPERATOR, AUDITOR, ADMIN)
+
+
+def may_see(caller: Identity, owner: str) -> bool:
+    """Whether someone may see an order of `owner`, with its steps."""
+    return _owns(caller, owner) or may_see_all(caller)
+
+
+def may_cancel(caller: Identity, owner: str) -> bool:
+    """Whether someone may cancel an order of `owner`."""
+    return _owns(caller, owner) or has_role(caller, ADMIN)
+
+
+def may_retry_refund(caller: Identity) -> bool:
+    """Whether someone may ask once more for the refund of an order, whoever owns it."""
+    return has_role(caller, OPERATOR, ADMIN)
+
+
+def may_read_feed(caller: Identity) -> bool:
+    """Whether someone may read the steps of all orders."""
+    return has_role(caller, OPERATOR, ADMIN, SERVICE)
+
+
+def may_ask_for_changes(caller: Identity) -> bool:
+    """Whether someone may ask which orders have changed: a gateway alone, for clients who may see these orders."""
+    return has_role(caller, SYSTEM)
+
+
+def _owns(caller: Identity, owner: str) -> bool:
+    return caller.user_id == owner and has_role(caller, CUSTOMER)

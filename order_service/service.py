@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
@@ -36,7 +37,10 @@ DEADLINE_BATCH = 100
 
 
 class OrderService(Probes):
-    """Takes orders, applies the results of inventory and payment to them, and emits the next events."""
+    """Takes orders, applies the results of inventory and payment to them, and emits the next events.
+
+    Every call is made by a user whom a rule of domain.py allows it; to anybody else it raises RoleMissing.
+    """
 
     name = "order_service"
 
@@ -53,6 +57,7 @@ class OrderService(Probes):
         `order` is {currency, payment_method, items: [{sku, quantity, unit_price}]}, already validated. Returns
         {status, body, location, replayed}. Raises IdempotencyKeyReused, IdempotencyInProgress, ValidationFailed.
         """
+        self.context.require(domain.may_create)
         identity, trace_id = self.context.identity, self.context.trace_id
         items = tuple(PricedItem(**item) for item in order["items"])
         payload = OrderCreated(
@@ -94,9 +99,10 @@ class OrderService(Probes):
         """Cancel an order; one that is paid gets its money back. Done once for each key.
 
         Returns {status, body, location, replayed}, the body being the order as it is after that. Raises NotFound,
-        also for the order of another customer, IdempotencyKeyReused, IdempotencyInProgress.
+        also for the order of another customer, RoleMissing for one that the caller may only see, IdempotencyKeyReused,
+        IdempotencyInProgress.
         """
-        return self._command(order_id, domain.CANCEL, key)
+        return self._command(order_id, domain.CANCEL, domain.may_cancel, key)
 
     @rpc
     def retry_refund(self, order_id: str) -> dict[str, Any]:
@@ -104,14 +110,18 @@ class OrderService(Probes):
 
         Raises NotFound, Conflict for an order that has no refund to retry.
         """
-        return self._command(order_id, domain.REFUND_RETRY)
+        self.context.require(domain.may_retry_refund)
+        return self._command(order_id, domain.REFUND_RETRY, domain.may_see)
 
-    def _command(self, order_id: str, hears: str, key: str = "") -> dict[str, Any]:
+    def _command(
+        self, order_id: str, hears: str, rule: Callable[[Identity, str], bool], key: str = ""
+    ) -> dict[str, Any]:
         """One transaction: the order's new state by the table, its step, its events, and the answer under its key."""
         identity = self.context.identity
         try:
             with self.db.begin() as session:
                 row = queries.visible_order(session, order_id, identity)
+                self.context.require(rule, row.user_id)
                 self._apply(session, [row.order_id], hears, identity)
                 session.refresh(row)
                 (body,) = queries.order_bodies(session, [row])
@@ -154,6 +164,7 @@ class OrderService(Probes):
 
         `filters` are those of `queries.orders_page`.
         """
+        self.context.require(domain.may_list)
         with self.db.read() as session:
             items, next_cursor = queries.orders_page(session, self.context.identity, limit, cursor, filters or {})
         return {"items": items, "next_cursor": next_cursor}
@@ -177,21 +188,24 @@ class OrderService(Probes):
     @rpc
     def changed_orders(self, known: dict[str, int]) -> list[dict[str, Any]]:
         """Those of these orders that have changed since a known version, for a gateway whose clients wait for them."""
+        self.context.require(domain.may_ask_for_changes)
         with self.db.read() as session:
             return queries.orders_newer_than(session, known)
 
     @rpc
     def all_steps(self, after: str, limit: int) -> dict[str, Any]:
-        """A page of the steps of all orders: {items, after, more}. The gateway checks who may read them.
+        """A page of the steps of all orders: {items, after, more}.
 
         Raises BadRequest for a position that the feed never gave.
         """
+        self.context.require(domain.may_read_feed)
         with self.db.read() as session:
             return feed.steps_page(session, after, limit)
 
     @rpc
     def next_steps(self, known: dict[str, int]) -> list[dict[str, Any]]:
         """The pages after these positions, for a gateway whose clients stream the steps of all orders."""
+        self.context.require(domain.may_ask_for_changes)
         with self.db.read() as session:
             return feed.pages_after(session, known)
 

@@ -12,7 +12,8 @@ from uuid import UUID, uuid5
 
 from shared.enumerations import PaymentStatus
 from shared.errors import UnexpectedEvent, UnknownOrder
-from shared.events import Payload, PaymentFailed, PaymentSucceeded, Refunded, RefundFailed
+from shared.events import Identity, Payload, PaymentFailed, PaymentSucceeded, Refunded, RefundFailed
+from shared.roles import ADMIN, AUDITOR, CUSTOMER, OPERATOR, has_role
 
 PAYMENT_NAMESPACE = UUID("6f1b1b5e-6c0a-5d56-9b1e-2f1f0f8f5a01")
 
@@ -133,3 +134,9 @@ def refunded(
         return replace(payment, status=Status.REFUND_PENDING), refund, ()
     event = RefundFailed(*ids, answer.reason)
     return replace(payment, status=Status.COMPLETED), replace(refund, status=RefundStatus.FAILED), (event,)
+
+
+def may_see(caller: Identity, owner: str) -> bool:
+    """Whether someone may see a payment of `owner`."""
+    owns = caller.user_id == owner and has_role(caller, CUSTOMER)
+    return owns or has_role(caller, OPERATOR, AUDITOR, ADMIN)

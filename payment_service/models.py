@@ -13,7 +13,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, Insert
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from payment_service.domain import Payment, Refund, RefundStatus, Status, payment_id_of
+from payment_service.domain import Payment, Refund, RefundStatus, Status, may_see, payment_id_of
 from shared.bulk import update_many
 from shared.envelope import Envelope
 from shared.errors import NotFound
@@ -303,8 +303,7 @@ def visible(session: Session, viewer: Identity, **by: str) -> dict[str, Any]:
         row = session.scalars(select(PaymentRow).filter_by(**{k: uuid.UUID(v) for k, v in by.items()})).first()
     except ValueError:
         row = None
-    sees_all = not {"operator", "auditor", "admin"}.isdisjoint(viewer.roles)
-    if row is None or not (sees_all or row.user_id == viewer.user_id):
+    if row is None or not may_see(viewer, row.user_id):
         raise NotFound("There is no such payment.")
     return {
         "payment_id": str(row.payment_id),

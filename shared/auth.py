@@ -12,10 +12,14 @@ import jwt
 from shared.errors import InvalidToken
 from shared.events import Identity
 from shared.ids import uuid7
+from shared.roles import ADMIN as ADMIN
+from shared.roles import AUDITOR as AUDITOR
+from shared.roles import CUSTOMER as CUSTOMER
+from shared.roles import OPERATOR as OPERATOR
+from shared.roles import ROLES as ROLES
+from shared.roles import SERVICE as SERVICE
 
 Keys = tuple[tuple[str, str], ...]  # (kid, secret); the first signs, every one verifies
-
-CUSTOMER, OPERATOR, AUDITOR, ADMIN, SERVICE = ROLES = ("customer", "operator", "auditor", "admin", "service")
 
 # Never read from a token: its forger would choose it.
 ALGORITHM = "HS256"

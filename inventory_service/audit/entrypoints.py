@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
+from inventory_service import domain
 from inventory_service.audit import chain, exports, pages
 from shared.config import Settings
 from shared.edge import green
@@ -50,6 +51,7 @@ class ReleaseAudit:
 
         The database reads the rows that `offset` skips. `total` is None unless `include_total` is set.
         """
+        self.context.require(domain.may_read_audit)
         with self.db.read() as session:
             items, next_cursor = pages.page(session, filters, limit, cursor, offset)
             total = pages.count(session, filters) if include_total else None
@@ -61,6 +63,7 @@ class ReleaseAudit:
 
         If fewer than `limit` releases are newer, it is the first page, which then contains older ones as well.
         """
+        self.context.require(domain.may_read_audit)
         with self.db.read() as session:
             items, next_cursor, is_first = pages.page_before(session, filters, limit, event_id)
         return {"items": items, "next_cursor": next_cursor, "is_first": is_first}
@@ -68,12 +71,14 @@ class ReleaseAudit:
     @rpc
     def release_event(self, event_id: int) -> dict[str, Any]:
         """Return one release with `seal`: {seq, sealed_at} or None. Raises NotFound."""
+        self.context.require(domain.may_read_audit)
         with self.db.read() as session:
             return pages.find(session, event_id)
 
     @rpc
     def release_totals(self, filters: dict[str, Any]) -> list[dict[str, Any]]:
         """Sum the releases by day (UTC) and reason: [{day, reason, releases, quantity}]."""
+        self.context.require(domain.may_read_audit)
         with self.db.read() as session:
             return pages.totals(session, filters)
 
@@ -83,6 +88,7 @@ class ReleaseAudit:
 
         `trouble` says why nothing can be sealed, or is None.
         """
+        self.context.require(domain.may_read_audit)
         with self.db.read() as session:
             return chain.status(session)
 
@@ -93,6 +99,7 @@ class ReleaseAudit:
         Rows above an open transaction cannot be sealed; after SEAL_WAIT_S the export begins without them.
         Raises CannotWork if sealing is impossible, or takes longer than BACKLOG_WAIT_S.
         """
+        self.context.require(domain.may_export_audit)
         with self.db.read() as session:
             ends_at = chain.next_xid(session)
         began = time.monotonic()
@@ -113,6 +120,7 @@ class ReleaseAudit:
     @rpc
     def release_export_page(self, export_id: str, limit: int, cursor: str | None = None) -> dict[str, Any]:
         """Return one page of an export, newest first: {items, next_cursor}. Raises NotFound, InvalidCursor."""
+        self.context.require(domain.may_export_audit)
         with self.db.read() as session:
             items, next_cursor = exports.export_page(session, UUID(export_id), limit, cursor)
         return {"items": items, "next_cursor": next_cursor}
@@ -120,12 +128,14 @@ class ReleaseAudit:
     @rpc
     def close_release_export(self, export_id: str, rows: int, sha256: str) -> dict[str, Any]:
         """Record that an export finished, and return its signed manifest. Raises NotFound, Conflict."""
+        self.context.require(domain.may_export_audit)
         with self.db.begin() as session:
             return exports.close_export(session, UUID(export_id), rows, sha256, self.settings.audit_key)
 
     @rpc
     def release_exports(self, limit: int, cursor: str | None = None) -> dict[str, Any]:
         """Return one page of the recorded exports, newest first: {items, next_cursor}. Raises InvalidCursor."""
+        self.context.require(domain.may_read_audit)
         with self.db.read() as session:
             items, next_cursor = exports.list_exports(session, limit, cursor)
         return {"items": items, "next_cursor": next_cursor}

@@ -21,6 +21,7 @@ from shared.edge.rpc_proxy import Replies
 from shared.edge.wake import Wake
 from shared.errors import CannotWork, ServiceUnavailable
 from shared.metrics import WAITING
+from shared.roles import SYSTEM
 from topology.table import HINTS_EXCHANGE
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,8 @@ LOOK_EVERY_S = 1.0
 LOOK_TIMEOUT_S = 5.0
 # Asked about in one call.
 MOST_IDS = 500
+# Who asks: one call is for the clients of many users.
+ASKER = {"user_id": "system:watch", "roles": [SYSTEM]}
 
 
 class Waiter:
@@ -163,7 +166,7 @@ class Watch(SharedExtension):
     def _ask(self, ids: list[str]) -> None:
         known = {id_: min(waiter.version for waiter in self._waiters[id_]) for id_ in ids if id_ in self._waiters}
         try:
-            states = self.replies.call(self.changed, [known], {}, {}, LOOK_TIMEOUT_S)
+            states = self.replies.call(self.changed, [known], {}, ASKER, LOOK_TIMEOUT_S)
         except (CannotWork, ServiceUnavailable) as error:
             log.debug("nobody says what has changed: %s", error)
             return

@@ -38,6 +38,9 @@ from topology.services import POOL_SPARE
 from topology.table import BY_NAME, CONSUMERS, EVENTS_EXCHANGE, queue_arguments
 
 CUSTOMER = Identity("customer", ("customer",))
+ADMIN = Identity("admin", ("admin",))
+OPERATOR = Identity("operator", ("operator",))
+SYSTEM = Identity("system:watch", ("system",))
 SERVICES: dict[str, Any] = {service: service_class(service) for service in CONSUMERS}
 
 T = TypeVar("T")
@@ -138,12 +141,16 @@ class Bench:
         self.sessions = self.database.sessions
         self.service = SERVICES[service]()
         self.service.db = self.sessions
-        self.service.context = RequestContext(new_trace_id(), CUSTOMER)
+        self.called_by(CUSTOMER if service == "order" else ADMIN)
         self.ledger = connect(settings.database_url("payment"), "provider", pool_size=20).execution_options(
             isolation_level="AUTOCOMMIT"
         )
         self.service.provider = self.provider(settings.payment_mode)
         self.publisher = Publisher(settings.amqp_uri, settings.heartbeat_s)
+
+    def called_by(self, identity: Identity) -> None:
+        """From here on this user calls the service."""
+        self.service.context = RequestContext(new_trace_id(), identity)
 
     def provider(self, mode: str, open_s: float = 0.2) -> Provider:
         """The provider behind its guard; it gives up soon."""

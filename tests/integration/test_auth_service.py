@@ -12,10 +12,12 @@ from auth_service import models, passwords
 from auth_service.domain import Account
 from auth_service.service import AuthService
 from shared import auth
+from shared.edge.context import RequestContext
 from shared.edge.database import Database, Sessions
 from shared.edge.runner import nameko_config
 from shared.edge.webserver import WebServer
 from shared.errors import Forbidden, Unauthenticated
+from shared.events import Identity
 from tests.integration.support import until
 from tests.unit.serving import ask
 
@@ -41,6 +43,7 @@ def serve(container, **changes):
     service = AuthService()
     service.settings = dataclasses.replace(container.config["settings"], **changes)
     service.db = sessions_of(container)
+    service.context = RequestContext("0" * 32, Identity("shop", ("service",)))
     return service
 
 

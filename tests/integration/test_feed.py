@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from order_service import domain, feed, models
 from shared.errors import BadRequest, CannotWork
 from tests.databases import Databases
-from tests.integration.support import Bench, assert_read_by_index, statements, until
+from tests.integration.support import SYSTEM, Bench, assert_read_by_index, statements, until
 
 ORDER = UUID("01a1fcf8-0515-7912-9139-7154577473a5")
 AN_ORDER = """
@@ -179,6 +179,7 @@ def test_waiting_streams_get_the_pages_after_their_positions(order: Bench) -> No
         write(connection, "step", count=3)
     everything = read_all(order, 3)
     places = [feed.BEGINNING, *(item["position"] for item in everything["items"])]
+    order.called_by(SYSTEM)
     found = order.service.next_steps(dict.fromkeys(places, 4))
     assert [(item["position"], item["version"]) for item in found] == [(place, 5) for place in places[:-1]]
     assert [types(item["page"]) for item in found] == [["step1", "step2", "step3"], ["step2", "step3"], ["step3"]]
@@ -191,6 +192,7 @@ def test_an_answer_to_waiting_streams_is_bounded(order: Bench, monkeypatch: pyte
     with transaction(order) as connection:
         write(connection, "step", count=6)
     places = [feed.BEGINNING, *(item["position"] for item in read_all(order, 6)["items"])]
+    order.called_by(SYSTEM)
     pages = [item["page"] for item in order.service.next_steps(dict.fromkeys(places, 1))]
     assert [(len(page["items"]), page["more"]) for page in pages] == [(5, True), (2, True)]
 

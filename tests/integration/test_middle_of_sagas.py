@@ -26,7 +26,7 @@ from shared.events import (
     Reserved,
 )
 from tests.databases import Databases, Row
-from tests.integration.support import Bench, Mail, emitted, headers_of, order_created, reserved_event
+from tests.integration.support import OPERATOR, Bench, Mail, emitted, headers_of, order_created, reserved_event
 
 Benches = Callable[..., Bench]
 
@@ -194,7 +194,7 @@ def test_a_late_payment_is_given_back_once_and_the_order_is_not_cancelled_twice(
 def test_a_retry_asks_with_a_new_id_after_a_failure_and_with_the_same_while_the_answer_is_awaited(
     at: Status, same: bool, middle: Middle
 ) -> None:
-    middle.at(at, "order_cancelled")
+    middle.at(at, "order_cancelled").bench.called_by(OPERATOR)
 
     answer = middle.service.retry_refund(str(middle.order_id))
 
@@ -207,7 +207,7 @@ def test_a_retry_asks_with_a_new_id_after_a_failure_and_with_the_same_while_the_
 
 @pytest.mark.parametrize("at", [S.PENDING, S.RESERVED, S.PAID, S.CANCELLED])
 def test_an_order_without_a_refund_has_none_to_retry(at: Status, middle: Middle) -> None:
-    middle.at(at)
+    middle.at(at).bench.called_by(OPERATOR)
 
     with pytest.raises(Conflict, match=f"An order that is {at} does not expect refund.retry"):
         middle.service.retry_refund(str(middle.order_id))

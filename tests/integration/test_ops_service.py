@@ -55,7 +55,7 @@ def ask(container: ServiceContainer) -> Ask:
 
 def asking(container: ServiceContainer) -> Ask:
     def ask(method: str, *args: Any) -> Any:
-        with entrypoint_hook(container, method, {"user_id": "alice"}) as call:
+        with entrypoint_hook(container, method, {"user_id": "alice", "roles": ["operator", "auditor"]}) as call:
             return call(*args)
 
     return ask

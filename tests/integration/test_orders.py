@@ -14,14 +14,13 @@ from sqlalchemy import text
 from order_service import queries
 from order_service.domain import Status
 from shared.changes import changed, notify_after_commit
-from shared.edge.context import RequestContext
 from shared.errors import BadRequest
 from shared.events import Identity
-from shared.ids import new_trace_id
 from tests.databases import Databases
-from tests.integration.support import Bench, assert_read_by_index, statements, until
+from tests.integration.support import SYSTEM, Bench, assert_read_by_index, statements, until
 
 EVERYBODY = Identity("olga", ("operator",))
+ANN = Identity("ann", ("customer",))
 BEGAN = datetime(2026, 1, 14, 10, tzinfo=UTC)
 ORDERS = 20_000
 # Each made a minute after the one before and changed in another order; of 200 users; one in twenty is not PAID.
@@ -217,7 +216,7 @@ def one_order(database: Databases, status: Status) -> UUID:
 
 def test_a_cancel_that_waited_for_a_payment_gives_the_money_back(order: Bench, database: Databases) -> None:
     order_id = one_order(database, Status.RESERVED)
-    order.service.context = RequestContext(new_trace_id(), Identity("ann", ("customer",)))
+    order.called_by(ANN)
     with order.sessions.begin() as session:
         # Payment's answer is being followed: not committed yet.
         session.execute(text("SELECT 1 FROM orders FOR UPDATE"))
@@ -237,7 +236,7 @@ def owners(database: Databases) -> dict[str, tuple[str, str]]:
 
 
 def test_a_new_order_names_its_customer(order: Bench, database: Databases) -> None:
-    order.service.context = RequestContext(new_trace_id(), Identity("ann", ("customer",)))
+    order.called_by(ANN)
     body = {"currency": "EUR", "payment_method": "mock_ok", "items": [{"sku": "a", "quantity": 1, "unit_price": 1}]}
     order.service.create_order(body, "key")
     assert owners(database) == {"order.created": ("ann", "ann")}
@@ -245,7 +244,7 @@ def test_a_new_order_names_its_customer(order: Bench, database: Databases) -> No
 
 def test_events_name_the_owner_when_an_admin_cancels(order: Bench, database: Databases) -> None:
     order_id = one_order(database, Status.RESERVED)
-    order.service.context = RequestContext(new_trace_id(), Identity("root", ("admin",)))
+    order.called_by(Identity("root", ("admin",)))
     order.service.cancel_order(str(order_id), "key")
     assert owners(database) == {
         "order.cancelled": ("ann", "root"),
@@ -279,7 +278,7 @@ def test_a_deadline_that_waited_for_a_payment_changes_nothing(order: Bench, data
 
 def test_changes_are_notified_after_their_commit_and_not_without_one(order: Bench, database: Databases) -> None:
     order_id = one_order(database, Status.RESERVED)
-    order.service.context = RequestContext(new_trace_id(), Identity("ann", ("customer",)))
+    order.called_by(ANN)
     told: list[tuple[set[str], str]] = []
 
     def tell(ids: set[str]) -> None:
@@ -298,12 +297,15 @@ def test_changes_are_notified_after_their_commit_and_not_without_one(order: Benc
 
 def test_only_newer_states_and_later_steps_are_returned(order: Bench, database: Databases) -> None:
     order_id = one_order(database, Status.PENDING)
-    order.service.context = RequestContext(new_trace_id(), Identity("ann", ("customer",)))
+    order.called_by(SYSTEM)
     assert order.service.changed_orders({str(order_id): 1, str(UUID(int=7)): 0}) == []
+    order.called_by(ANN)
     cancelled = order.service.cancel_order(str(order_id), "key")["body"]
+    order.called_by(SYSTEM)
     assert order.service.changed_orders({str(order_id): 1}) == [cancelled]
     assert order.service.changed_orders({str(order_id): cancelled["version"]}) == []
     assert order.service.changed_orders({}) == []
+    order.called_by(ANN)
     steps = order.service.steps(str(order_id), 0)
     assert (steps["version"], [step["event"] for step in steps["steps"]]) == (cancelled["version"], ["cancel"])
     assert order.service.steps(str(order_id), steps["steps"][-1]["id"])["steps"] == []
@@ -312,7 +314,7 @@ def test_only_newer_states_and_later_steps_are_returned(order: Bench, database: 
 
 def test_a_paid_order_has_ended_when_its_stock_is_committed(order: Bench, database: Databases) -> None:
     order_id = one_order(database, Status.PAID)
-    order.service.context = RequestContext(new_trace_id(), Identity("ann", ("customer",)))
+    order.called_by(ANN)
     step = """
         INSERT INTO order_events (order_id, type, to_status, source, user_id, details)
         VALUES (:order_id, :type, :to_status, '', '', '{}')

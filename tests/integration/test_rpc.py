@@ -20,6 +20,7 @@ from shared.edge.context import Context
 from shared.edge.rpc import RpcServer, rpc
 from shared.edge.rpc_proxy import Replies, RpcProxy
 from shared.errors import BelowReserved, Conflict, ServiceUnavailable, VersionMoved
+from shared.roles import ROLES
 from tests.integration.support import TIMEOUT_S, Mail, container_of, extension, until, wire_to_broker
 
 # For calls without an answer.
@@ -236,7 +237,7 @@ def test_a_stock_nameko_client_can_call_and_is_the_user_shell(stock: ServiceCont
         with pytest.raises(BelowReserved):
             services.inventory_service.refuse()
 
-    assert (len(trace_id), user_id, roles) == (32, "shell", [])
+    assert (len(trace_id), user_id, roles) == (32, "shell", list(ROLES)), "in development"
 
 
 def test_a_proxy_in_a_service_carries_the_context_of_its_worker(stock: ServiceContainer, settings: Settings) -> None:

@@ -32,6 +32,7 @@ from payment_service.domain import Status as PaymentStatus
 from payment_service.provider import Charge, Provider
 from payment_service.service import PaymentService
 from shared.edge.consumer import Handles
+from shared.edge.context import RequestContext
 from shared.edge.tx import Events, Tx
 from shared.envelope import Envelope, envelope
 from shared.errors import CannotWork, Conflict, ProviderAway, ProviderTimeout
@@ -42,6 +43,7 @@ from shared.order_states import has_ended
 from topology.table import BY_NAME, QUEUES, hears
 
 ANN = Identity("ann", ("customer",))
+OLGA = Identity("olga", ("operator",))
 TRACE = "0" * 32
 CURRENCY = "EUR"
 
@@ -155,11 +157,12 @@ class OrderQueries:
     """`order_service.queries`."""
 
     @staticmethod
-    def visible_order(session: Tables, order_id: str, viewer: Identity) -> Order:
-        return session.orders[UUID(order_id)]
+    def visible_order(session: Tables, order_id: str, viewer: Identity) -> SimpleNamespace:
+        order = session.orders[UUID(order_id)]
+        return SimpleNamespace(order_id=order.order_id, user_id=order.customer_id)
 
     @staticmethod
-    def order_bodies(session: Tables, rows: Sequence[Order]) -> list[dict[str, Any]]:
+    def order_bodies(session: Tables, rows: Sequence[SimpleNamespace]) -> list[dict[str, Any]]:
         return [{"status": session.orders[row.order_id].status} for row in rows]
 
 
@@ -460,7 +463,7 @@ class World:
         self.tables = {"order": self.order, "inventory": self.inventory, "payment": self.payment}
         for name, service in self.services.items():
             service.db = self.tables[name]
-            service.context = SimpleNamespace(identity=ANN, trace_id=TRACE)
+            service.context = RequestContext(TRACE, ANN)
         self.services["order"].settings = SimpleNamespace(order_deadline_s=900)
         self.services["payment"].provider = self.bank
         self.handlers = handlers_of(self.services)
@@ -563,12 +566,14 @@ class World:
 
     def cancel(self, order_id: UUID, key: str) -> None:
         """A customer cancels."""
+        self.services["order"].context = RequestContext(TRACE, ANN)
         self.reached.add((self.order.orders[order_id].status, CANCEL))
         self.services["order"].cancel_order(str(order_id), f"{order_id} {key}")
         self.relay()
 
     def retry_refund(self, order_id: UUID) -> None:
         """An operator asks for the refund once more: a conflict unless there is one."""
+        self.services["order"].context = RequestContext(TRACE, OLGA)
         status = self.order.orders[order_id].status
         if status in REFUNDING:
             self.reached.add((status, REFUND_RETRY))

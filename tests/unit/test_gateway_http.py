@@ -5,6 +5,7 @@ import json
 import re
 import uuid
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -138,19 +139,19 @@ def without_names(path):
     return re.sub(r"{\w+}", "{}", path)
 
 
-def documented_roles():
-    """From the table in docs/http.md, which people review: (method, path) and the roles of each route."""
-    roles, words = {}, ""
+def documented_words():
+    """From the table in docs/http.md, which people review: "GET /path/{}" and the callers of each route in words."""
+    found, words = {}, ""
     for line in (ROOT / "docs" / "http.md").read_text(encoding="utf-8").splitlines():
         calls = re.findall(r"`(GET|POST|PUT|DELETE|PATCH) (/[^`?]*)", line.partition(" | ")[0])
         if line.startswith("|") and calls and "/healthz" not in line:
             column = line.split(" | ")[1]
             words = words if column == "the same" else column
-            roles |= {(method, without_names(path)): CALLERS[words] for method, path in calls}
-    return roles
+            found |= {f"{method} {without_names(path)}": words for method, path in calls}
+    return found
 
 
-DOCUMENTED_ROLES = documented_roles()
+DOCUMENTED_ROLES = {tuple(route.split(" ")): CALLERS[words] for route, words in documented_words().items()}
 EXPECTED_ROLES = {
     (item.method, item.label): DOCUMENTED_ROLES.get((item.method, without_names(item.label)), "not documented")
     for item in ROUTES
@@ -175,9 +176,12 @@ def test_the_token_and_the_role_are_checked_before_anything_else(gateway, route)
     answer = ask(gateway, method, path, b"{not json")
     assert code(answer) == (401, "unauthenticated")
     assert answer[1]["WWW-Authenticate"].startswith("Bearer")
-    for role in set(auth.ROLES) - EXPECTED_ROLES[route] or {"nobody"}:
-        assert code(ask(gateway, method, path, b"{not json", bearer(role))) == (403, "forbidden")
+    others = sorted(set(auth.ROLES) - EXPECTED_ROLES[route]) or ["nobody"]
+    for roles in [*combinations(others, 1), *combinations(others, 2)]:
+        assert code(ask(gateway, method, path, b"{not json", bearer(*roles))) == (403, "forbidden")
     assert BEHIND.asked == []
+    for roles in [pair for pair in combinations(auth.ROLES, 2) if not EXPECTED_ROLES[route].isdisjoint(pair)]:
+        assert ask(gateway, method, path, b"{not json", bearer(*roles))[0] not in (401, 403)
 
 
 @pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", "Basic YTpi", "Bearer a.b.c", "bearer  x y", "Token x"])

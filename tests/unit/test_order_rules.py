@@ -188,20 +188,3 @@ def test_a_line_that_is_too_large_is_named_by_its_place() -> None:
     with pytest.raises(ValidationFailed) as caught:
         domain.total_of(lines)
     assert list(caught.value.details["items"]) == ["1", "2"]
-
-
-@pytest.mark.parametrize(
-    ("user", "roles", "sees"),
-    [
-        ("ann", (), True),
-        ("bob", ("customer",), False),
-        ("bob", ("operator",), True),
-        ("bob", ("auditor",), True),
-        ("bob", ("admin",), True),
-        ("bob", ("service",), False),
-    ],
-)
-def test_an_order_is_seen_by_its_owner_and_by_those_who_look_after_orders(
-    user: str, roles: tuple[str, ...], sees: bool
-) -> None:
-    assert domain.may_see("ann", user, roles) is sees

@@ -1,0 +1,250 @@
+"""Who may do what, by RPC: each method of each service is called by every pair of roles, for the owner and a stranger.
+
+The words of docs/http.md say who may. `tests/unit/test_gateway_http.py` tries the same pairs at the routes.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from itertools import combinations
+from types import SimpleNamespace
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from auth_service.service import AuthService
+from inventory_service.service import InventoryService
+from ops.service import OpsService
+from order_service.models import OrderRow
+from order_service.service import OrderService
+from payment_service.models import PaymentRow
+from payment_service.service import PaymentService
+from shared.edge.context import Context, RequestContext
+from shared.edge.rpc import Rpc
+from shared.errors import NotFound, RoleMissing
+from shared.events import Identity
+from shared.roles import ADMIN, AUDITOR, CUSTOMER, OPERATOR, ROLES, SERVICE, SYSTEM
+from tests.unit.serving import KEYS
+from tests.unit.test_gateway_http import documented_words
+
+SERVICES = {
+    service.name: service for service in (OrderService, InventoryService, PaymentService, AuthService, OpsService)
+}
+OWNER, STRANGER = "alice", "mallory"
+SOME_ID = "01a1fcf8-0515-7912-9139-7154577473a5"
+
+# The route that a method answers, or who may call it where no route does.
+METHODS = {
+    "order_service.create_order": "POST /api/orders",
+    "order_service.cancel_order": "POST /api/orders/{}/cancel",
+    "order_service.retry_refund": "POST /api/orders/{}/refund/retry",
+    "order_service.get_order": "GET /api/orders/{}",
+    "order_service.list_orders": "GET /api/orders",
+    "order_service.timeline": "GET /api/orders/{}/timeline",
+    "order_service.steps": "GET /api/orders/{}/events",
+    "order_service.all_steps": "GET /api/orders/events",
+    "order_service.changed_orders": "the system",
+    "order_service.next_steps": "the system",
+    "inventory_service.put_stock": "PUT /api/stocks/{}",
+    "inventory_service.get_stock": "GET /api/stocks/{}",
+    "inventory_service.list_stocks": "GET /api/stocks",
+    "inventory_service.reserve_manually": "POST /api/stocks/reserve",
+    "inventory_service.release_reservation": "POST /api/stocks/reservations/{}/release",
+    "inventory_service.commit_reservation": "POST /api/stocks/reservations/{}/commit",
+    "inventory_service.release_events": "GET /api/stocks/release-events",
+    "inventory_service.release_events_before": "GET /dashboard",
+    "inventory_service.release_event": "GET /api/stocks/release-events/{}",
+    "inventory_service.release_totals": "GET /dashboard",
+    "inventory_service.release_chain": "GET /dashboard",
+    "inventory_service.release_exports": "GET /dashboard",
+    "inventory_service.open_release_export": "GET /api/stocks/release-events/export",
+    "inventory_service.release_export_page": "GET /api/stocks/release-events/export",
+    "inventory_service.close_release_export": "GET /api/stocks/release-events/export",
+    "payment_service.get_payment": "GET /api/payments/{}",
+    "payment_service.payment_of_order": "GET /api/payments",
+    "auth_service.introspect": "POST /api/auth/introspect",
+    "ops_service.queues": "GET /api/ops/queues",
+    "ops_service.dead_letters": "GET /api/ops/dlq/{}",
+    "ops_service.start_replay": "POST /api/ops/dlq/{}/replays",
+    "ops_service.get_replay": "GET /api/ops/replays/{}",
+    "ops_service.dead_of_order": "customer, operator, auditor, admin",
+    "ops_service.operations_of": "GET /dashboard",
+    "ops_service.audit_status": "GET /dashboard",
+}
+# Methods that anybody may call, and why.
+FOR_ANYBODY = {
+    "auth_service.issue_token": "whoever signs in has no identity yet; the password decides",
+    "auth_service.issue_session": "whoever signs in has no identity yet; the password decides",
+    "auth_service.issue_mock_token": "whoever signs in has no identity yet; the setting AUTH_MOCK decides",
+}
+
+DONE, FORBIDDEN, NOT_THERE = "done", "forbidden", "not there"
+Decision = Callable[[set[str], bool], str]
+
+
+def one_of(*roles: str) -> Decision:
+    return lambda has, owns: DONE if has & set(roles) else FORBIDDEN
+
+
+def sees(has: set[str], owns: bool) -> str:
+    """The owner is a customer; others need a role that sees everything. To anybody else there is no such thing."""
+    return DONE if (owns and CUSTOMER in has) or has & {OPERATOR, AUDITOR, ADMIN} else NOT_THERE
+
+
+def cancels(has: set[str], owns: bool) -> str:
+    """To see an order is not enough to cancel it."""
+    if (owns and CUSTOMER in has) or ADMIN in has:
+        return DONE
+    return FORBIDDEN if sees(has, owns) == DONE else NOT_THERE
+
+
+# What the words of docs/http.md mean.
+DECISIONS: dict[str, Decision] = {
+    "customer": one_of(CUSTOMER),
+    "admin": one_of(ADMIN),
+    "owner, admin": cancels,
+    "owner, operator, auditor, admin": sees,
+    "customer, operator, auditor, admin": one_of(CUSTOMER, OPERATOR, AUDITOR, ADMIN),
+    "operator, admin": one_of(OPERATOR, ADMIN),
+    "operator, admin, service": one_of(OPERATOR, ADMIN, SERVICE),
+    "any signed-in user": one_of(*ROLES),
+    "admin, service": one_of(ADMIN, SERVICE),
+    "service, admin": one_of(ADMIN, SERVICE),
+    "auditor, admin": one_of(AUDITOR, ADMIN),
+    "auditor, admin, signed in there": one_of(AUDITOR, ADMIN),
+    "the system": one_of(SYSTEM),
+}
+WORDS = documented_words()
+# A list shows each caller what they may see.
+DECISION_OF = {method: DECISIONS[WORDS.get(route, route)] for method, route in METHODS.items()} | {
+    "order_service.list_orders": one_of(CUSTOMER, OPERATOR, AUDITOR, ADMIN)
+}
+
+HAS = [set(), {SYSTEM}, *({role} for role in ROLES), *(set(pair) for pair in combinations(ROLES, 2))]
+
+ORDER = {"currency": "EUR", "payment_method": "mock_ok", "items": [{"sku": "lamp", "quantity": 1, "unit_price": 1}]}
+ARGUMENTS: dict[str, Any] = {
+    "after": 0,
+    "event_id": 7,
+    "export_id": SOME_ID,
+    "filters": {},
+    "items": [{"sku": "lamp", "quantity": 1}],
+    "key": "key-1",
+    "known": {},
+    "limit": 10,
+    "on_hand": 3,
+    "order": ORDER,
+    "order_id": SOME_ID,
+    "order_ids": [SOME_ID],
+    "payment_id": SOME_ID,
+    "queue": "q.order.payment-result",
+    "replay_id": SOME_ID,
+    "reservation_id": SOME_ID,
+    "rows": 0,
+    "sha256": "",
+    "sku": "lamp",
+    "token": "none",
+    "wanted": {"all": True, "why": "a test"},
+}
+
+
+class Reached(Exception):
+    """The method was allowed, and has begun its work."""
+
+
+class Beyond:
+    """Whatever is used of it, the rule has been passed."""
+
+    def __init__(self, **there: Any) -> None:
+        vars(self).update(there)
+
+    def __getattr__(self, name: str) -> Any:
+        raise Reached(name)
+
+
+ORDER_ROW = OrderRow(order_id=UUID(SOME_ID), user_id=OWNER, version=1)
+PAYMENT_ROW = PaymentRow(
+    order_id=UUID(SOME_ID),
+    payment_id=UUID(SOME_ID),
+    user_id=OWNER,
+    created_at=datetime.now(UTC),
+    updated_at=datetime.now(UTC),
+)
+# What a rule that asks for the owner reads first.
+READS = {
+    "order_service": {"get": lambda table, key: ORDER_ROW},
+    "payment_service": {"scalars": lambda query: SimpleNamespace(first=lambda: PAYMENT_ROW)},
+}
+
+
+class Tables:
+    """A database with one order, or one payment, of the owner."""
+
+    def __init__(self, service: str) -> None:
+        self._session = Beyond(**READS.get(service, {}))
+
+    @contextmanager
+    def begin(self) -> Iterator[Any]:
+        yield self._session
+
+    read = begin
+
+
+def call(label: str, identity: Identity) -> str:
+    """What becomes of a call of a method by somebody."""
+    name, _, method = label.partition(".")
+    service = SERVICES[name]()
+    service.context = RequestContext("0" * 32, identity)
+    service.db = Tables(name)
+    service.settings = SimpleNamespace(auth_keys=KEYS) if name == "auth_service" else Beyond()
+    service.databases = service.background = Beyond()
+    required = [
+        item.name
+        for item in inspect.signature(getattr(service, method)).parameters.values()
+        if item.default is item.empty
+    ]
+    try:
+        getattr(service, method)(**{item: ARGUMENTS[item] for item in required})
+    except RoleMissing:
+        return FORBIDDEN
+    except NotFound:
+        return NOT_THERE
+    except Reached:
+        return DONE
+    return DONE
+
+
+def test_every_method_has_a_rule_or_is_for_anybody_with_a_reason() -> None:
+    methods = {
+        f"{name}.{method}"
+        for name, service in SERVICES.items()
+        for method, function in inspect.getmembers(service, inspect.isfunction)
+        if any(isinstance(item, Rpc) for item in getattr(function, "nameko_entrypoints", ()))
+    }
+    assert methods == METHODS.keys() | FOR_ANYBODY.keys()
+
+
+@pytest.mark.parametrize("label", METHODS)
+def test_a_method_is_for_those_whom_the_documentation_names_whatever_other_role_they_have(label: str) -> None:
+    decide = DECISION_OF[label]
+    asked = [(has, user) for has in HAS for user in (OWNER, STRANGER)]
+
+    found = {(*sorted(has), user): call(label, Identity(user, tuple(has))) for has, user in asked}
+
+    assert found == {(*sorted(has), user): decide(has, user == OWNER) for has, user in asked}
+
+
+@pytest.mark.parametrize(("production", "roles"), [(False, ROLES), (True, ())])
+def test_a_call_that_names_no_user_has_every_role_in_development_and_none_in_production(
+    production: bool, roles: tuple[str, ...]
+) -> None:
+    container = SimpleNamespace(config={"settings": SimpleNamespace(production=production)})
+    context = Context()
+    context.container = container
+    caller = SimpleNamespace(data={"roles": ["admin"]})
+
+    assert context.get_dependency(caller).identity == Identity("shell", roles)
