@@ -134,7 +134,7 @@ def url_as(settings: Settings, service: str, role: str) -> URL:
     Raises ConfigurationFault when the URL is not set.
     """
     url = make_url(settings.database_url(service))
-    password = {READER: settings.reader_password, OPERATOR: settings.operator_password}[role]
+    password = settings.reader_password if role == READER else settings.operator_password
     return url.set(username=role, password=password) if password else url
 
 

@@ -307,6 +307,7 @@ RUN_BY = {
     "shared/": config.SERVICES,
     "ops/service.py": ("ops",),
     "ops/dlq/": ("ops", config.OPERATOR),
+    "ops/roles.py": (config.MIGRATE, "ops", config.OPERATOR),
     "ops/cli/orders.py": (config.OPERATOR,),
     "ops/cli/queues.py": (config.OPERATOR,),
     "ops/cli/outbox.py": (config.OPERATOR,),
