@@ -66,7 +66,7 @@ class OpsService(Probes):
     databases = ProcessResource(lambda settings: ServiceDatabases(settings, "ecom ops", pool_size=READERS))
     # Kept open: connections and statements made anew for each count cost more than the count.
     census_session = ProcessResource(lambda settings: OperatorSession(settings, CENSUS))
-    counter = ProcessResource(lambda settings: QueueCounter(settings.amqp_uri, settings.heartbeat_s))
+    counter = ProcessResource(lambda settings: QueueCounter(settings.amqp_uri_of("ops"), settings.heartbeat_s))
     census = Census()  # of this process
     witness = Witness()  # of this process
 

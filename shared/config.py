@@ -18,6 +18,7 @@ from shared import parsers
 from shared.errors import ConfigurationFault
 from topology import services
 from topology.table import CONSUMERS
+from topology.users import SHELL
 
 SERVICES, DATABASES = services.NAMES, services.DATABASES
 FIRST_PORT = 8000
@@ -37,7 +38,7 @@ DEVELOPMENT_AUDIT_KEY = "development-only-audit-key-never-in-production"
 
 # The roles of commands: `ecom migrate`, `ecom topology`, `ecom audit`, `ecom user`, the commands with which operators
 # look into queues and databases, and `make shell`.
-MIGRATE, TOPOLOGY, AUDIT, USER, OPERATOR, SHELL = "migrate", "topology", "audit", "user", "operator", "shell"
+MIGRATE, TOPOLOGY, AUDIT, USER, OPERATOR = "migrate", "topology", "audit", "user", "operator"
 ROLES = (*SERVICES, MIGRATE, TOPOLOGY, AUDIT, USER, OPERATOR, SHELL)
 
 
@@ -87,6 +88,8 @@ _WORD = Secret(lambda word: "***" if word else "", lambda word: (word,) if word 
 _KEYS = Secret(lambda keys: ["***" for _ in keys], tuple)
 _NAMED_KEYS = Secret(lambda keys: [f"{kid}:***" for kid, _ in keys], lambda keys: tuple(key for _, key in keys))
 
+# The commands that connect to the broker as the user of a service, or of the shell.
+_COMMANDS_AS = {"ops": (TOPOLOGY, OPERATOR), SHELL: (TOPOLOGY, SHELL)}
 _AT_THE_BROKER = (*SERVICES, TOPOLOGY, OPERATOR, SHELL)
 # The databases that a role opens beside the one of its own name.
 _OPENS = {
@@ -117,6 +120,18 @@ class Settings:
     amqp_uri: str = _one(Row(
         "AMQP_URI", parsers.broker_uri, "the broker, its user and its vhost", _AT_THE_BROKER,
         "amqp://guest:guest@127.0.0.1:5672//", secret=_IN_URL,
+    ))
+    amqp_uris: Mapping[str, str] = _each({
+        name: Row(
+            f"{name.upper()}_AMQP_URI", parsers.optional(parsers.broker_uri),
+            f"the broker as the user of {name}, for commands; AMQP_URI where it is not set",
+            _COMMANDS_AS.get(name, (TOPOLOGY,)), secret=_IN_URL,
+        )
+        for name in (*SERVICES, SHELL)
+    })
+    amqp_admin_uri: str = _one(Row(
+        "AMQP_ADMIN_URI", parsers.optional(parsers.broker_uri),
+        "the broker as a user who may declare; AMQP_URI where it is not set", (TOPOLOGY,), secret=_IN_URL,
     ))
     heartbeat_s: float = _one(Row(
         "AMQP_HEARTBEAT_S", parsers.number(1), "how often broker and client prove that they are there", _AT_THE_BROKER,
@@ -209,6 +224,15 @@ class Settings:
         """Whether development's conveniences (default secrets, mock tokens, demo users) are refused."""
         return self.env == "production"
 
+    @property
+    def administrator_uri(self) -> str:
+        """The broker as a user who may declare exchanges, queues and users."""
+        return self.amqp_admin_uri or self.amqp_uri
+
+    def amqp_uri_of(self, service: str) -> str:
+        """The URI of one service's user, or of `shell`; that of this process where each has not its own."""
+        return self.amqp_uris.get(service, self.amqp_uri)
+
     def database_url(self, database: str) -> str:
         """The SQLAlchemy URL of one service's database. Raises ConfigurationFault when it is not set."""
         try:
@@ -295,14 +319,22 @@ def _refuse_in_production(settings: Settings) -> None:
         raise ConfigurationFault("AUTH_KEYS holds the development key: it is refused in production")
     if DEVELOPMENT_AUDIT_KEY in settings.audit_keys:
         raise ConfigurationFault("AUDIT_KEY holds the development key: it is refused in production")
+    if SHELL in settings.amqp_uris:
+        raise ConfigurationFault("SHELL_AMQP_URI is for development: a shell may publish every event")
     if settings.auth_mock:
         raise ConfigurationFault("AUTH_MOCK issues tokens to anyone: it is refused in production")
 
 
 def environment_of(role: str, environ: Mapping[str, str]) -> dict[str, str]:
-    """An environment without the settings that a process with this role does not read."""
+    """An environment without the settings that a process with this role does not read.
+
+    AMQP_URI is that of the service's own user, where the environment has one.
+    """
     foreign = {f"{row.variable}{ending}" for row in TABLE if role not in row.roles for ending in ("", "_FILE")}
-    return {name: value for name, value in environ.items() if name not in foreign}
+    own = {f"AMQP_URI{ending}": environ.get(f"{role.upper()}_AMQP_URI{ending}") for ending in ("", "_FILE")}
+    chosen = {name: value for name, value in own.items() if value} if role in SERVICES else {}
+    foreign |= own.keys() if chosen else set()
+    return {name: value for name, value in environ.items() if name not in foreign} | chosen
 
 
 def masked(settings: Settings, role: str | None = None) -> dict[str, Any]:

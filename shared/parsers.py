@@ -68,6 +68,11 @@ def integer(at_least: int) -> Callable[[str], int]:
     return parse
 
 
+def optional(parse: Callable[[str], str]) -> Callable[[str], str]:
+    """The parser, which also takes nothing."""
+    return lambda text: parse(text) if text else ""
+
+
 def flag(text: str) -> bool:
     """Whether something is on."""
     try:

@@ -12,16 +12,13 @@ an exchange other than alternate-exchange.
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 import ssl
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 import pika
 from pika.adapters.blocking_connection import BlockingChannel
@@ -30,6 +27,7 @@ from pika.exceptions import AMQPError, ChannelClosedByBroker, ConnectionClosedBy
 
 from shared.errors import CannotWork, ConfigurationFault, TopologyDrift
 from topology import table
+from topology.management import Management
 
 CONNECT_TIMEOUT_S = 5.0
 # A frozen broker neither answers nor closes the connection. pika gives up after four missed heartbeats.
@@ -55,7 +53,7 @@ Properties = dict[str, table.Argument | bool]
 class Drift:
     """One difference between broker and table."""
 
-    kind: str  # broker, exchange, queue or binding
+    kind: str  # broker, exchange, queue, binding, user, permission or topic permission
     name: str
     problem: str
 
@@ -79,7 +77,8 @@ def things() -> list[Thing]:
     dead = [table.dead_letter_queue(queue.name) for queue in table.QUEUES]
     main = [queue.name for queue in table.QUEUES]
     retry = [name for queue in table.QUEUES for name in table.retry_queues(queue.name)]
-    return exchanges + [Thing("queue", name, {**DURABLE, **arguments[name]}) for name in (*dead, *main, *retry)]
+    calls = [Thing("queue", name, {**DURABLE}) for name in table.rpc_queues()]
+    return exchanges + [Thing("queue", name, {**DURABLE, **arguments[name]}) for name in (*dead, *main, *retry)] + calls
 
 
 def apply(amqp_uri: str) -> None:
@@ -113,8 +112,14 @@ def check(amqp_uri: str, management_url: str = "") -> list[Drift]:
             drift += broker.declare(thing) if broker.has(thing) else [Drift(thing.kind, thing.name, "is missing")]
         drift += broker.at_least_once_drift()
     if management_url:
-        drift += binding_drift(_bindings_seen(management_url, amqp_uri))
+        vhost = _parameters(amqp_uri).virtual_host
+        drift += binding_drift(management_of(management_url, amqp_uri).bindings(vhost))
     return drift
+
+
+def management_of(url: str, amqp_uri: str) -> Management:
+    """The management API at a URL, whose user is that of the URL or else that of the AMQP URI."""
+    return Management(url, *_credentials(amqp_uri))
 
 
 def binding_drift(seen: set[tuple[str, str, str]]) -> list[Drift]:
@@ -123,8 +128,8 @@ def binding_drift(seen: set[tuple[str, str, str]]) -> list[Drift]:
     Other programs may bind queues of their own to the events exchange. Our queues have the bindings of the table only.
     """
     wanted = set(table.bindings())
-    queues = table.queue_arguments()
-    failed = set(table.exchanges()) - {table.EVENTS_EXCHANGE, table.HINTS_EXCHANGE}
+    queues = {*table.queue_arguments(), *table.rpc_queues()}
+    failed = {table.failed_exchange(service) for service in table.CONSUMERS}
     ours = {found for found in seen if found[0] and (found[1] in queues or found[0] in failed)}
     return [Drift("binding", _arrow(*lost), "is missing") for lost in sorted(wanted - seen)] + [
         Drift("binding", _arrow(*extra), "is not in the table") for extra in sorted(ours - wanted)
@@ -320,31 +325,3 @@ def _shown(value: table.Argument | bool | None) -> str:
     if value is None:
         return "not set"
     return json.dumps(value) if value == "" or isinstance(value, bool) else str(value)
-
-
-def _bindings_seen(management_url: str, amqp_uri: str) -> set[tuple[str, str, str]]:
-    """Every binding of the vhost, from the management API. The user is that of its URL, else that of the AMQP URI."""
-    try:
-        parts = urlsplit(management_url)
-        host = parts.netloc.rpartition("@")[2].removesuffix(f":{parts.port}")  # with the brackets of IPv6
-        netloc = f"{host}:{parts.port or 15672}"
-    except ValueError as error:
-        raise ConfigurationFault(f"management URL: {error}") from None
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigurationFault("the management URL must read http://host:15672")
-    user = _credentials(management_url if parts.username else amqp_uri)
-    vhost = quote(_parameters(amqp_uri).virtual_host, safe="")
-    request = urllib.request.Request(
-        f"{parts.scheme}://{netloc}{parts.path.rstrip('/')}/api/bindings/{vhost}",
-        headers={"Authorization": "Basic " + base64.b64encode(":".join(user).encode()).decode()},
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=CONNECT_TIMEOUT_S) as answer:
-            rows = json.load(answer)
-        return {
-            (row["source"], row["destination"], row["routing_key"])
-            for row in rows
-            if row["destination_type"] == "queue"
-        }
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CannotWork(f"the management API at {netloc} cannot be used: {error}") from error

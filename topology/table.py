@@ -1,11 +1,13 @@
 """The queues of the broker: one row for each, from which every other name is derived.
 
-Pure data: standard library only. `topology.declare` declares it on the broker.
+Pure data: standard library and the table of services only. `topology.declare` declares it on the broker.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from topology.services import SERVICES
 
 EVENTS_EXCHANGE = "ecom.events"
 
@@ -86,6 +88,14 @@ def rpc_queue(rpc_name: str) -> str:
     return f"rpc-{rpc_name}"
 
 
+def rpc_queues() -> dict[str, str]:
+    """The queue of the calls to each service that others call, with the routing key it is bound to.
+
+    A message in one is a call whose caller waits: transient, in a durable queue without arguments, as in stock Nameko.
+    """
+    return {rpc_queue(service.rpc_name): f"{service.rpc_name}.*" for service in SERVICES if service.has_rpc}
+
+
 def hears(queue: Queue, routing_key: str) -> bool:
     """Whether one of the queue's bindings matches a routing key, by the rules of a topic exchange without `#`."""
     return any(_matches(binding.split("."), routing_key.split(".")) for binding in queue.bindings)
@@ -96,7 +106,7 @@ def _matches(pattern: list[str], words: list[str]) -> bool:
 
 
 def queue_arguments() -> dict[str, dict[str, Argument]]:
-    """Every queue of the table with its arguments: main queues, retry levels and DLQs."""
+    """Every queue that holds events, with its arguments: main queues, retry levels and DLQs."""
     # With at-least-once no message is lost when the broker is killed while it dead-letters. The strategy needs
     # reject-publish: with any other overflow the broker silently falls back to at-most-once.
     lasting: dict[str, Argument] = {
@@ -131,7 +141,7 @@ def bindings() -> list[tuple[str, str, str]]:
     for queue in QUEUES:
         own = (queue.name, *retry_queues(queue.name), dead_letter_queue(queue.name))
         made += [(failed_exchange(queue.service), name, name) for name in own]
-    return made
+    return made + [(RPC_EXCHANGE, queue, key) for queue, key in rpc_queues().items()]
 
 
 def exchanges() -> dict[str, str]:
@@ -139,5 +149,6 @@ def exchanges() -> dict[str, str]:
     return {
         EVENTS_EXCHANGE: "topic",
         HINTS_EXCHANGE: "fanout",
+        RPC_EXCHANGE: "topic",
         **{failed_exchange(service): "direct" for service in CONSUMERS},
     }

@@ -33,7 +33,13 @@ def environment() -> Mapping[str, str]:
     """The environment, completed one by one by the settings of the running stack if there is one."""
     found = running_stack()
     missing = {name: value for name, value in found.items() if not _is_set(name.removesuffix("_FILE"))}
+    if _is_set("AMQP_URI"):  # the stack's users are those of the stack's broker
+        missing = {name: value for name, value in missing.items() if not _names_a_user(name)}
     return missing | os.environ
+
+
+def _names_a_user(name: str) -> bool:
+    return name.removesuffix("_FILE").endswith(("_AMQP_URI", "AMQP_ADMIN_URI"))
 
 
 def running_stack() -> dict[str, str]:

@@ -25,18 +25,14 @@ from ops.cli.orders import order
 from ops.cli.outbox import outbox
 from ops.cli.queues import queues
 from ops.cli.tables import Table, show_record
+from ops.cli.topology import topology
 from ops.closed_pipes import outlive_readers
-from shared.config import MIGRATE, ROLES, SERVICES, TOPOLOGY, USER, masked
-from shared.errors import CannotWork, ConfigurationFault, Conflict, EcomError, NotFound, TopologyDrift, ValidationFailed
+from shared.config import MIGRATE, ROLES, SERVICES, USER, masked
+from shared.errors import CannotWork, ConfigurationFault, Conflict, EcomError, NotFound, ValidationFailed
 from shared.version import VERSION
 from topology.services import DATABASES, REPLICAS
 
 USERS = Table(("name", "roles", "state", "made (UTC)"), empty="no user; `ecom user add` makes one")
-
-UNSEEN_BINDINGS = (
-    "bindings were not compared, because AMQP cannot read them: `ecom topology apply` makes those that are missing,\n"
-    "and `ecom topology check --management URL` compares them where the broker has a management API"
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -176,63 +172,6 @@ def migrate(service: str | None, replicas: int, own_cluster: bool, as_json: bool
 
 
 @ecom.group()
-def topology() -> None:
-    """Exchanges, queues and bindings."""
-
-
-@topology.command()
-@json_option
-def apply(as_json: bool) -> None:
-    """Declare what the broker lacks. What differs from the table is reported and not changed."""
-    from topology import declare
-
-    try:
-        declare.apply(read(TOPOLOGY).amqp_uri)
-    except TopologyDrift as error:
-        _report([declare.Drift(**found) for found in error.details["drift"]], as_json, "applied")
-    else:
-        _report([], as_json, "applied")
-
-
-@topology.command()
-@click.option("--management", metavar="URL", default="", help="Compare the bindings as well: http://host:15672.")
-@json_option
-def check(management: str, as_json: bool) -> None:
-    """Show where the broker differs from the table.
-
-    Changes nothing. AMQP cannot read bindings: they are compared only with --management. `ecom topology apply` binds
-    again what is bound already, which changes nothing.
-    """
-    from topology import declare
-
-    _report(declare.check(read(TOPOLOGY).amqp_uri, management), as_json, "clean", bindings_seen=bool(management))
-
-
-def _report(drift: Sequence[Any], as_json: bool, done: str, bindings_seen: bool = True) -> None:
-    """Print the drift, or that there is none with what was looked at; exit 1 when there is any."""
-    from topology import table
-
-    seen = {
-        "exchanges": len(table.exchanges()),
-        "queues": len(table.queue_arguments()),
-        # None: AMQP alone cannot see them.
-        "bindings": len(table.bindings()) if bindings_seen else None,
-    }
-    if as_json:
-        print_json({"drift": [vars(found) for found in drift], "compared": seen})
-    elif drift:
-        for found in drift:
-            click.echo(found)
-    else:
-        counts = ", ".join(f"{count} {name}" for name, count in seen.items() if count is not None)
-        click.echo(f"{done}: {counts}")
-        if not bindings_seen:
-            click.echo(UNSEEN_BINDINGS)
-    if drift:
-        sys.exit(FOUND)
-
-
-@ecom.group()
 def user() -> None:
     """Users who may sign in. These commands write to the database of auth."""
 
@@ -338,6 +277,7 @@ def _user_faults() -> Iterator[None]:
         sys.exit(FOUND)
 
 
+ecom.add_command(topology)
 ecom.add_command(outbox)
 ecom.add_command(order)
 ecom.add_command(queues)

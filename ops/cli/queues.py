@@ -35,7 +35,7 @@ def queues_ls(as_json: bool) -> None:
     from ops.queues import working_queues
 
     settings = read(OPERATOR)
-    with closing(QueueCounter(settings.amqp_uri, settings.heartbeat_s)) as counter:
+    with closing(QueueCounter(settings.amqp_uri_of("ops"), settings.heartbeat_s)) as counter:
         found = working_queues(counter)
     idle = [one for one in found if not one["consumers"]]
     if as_json:

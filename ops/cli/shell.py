@@ -15,8 +15,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ops.closed_pipes import outlive_readers
-from shared.config import SHELL, Settings, read
+from shared.config import Settings, read
 from shared.errors import EcomError
+from topology.users import SHELL
 
 BANNER = """\
 n.rpc.order_service.get_order("...")                calls a service, as the user `shell`
@@ -50,7 +51,7 @@ def shown_flow(settings: Settings) -> Any:
             print_timeline(console(), self.timeline(order_id), order["status"])
             return order
 
-    return ShownFlow(f"http://{settings.address('gateway')}", amqp_uri=settings.amqp_uri)
+    return ShownFlow(f"http://{settings.address('gateway')}", amqp_uri=settings.amqp_uri_of("ops"))
 
 
 def run_script(source: bytes, names: Mapping[str, Any]) -> int:
@@ -79,7 +80,7 @@ def main() -> int:
 
     try:
         settings = read(role=SHELL)
-        helper = make_nameko_helper({"AMQP_URI": settings.amqp_uri})
+        helper = make_nameko_helper({"AMQP_URI": settings.amqp_uri_of(SHELL)})
     except (OSError, AMQPError, EcomError) as error:
         print(f"ecom: no shell without a broker: {error}", file=sys.stderr)
         return 3

@@ -149,8 +149,8 @@ class OperatorSession:
         self.actor = actor
         self.watch = watch
         self.databases = ServiceDatabases(settings, session_name(actor))
-        self.publisher = Publisher(settings.amqp_uri, settings.heartbeat_s)
-        self.counter = QueueCounter(settings.amqp_uri, settings.heartbeat_s)
+        self.publisher = Publisher(settings.amqp_uri_of("ops"), settings.heartbeat_s)
+        self.counter = QueueCounter(settings.amqp_uri_of("ops"), settings.heartbeat_s)
         # Its sessions hold locks: each is opened for one operation and shared with none.
         lock_timeout_ms = int(LOCK_TIMEOUT_S * 1000)
         engine = connect(settings.database_url("ops"), session_name(actor), lock_timeout=lock_timeout_ms)
@@ -171,7 +171,7 @@ class OperatorSession:
 
     def open(self, dlq: str) -> DlqReader:
         """Open a DLQ for reading. The caller holds its lock. Raises CannotWork."""
-        return DlqReader(self.settings.amqp_uri, self.settings.heartbeat_s, dlq)
+        return DlqReader(self.settings.amqp_uri_of("ops"), self.settings.heartbeat_s, dlq)
 
     def select(self, dlq: str, chosen: Filter, check: Callable[[], None] = lambda: None) -> Selection:
         """Hold the messages of a DLQ that a filter chooses. The caller has its lock. Raises Stopped, CannotWork, and

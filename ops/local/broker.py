@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import os
 import secrets
@@ -18,6 +16,9 @@ from typing import Any, ClassVar
 
 from ops.local.processes import Process, StackFault, kill, spawn, tail, wait_until
 from ops.local.server import BREW_PREFIXES, LOOPBACK, Server, alive, identity_of, is_free, search_path, write_private
+from shared.events import CATALOGUE
+from topology import definitions
+from topology.users import Rights, rights
 
 MAIN_VHOST = "ecom"  # not "/": clients disagree on how a URI spells it
 RABBITMQ_BIN_VARIABLE = "ECOM_RABBITMQ_BIN"
@@ -34,6 +35,11 @@ def find_rabbitmq() -> Path | None:
         if on_path and Path(on_path).resolve().name != "rabbitmq-script-wrapper":
             folders.append(Path(on_path).parent)
     return next((folder for folder in folders if (folder / "rabbitmq-server").exists()), None)
+
+
+def _rights() -> dict[str, Rights]:
+    """The rights of the users beside the administrator."""
+    return rights(CATALOGUE, with_shell=True)
 
 
 def _find_epmd() -> Path:
@@ -69,15 +75,23 @@ class Broker(Server):
         """The URI of the first vhost."""
         return self.amqp_uri_of(self.facts["vhosts"][0])
 
-    def amqp_uri_of(self, vhost: str) -> str:
-        """The URI of one vhost."""
-        return f"amqp://{self.user}:{self.facts['password']}@{LOOPBACK}:{self.port}/{vhost}"
+    def amqp_uri_of(self, vhost: str, user: str = "") -> str:
+        """The URI of one vhost, for the administrator or another of the broker's users."""
+        password = self.facts["passwords"][user] if user else self.facts["password"]
+        return f"amqp://{user or self.user}:{password}@{LOOPBACK}:{self.port}/{vhost}"
+
+    def make_passwords(self) -> None:
+        """Choose a password for each user that has none."""
+        self.facts.setdefault("password", secrets.token_hex(16))
+        passwords = self.facts.setdefault("passwords", {})
+        for name in _rights():
+            passwords.setdefault(name, secrets.token_hex(16))
 
     def prepare(self, vhosts: Sequence[str] = (MAIN_VHOST,)) -> None:
         """Choose ports and passwords and write the node's configuration; `vhosts` exist once it is up."""
         if self.process:
             return
-        self.facts.setdefault("password", secrets.token_hex(16))
+        self.make_passwords()
         self._move("port", "dist_port", "epmd_port")
         self.keep(vhosts=list(vhosts))
         self.home.mkdir(parents=True, exist_ok=True)
@@ -178,21 +192,16 @@ class Broker(Server):
         self.keep(**{role: identity_of(child)})
 
     def _definitions(self, vhosts: Sequence[str]) -> dict[str, Any]:
-        """Users, vhosts and permissions, loaded by the node while it starts: rabbitmqctl takes 2 s for each."""
-        salt = secrets.token_bytes(4)
-        digest = hashlib.sha256(salt + self.facts["password"].encode()).digest()
-        user = {
-            "name": self.user,
-            "password_hash": base64.b64encode(salt + digest).decode(),
-            "hashing_algorithm": "rabbit_password_hashing_sha256",
-            "tags": "administrator",
-        }
-        everything = {"configure": ".*", "write": ".*", "read": ".*"}
-        return {
-            "users": [user],
+        """Vhosts, users and permissions, loaded by the node while it starts: rabbitmqctl takes 2 s for each."""
+        everything = Rights(configure=".*", write=".*", read=".*", topics={})
+        found: dict[str, Any] = {
             "vhosts": [{"name": vhost} for vhost in vhosts],
-            "permissions": [{"user": self.user, "vhost": vhost, **everything} for vhost in vhosts],
+            "users": [definitions.user(self.user, self.facts["password"], tags="administrator")],
+            "permissions": [definitions.permission(self.user, vhost, everything) for vhost in vhosts],
         }
+        for name, rows in definitions.definitions(vhosts[0], self.facts["passwords"], _rights()).items():
+            found[name] = found.get(name, []) + rows
+        return found
 
     def _environment(self) -> dict[str, str]:
         """Everything that could lead to the system's node is named here, so that nothing of it is read."""

@@ -25,13 +25,16 @@ from ops.local.processes import Process, StackFault, end, end_descendants, tail
 from ops.local.server import LOOPBACK, PORT_RANGE, is_free, reachable, write_private
 from ops.local.servers import Servers
 from ops.local.supervisor import Child, Supervisor
-from shared.config import DATABASES, FIRST_PORT, PORTS, PORTS_BETWEEN_REPLICAS, PROBES, environment_of
+from shared.config import DATABASES, FIRST_PORT, PORTS, PORTS_BETWEEN_REPLICAS, PROBES, SERVICES, environment_of
 from topology.services import START_ORDER
+from topology.users import SHELL, broker_user
 
 MAIN = "main"
 # The settings that a stack chooses where the user has not.
 SETTINGS = (
     "AMQP_URI",
+    "AMQP_ADMIN_URI",
+    *(f"{name.upper()}_AMQP_URI" for name in (*SERVICES, SHELL)),
     "DATABASE_ADMIN_URL",
     "READER_PASSWORD",
     "OPERATOR_PASSWORD",
@@ -154,7 +157,10 @@ class Stack:
         passwords = self.state.setdefault("passwords", {})
         chosen = {f"{name.upper()}_PORT": str(port) for name, port in ports.items()}
         if self.servers.broker:
-            chosen["AMQP_URI"] = self.servers.broker.amqp_uri_of(MAIN_VHOST)
+            chosen["AMQP_URI"] = self.servers.broker.amqp_uri_of(MAIN_VHOST)  # the administrator's
+            for name in (*SERVICES, SHELL):
+                uri = self.servers.broker.amqp_uri_of(MAIN_VHOST, broker_user(name))
+                chosen[f"{name.upper()}_AMQP_URI"] = uri
         if self.servers.postgres:
             chosen["DATABASE_ADMIN_URL"] = self.servers.postgres.admin_url
             for role in ("reader", "operator"):

@@ -18,7 +18,8 @@ from ops.local.stack import Stack, probe_url_of, project_environment
 from ops.local.supervisor import READY, State, in_words, readiness
 from shared import config
 from shared.errors import IN_ALARM, ConfigurationFault
-from topology.services import DATABASES
+from topology.services import DATABASES, NAMES
+from topology.users import SHELL
 
 CONNECT_TIMEOUT_S = 2.0
 # The broker reports an alarm only to connections that publish. The services have such connections and name the alarm
@@ -126,12 +127,14 @@ def _facts(stack: Stack, conditions: list[Condition]) -> dict[str, Any]:
     """What programs get to know, passwords and pids among it."""
     environment = project_environment(stack.environment)
     urls = {name: environment.get(f"{name.upper()}_DATABASE_URL", "") for name in DATABASES}
+    uris = {name: environment.get(f"{name.upper()}_AMQP_URI", "") for name in (*NAMES, SHELL)}
     servers = {server.name: process.pid for server in stack.own_servers().each() if (process := server.process)}
     children = {name: child["pid"] for name, child in stack.state.get("children", {}).items()}
     return {
         "parts": [condition.facts() for condition in conditions],
         "urls": stack.urls(),
         "amqp_uri": environment.get("AMQP_URI", ""),
+        "amqp_uris": {name: uri for name, uri in uris.items() if uri},
         "database_urls": {name: url for name, url in urls.items() if url},
         "database_admin_url": environment.get("DATABASE_ADMIN_URL", ""),
         "pids": servers | children,

@@ -62,7 +62,7 @@ class BrokerConnection:
         self.heartbeat_s = heartbeat_s
         self.connection = Connection(
             host=f"{parts.hostname or '127.0.0.1'}:{parts.port or 5672}",
-            userid=unquote(parts.username or "guest"),
+            userid=user_of(uri),
             password=unquote(parts.password or "guest"),
             login_method="PLAIN",
             virtual_host=unquote(parts.path[1:]) or "/",
@@ -150,6 +150,11 @@ class BrokerConnection:
             self._pulse = None
         # A frozen broker never answers close-ok. Closing the socket requeues all messages that were not acked.
         self.connection.collect()
+
+
+def user_of(uri: str) -> str:
+    """The user as whom a URI connects."""
+    return unquote(urlsplit(uri).username or "guest")
 
 
 def run_connected(

@@ -24,10 +24,12 @@ from nameko.exceptions import (
 from nameko.extensions import Entrypoint, ProviderCollector, SharedExtension
 
 from shared import errors
-from shared.edge.broker import BROKER_ERRORS, BrokerConnection, run_connected
+from shared.edge.broker import BROKER_ERRORS, BrokerConnection, run_connected, user_of
 from shared.edge.settings import settings_of
 from shared.errors import EcomError, ServiceUnavailable
 from topology.table import RPC_EXCHANGE as RPC_EXCHANGE
+from topology.table import rpc_queue
+from topology.users import may_answer
 
 log = logging.getLogger(__name__)
 
@@ -87,11 +89,14 @@ class ConnectedExtension(SharedExtension, ProviderCollector):
 
 
 class RpcServer(ConnectedExtension):
-    """One for each service: takes calls from `rpc-<service>` and spawns a worker for each."""
+    """One for each service: takes calls from the service's queue and spawns a worker for each."""
 
     def __init__(self) -> None:
         super().__init__()
         self._at_work = 0
+
+    def setup(self) -> None:
+        self._user = user_of(settings_of(self.container).amqp_uri)
 
     def stop(self) -> None:
         """Take no more calls and finish those at work."""
@@ -102,13 +107,9 @@ class RpcServer(ConnectedExtension):
             self._thread.wait()
 
     def _serve(self, connection: BrokerConnection) -> None:
-        service = self.container.service_name
-        queue = f"rpc-{service}"
+        queue = rpc_queue(self.container.service_name)
         channel = connection.channel
         with connection.bounded():
-            channel.exchange_declare(RPC_EXCHANGE, "topic", durable=True, auto_delete=False)
-            channel.queue_declare(queue, durable=True, auto_delete=False)
-            channel.queue_bind(queue, RPC_EXCHANGE, f"{service}.*")
             channel.basic_qos(0, self.container.max_workers, False)
             tag = channel.basic_consume(queue, callback=partial(self._receive, connection))
         self._not_ready_reason = None
@@ -153,8 +154,14 @@ class RpcServer(ConnectedExtension):
             log.exception("the result of %s is not JSON", message.delivery_info["routing_key"])
             text = json.dumps({"result": None, "error": serialize(error)})
         properties = message.properties
+        reply_to = properties.get("reply_to")
+        if reply_to and not may_answer(self._user, reply_to):
+            log.warning(
+                "a call of %s gets no reply: none may be sent to its reply_to", message.delivery_info["routing_key"]
+            )
+            reply_to = None
         try:
-            if properties.get("reply_to"):
+            if reply_to:
                 connection.channel.basic_publish(
                     amqp.Message(
                         text,
@@ -164,7 +171,7 @@ class RpcServer(ConnectedExtension):
                         correlation_id=properties.get("correlation_id", ""),
                     ),
                     RPC_EXCHANGE,
-                    properties["reply_to"],
+                    reply_to,
                 )
             connection.channel.basic_ack(message.delivery_info["delivery_tag"])
         except BROKER_ERRORS as error:

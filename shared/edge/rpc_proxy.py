@@ -18,7 +18,9 @@ from shared.edge import green
 from shared.edge.broker import BROKER_ERRORS, BrokerConnection
 from shared.edge.green import Event
 from shared.edge.rpc import DEADLINE, HEADER_PREFIX, RPC_EXCHANGE, TRANSIENT, ConnectedExtension
+from shared.edge.settings import own_name
 from shared.errors import ServiceUnavailable
+from topology.users import reply_key
 
 log = logging.getLogger(__name__)
 
@@ -32,20 +34,19 @@ class Replies(ConnectedExtension):
         super().__init__()
         self._waiting: dict[str, Event] = {}
         self._connection: BrokerConnection | None = None
-
-    def setup(self) -> None:
-        self._reply_to = str(uuid.uuid4())
+        self._reply_to = ""
 
     def stop(self) -> None:
         self.kill()
 
     def _serve(self, connection: BrokerConnection) -> None:
         channel = connection.channel
+        # New for each connection: the broker may still hold the queue of the old one.
+        self._reply_to = reply_key(own_name(self.container), str(uuid.uuid4()))
         with connection.bounded():
-            channel.exchange_declare(RPC_EXCHANGE, "topic", durable=True, auto_delete=False)
-            queue = channel.queue_declare(f"rpc.reply-{self._reply_to}", exclusive=True, auto_delete=True).queue
-            channel.queue_bind(queue, RPC_EXCHANGE, self._reply_to)
-            channel.basic_consume(queue, callback=self._receive, no_ack=True)
+            channel.queue_declare(self._reply_to, exclusive=True, auto_delete=True)
+            channel.queue_bind(self._reply_to, RPC_EXCHANGE, self._reply_to)
+            channel.basic_consume(self._reply_to, callback=self._receive, no_ack=True)
         channel.events["basic_return"].add(self._on_return)
         self._connection, self._not_ready_reason = connection, None
         try:

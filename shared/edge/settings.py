@@ -15,6 +15,11 @@ def settings_of(container: Any) -> Settings:
     return cast(Settings, container.config["settings"])
 
 
+def own_name(container: Any) -> str:
+    """The name of a container's service in the table of services: its Nameko name without `_service`."""
+    return str(container.service_name).removesuffix("_service")
+
+
 class Setting(DependencyProvider):
     """Injects the Settings."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,11 +19,13 @@ from nameko.extensions import SharedExtension
 from shared.edge.broker import BrokerConnection
 from shared.edge.rpc import ConnectedExtension
 from shared.edge.rpc_proxy import Replies
+from shared.edge.settings import own_name
 from shared.edge.wake import Wake
 from shared.errors import CannotWork, ServiceUnavailable
 from shared.metrics import WAITING
 from shared.roles import SYSTEM
 from topology.table import HINTS_EXCHANGE
+from topology.users import hints_queue
 
 log = logging.getLogger(__name__)
 
@@ -198,8 +201,9 @@ class HintedWatch(Watch, ConnectedExtension):
 
     def _serve(self, connection: BrokerConnection) -> None:
         channel = connection.channel
+        queue = hints_queue(own_name(self.container), str(uuid.uuid4()))
         with connection.bounded():
-            queue = channel.queue_declare("", exclusive=True, auto_delete=True).queue
+            channel.queue_declare(queue, exclusive=True, auto_delete=True)
             channel.queue_bind(queue, HINTS_EXCHANGE)
             channel.basic_consume(queue, callback=self._receive, no_ack=True)
         while not self._stopping:

@@ -9,14 +9,18 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import pika
 import pytest
+from pika.exceptions import ChannelClosedByBroker
 from sqlalchemy import make_url
 
 from tests.e2e.system import ECOM, ROOT, System, eventually
 from tests.terminal import at_a_terminal
+from topology.table import QUEUES, RPC_EXCHANGE
 
 NAMEKO = str(Path(sys.executable).with_name("nameko"))
 OURS = [sys.executable, "-m", "ops.cli.shell"]
@@ -42,7 +46,7 @@ def shell(system: System, request: pytest.FixtureRequest) -> Callable[[str], lis
     """Runs a script in a shell: all that it printed by `say`."""
 
     def answers(script: str) -> list[Any]:
-        ended = run(SHELLS[request.param](system.amqp_uri), PREAMBLE + script, AMQP_URI=system.amqp_uri)
+        ended = run(SHELLS[request.param](system.settings.amqp_uri_of("shell")), PREAMBLE + script)
         assert ended.returncode == 0, ended.stderr
         return [json.loads(line) for line in re.findall(r"say: (.*)", ended.stdout)]
 
@@ -130,33 +134,46 @@ say(n.rpc.order_service.get_order("{order_id}"))
 
 
 def test_a_script_prints_what_it_prints_and_nothing_else(system: System) -> None:
-    ended = run(OURS, "for i in range(2):\n    print(i)\nprint('sent')\n1 + 1\n", AMQP_URI=system.amqp_uri)
+    ended = run(OURS, "for i in range(2):\n    print(i)\nprint('sent')\n1 + 1\n")
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "0\n1\nsent\n", "")
 
 
 def test_a_script_ends_at_its_first_error_which_is_shown_once(system: System) -> None:
-    ended = run(OURS, 'n.rpc.order_service.get_order("none")\nprint("not reached")\n', AMQP_URI=system.amqp_uri)
+    ended = run(OURS, 'n.rpc.order_service.get_order("none")\nprint("not reached")\n')
     assert (ended.returncode, ended.stdout) == (1, "")
     assert ended.stderr.count("Traceback") == 1
     assert "NotFound There is no order none." in ended.stderr
 
 
+def test_a_shell_can_read_neither_the_calls_nor_the_replies_of_others(system: System) -> None:
+    with closing(pika.BlockingConnection(pika.URLParameters(system.settings.amqp_uri_of("shell")))) as connection:
+        queue = f"rpc.reply-standalone_rpc_proxy-{uuid.uuid4()}"
+        for key in ("#", "auth_service.*", "reply.gateway.#", "*.*.*"):
+            channel = connection.channel()
+            channel.queue_declare(queue, exclusive=True)
+            with pytest.raises(ChannelClosedByBroker, match="ACCESS_REFUSED"):
+                channel.queue_bind(queue, RPC_EXCHANGE, key)
+        for name in (queue_.name for queue_ in QUEUES):
+            with pytest.raises(ChannelClosedByBroker, match="ACCESS_REFUSED"):
+                connection.channel().basic_get(name)
+
+
 @pytest.mark.parametrize("change", [{"port": 1}, {"password": "wrong"}, {"database": "no-such-vhost"}])
 def test_without_its_broker_the_shell_says_so_in_one_line(system: System, change: dict[str, Any]) -> None:
-    uri = make_url(system.amqp_uri).set(**change).render_as_string(hide_password=False)
-    ended = run(OURS, "", AMQP_URI=uri)
+    uri = make_url(system.settings.amqp_uri_of("shell")).set(**change).render_as_string(hide_password=False)
+    ended = run(OURS, "", SHELL_AMQP_URI=uri)
     assert ended.returncode == 3
     assert re.fullmatch(r"ecom: no shell without a broker: .*\n", ended.stderr)
 
 
 def test_on_a_terminal_the_shell_says_how_to_begin_and_shows_no_password(system: System) -> None:
-    environment = {**os.environ, "AMQP_URI": system.amqp_uri, "TERM": "dumb"}
+    environment = {**os.environ, "TERM": "dumb"}
     typed = ("n.rpc.order_service.list_orders(1).keys()\n", "\x04")
     code, shown = at_a_terminal(OURS, (">>> ",), typed, cwd=ROOT, env=environment)
     assert code == 0
     assert 'n.rpc.order_service.get_order("...")' in shown
     assert "dict_keys(['items', 'next_cursor'])" in shown
-    assert str(make_url(system.amqp_uri).password) not in shown
+    assert str(make_url(system.settings.amqp_uri_of("shell")).password) not in shown
     assert "Traceback" not in shown
 
 

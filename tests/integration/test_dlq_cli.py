@@ -293,8 +293,8 @@ def test_a_signal_stops_it_after_what_is_in_hand(dead, consumer, mail, database,
 def test_a_broker_or_a_database_that_is_away_is_3_and_one_line(database, mail, tmp_path):
     nobody = "127.0.0.1:1"
     for words, environment in (
-        (("ls",), {"AMQP_URI": f"amqp://guest:guest@{nobody}//"}),
-        (("peek", QUEUE), {"AMQP_URI": f"amqp://guest:guest@{nobody}//"}),
+        (("ls",), {"OPS_AMQP_URI": f"amqp://ecom-ops:x@{nobody}//"}),
+        (("peek", QUEUE), {"OPS_AMQP_URI": f"amqp://ecom-ops:x@{nobody}//"}),
         (("replay", QUEUE, "--all", "--yes"), {"OPS_DATABASE_URL": f"postgresql://a:b@{nobody}/c"}),
         (("groups", QUEUE), {"PAYMENT_DATABASE_URL": f"postgresql://a:b@{nobody}/c"}),
     ):

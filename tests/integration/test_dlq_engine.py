@@ -198,8 +198,8 @@ def broker_wire(settings: Settings) -> Iterator[Wire]:
 
 
 def by_wire(wire: Wire, settings: Settings) -> Settings:
-    uri = make_url(settings.amqp_uri).set(host="127.0.0.1", port=wire.port)
-    return replace(settings, amqp_uri=uri.render_as_string(hide_password=False))
+    uri = make_url(settings.amqp_uri_of("ops")).set(host="127.0.0.1", port=wire.port)
+    return replace(settings, amqp_uris={"ops": uri.render_as_string(hide_password=False)})
 
 
 def test_each_message_is_read_once_however_many_a_consumer_may_hold(settings, mail, stranger, monkeypatch):

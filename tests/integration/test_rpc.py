@@ -87,7 +87,7 @@ def stock(settings: Settings, mail: Mail) -> Iterator[ServiceContainer]:
     until(lambda: extension(container, RpcServer).not_ready_reason() is None)
     yield container
     container.kill()
-    mail.channel.queue_delete("rpc-inventory_service")
+    mail.channel.queue_purge("rpc-inventory_service")
 
 
 @pytest.fixture
@@ -317,4 +317,4 @@ def test_a_caller_and_a_callee_whose_connections_are_cut_find_each_other_again(s
         callee.kill()
         caller.kill()
         wire.close()
-        mail.channel.queue_delete("rpc-inventory_service")
+        mail.channel.queue_purge("rpc-inventory_service")

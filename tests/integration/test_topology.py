@@ -19,6 +19,7 @@ from topology import declare, table
 QUEUE = "q.order.payment-result"
 RETRY = f"{QUEUE}.retry"
 DLQ = f"{QUEUE}.dlq"
+QUEUES = [*table.queue_arguments(), *table.rpc_queues()]
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def routes(channel, exchange, routing_key):
 
 
 def test_check_reports_everything_missing_on_an_empty_broker_and_declares_nothing(amqp_uri, channel):
-    for name in table.queue_arguments():
+    for name in QUEUES:
         channel.queue_delete(name)
     for name in table.exchanges():
         channel.exchange_delete(name)
@@ -91,7 +92,7 @@ def test_apply_leaves_no_drift_and_may_be_repeated(amqp_uri, channel):
 
 
 def test_apply_may_run_several_times_at_once(amqp_uri, channel):
-    for name in table.queue_arguments():
+    for name in QUEUES:
         channel.queue_delete(name)
     faults = []
 
@@ -271,6 +272,15 @@ def test_nameko_and_apply_declare_the_events_exchange_alike(amqp_uri, channel):
     assert declare.check(amqp_uri) == []
 
 
+def test_what_services_of_the_previous_version_declared_for_their_calls_is_no_drift(amqp_uri, channel):
+    for queue, key in table.rpc_queues().items():
+        channel.queue_delete(queue)
+        channel.queue_declare(queue, durable=True, auto_delete=False)
+        channel.queue_bind(queue, table.RPC_EXCHANGE, key)
+    declare.apply(amqp_uri)
+    assert declare.check(amqp_uri) == []
+
+
 @pytest.mark.parametrize(
     ("uri", "said"),
     [
@@ -334,7 +344,7 @@ def ecom(*arguments):
 def test_the_command_line_applies_and_checks(amqp_uri, channel, monkeypatch, capsys):
     monkeypatch.setenv("AMQP_URI", amqp_uri)
     assert ecom("topology", "apply") == 0
-    counts = f"{len(table.exchanges())} exchanges, {len(table.queue_arguments())} queues"
+    counts = f"{len(table.exchanges())} exchanges, {len(QUEUES)} queues"
     assert capsys.readouterr().out == f"applied: {counts}, {len(table.bindings())} bindings\n"
     assert ecom("topology", "check") == 0
     assert capsys.readouterr().out.startswith(f"clean: {counts}\nbindings were not compared, because AMQP")
@@ -344,7 +354,7 @@ def test_the_command_line_applies_and_checks(amqp_uri, channel, monkeypatch, cap
     assert ecom("topology", "check", "--json") == 1
     assert json.loads(capsys.readouterr().out) == {
         "drift": [{"kind": "queue", "name": RETRY, "problem": "is missing"}],
-        "compared": {"exchanges": 5, "queues": 40, "bindings": None},
+        "compared": {"exchanges": 6, "queues": 45, "bindings": None, "users": None},
     }
     channel.queue_declare(RETRY, durable=False)
     assert ecom("topology", "apply") == 1

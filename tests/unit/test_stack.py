@@ -18,9 +18,13 @@ import pytest
 
 from ops.local import commands, install, postgres, processes, server, servers, stack, status, supervisor, testrun
 from ops.local.processes import Process, StackFault, spawn, wait_until
+from ops.local.stack import MAIN_VHOST
 from ops.local.supervisor import State
-from shared.config import PORTS
+from shared.config import PORTS, environment_of
+from shared.events import CATALOGUE
+from topology import permissions
 from topology.services import DATABASES
+from topology.users import rights
 
 # What is started here is started by a supervisor that eventlet has never patched.
 pytestmark = pytest.mark.filterwarnings("ignore:Using fork:DeprecationWarning")
@@ -418,6 +422,7 @@ def test_passwords_stay_the_same_from_one_start_to_the_next():
     assert one.servers.broker
     one.servers.postgres.facts = {"port": 20001, "password": "secret"}
     one.servers.broker.facts = {"port": 20002, "password": "secret"}
+    one.servers.broker.make_passwords()
     one.choose_environment({})
     again = stack.Stack("main")
     again.servers = one.servers
@@ -813,10 +818,46 @@ def test_the_highest_postgresql_is_taken_by_number_and_not_by_letter():
 def test_the_brokers_password_is_given_to_it_as_a_salted_hash(tmp_path):
     broker = servers.Broker(tmp_path)
     broker.facts["password"] = "secret"
+    broker.make_passwords()
     definitions = broker._definitions(["a", "b"])
     digest = base64.b64decode(definitions["users"][0]["password_hash"])
     assert digest[4:] == hashlib.sha256(digest[:4] + b"secret").digest()
-    assert [grant["vhost"] for grant in definitions["permissions"]] == ["a", "b"]
+    everything = [grant["vhost"] for grant in definitions["permissions"] if grant["user"] == broker.user]
+    assert everything == ["a", "b"]
+
+
+def test_the_brokers_other_users_have_no_tag_and_no_rights_but_those_of_the_table(tmp_path):
+    broker = servers.Broker(tmp_path)
+    broker.make_passwords()
+    made = broker._definitions([MAIN_VHOST])
+    assert {one["name"] for one in made["users"] if one["tags"]} == {broker.user}
+    wanted = rights(CATALOGUE, with_shell=True)
+    users = permissions.Users(MAIN_VHOST, broker.user, broker.facts["passwords"], wanted)
+    assert permissions.drift(users, made) == []
+
+
+def test_a_broker_of_the_previous_version_keeps_its_password_and_gets_the_new_users(tmp_path):
+    broker = servers.Broker(tmp_path)
+    broker.facts["password"] = "secret"
+    broker.make_passwords()
+    before = dict(broker.facts["passwords"])
+    broker.make_passwords()
+    assert (broker.facts["password"], broker.facts["passwords"]) == ("secret", before)
+    assert set(before) == set(rights(CATALOGUE, with_shell=True))
+
+
+def test_the_process_of_a_service_gets_its_own_uri_of_the_broker_and_no_other():
+    whole = {
+        "AMQP_URI": "all",
+        "AMQP_ADMIN_URI_FILE": "admin",
+        "ORDER_AMQP_URI": "order",
+        "AUTH_AMQP_URI_FILE": "auth",
+        "SHELL_AMQP_URI": "shell",
+        "AMQP_HEARTBEAT_S": "5",
+    }
+    assert environment_of("order", whole) == {"AMQP_URI": "order", "AMQP_HEARTBEAT_S": "5"}
+    assert environment_of("auth", whole) == {"AMQP_URI_FILE": "auth", "AMQP_HEARTBEAT_S": "5"}
+    assert environment_of("payment", whole) == {"AMQP_URI": "all", "AMQP_HEARTBEAT_S": "5"}
 
 
 def test_nothing_of_the_systems_broker_is_read(tmp_path, monkeypatch):

@@ -2,9 +2,10 @@
 
 import pytest
 
-from topology import table
-from topology.declare import Drift, _difference, binding_drift, things
+from topology import services, table
+from topology.declare import Drift, Thing, _difference, binding_drift, things
 
+names = services.NAMES
 QUEUES = [queue.name for queue in table.QUEUES]
 
 
@@ -88,9 +89,10 @@ def test_every_queue_has_the_bindings_of_its_row_and_of_its_failed_exchange():
     assert {exchange for exchange, _, _ in bindings} == set(table.exchanges()) - {table.HINTS_EXCHANGE}
 
 
-def test_the_events_exchange_is_the_only_topic_exchange_and_hints_fan_out():
+def test_events_and_calls_have_topic_exchanges_and_hints_fan_out():
     kinds = table.exchanges()
     assert kinds.pop(table.EVENTS_EXCHANGE) == "topic"
+    assert kinds.pop(table.RPC_EXCHANGE) == "topic"
     assert kinds.pop(table.HINTS_EXCHANGE) == "fanout"
     assert set(kinds.values()) == {"direct"}
 
@@ -113,6 +115,18 @@ def test_a_binding_matches_as_in_a_topic_exchange(binding, routing_key, matches)
     assert table.hears(table.Queue("q.x.y", "x", (binding,)), routing_key) == matches
 
 
+def test_each_service_that_others_call_has_a_queue_for_its_calls_as_stock_nameko_declares_it():
+    called = {name for row in services.SERVICES for name in row.calls}
+    assert table.rpc_queues() == {
+        f"rpc-{name}_service": f"{name}_service.*" for name in sorted(called, key=names.index)
+    }
+    for thing in things():
+        if thing.name in table.rpc_queues():
+            assert thing == Thing("queue", thing.name, {"durable": True, "auto_delete": False})
+    for queue, key in table.rpc_queues().items():
+        assert ("nameko-rpc", queue, key) in table.bindings()
+
+
 def test_results_do_not_reach_the_queues_of_commands():
     def queues_of(routing_key):
         return {queue.name for queue in table.QUEUES if table.hears(queue, routing_key)}
@@ -124,7 +138,7 @@ def test_results_do_not_reach_the_queues_of_commands():
 
 def test_a_queue_is_declared_after_the_target_of_its_dead_letters():
     order = [thing.name for thing in things() if thing.kind == "queue"]
-    assert sorted(order) == sorted(table.queue_arguments())
+    assert sorted(order) == sorted([*table.queue_arguments(), *table.rpc_queues()])
     for name, arguments in table.queue_arguments().items():
         target = arguments.get("x-dead-letter-routing-key")
         assert target is None or order.index(str(target)) < order.index(name)
