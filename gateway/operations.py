@@ -240,7 +240,8 @@ class Replay(AnswerSchema):
         metadata=field_metadata(
             {"chosen": 3, "applied": 2, "without_effect": 1},
             "chosen messages and how many had each outcome: applied, already_applied, without_effect (the order had "
-            "moved on), dead_again, refused, sent (not consumed yet); their copies; reasons of the dead and refused",
+            "moved on), dead_again, refused, sent (not consumed yet); their copies; vouched (they do not say who "
+            "published them); reasons of the dead and refused",
         ),
     )
     actor = text_field("operator", "the operator who started it")

@@ -15,7 +15,7 @@ from typing import TypeVar
 from uuid import UUID
 
 from shared.enumerations import OperationKind, OperationStatus
-from shared.errors import ValidationFailed
+from shared.errors import Forged, ValidationFailed
 from shared.events import Identity
 from shared.roles import ADMIN, AUDITOR, CUSTOMER, OPERATOR, has_role
 from topology.table import BY_NAME, dead_letter_queue, main_queue
@@ -131,15 +131,16 @@ class Tally:
 
     chosen: int = 0
     copies: int = 0  # messages that had the same id and body as one of these, and went with it
+    vouched: int = 0  # replayed although they do not say who published them: the operator vouches for them
     fates: Counter[Fate] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)  # why they were refused, or are dead again
 
     def as_dict(self) -> dict[str, object]:
         """As plain values for the ledger."""
         fates = {fate.value: count for fate, count in self.fates.items() if count}
-        copies = {"copies": self.copies} if self.copies else {}
+        besides = {name: count for name in ("copies", "vouched") if (count := getattr(self, name))}
         reasons = {"reasons": dict(self.reasons)} if self.reasons else {}
-        return {"chosen": self.chosen, **copies, **fates, **reasons}
+        return {"chosen": self.chosen, **besides, **fates, **reasons}
 
 
 def dlq_of(queue: str) -> tuple[str, str]:
@@ -155,6 +156,8 @@ def refusal(dead_letter: DeadLetter, now: datetime, inbox_days: int) -> str | No
 
     The inbox absorbs what has taken effect already for as long as it remembers; an older message could act twice.
     """
+    if dead_letter.reason == Forged.code:
+        return "forged"
     if dead_letter.replays >= MAX_REPLAYS:
         return f"replayed {dead_letter.replays} times before"
     born = min(

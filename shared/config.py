@@ -133,6 +133,10 @@ class Settings:
         "AMQP_ADMIN_URI", parsers.optional(parsers.broker_uri),
         "the broker as a user who may declare; AMQP_URI where it is not set", (TOPOLOGY,), secret=_IN_URL,
     ))
+    accept_unsigned: bool = _one(Row(
+        "ACCEPT_UNSIGNED", parsers.flag, "1: messages of a version that did not say who sent them are accepted",
+        SERVICES, "0",
+    ))
     heartbeat_s: float = _one(Row(
         "AMQP_HEARTBEAT_S", parsers.number(1), "how often broker and client prove that they are there", _AT_THE_BROKER,
         "10",
@@ -223,6 +227,11 @@ class Settings:
     def production(self) -> bool:
         """Whether development's conveniences (default secrets, mock tokens, demo users) are refused."""
         return self.env == "production"
+
+    @property
+    def broker_user(self) -> str:
+        """The user as whom this process connects to the broker."""
+        return parsers.broker_user_in(self.amqp_uri)
 
     @property
     def administrator_uri(self) -> str:

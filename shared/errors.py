@@ -234,6 +234,12 @@ class UnknownType(DeadMessage):
     code = "unknown_type"
 
 
+class Forged(DeadMessage):
+    """The event does not come from the service that publishes its type."""
+
+    code = "forged"
+
+
 class UnknownOrder(DeadMessage):
     """The event is about an order that does not exist here."""
 

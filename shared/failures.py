@@ -16,6 +16,7 @@ from shared.envelope import CONTRACT_VERSION, Envelope
 from shared.errors import DeadMessage, EcomError, InvalidSchema
 from shared.ids import uuid7
 from shared.outcomes import Outcome, outcome_of
+from shared.senders import PUBLISHER, UNSIGNED, sender_of
 from shared.times import timestamp
 from shared.tracing import traceparent
 from topology.table import dead_letter_queue, failed_exchange, retry_queues
@@ -46,6 +47,7 @@ OURS = frozenset(
         "x-reason",
         "x-held-up",
         "x-held-up-since",
+        PUBLISHER,
         "event-contract-version",
         "traceparent",
     }
@@ -56,7 +58,7 @@ OURS = frozenset(
 BROKERS = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count", "CC", "BCC")
 
 # Properties that no message is sent on with. A time to live would end it early, the broker refuses the user_id of
-# another user, and the others are written anew.
+# another user (x-publisher names it), and the others are written anew.
 NOT_KEPT = ("message_id", "type", "expiration", "user_id", "cluster_id", "delivery_mode")
 
 
@@ -113,9 +115,15 @@ class Delivery:
         since = _moment(self.headers.get("x-held-up-since")) if self.held_up_before else None
         return min(self.received_at, datetime.fromisoformat(since).timestamp()) if since else self.received_at
 
+    def sender(self, consumer: str) -> str | None:
+        """The user who published it, as `sender_of` says; `consumer` is the service to which it was delivered."""
+        return sender_of(self.properties.get("user_id"), self.headers, consumer)
+
     def stripped(self, message_id: str | None) -> Delivery:
-        """The same body under an id, with nothing else of what came with it."""
-        return replace(self, message_id=message_id, headers={}, properties={})
+        """The same body under an id, with nothing else of what came with it but who sent it."""
+        headers = {name: value for name, value in self.headers.items() if name == PUBLISHER}
+        properties = {name: value for name, value in self.properties.items() if name == "user_id"}
+        return replace(self, message_id=message_id, headers=headers, properties=properties)
 
 
 @dataclass(frozen=True)
@@ -179,6 +187,7 @@ def classify_failure(failed: FailedDelivery, service: str, queue: str, now: date
         "x-last-failed-at": moment,
         "x-original-routing-key": delivery.original_routing_key,
         "x-replays": _positive_integer(delivery.headers.get("x-replays")),
+        PUBLISHER: delivery.sender(service) or UNSIGNED,
     }
     reason: str | None = None
     match outcome:

@@ -7,6 +7,10 @@ from prometheus_client import Counter, Gauge, Histogram
 REQUESTS = Counter("ecom_http_requests_total", "HTTP requests answered.", ["service", "method", "route", "status"])
 REQUEST_SECONDS = Histogram("ecom_http_request_seconds", "Time to answer an HTTP request.", ["service", "route"])
 EVENTS = Counter("ecom_events_total", "Messages settled, by what became of them.", ["service", "queue", "outcome"])
+FORGED = Counter("ecom_forged_messages_total", "Events refused because of the user who sent them.", ["queue", "user"])
+REFUSED_CALLS = Counter(
+    "ecom_refused_calls_total", "Calls and replies refused because of the user who sent them.", ["service", "user"]
+)
 BATCH_SECONDS = Histogram("ecom_batch_seconds", "Time to settle one batch of messages.", ["service", "queue"])
 PAUSES = Counter("ecom_pauses_total", "Times a consumer paused because its service could not work.", ["queue"])
 OLDEST_UNSETTLED = Gauge(

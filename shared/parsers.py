@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 # RFC 7518 section 3.2: an HS256 key is at least as long as the hash.
 MIN_SECRET_BYTES = 32
@@ -112,6 +112,11 @@ def masked_url(url: str) -> str:
     """The URL with *** in place of its password."""
     scheme, user, _, place = _parts(url)
     return f"{scheme}://{user}:***@{place}" if user is not None else url
+
+
+def broker_user_in(uri: str) -> str:
+    """The user in the URI of a broker, as clients read it."""
+    return unquote(urlsplit(uri).username or "guest")
 
 
 def passwords_in(url: str) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from shared.envelope import CONTRACT_VERSION, Envelope
 from shared.errors import DeadMessage, InvalidSchema, ValidationFailed
 from shared.events import CATALOGUE
 from shared.failures import MAX_COUNT, is_brokers, publishers_headers, publishers_properties
+from shared.senders import PUBLISHER, UNSIGNED, sender_of
 from shared.tracing import traceparent
 from topology.table import BY_NAME, failed_exchange, main_queue
 
@@ -108,6 +109,12 @@ def event_of(content: Content) -> Envelope:
     return event if "message_id" in _fields(content.body) else replace(event, message_id=id_of(content))
 
 
+def publishing_user(content: Content) -> str:
+    """The user who published it, by which its consumer judges a replay; UNSIGNED if it does not say."""
+    consumer = BY_NAME[main_queue(content.queue)].service
+    return sender_of(content.properties.get("user_id"), content.headers, consumer) or UNSIGNED
+
+
 def _read(content: Content) -> Envelope:
     return read_event(main_queue(content.queue), content.body, _key(content))
 
@@ -128,7 +135,7 @@ def outgoing(content: Content) -> Outgoing:
     queue = main_queue(content.queue)
     properties = publishers_properties(content.properties)
     headers = {name: content.headers[name] for name in KEPT if name in content.headers}
-    headers["x-replays"] = _whole(content.headers.get("x-replays")) + 1
+    headers |= {"x-replays": _whole(content.headers.get("x-replays")) + 1, PUBLISHER: publishing_user(content)}
     body, type_ = content.body, _text(content.properties.get("type"))
     try:
         event = event_of(content)
@@ -153,6 +160,7 @@ def returning(content: Content) -> Outgoing:
     """The message as it goes back into the DLQ it was exported from: all of it but what only a broker may say."""
     dead_letter = dead_letter_of(content)
     headers = {name: value for name, value in content.headers.items() if not is_brokers(name)}
+    headers[PUBLISHER] = publishing_user(content)
     if dead_letter.reason == CRASH:
         # The broker's own headers are left out, so ours say it.
         headers |= {"x-reason": CRASH, "x-error-class": "", "x-error-message": CRASHED}

@@ -14,14 +14,15 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from ops.dlq.dead_messages import event_of
+from ops.dlq.dead_messages import event_of, publishing_user
 from ops.dlq.operator_session import CHUNK, OperatorSession
 from ops.dlq.selection import Held
 from ops.dlq.service_databases import ServiceDatabases
 from ops.domain import Filter, dlq_of
 from shared.database_errors import is_conflict, is_hold_up, is_outage
+from shared.edge.settings import sender_rules
 from shared.envelope import Envelope
-from shared.errors import DeadMessage, EcomError
+from shared.errors import DeadMessage, EcomError, Forged
 from shared.predictions import Prediction, Predictor, Verdict
 from topology import services
 from topology.table import BY_NAME, CONSUMERS
@@ -72,11 +73,15 @@ def predict(databases: ServiceDatabases, main: str, held: Sequence[Held]) -> dic
     """Predict for some messages. It takes a few statements, whatever the number of messages."""
     verdicts: dict[UUID, Verdict] = {}
     events: list[Envelope] = []
+    senders = sender_rules(databases.settings)
     applied = databases.consumed(main, [item.slot.message_id for item in held])
     for item in held:
         message_id = item.slot.message_id
         try:
             event = event_of(item.content)
+            senders.check_event(publishing_user(item.content), event.type, event.source)
+        except Forged as error:
+            verdicts[message_id] = (Prediction.POISON, f"{error.code}: {error}")
         except DeadMessage as error:
             verdicts[message_id] = (Prediction.POISON, error.code)
         else:

@@ -116,7 +116,9 @@ class Run:
             return "nothing to do"
         found = ", ".join(f"{count} {fate.value.replace('_', ' ')}" for fate, count in sorted(fates.items()))
         moved = sum(count for fate, count in fates.items() if fate != Fate.REFUSED)
-        return f"{found} ({counted(moved + copies, moved)})" if copies else found
+        besides = [counted(moved + copies, moved)] if copies else []
+        besides += [f"{self.tally.vouched} do not say who published them"] if self.tally.vouched else []
+        return f"{found} ({'; '.join(besides)})" if besides else found
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from ops import domain
-from ops.dlq.dead_messages import outgoing
+from ops.dlq.dead_messages import outgoing, publishing_user
 from ops.dlq.diagnose import predict
 from ops.dlq.operator_session import CHUNK, OperatorSession, Run
 from ops.dlq.replay_request import ReplayRequest
@@ -19,8 +19,10 @@ from ops.dlq.selection import Held, Selection
 from ops.dlq.service_databases import REPLAYED
 from ops.domain import DeadLetter, Fate, Filter, Kind, Status, dlq_of
 from shared.edge import green
+from shared.edge.settings import sender_rules
 from shared.inbox import KEEP_DAYS
 from shared.predictions import Prediction
+from shared.senders import UNSIGNED
 from topology.table import main_queue
 
 # A replay sends in steps of at most this long, so that its rate is even.
@@ -110,6 +112,7 @@ class Replay:
         self.pace = request.pace
         self.force = request.force
         self.stop_on_redeath = request.stop_on_redeath
+        self.senders = sender_rules(operator.settings)
         self.out: dict[UUID, Sent] = {}  # sent, and not seen again
         self.dead: Counter[str] = Counter()  # seen again in the DLQ, by why
 
@@ -162,6 +165,8 @@ class Replay:
             self.queue, [dead_letter.message_id for dead_letter in dead_letters], REPLAYED, died_before
         )
         self.run.tally.copies += sum(len(item.slot.tags) - 1 for item in held)
+        if self.senders.checked:
+            self.run.tally.vouched += sum(publishing_user(item.content) == UNSIGNED for item in held)
         self.run.count(Fate.SENT, dead_letters)
         for dead_letter in dead_letters:
             fate = EXPECTED.get(expected[dead_letter.message_id][0], Fate.APPLIED)

@@ -169,10 +169,14 @@ class Stack:
                 password = passwords.setdefault(name, secrets.token_hex(16))
                 place = f"{LOOPBACK}:{self.servers.postgres.port}/{name}{suffix}"
                 chosen[f"{name.upper()}_DATABASE_URL"] = f"postgresql://{name}_app:{password}@{place}"
+        # Queues may hold messages of the version that ran here before, which do not say who sent them.
+        is_upgrade = bool(self.environment) and not self.state.get("signs")
+        if is_upgrade:
+            chosen["ACCEPT_UNSIGNED"] = "1"
         chosen = {name: value for name, value in chosen.items() if not given(name)}
         # The user's settings are saved too: `status` and `exec` may be called where these variables are not set.
         brought = {spelling: os.environ[spelling] for name in SETTINGS for spelling in _spellings(name)}
-        self.keep(environment=brought | chosen, passwords=passwords)
+        self.keep(environment=brought | chosen, passwords=passwords, signs=not is_upgrade)
 
     def start(self, progress: Progress, replicas: int) -> None:
         """Start everything and return when every service is ready."""
@@ -204,7 +208,7 @@ class Stack:
         self.supervisor.start()
         self.supervisor.wait_ready()
         progress.done(f"{len(children)} processes are ready: {', '.join(START_ORDER)}")
-        self.keep(ready=True)
+        self.keep(ready=True, signs=True)
 
     def watch(self, until: Callable[[], bool]) -> None:
         """Keep services and servers running until the condition holds."""

@@ -35,14 +35,32 @@ serialization.PROPERTY_CLASSES[amqp.spec.Basic.CLASS_ID] = _decode_properties
 _alarms = Reminder()  # of the whole process: an alarm reaches each connection that publishes
 
 
+class Channel(amqp.Channel):
+    """A channel whose messages say who sent them, if its connection has a user to name."""
+
+    def _basic_publish(self, msg: amqp.Message, *args: Any, **kwargs: Any) -> Any:
+        if self.connection.sender is not None:
+            # The broker refuses any other user than the connection's own, so that a receiver can rely on it.
+            msg.properties["user_id"] = self.connection.sender
+        return super()._basic_publish(msg, *args, **kwargs)
+
+    basic_publish = _basic_publish
+
+
 class Connection(amqp.Connection):
-    """A connection that hears of the broker's alarms, and from which only its reader reads."""
+    """A connection that hears of the broker's alarms, and from which only its reader reads.
+
+    `sender` is the user_id of all that is published on it, or None.
+    """
+
+    Channel = Channel
 
     # py-amqp does not pass on the reason of an alarm, such as `low on memory`.
     _METHODS: ClassVar[dict[Any, Any]] = {
         **amqp.Connection._METHODS,
         spec.Connection.Blocked: spec.method(spec.Connection.Blocked, "s"),
     }
+    sender: str | None = None
     alarm: str | None = None
     on_alarm: Callable[[str | None], None] | None = None
 

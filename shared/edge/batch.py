@@ -26,10 +26,11 @@ from shared.edge.publisher import Publisher
 from shared.edge.sending_on import SendingOn
 from shared.edge.tx import Events, Tx
 from shared.envelope import Envelope
-from shared.errors import DeadMessage, HeldUp
+from shared.errors import DeadMessage, Forged, HeldUp
 from shared.failures import Delivery, FailedDelivery
-from shared.metrics import EVENTS
+from shared.metrics import EVENTS, FORGED
 from shared.outcomes import Outcome, outcome_of
+from shared.senders import SenderRules, known
 from topology.table import BY_NAME
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,8 @@ class Batch:
         handle: Callable[[Events, Tx], None],
         ask: Callable[[Events], dict[UUID, Any]] | None = None,
         stopping: Callable[[], bool] = lambda: False,
+        *,
+        senders: SenderRules,
     ) -> None:
         self.service = BY_NAME[queue].service
         self.queue = queue
@@ -78,6 +81,7 @@ class Batch:
         self.publisher = publisher
         self.handle = handle
         self.ask = ask
+        self.senders = senders
         self.pausing = Pausing(queue, stopping)
         self.hold_ups = HoldUps(queue)
         self.sending_on = SendingOn(queue, self.service, sessions, publisher, self.pausing)
@@ -87,18 +91,18 @@ class Batch:
 
         Raises Stopping when the service was asked to stop while it could not work; then nothing may be acked.
         """
-        incoming, unreadable = self._decode(deliveries)
+        incoming, refused = self._decode(deliveries)
         answers = self._ask_for([item.event for item in incoming.values()])
         unanswered = {key: answer for key, answer in answers.items() if isinstance(answer, Exception)}
         handled = self._handle([item for key, item in incoming.items() if key not in unanswered], answers)
         errors = unanswered | handled.failed
-        failed = unreadable + [FailedDelivery(*incoming[key], error) for key, error in errors.items()]
+        failed = refused + [FailedDelivery(*incoming[key], error) for key, error in errors.items()]
         for item in failed:
             if outcome_of(item.error) is Outcome.LATER:
                 reason = str(item.error) if isinstance(item.error, HeldUp) else UNKNOWN
                 self.hold_ups.note(reason, item.delivery.unsettled_since)
         sent_on = self.sending_on.send_on(failed)
-        duplicates = handled.seen_before + len(deliveries) - len(incoming) - len(unreadable)
+        duplicates = handled.seen_before + len(deliveries) - len(incoming) - len(refused)
         done = len(deliveries) - len(failed) - duplicates
         settled = [("done", done), ("duplicate", duplicates), *sent_on.items()]
         for outcome, count in settled:
@@ -107,17 +111,21 @@ class Batch:
         green.sleep(self.hold_ups.settle(len(deliveries) - held_up, held_up))
 
     def _decode(self, deliveries: Sequence[Delivery]) -> tuple[dict[UUID, Incoming], list[FailedDelivery]]:
-        """The events by message_id, each once, and the deliveries that cannot be read."""
+        """The events by message_id, each once, and the deliveries that cannot be read or are forged."""
         incoming: dict[UUID, Incoming] = {}
-        unreadable = []
+        refused = []
         for delivery in deliveries:
+            event, sender = None, delivery.sender(self.service)
             try:
                 event = read_event(self.queue, delivery.body, delivery.original_routing_key)
+                self.senders.check_event(sender, event.type, event.source)
             except DeadMessage as error:
-                unreadable.append(FailedDelivery(delivery, None, error))
+                if isinstance(error, Forged):
+                    FORGED.labels(self.queue, known(sender)).inc()
+                refused.append(FailedDelivery(delivery, event, error))
             else:
                 incoming.setdefault(event.message_id, Incoming(delivery, event))
-        return incoming, unreadable
+        return incoming, refused
 
     def _ask_for(self, events: list[Envelope]) -> dict[UUID, Any]:
         """The answers by message_id. When asking for all events raises, each is asked for alone to find the culprit.

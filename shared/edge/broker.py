@@ -24,6 +24,8 @@ from shared.edge.amqp_client import Connection
 from shared.edge.green import GreenThread
 from shared.errors import BrokerInAlarm
 from shared.logs import Reminder, in_a_line
+from shared.parsers import broker_user_in
+from shared.senders import USERS
 
 log = logging.getLogger(__name__)
 
@@ -59,10 +61,11 @@ class BrokerConnection:
     def __init__(self, uri: str, heartbeat_s: float, on_alarm: Callable[[str | None], None] | None = None) -> None:
         """Connect within CONNECT_TIMEOUT_S. Raises one of BROKER_ERRORS."""
         parts = urlsplit(uri)
+        user = broker_user_in(uri)
         self.heartbeat_s = heartbeat_s
         self.connection = Connection(
             host=f"{parts.hostname or '127.0.0.1'}:{parts.port or 5672}",
-            userid=user_of(uri),
+            userid=user,
             password=unquote(parts.password or "guest"),
             login_method="PLAIN",
             virtual_host=unquote(parts.path[1:]) or "/",
@@ -70,6 +73,8 @@ class BrokerConnection:
             connect_timeout=CONNECT_TIMEOUT_S,
             socket_settings={socket.TCP_USER_TIMEOUT: int(heartbeat_s * 2000)},
         )
+        # A user that several services share would say nothing about who sends.
+        self.connection.sender = user if user in USERS else None
         self.connection.on_alarm = on_alarm
         self._pulse: GreenThread | None = None
         try:
@@ -150,11 +155,6 @@ class BrokerConnection:
             self._pulse = None
         # A frozen broker never answers close-ok. Closing the socket requeues all messages that were not acked.
         self.connection.collect()
-
-
-def user_of(uri: str) -> str:
-    """The user as whom a URI connects."""
-    return unquote(urlsplit(uri).username or "guest")
 
 
 def run_connected(

@@ -24,7 +24,7 @@ from shared.edge.broker import BrokerConnection, run_connected
 from shared.edge.database import Database
 from shared.edge.pausing import Stopping
 from shared.edge.publisher import Publisher
-from shared.edge.settings import settings_of
+from shared.edge.settings import sender_rules, settings_of
 from shared.edge.tx import Events, Tx
 from shared.edge.worker import Abandoned, run_in_worker
 from shared.failures import Delivery
@@ -74,6 +74,7 @@ class Handles(Entrypoint):
             handle=lambda events, tx: self._work(self, events, tx),
             ask=self._asker(),
             stopping=lambda: self._stopping,
+            senders=sender_rules(self.settings),
         )
         OLDEST_UNSETTLED.labels(self.queue).set_function(self.oldest_unsettled_s)
 

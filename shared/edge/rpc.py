@@ -24,9 +24,11 @@ from nameko.exceptions import (
 from nameko.extensions import Entrypoint, ProviderCollector, SharedExtension
 
 from shared import errors
-from shared.edge.broker import BROKER_ERRORS, BrokerConnection, run_connected, user_of
-from shared.edge.settings import settings_of
-from shared.errors import EcomError, ServiceUnavailable
+from shared.edge.broker import BROKER_ERRORS, BrokerConnection, run_connected
+from shared.edge.settings import sender_rules, settings_of
+from shared.errors import EcomError, Forbidden, ServiceUnavailable
+from shared.metrics import REFUSED_CALLS
+from shared.senders import known
 from topology.table import RPC_EXCHANGE as RPC_EXCHANGE
 from topology.table import rpc_queue
 from topology.users import may_answer
@@ -96,7 +98,7 @@ class RpcServer(ConnectedExtension):
         self._at_work = 0
 
     def setup(self) -> None:
-        self._user = user_of(settings_of(self.container).amqp_uri)
+        self._user = settings_of(self.container).broker_user
 
     def stop(self) -> None:
         """Take no more calls and finish those at work."""
@@ -107,6 +109,7 @@ class RpcServer(ConnectedExtension):
             self._thread.wait()
 
     def _serve(self, connection: BrokerConnection) -> None:
+        self._senders = sender_rules(settings_of(self.container))
         queue = rpc_queue(self.container.service_name)
         channel = connection.channel
         with connection.bounded():
@@ -125,6 +128,7 @@ class RpcServer(ConnectedExtension):
         self._at_work += 1
         try:
             method = message.delivery_info["routing_key"].rpartition(".")[2]
+            self._check_caller(message.properties.get("user_id"), method)
             entrypoint = next((item for item in self._providers if item.method_name == method), None)
             if entrypoint is None:
                 raise MethodNotFound(method)
@@ -143,10 +147,23 @@ class RpcServer(ConnectedExtension):
         except Exception as error:
             reply(None, None, (type(error), error, None))
 
+    def _check_caller(self, user: str | None, method: str) -> None:
+        service = self.container.service_name
+        try:
+            self._senders.check_caller(user, service, method)
+        except Forbidden as refusal:
+            REFUSED_CALLS.labels(service, known(user)).inc()
+            log.warning("%s", refusal)
+            raise
+
     def _reply(
         self, connection: BrokerConnection, message: amqp.Message, worker: Any, result: Any, exc_info: Any
     ) -> tuple[Any, Any]:
-        """Answer, then ack. A caller that cannot be reached times out; the service lives on."""
+        """Ack, then answer. A caller that cannot be reached times out; the service lives on.
+
+        If the broker refuses the answer, because of its routing key, it ends the channel: a call that is not acked by
+        then would return and end every channel that delivers it.
+        """
         body = {"result": result, "error": serialized(exc_info[1]) if exc_info else None}
         try:
             text = json.dumps(body)
@@ -161,6 +178,7 @@ class RpcServer(ConnectedExtension):
             )
             reply_to = None
         try:
+            connection.channel.basic_ack(message.delivery_info["delivery_tag"])
             if reply_to:
                 connection.channel.basic_publish(
                     amqp.Message(
@@ -173,7 +191,6 @@ class RpcServer(ConnectedExtension):
                     RPC_EXCHANGE,
                     reply_to,
                 )
-            connection.channel.basic_ack(message.delivery_info["delivery_tag"])
         except BROKER_ERRORS as error:
             log.warning("a reply could not be sent: %s", error)
         finally:

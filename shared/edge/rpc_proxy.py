@@ -7,7 +7,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import amqp
 from nameko.containers import WorkerContext
@@ -18,8 +18,10 @@ from shared.edge import green
 from shared.edge.broker import BROKER_ERRORS, BrokerConnection
 from shared.edge.green import Event
 from shared.edge.rpc import DEADLINE, HEADER_PREFIX, RPC_EXCHANGE, TRANSIENT, ConnectedExtension
-from shared.edge.settings import own_name
+from shared.edge.settings import own_name, sender_rules, settings_of
 from shared.errors import ServiceUnavailable
+from shared.metrics import REFUSED_CALLS
+from shared.senders import known
 from topology.users import reply_key
 
 log = logging.getLogger(__name__)
@@ -27,14 +29,24 @@ log = logging.getLogger(__name__)
 CALL_TIMEOUT_S = 10.0
 
 
+class Waiting(NamedTuple):
+    """A caller that waits for an answer, and the service that it has called."""
+
+    answered: Event
+    service: str
+
+
 class Replies(ConnectedExtension):
     """Sends calls and hands each reply to its waiting caller. There is one for each calling service."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._waiting: dict[str, Event] = {}
+        self._waiting: dict[str, Waiting] = {}
         self._connection: BrokerConnection | None = None
         self._reply_to = ""
+
+    def setup(self) -> None:
+        self._senders = sender_rules(settings_of(self.container))
 
     def stop(self) -> None:
         self.kill()
@@ -60,6 +72,12 @@ class Replies(ConnectedExtension):
                 self._answer(correlation_id, lost)
 
     def _receive(self, message: amqp.Message) -> None:
+        user, waiting = message.properties.get("user_id"), self._waiting.get(message.properties.get("correlation_id"))
+        if waiting is not None and not self._senders.believes_answer(user, waiting.service):
+            # It must not end the wait: the true answer may still come.
+            REFUSED_CALLS.labels(self.container.service_name, known(user)).inc()
+            log.warning("a reply by %s was ignored: %s was called", user or "nobody", waiting.service)
+            return
         try:
             body = json.loads(message.body)
         except ValueError:
@@ -74,7 +92,7 @@ class Replies(ConnectedExtension):
     def _answer(self, correlation_id: str | None, body: dict[str, Any]) -> None:
         waiting = self._waiting.pop(correlation_id or "", None)
         if waiting is not None:
-            waiting.send(body)
+            waiting.answered.send(body)
 
     def call(self, routing_key: str, args: Any, kwargs: Any, context: dict[str, Any], timeout_s: float) -> Any:
         """The result of one call. Raises what the callee raised, or ServiceUnavailable when no answer came."""
@@ -83,7 +101,8 @@ class Replies(ConnectedExtension):
         if self._connection.alarm:
             raise ServiceUnavailable(self._connection.alarm)
         correlation_id = uuid.uuid4().hex
-        waiting = self._waiting[correlation_id] = Event()
+        waiting = Waiting(Event(), routing_key.partition(".")[0])
+        self._waiting[correlation_id] = waiting
         context = {**context, DEADLINE: str(time.time() + timeout_s)}
         message = amqp.Message(
             json.dumps({"args": args, "kwargs": kwargs}),
@@ -98,7 +117,7 @@ class Replies(ConnectedExtension):
         try:
             with green.Timeout(timeout_s):
                 self._connection.channel.basic_publish(message, RPC_EXCHANGE, routing_key, mandatory=True)
-                body = waiting.wait()
+                body = waiting.answered.wait()
         except (*BROKER_ERRORS, green.Timeout) as error:
             alarm = self._connection and self._connection.alarm
             raise ServiceUnavailable(alarm or f"{routing_key} did not answer") from error

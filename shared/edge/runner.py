@@ -21,7 +21,9 @@ from nameko.containers import ServiceContainer
 
 from shared import logs
 from shared.config import Settings, read
+from shared.edge.settings import sender_rules
 from shared.errors import ConfigurationFault
+from shared.senders import SenderRules
 from topology.services import BY_NAME
 
 log = logging.getLogger(__name__)
@@ -69,6 +71,7 @@ def run(service: str, replica: int = 0) -> int:
     settings = read(role=service)
     raise_file_limit()
     logs.configure(settings.log_level, service=service, replica=replica)
+    log_unchecked_senders(sender_rules(settings))
     container = ServiceContainer(service_class(service), nameko_config(settings, service, replica))
     asked = Event()
 
@@ -91,6 +94,14 @@ def run(service: str, replica: int = 0) -> int:
     log.info("%s is up on %s", service, container.config["WEB_SERVER_ADDRESS"])
     container.wait()
     return 0
+
+
+def log_unchecked_senders(rules: SenderRules) -> None:
+    """Log it, once, if this process cannot or shall not refuse messages by their sender."""
+    if not rules.checked:
+        log.warning("AMQP_URI names no service's own user: nobody can tell who sent a message, so all are accepted")
+    elif rules.unsigned:
+        log.warning("ACCEPT_UNSIGNED is set: messages that do not say who sent them are accepted")
 
 
 def raise_file_limit() -> None:

@@ -8,6 +8,8 @@ from nameko.containers import WorkerContext
 from nameko.extensions import DependencyProvider
 
 from shared.config import Settings
+from shared.senders import SenderRules
+from topology.users import service_of
 
 
 def settings_of(container: Any) -> Settings:
@@ -18,6 +20,15 @@ def settings_of(container: Any) -> Settings:
 def own_name(container: Any) -> str:
     """The name of a container's service in the table of services: its Nameko name without `_service`."""
     return str(container.service_name).removesuffix("_service")
+
+
+def sender_rules(settings: Settings) -> SenderRules:
+    """From whom a process with these settings accepts messages."""
+    return SenderRules(
+        checked=service_of(settings.broker_user) is not None,
+        unsigned=settings.accept_unsigned,
+        shell=not settings.production,
+    )
 
 
 class Setting(DependencyProvider):

@@ -19,6 +19,7 @@ from shared.edge.broker import BrokerConnection
 from shared.edge.publisher import Publisher
 from tests.databases import Databases
 from tests.integration.support import Bench, Mail, Wire
+from tests.integration.users import As, settings_as
 from topology.declare import apply
 
 
@@ -104,12 +105,24 @@ def wire(settings: Settings) -> Iterator[Wire]:
 @pytest.fixture
 def servers_of_this_run(servers: None) -> Servers:
     """The broker itself, to break."""
+    return _servers_of_this_run()
+
+
+def _servers_of_this_run() -> Servers:
     found = servers_of_our_own()
     if found is not None and found.broker is not None:
         return found
     if os.environ.get("CI"):
         pytest.fail("no broker of our own: run the tests by `make test`")
     pytest.skip("no broker of our own: run the tests by `make test`")
+
+
+@pytest.fixture(scope="session")
+def as_service(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> As:
+    """The settings of a process that connects to the broker as a service: as_service("order")."""
+    broker = _servers_of_this_run().broker
+    assert broker is not None
+    return settings_as(settings, broker, tmp_path_factory.mktemp("users"))
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ from shared.edge.database import Database
 from shared.edge.postgres import connect
 from shared.edge.publisher import Outgoing, Publisher
 from shared.edge.runner import nameko_config, service_class
+from shared.edge.settings import sender_rules
 from shared.envelope import Envelope, envelope
 from shared.events import Identity, OrderCreated, Payload, PricedItem, Reserved
 from shared.failures import Delivery
@@ -136,6 +137,7 @@ class Bench:
             config["DB_URIS"] = dict.fromkeys(config["DB_URIS"], url)
         self._container = _Container(f"{service}_service", config, pool_size - POOL_SPARE)
         self.name = service
+        self.settings = settings
         self.database = Database().bind(self._container, "db")
         self.database.setup()
         self.sessions = self.database.sessions
@@ -163,6 +165,7 @@ class Bench:
             "publisher": self.publisher,
             "handle": getattr(self.service, entrypoint.method_name),
             "ask": getattr(self.service, entrypoint.ask) if entrypoint.ask else None,
+            "senders": sender_rules(self.settings),
             **changed,
         }
         return Batch(queue, lambda: self.sessions, **parts)

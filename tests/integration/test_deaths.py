@@ -320,7 +320,12 @@ def test_a_replayed_message_takes_no_header_of_its_death_with_which_rabbitmq_3_w
     with started("dlq", "replay", QUEUE, "--all", "--yes"):  # without a consumer it would wait for a minute
         until(lambda: database.rows("ops", "SELECT FROM operation_messages WHERE fate = 'sent'"), 30)
     replayed = mail.take(QUEUE)
-    assert set(replayed.headers) - {"x-delivery-count"} == {"event-contract-version", "traceparent", "x-replays"}
+    assert set(replayed.headers) - {"x-delivery-count"} == {
+        "event-contract-version",
+        "traceparent",
+        "x-publisher",
+        "x-replays",
+    }
 
     def send_to_retry(headers: dict[str, Any]) -> None:
         retry = retry_queues(QUEUE)[0]

@@ -331,7 +331,13 @@ def test_a_replay_goes_to_its_queue_alone_with_clean_headers():
     traceparent = sent.headers["traceparent"]
     assert EVENT.trace_id in traceparent
     kept = {**keeps, "of a stranger": 1}
-    assert sent.headers == {**kept, "x-replays": 2, "event-contract-version": "v1", "traceparent": traceparent}
+    assert sent.headers == {
+        **kept,
+        "x-replays": 2,
+        "x-publisher": "unsigned",
+        "event-contract-version": "v1",
+        "traceparent": traceparent,
+    }
 
 
 def test_a_replay_keeps_what_the_publisher_wrote_of_the_body():

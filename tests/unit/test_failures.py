@@ -1,5 +1,6 @@
 """The verdict on a message that could not be handled."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
@@ -154,3 +155,20 @@ def test_a_forged_count_of_attempts_counts_as_none(forged: object) -> None:
     failures = classify_failure(apart(ValueError("no"), x_attempt=forged), "payment", QUEUE).headers["x-attempt"]
 
     assert failures == 1
+
+
+def test_a_message_that_fails_again_keeps_its_publisher() -> None:
+    came = replace(apart(ValueError("no")).delivery, properties={"user_id": "ecom-order"})
+    first = classify_failure(FailedDelivery(came, EVENT, ValueError("no")), "payment", QUEUE)
+    sent_on = Delivery(2, b"", QUEUE, str(EVENT.message_id), first.headers, {"user_id": "ecom-payment"})
+    second = classify_failure(FailedDelivery(sent_on, EVENT, ValueError("no")), "payment", QUEUE)
+
+    assert first.headers["x-publisher"] == second.headers["x-publisher"] == "ecom-order"
+
+
+def test_a_message_that_cannot_be_classified_does_not_lose_its_sender() -> None:
+    headers, properties = {"x-publisher": "ecom-order", "x-attempt": 2}, {"user_id": "ecom-payment", "app_id": "shop"}
+    stripped = Delivery(1, b"{", QUEUE, None, headers, properties).stripped(None)
+
+    assert stripped.sender("payment") == "ecom-order"
+    assert (stripped.headers, stripped.properties) == ({"x-publisher": "ecom-order"}, {"user_id": "ecom-payment"})

@@ -430,6 +430,28 @@ def test_passwords_stay_the_same_from_one_start_to_the_next():
     assert again.environment == one.environment
 
 
+def test_the_first_start_on_the_data_of_a_version_that_signed_nothing_accepts_its_messages(monkeypatch):
+    one = stack.Stack("main")
+    one.directory.mkdir(parents=True)
+    one.servers.broker = one.servers.postgres = None
+    one.keep(environment={"ORDER_PORT": "8001"})  # as that version left it
+    for attempt in ("it broke off", "it ended well"):
+        one.choose_environment({})
+        assert one.environment["ACCEPT_UNSIGNED"] == "1", attempt
+    one.keep(signs=True)  # as a start does at its end
+    one.choose_environment({})
+    assert "ACCEPT_UNSIGNED" not in one.environment
+
+
+def test_a_new_stack_accepts_no_message_that_does_not_say_who_sent_it():
+    one = stack.Stack("main")
+    one.directory.mkdir(parents=True)
+    one.servers.broker = one.servers.postgres = None
+    for _ in range(2):
+        one.choose_environment({})
+        assert "ACCEPT_UNSIGNED" not in one.environment
+
+
 def test_a_stack_has_one_owner_that_other_processes_can_find():
     assert stack.Stack("main").owner() is None
     with stack.Stack("main").owned() as ours:
