@@ -79,7 +79,7 @@ def predict(databases: ServiceDatabases, main: str, held: Sequence[Held]) -> dic
         message_id = item.slot.message_id
         try:
             event = event_of(item.content)
-            senders.check_event(publishing_user(item.content), event.type, event.source)
+            senders.check_event(publishing_user(item.content), event.type)
         except Forged as error:
             verdicts[message_id] = (Prediction.POISON, f"{error.code}: {error}")
         except DeadMessage as error:

@@ -30,7 +30,7 @@ from shared.errors import DeadMessage, Forged, HeldUp
 from shared.failures import Delivery, FailedDelivery
 from shared.metrics import EVENTS, FORGED
 from shared.outcomes import Outcome, outcome_of
-from shared.senders import SenderRules, known
+from shared.senders import SenderRules, is_by_hand, known
 from topology.table import BY_NAME
 
 log = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ class Batch:
             event, sender = None, delivery.sender(self.service)
             try:
                 event = read_event(self.queue, delivery.body, delivery.original_routing_key)
-                self.senders.check_event(sender, event.type, event.source)
+                self.senders.check_event(sender, event.type, is_by_hand(event.source, event.type, delivery.routing_key))
             except DeadMessage as error:
                 if isinstance(error, Forged):
                     FORGED.labels(self.queue, known(sender)).inc()

@@ -127,8 +127,8 @@ class RpcServer(ConnectedExtension):
         reply = partial(self._reply, connection, message)
         self._at_work += 1
         try:
+            self._check_caller(message)
             method = message.delivery_info["routing_key"].rpartition(".")[2]
-            self._check_caller(message.properties.get("user_id"), method)
             entrypoint = next((item for item in self._providers if item.method_name == method), None)
             if entrypoint is None:
                 raise MethodNotFound(method)
@@ -147,10 +147,10 @@ class RpcServer(ConnectedExtension):
         except Exception as error:
             reply(None, None, (type(error), error, None))
 
-    def _check_caller(self, user: str | None, method: str) -> None:
-        service = self.container.service_name
+    def _check_caller(self, message: amqp.Message) -> None:
+        service, user = self.container.service_name, message.properties.get("user_id")
         try:
-            self._senders.check_caller(user, service, method)
+            self._senders.check_caller(user, service, message.delivery_info["routing_key"])
         except Forbidden as refusal:
             REFUSED_CALLS.labels(service, known(user)).inc()
             log.warning("%s", refusal)
@@ -159,11 +159,7 @@ class RpcServer(ConnectedExtension):
     def _reply(
         self, connection: BrokerConnection, message: amqp.Message, worker: Any, result: Any, exc_info: Any
     ) -> tuple[Any, Any]:
-        """Ack, then answer. A caller that cannot be reached times out; the service lives on.
-
-        If the broker refuses the answer, because of its routing key, it ends the channel: a call that is not acked by
-        then would return and end every channel that delivers it.
-        """
+        """Answer, then ack. A caller that cannot be reached times out; the service lives on."""
         body = {"result": result, "error": serialized(exc_info[1]) if exc_info else None}
         try:
             text = json.dumps(body)
@@ -178,7 +174,6 @@ class RpcServer(ConnectedExtension):
             )
             reply_to = None
         try:
-            connection.channel.basic_ack(message.delivery_info["delivery_tag"])
             if reply_to:
                 connection.channel.basic_publish(
                     amqp.Message(
@@ -191,6 +186,7 @@ class RpcServer(ConnectedExtension):
                     RPC_EXCHANGE,
                     reply_to,
                 )
+            connection.channel.basic_ack(message.delivery_info["delivery_tag"])
         except BROKER_ERRORS as error:
             log.warning("a reply could not be sent: %s", error)
         finally:

@@ -239,6 +239,19 @@ def test_a_message_without_user_id(
         assert headers_of(hands.take(DLQ))["x-reason"] == "forged"
 
 
+@pytest.mark.parametrize("header", ["CC", "BCC"])
+def test_a_bare_payload_that_came_by_another_key_is_of_no_shell(
+    hands: Mail, consumer: Consumer, database: Databases, header: str
+) -> None:
+    payload = json.dumps(json.loads(cancelled().to_json())["payload"])
+    headers = {header: ["order.cancelled"], "x-original-routing-key": "order.cancelled"}
+    hands.send([Outgoing(EVENTS_EXCHANGE, "nobody.listens", payload, str(uuid4()), headers=headers)])
+    consumer.handle()
+
+    assert headers_of(hands.take(DLQ))["x-reason"] == "forged"
+    assert effects(database) == []
+
+
 @pytest.mark.parametrize("error", [ValueError("not this time"), HeldUp("a lock")], ids=["retry", "hold-up"])
 def test_what_is_sent_on_keeps_its_publisher(
     send: Send, consumer: Consumer, hands: Mail, database: Databases, error: Exception
@@ -431,7 +444,7 @@ def test_no_other_may_call_in_production(stock: Callable[..., Any], call_as: Ask
     user = UNSIGNED if service == "nobody" else broker_user(service)
     counted = REFUSED_CALLS.labels("inventory_service", user)._value.get()
     stock(env="production")
-    with pytest.raises(Forbidden, match=r"may not call inventory_service\.who"):
+    with pytest.raises(Forbidden, match=r"may not call inventory_service by inventory_service\.who"):
         call_as(service, user_id="ann", roles=["admin"])
 
     assert Stock.calls == 0
@@ -457,6 +470,17 @@ def test_who_else_may_call(
     else:
         with pytest.raises(Forbidden):
             call_as(service)
+
+
+@pytest.mark.parametrize("header", ["CC", "BCC"])
+def test_a_call_that_came_by_another_key_is_of_no_shell(stock: Callable[..., Any], hands: Mail, header: str) -> None:
+    stock()
+    counted = REFUSED_CALLS.labels("inventory_service", UNSIGNED)._value.get()
+    call = amqp.Message('{"args": [], "kwargs": {}}', application_headers={header: ["inventory_service.who"]})
+    hands.channel.basic_publish(call, RPC_EXCHANGE, "reply.gateway.1.who")
+    until(lambda: REFUSED_CALLS.labels("inventory_service", UNSIGNED)._value.get() == counted + 1)
+
+    assert Stock.calls == 0
 
 
 @pytest.mark.parametrize("service", ["payment", "nobody"])

@@ -8,7 +8,7 @@ from shared.config import Settings, read
 from shared.edge.settings import sender_rules
 from shared.errors import Forbidden, Forged
 from shared.events import CATALOGUE
-from shared.senders import PUBLISHER, SHELL_USER, UNSIGNED, SenderRules, known, sender_of
+from shared.senders import PUBLISHER, SHELL_USER, UNSIGNED, SenderRules, is_by_hand, known, sender_of
 from topology.services import NAMES, SERVICES, publisher_of
 from topology.users import broker_user
 
@@ -21,17 +21,19 @@ EVENT = "order.cancelled"  # order publishes it, payment hears it
 PAYMENT, ORDER, OPS, GATEWAY = map(broker_user, ("payment", "order", "ops", "gateway"))
 
 
-def accepted(rules: SenderRules, sender: str | None, type_: str = EVENT, source: str = "order_service") -> bool:
+def accepted(rules: SenderRules, sender: str | None, type_: str = EVENT, by_hand: bool = False) -> bool:
     try:
-        rules.check_event(sender, type_, source)
+        rules.check_event(sender, type_, by_hand)
     except Forged:
         return False
     return True
 
 
-def may_call(rules: SenderRules, user: str | None, rpc_name: str = "order_service") -> bool:
+def may_call(
+    rules: SenderRules, user: str | None, rpc_name: str = "order_service", key: str = "order_service.cancel"
+) -> bool:
     try:
-        rules.check_caller(user, rpc_name, "cancel")
+        rules.check_caller(user, rpc_name, key)
     except Forbidden:
         return False
     return True
@@ -73,32 +75,40 @@ def test_each_event_is_accepted_from_its_publisher_and_from_no_other_service(eve
 
 
 @pytest.mark.parametrize(
-    ("rules", "sender", "source", "expected"),
+    ("rules", "sender", "by_hand", "expected"),
     [
-        (STRICT, None, "order_service", False),
-        (STRICT, None, "shell", False),
-        (STRICT, SHELL_USER, "shell", False),
-        (STRICT, "guest", "order_service", False),
-        (STRICT, UNSIGNED, "order_service", True),  # its consumer or an operator vouches for it
-        (UPGRADE, None, "order_service", True),
-        (UPGRADE, SHELL_USER, "shell", False),
-        (DEVELOPMENT, None, "order_service", False),
-        (DEVELOPMENT, None, "shell", True),  # a stock nameko shell
-        (DEVELOPMENT, SHELL_USER, "order_service", True),
-        (UNCHECKED, None, "order_service", True),
-        (UNCHECKED, "guest", "order_service", True),
-        (UNCHECKED, PAYMENT, "order_service", True),
+        (STRICT, None, False, False),
+        (STRICT, None, True, False),
+        (STRICT, SHELL_USER, True, False),
+        (STRICT, "guest", False, False),
+        (STRICT, UNSIGNED, False, True),  # its consumer or an operator vouches for it
+        (UPGRADE, None, False, True),
+        (UPGRADE, SHELL_USER, True, False),
+        (DEVELOPMENT, None, False, False),
+        (DEVELOPMENT, None, True, True),  # a stock nameko shell
+        (DEVELOPMENT, SHELL_USER, False, True),
+        (UNCHECKED, None, False, True),
+        (UNCHECKED, "guest", False, True),
+        (UNCHECKED, PAYMENT, False, True),
     ],
 )
-def test_an_event_that_no_service_has_signed(rules, sender, source, expected):
-    assert accepted(rules, sender, source=source) == expected
+def test_an_event_that_no_service_has_signed(rules, sender, by_hand, expected):
+    assert accepted(rules, sender, by_hand=by_hand) == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "key", "expected"),
+    [("shell", EVENT, True), ("order_service", EVENT, False), ("shell", "payment.failed", False)],
+)
+def test_an_event_is_by_hand_if_it_says_so_and_came_by_its_own_key(source, key, expected):
+    assert is_by_hand(source, EVENT, key) == expected
 
 
 def test_a_forged_event_is_named_with_its_sender_and_its_publisher():
     with pytest.raises(Forged, match=f"^{EVENT} was sent by {PAYMENT}, and {ORDER} publishes it$"):
-        STRICT.check_event(PAYMENT, EVENT, "order_service")
+        STRICT.check_event(PAYMENT, EVENT)
     with pytest.raises(Forged, match=f"^{EVENT} was sent without user_id, and {ORDER} publishes it$"):
-        STRICT.check_event(None, EVENT, "order_service")
+        STRICT.check_event(None, EVENT)
 
 
 @pytest.mark.parametrize("callee", SERVICES, ids=lambda service: service.name)
@@ -126,6 +136,11 @@ def test_each_service_is_called_by_those_that_the_table_names_and_by_no_other(ca
 )
 def test_a_call_that_no_service_has_signed(rules, user, expected):
     assert may_call(rules, user) == expected
+
+
+@pytest.mark.parametrize("rules", [STRICT, DEVELOPMENT, UPGRADE])
+def test_a_call_that_nobody_has_signed_must_have_come_by_the_key_of_the_service(rules):
+    assert not may_call(rules, None, key="reply.gateway.1.cancel")
 
 
 @pytest.mark.parametrize(
