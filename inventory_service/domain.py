@@ -23,7 +23,9 @@ from shared.events import (
     ReservationFailed,
     Reserved,
     Shortage,
+    type_of,
 )
+from shared.facts import compare
 from shared.roles import ADMIN, AUDITOR, ROLES, SERVICE, has_role
 
 State = ReservationState
@@ -141,8 +143,13 @@ def reserve(stock: Mapping[str, Stock], order: OrderCreated, reservation_id: UUI
 
 
 def repeat_reserve(existing: Reservation, order: OrderCreated) -> Outcome:
-    """Handle an order.created whose order has a reservation: a manual one refuses it, any other changes nothing."""
+    """Handle an order.created whose order has a reservation: a manual one refuses it, any other changes nothing.
+
+    Raises Contradiction if the order asks for other quantities than are reserved for it.
+    """
     refused = existing.kind == Kind.MANUAL
+    if not refused and existing.quantities:  # none are known of a refused one, and of a tombstone
+        compare(type_of(order), ("quantities", summed(order.items), existing.quantities))
     emits = (ReservationFailed(order.order_id, HELD_MANUALLY, ()),) if refused else ()
     return Outcome(existing, changed=False, emits=emits)
 
@@ -168,6 +175,12 @@ def shortages(stock: Mapping[str, Stock], quantities: Mapping[str, int]) -> tupl
 
 def _held(stock: Mapping[str, Stock], quantities: Mapping[str, int]) -> tuple[Stock, ...]:
     return tuple(replace(stock[sku], reserved=stock[sku].reserved + quantity) for sku, quantity in quantities.items())
+
+
+def check_is_of_order(existing: Reservation | None, asked: Payload) -> None:
+    """Compare a request of an order with its reservation. Raises Contradiction if a person made the reservation."""
+    if existing is not None:
+        compare(type_of(asked), ("reserved for", Kind.ORDER, existing.kind))
 
 
 def close_reservation(

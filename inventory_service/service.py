@@ -18,7 +18,7 @@ from shared.edge.timer import each_alone, every
 from shared.edge.tx import Events, Tx
 from shared.enumerations import ReleaseReason
 from shared.errors import Conflict, DeadMessage
-from shared.events import Identity, Item
+from shared.events import Identity, Item, OrderCreated
 from shared.ids import new_trace_id, uuid7
 from shared.relay import Relay
 
@@ -44,7 +44,9 @@ class InventoryService(ReleaseAudit, Probes):
     @handles("q.inventory.order-created")
     def reserve(self, events: Events, tx: Tx) -> None:
         """Reserve stock for each order, or emit which skus are short."""
-        orders = {event.payload.order_id: event.payload for event in events}
+        orders: dict[UUID, OrderCreated] = {}
+        for event in events:
+            orders.setdefault(event.payload.order_id, event.payload)  # a later one that differs contradicts the first
         claimed = models.claim_reservations(tx.session, {order_id: uuid7() for order_id in orders}, State.RESERVED)
         held = models.reservations_of(tx.session, orders, lock=True)
         skus = {item.sku for order_id in claimed for item in orders[order_id].items}
@@ -55,10 +57,15 @@ class InventoryService(ReleaseAudit, Probes):
             if order_id in claimed:
                 outcome = domain.reserve(stock, event.payload, held[order_id].reservation_id)
                 claimed.discard(order_id)
+                held[order_id] = outcome.reservation
                 stock |= {item.sku: item for item in outcome.stock}
                 outcomes.append((outcome, event.identity, event.trace_id, ""))
             else:
-                outcome = domain.repeat_reserve(held[order_id], event.payload)
+                try:
+                    outcome = domain.repeat_reserve(held[order_id], event.payload)
+                except DeadMessage as error:
+                    tx.fail(event, error)
+                    continue
             tx.emit(event, *outcome.emits)
         models.save_outcomes(tx.session, outcomes, made_as=State.RESERVED)
 
@@ -82,6 +89,7 @@ class InventoryService(ReleaseAudit, Probes):
             order_id = event.payload.order_id
             reason = getattr(event.payload, "reason", "paid")
             try:
+                domain.check_is_of_order(held.get(order_id), event.payload)
                 outcome = domain.close_reservation(stock, held.get(order_id), verb, order_id, reason)
             except DeadMessage as error:
                 tx.fail(event, error)

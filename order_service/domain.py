@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from uuid import UUID
 
-from shared.errors import UnexpectedEvent, ValidationFailed
+from shared.errors import Contradiction, UnexpectedEvent, ValidationFailed
 from shared.events import (
     CommitRequested,
     Identity,
@@ -24,6 +24,7 @@ from shared.events import (
     Reserved,
     type_of,
 )
+from shared.facts import compare
 from shared.order_states import UNPAID, Command, Reason
 from shared.order_states import Status as Status
 from shared.roles import ADMIN, AUDITOR, CUSTOMER, OPERATOR, SERVICE, SYSTEM, has_role
@@ -54,6 +55,7 @@ class Order:
     refund_id: UUID | None = None
     cancelled_told: bool = False
     followed: frozenset[tuple[str, UUID | None]] = frozenset()
+    payment_method: str | None = None
 
 
 @dataclass(frozen=True)
@@ -168,8 +170,36 @@ def subject_of(payload: Payload) -> UUID | None:
     return None
 
 
+# The fields of a result that the order has, too, and what they are called there.
+FACTS = {
+    "total": "total",
+    "amount": "total",
+    "currency": "currency",
+    "payment_method": "payment_method",
+    "reservation_id": "reservation_id",
+    "payment_id": "payment_id",
+}
+
+
+def check(order: Order, payload: Payload) -> None:
+    """Compare a result with the order. Raises Contradiction.
+
+    Of its refunds an order knows the newest only, so the result of any refund fits an order that has asked for one.
+    """
+    facts = [
+        (name, getattr(payload, name), getattr(order, known)) for name, known in FACTS.items() if name in vars(payload)
+    ]
+    compare(type_of(payload), *facts)
+    if "refund_id" in vars(payload) and order.refund_id is None:
+        raise Contradiction(f"{type_of(payload)} answers a refund that was never asked for")
+
+
 def follow(order: Order, payload: Payload, new_refund_id: UUID) -> Step:
-    """Apply the result of another service to an order. Raises UnexpectedEvent where the table has no row."""
+    """Apply the result of another service to an order.
+
+    Raises UnexpectedEvent where the table has no row, and Contradiction for a result that does not fit the order.
+    """
+    check(order, payload)
     hears, subject = type_of(payload), subject_of(payload)
     if (hears, subject) in order.followed:
         return Step(order, repeated=True)

@@ -226,6 +226,7 @@ def orders_of(session: Session, order_ids: Iterable[uuid.UUID], lock: bool = Fal
             refund_id=row.refund_id,
             cancelled_told=row.cancelled_told,
             followed=frozenset(followed[row.order_id]),
+            payment_method=row.payment_method,
         )
         for row in rows
     }

@@ -6,13 +6,25 @@ may have been charged, so it never becomes VOID while a call may still be runnin
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from uuid import UUID, uuid5
 
 from shared.enumerations import PaymentStatus
-from shared.errors import UnexpectedEvent, UnknownOrder
-from shared.events import Identity, Payload, PaymentFailed, PaymentSucceeded, Refunded, RefundFailed
+from shared.errors import Contradiction, UnexpectedEvent, UnknownOrder
+from shared.events import (
+    Identity,
+    Payload,
+    PaymentFailed,
+    PaymentSucceeded,
+    Refunded,
+    RefundFailed,
+    RefundRequested,
+    Reserved,
+    type_of,
+)
+from shared.facts import compare
 from shared.roles import ADMIN, AUDITOR, CUSTOMER, OPERATOR, has_role
 
 PAYMENT_NAMESPACE = UUID("6f1b1b5e-6c0a-5d56-9b1e-2f1f0f8f5a01")
@@ -59,6 +71,7 @@ class Payment:
     reference: str = ""
     reason: str = ""
     cancelled: bool = False
+    method: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,6 +81,43 @@ class Refund:
     refund_id: UUID
     order_id: UUID
     status: RefundStatus
+
+
+def check_charge(payment: Payment | None, asked: Reserved) -> None:
+    """Compare a request to charge with itself and with the order's payment. Raises Contradiction.
+
+    This service does not know the order. It knows what the lines cost, and what it was asked to charge before.
+    """
+    compare(type_of(asked), ("total", asked.total, sum(item.quantity * item.unit_price for item in asked.items)))
+    if payment is not None and payment.currency:  # one that was void before it was asked for knows no amount
+        compare(
+            type_of(asked),
+            ("total", asked.total, payment.amount),
+            ("currency", asked.currency, payment.currency),
+            ("payment_method", asked.payment_method, payment.method),
+        )
+
+
+def check_refund(payment: Payment | None, refund: Refund | None, asked: RefundRequested) -> None:
+    """Compare a request to refund with the payment, and with the refund if it is known. Raises Contradiction."""
+    if payment is not None and payment.currency:
+        compare(
+            type_of(asked),
+            ("payment_id", asked.payment_id, payment.payment_id),
+            ("amount", asked.amount, payment.amount),
+            ("currency", asked.currency, payment.currency),
+        )
+    if refund is not None:
+        compare(type_of(asked), ("order_id", asked.order_id, refund.order_id))
+
+
+def fits(check: Callable[..., None], *given: object) -> bool:
+    """Whether a check raises no Contradiction."""
+    try:
+        check(*given)
+    except Contradiction:
+        return False
+    return True
 
 
 def is_to_be_charged(payment: Payment) -> bool:

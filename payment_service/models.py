@@ -195,10 +195,13 @@ def claim_voids(session: Session, events: Iterable[Envelope]) -> None:
 
 
 def _claim(session: Session, statement: Insert, rows: list[dict[str, Any]]) -> None:
-    unique = {row["order_id"]: row for row in rows}
+    unique: dict[uuid.UUID, dict[str, Any]] = {}
+    for row in rows:
+        unique.setdefault(row["order_id"], row)  # a later one that differs contradicts the first
     ordered = [unique[order_id] for order_id in sorted(unique)]
-    # The result is not used: RETURNING makes SQLAlchemy send all rows in one statement.
-    session.execute(statement.returning(PaymentRow.order_id), ordered)
+    if ordered:
+        # The result is not used: RETURNING makes SQLAlchemy send all rows in one statement.
+        session.execute(statement.returning(PaymentRow.order_id), ordered)
 
 
 def _caused(event: Envelope) -> dict[str, Any]:
@@ -230,6 +233,7 @@ def payment(row: PaymentRow) -> Payment:
         row.reference,
         row.reason,
         row.cancelled,
+        row.method,
     )
 
 

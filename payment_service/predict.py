@@ -18,6 +18,7 @@ def charge(session: Session, events: Sequence[Envelope]) -> dict[UUID, Verdict]:
 
     def decide(event: Envelope) -> Verdict:
         known = payments.get(event.payload.order_id)
+        domain.check_charge(known, event.payload)  # raises the same errors as the handler
         return APPLIES if known is None or domain.is_to_be_charged(known) else _stale(known)
 
     return predict_each(events, decide)
@@ -32,6 +33,7 @@ def refund(session: Session, events: Sequence[Envelope]) -> dict[UUID, Verdict]:
         order_id, refund_id = event.payload.order_id, event.payload.refund_id
         asked = refunds.get(refund_id) or domain.Refund(refund_id, order_id, domain.RefundStatus.PENDING)
         known = payments.get(order_id)
+        domain.check_refund(known, asked, event.payload)
         domain.refunded(known, order_id, asked, None)  # raises the same errors as the handler
         if known is not None and asked.status != domain.RefundStatus.PENDING:
             return Prediction.STALE, f"the refund is {asked.status}"

@@ -61,8 +61,14 @@ class PaymentService(Probes):
         changed: dict[UUID, domain.Payment] = {}
         for event in events:
             answer = tx.answers.get(event.message_id)
-            before = changed.get(event.payload.order_id) or models.payment(rows[event.payload.order_id])
-            if answer is not None:
+            row = rows.get(event.payload.order_id)
+            before = changed.get(event.payload.order_id) or (models.payment(row) if row else None)
+            try:
+                domain.check_charge(before, event.payload)
+            except DeadMessage as error:
+                tx.fail(event, error)
+                continue
+            if before is not None and answer is not None:
                 after, emits = domain.charged(before, answer)
                 tx.emit(event, *emits)
                 if after is not before:
@@ -71,13 +77,15 @@ class PaymentService(Probes):
 
     def ask_for_charges(self, events: Events) -> dict[UUID, Answer | Exception]:
         """Record PENDING payments, then ask the provider in parallel, with no transaction open."""
+        consistent = [event for event in events if domain.fits(domain.check_charge, None, event.payload)]
         with self.db.autocommit() as session:
-            models.claim_charges(session, events)
-            rows = models.payments_of(session, [event.payload.order_id for event in events])
+            models.claim_charges(session, consistent)
+            rows = models.payments_of(session, [event.payload.order_id for event in consistent])
         calls = {}
-        for event in events:
+        for event in consistent:
             row = rows[event.payload.order_id]
-            if domain.is_to_be_charged(models.payment(row)):
+            payment = models.payment(row)
+            if domain.is_to_be_charged(payment) and domain.fits(domain.check_charge, payment, event.payload):
                 calls[event.message_id] = _charge_of(row, row.payment_id)
         answers = _ask(self.provider.charge, calls)
         # This process may have frozen before its call. Another process may then have handled the message and the
@@ -93,34 +101,43 @@ class PaymentService(Probes):
         rows = models.payments_of(tx.session, [event.payload.order_id for event in events], lock=True)
         payments = {order_id: models.payment(row) for order_id, row in rows.items()}
         refunds = models.refunds(tx.session, [event.payload.refund_id for event in events])
+        after: dict[UUID, domain.Payment] = {}
+        closed: dict[UUID, domain.Refund] = {}
         for event in events:
             order_id, refund_id = event.payload.order_id, event.payload.refund_id
             asked = refunds.get(refund_id) or domain.Refund(refund_id, order_id, domain.RefundStatus.PENDING)
             try:
+                domain.check_refund(payments.get(order_id), asked, event.payload)
                 payment, refund, emits = domain.refunded(
                     payments.get(order_id), order_id, asked, tx.answers.get(event.message_id)
                 )
             except DeadMessage as error:
                 tx.fail(event, error)
                 continue
-            payments[order_id], refunds[refund_id] = payment, refund
+            payments[order_id] = after[order_id] = payment
+            refunds[refund_id] = closed[refund_id] = refund
             tx.emit(event, *emits)
-        models.save_payments(tx.session, payments.values())
-        models.save_refunds(tx.session, refunds.values())
+        models.save_payments(tx.session, after.values())
+        models.save_refunds(tx.session, closed.values())
 
     def ask_for_refunds(self, events: Events) -> dict[UUID, Answer | Exception]:
         """Record PENDING refunds, then ask the provider in parallel, with no transaction open."""
         with self.db.autocommit() as session:
             rows = models.payments_of(session, [event.payload.order_id for event in events])
-            paid = {order_id for order_id, row in rows.items() if domain.took_money(models.payment(row))}
+            paid = {order_id: models.payment(row) for order_id, row in rows.items()}
             # A refund that is recorded and never asked for would stay PENDING forever.
-            known = [event for event in events if event.payload.order_id in paid]
+            known = [
+                event
+                for event in events
+                if domain.took_money(payment := paid.get(event.payload.order_id))
+                and domain.fits(domain.check_refund, payment, None, event.payload)
+            ]
             models.claim_refunds(session, known)
             refunds = models.refunds(session, [event.payload.refund_id for event in known])
         calls = {}
         for event in known:
             row, refund = rows[event.payload.order_id], refunds[event.payload.refund_id]
-            unknown = refund.status == domain.RefundStatus.PENDING
+            unknown = refund.status == domain.RefundStatus.PENDING and refund.order_id == row.order_id
             if unknown and domain.is_to_be_refunded(models.payment(row)):
                 calls[event.message_id] = _charge_of(row, refund.refund_id)
         return _ask(self.provider.refund, calls)

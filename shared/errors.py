@@ -252,6 +252,12 @@ class UnexpectedEvent(DeadMessage):
     code = "unexpected_event"
 
 
+class Contradiction(UnexpectedEvent):
+    """The event says another amount, currency or id than this service knows."""
+
+    code = "contradiction"
+
+
 # These pause a whole consumer and count nothing against its messages.
 
 

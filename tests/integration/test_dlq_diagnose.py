@@ -11,6 +11,7 @@ from ops.dlq.diagnose import PREDICTORS, diagnose
 from ops.dlq.operator_session import Actor, OperatorSession
 from ops.domain import Filter
 from order_service import models as order_models
+from payment_service.domain import payment_id_of
 from shared.config import Settings
 from shared.edge.publisher import Outgoing
 from shared.envelope import Envelope
@@ -75,6 +76,12 @@ class World:
         self.heard(order, CREATED)
         return order.order_id
 
+    def held_manually(self) -> UUID:
+        self.stock()
+        order_id = uuid4()
+        self.bench.service.reserve_manually(str(order_id), [{"sku": "apple", "quantity": 1}])
+        return order_id
+
     def paid(self, method: str = "mock_ok") -> UUID:
         event = reserved_event(method=method)
         self.bench.handle_batch(CHARGE, [event])
@@ -121,7 +128,7 @@ def released(order_id: UUID) -> Released:
 
 
 def refund(order_id: UUID, refund_id: UUID | None = None) -> RefundRequested:
-    return RefundRequested(order_id, uuid4(), refund_id or uuid4(), 100, "EUR", "order_cancelled")
+    return RefundRequested(order_id, payment_id_of(order_id), refund_id or uuid4(), 100, "EUR", "order_cancelled")
 
 
 Made = Payload | Envelope | bytes
@@ -156,11 +163,7 @@ def an_order_of_what_is_short(world: World) -> Made:
 
 @scene(CREATED, Prediction.APPLY)
 def an_order_that_is_held_manually(world: World) -> Made:
-    world.stock()
-    order = order_created()
-    items = [{"sku": "apple", "quantity": 1}]
-    world.bench.service.reserve_manually(str(order.order_id), items)
-    return order
+    return order_created(world.held_manually())
 
 
 @scene(CREATED, Prediction.STALE)
@@ -174,6 +177,24 @@ def an_order_after_its_release(world: World) -> Made:
     order = order_created()
     world.heard(ReleaseRequested(order.order_id, "deadline"), RELEASE)
     return order
+
+
+@scene(CREATED, Prediction.POISON)
+def an_order_that_was_seen_with_other_quantities(world: World) -> Made:
+    world.stock()
+    order = order_created(quantity=2)
+    world.heard(order)
+    return order_created(order.order_id)
+
+
+@scene(RELEASE, Prediction.POISON)
+def a_release_of_what_is_held_manually(world: World) -> Made:
+    return ReleaseRequested(world.held_manually(), "deadline")
+
+
+@scene(COMMIT, Prediction.POISON)
+def a_commit_of_what_is_held_manually(world: World) -> Made:
+    return CommitRequested(world.held_manually())
 
 
 @scene(RELEASE, Prediction.APPLY)
@@ -254,6 +275,33 @@ def a_charge_of_what_was_cancelled(world: World) -> Made:
     order_id = uuid4()
     world.heard(OrderCancelled(order_id, "deadline"), VOID)
     return reserved_event(order_id)
+
+
+@scene(CHARGE, Prediction.POISON)
+def a_charge_of_more_than_the_lines_cost(world: World) -> Made:
+    event = reserved_event()
+    return replace(event.payload, total=777_777)  # type: ignore[no-any-return]
+
+
+@scene(CHARGE, Prediction.POISON)
+def a_second_charge_of_another_amount(world: World) -> Made:
+    return reserved_event(world.paid(), unit_price=200)
+
+
+@scene(REFUND, Prediction.POISON)
+def a_refund_of_another_amount(world: World) -> Made:
+    return replace(refund(world.paid()), amount=5_000)
+
+
+@scene(REFUND, Prediction.POISON)
+def a_refund_of_another_payment(world: World) -> Made:
+    return replace(refund(world.paid()), payment_id=uuid4())
+
+
+@scene(REFUND, Prediction.POISON)
+def a_refund_of_another_order(world: World) -> Made:
+    made = world.heard(refund(world.paid())).payload
+    return refund(world.paid(), made.refund_id)
 
 
 @scene(REFUND, Prediction.APPLY)
@@ -363,6 +411,16 @@ def a_late_failure_of_a_cancelled_order(world: World) -> Made:
 def a_payment_that_was_followed(world: World) -> Made:
     order = world.order()
     return again(world, PaymentSucceeded(order.order_id, uuid4(), order.total, "EUR", "r"))
+
+
+@scene(STOCK_SAYS, Prediction.POISON)
+def a_reservation_of_another_total(world: World) -> Made:
+    return replace(reserved_by(world.order()), total=1)
+
+
+@scene(MONEY_SAYS, Prediction.POISON)
+def a_payment_of_another_amount_and_currency(world: World) -> Made:
+    return PaymentSucceeded(world.order().order_id, uuid4(), 1, "USD", "r")
 
 
 @scene(MONEY_SAYS, Prediction.POISON)

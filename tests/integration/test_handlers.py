@@ -1,6 +1,6 @@
 """The cost of each batch handler: 50 waiting messages are one transaction of at most 12 statements."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from uuid import UUID, uuid4
 
 import pytest
@@ -46,8 +46,8 @@ def some(number: int) -> list[str]:
     return [SKUS[(number + step) % len(SKUS)] for step in range(3)]
 
 
-def reserved(order_id: UUID, method: str = "mock_ok") -> Reserved:
-    order = order_created(order_id, method=method)
+def reserved(order_id: UUID, method: str = "mock_ok", skus: Sequence[str] = ("apple",)) -> Reserved:
+    order = order_created(order_id, skus=skus, method=method)
     return Reserved(order_id, uuid4(), order.items, order.total, order.currency, method)
 
 
@@ -112,7 +112,7 @@ def to_void(bench: Bench, database: Databases) -> list[Envelope]:
 def to_follow_inventory(bench: Bench, database: Databases) -> list[Envelope]:
     orders = posted(bench)
     return [
-        emitted(reserved(order_id) if n % 5 else ReservationFailed(order_id, "out_of_stock", ()))
+        emitted(reserved(order_id, skus=some(0)) if n % 5 else ReservationFailed(order_id, "out_of_stock", ()))
         for n, order_id in enumerate(orders)
     ]
 

@@ -47,8 +47,8 @@ class Deaf:
 
 
 def refund_of(charge: Envelope) -> Envelope:
-    order_id = charge.payload.order_id
-    return emitted(RefundRequested(order_id, payment_id_of(order_id), uuid4(), 100, "EUR", "order_cancelled"))
+    order_id, total = charge.payload.order_id, charge.payload.total
+    return emitted(RefundRequested(order_id, payment_id_of(order_id), uuid4(), total, "EUR", "order_cancelled"))
 
 
 def make_old(database: Databases) -> None:

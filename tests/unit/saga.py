@@ -47,6 +47,15 @@ OLGA = Identity("olga", ("operator",))
 TRACE = "0" * 32
 CURRENCY = "EUR"
 
+# What each event is lied about. A receiver knows these facts whenever the event comes, or does not expect it.
+LIED_ABOUT = {
+    "inventory.reserved": ("total",),
+    "payment.succeeded": ("amount", "currency"),
+    "payment.refund.requested": ("amount", "currency", "payment_id"),
+    "payment.refunded": ("amount", "currency"),
+}
+LIES: dict[str, object] = {"currency": "USD", "payment_id": uuid7()}
+
 # The first try and three more; then a message is dead until somebody replays it.
 TRIES = 4
 
@@ -117,6 +126,10 @@ class Tables:
         yield self
 
     autocommit = read
+
+    def rows(self) -> dict[str, dict[Any, Any]]:
+        """All rows, without the inbox."""
+        return {name: dict(value) for name, value in vars(self).items() if isinstance(value, dict) and name != "inbox"}
 
     def refresh(self, row: object) -> None:
         """Rows are what they were when they were read."""
@@ -553,6 +566,20 @@ class World:
         """Somebody tells an event again: another message that says the same."""
         again = replace(event, message_id=uuid7())
         self.waiting += [Message(queue, again) for queue in HEARERS[event.type]]
+
+    def lie(self, event: Envelope, fact: str) -> None:
+        """Somebody tells an event again with one fact changed: each queue sets it apart, and nothing else happens."""
+        told = getattr(event.payload, fact)
+        payload = replace(event.payload, **{fact: told + 1 if isinstance(told, int) else LIES[fact]})
+        lie = replace(event, message_id=uuid7(), payload=payload)
+        for queue in HEARERS[event.type]:
+            tables = self.tables[BY_NAME[queue].service]
+            before = tables.rows()
+            answers = self.ask(message := Message(queue, lie), WILLING)
+            assert lie.message_id not in answers, "the provider was asked"
+            self.handle(message, answers)
+            assert self.refused.pop()[0] == event.type
+            assert tables.rows() == before
 
     def bury(self, message: Message) -> None:
         """The message is in a DLQ."""

@@ -158,7 +158,7 @@ def test_a_second_reservation_of_a_reserved_order_is_refused() -> None:
 @pytest.mark.parametrize("payload", [RESERVED, PAID, DECLINED, RELEASED, COMMITTED, REFUNDED, REFUND_FAILED])
 @pytest.mark.parametrize("at", Status)
 def test_a_result_applied_before_changes_and_emits_nothing_in_any_state(at: Status, payload: Payload) -> None:
-    seen = order(at, followed=frozenset({(type_of(payload), domain.subject_of(payload))}))
+    seen = order(at, refund_id=OLD, followed=frozenset({(type_of(payload), domain.subject_of(payload))}))
 
     assert follow(seen, payload) == Step(seen, repeated=True)
 

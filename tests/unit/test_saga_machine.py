@@ -1,7 +1,8 @@
 """Whatever happens in whatever order, orders come to rest and the books of all three services agree.
 
 Hypothesis drives the services' own handlers (tests/unit/saga.py): it delivers in any order, repeats, loses, buries and
-replays messages, freezes replicas, cancels, lets the deadline strike and retries refunds.
+replays messages, freezes replicas, cancels, lets the deadline strike, retries refunds, and lies about amounts,
+currencies and ids.
 
 Which messages die as `unexpected_event` in such a history: none, in any of the three services. The rows for that are
 for what nobody tells as things are: a provider that changes its mind about a key, or somebody at the shell.
@@ -28,7 +29,7 @@ from inventory_service import domain as inventory
 from order_service import domain
 from order_service.domain import ANY, Rule, Status
 from shared.errors import Conflict, UnexpectedEvent
-from tests.unit.saga import AWAY, DECLINES, FATES, LATE, SILENT, WILLING, Message, World, on_memory
+from tests.unit.saga import AWAY, DECLINES, FATES, LATE, LIED_ABOUT, SILENT, WILLING, Message, World, on_memory
 
 ORDERS = 4
 STOCK = {"lamp": 3, "desk": 2}
@@ -104,6 +105,14 @@ class Saga(RuleBasedStateMachine):
     @rule(where=somewhere)
     def repeat(self, where: int) -> None:
         self.world.repeat(self._pick(self.world.told, where))
+
+    @rule(where=somewhere, which=somewhere)
+    def lie(self, where: int, which: int) -> None:
+        """A service that was broken into, or is broken, tells what is not so."""
+        events = [event for event in self.world.told if event.type in LIED_ABOUT]
+        if events:
+            event = self._pick(events, where)
+            self.world.lie(event, self._pick(LIED_ABOUT[event.type], which))
 
     @precondition(lambda self: self.world.waiting)
     @rule(where=somewhere)
