@@ -53,7 +53,7 @@ class AuthService(Probes):
     @rpc
     def issue_mock_token(self, user_id: str, roles: list[str]) -> dict[str, Any]:
         """Issue a token for any user and roles if AUTH_MOCK is on. Raises Forbidden if it is off."""
-        return self._token(domain.sign_in_as(user_id, tuple(roles), self.settings.auth_mock))
+        return self._token(domain.sign_in_as(user_id, tuple(roles), self.settings.mock_tokens))
 
     @rpc
     def introspect(self, token: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
@@ -47,9 +48,10 @@ STATES = tuple(status.value for status in Status)
 SORTS = ("created_at", "updated_at")
 DEVELOPMENT_PAYMENT_METHOD = "mock_ok"
 PAYMENT_METHODS_IN_WORDS = (
-    "a method of the payment provider, which alone knows its methods: with one that it does not have the order becomes"
-    " CANCELLED, payment_failed, and its payment says `method_unknown`. The mock provider of development has mock_ok"
-    " (which may be omitted there), mock_declined, mock_timeout, mock_timeout_charged and mock_refund_declined"
+    "one of the payment methods that this server accepts; another one is 422. If the payment provider lacks it, the"
+    " order becomes CANCELLED, payment_failed, and its payment says `method_unknown`. In development the methods are"
+    " those of the mock provider: mock_ok (which may be omitted there), mock_declined, mock_timeout,"
+    " mock_timeout_charged and mock_refund_declined"
 )
 
 # The ISO 4217 codes of money in use: without metals, bond units, the test code and "no currency".
@@ -96,13 +98,14 @@ class OrderRequest(RequestSchema):
     items = fields.List(fields.Nested(OrderItem), validate=validate.Length(1, MAX_ITEMS), required=True)
 
 
-def with_payment_method(order: dict[str, Any], production: bool) -> dict[str, Any]:
-    """The order with a payment method. Raises ValidationFailed when it is missing in production."""
-    if "payment_method" in order:
-        return order
-    if production:
+def with_payment_method(order: dict[str, Any], methods: Sequence[str], production: bool) -> dict[str, Any]:
+    """The order with one of the payment methods. Raises ValidationFailed for another, or for none in production."""
+    method = order.get("payment_method", "" if production else DEVELOPMENT_PAYMENT_METHOD)
+    if not method:
         raise ValidationFailed(details={"payment_method": ["Missing data for required field."]})
-    return {**order, "payment_method": DEVELOPMENT_PAYMENT_METHOD}
+    if method not in methods:
+        raise ValidationFailed(details={"payment_method": [f"Must be one of: {', '.join(methods)}."]})
+    return {**order, "payment_method": method}
 
 
 class StatesInQuery(fields.String):
@@ -270,7 +273,7 @@ class Orders(Combined):
         `Idempotent-Replayed: true`. After 24 hours it may get 200 with the order as it is now. The same key with
         another body is 422.
         """
-        order = with_payment_method(call.body, self.settings.production)
+        order = with_payment_method(call.body, self.settings.payment_methods, self.settings.production)
         return _keyed(self.orders.create_order(order, call.key))
 
     @api(

@@ -17,6 +17,7 @@ from uuid import UUID
 from sqlalchemy import Engine, text
 
 from payment_service.domain import Answer
+from shared.config import Settings
 from shared.edge import green
 from shared.errors import ConfigurationFault, ProviderTimeout
 
@@ -178,3 +179,17 @@ def parse_mode(mode: str) -> tuple[str, Any]:
         except ValueError:
             pass
     raise ConfigurationFault(f"PAYMENT_MODE must be one of {', '.join(MODES)} (name:argument), not {mode!r}")
+
+
+# How each provider is made from its ledger and the settings.
+PROVIDERS: dict[str, Callable[[Engine, Settings], Provider]] = {
+    "mock": lambda ledger, settings: MockProvider(ledger, settings.payment_mode, settings.provider_timeout_s),
+}
+
+
+def provider_of(ledger: Engine, settings: Settings) -> Provider:
+    """The provider that PAYMENT_PROVIDER names. Raises ConfigurationFault if there is none of that name."""
+    name = settings.payment_provider
+    if name not in PROVIDERS:
+        raise ConfigurationFault(f"PAYMENT_PROVIDER must be {' or '.join(PROVIDERS)}, not {name!r}")
+    return PROVIDERS[name](ledger, settings)

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from payment_service import domain, models
 from payment_service.breaker import Breaker, Guarded
 from payment_service.domain import Answer
-from payment_service.provider import Charge, MockProvider, Provider
+from payment_service.provider import Charge, Provider, provider_of
 from shared import outbox
 from shared.config import Settings
 from shared.edge.consumer import handles
@@ -39,9 +39,8 @@ RECOVER_BATCH = 100
 
 
 def guarded_provider(ledger: Engine, settings: Settings) -> Provider:
-    """Return the payment provider behind its circuit breaker."""
-    mock = MockProvider(ledger, settings.payment_mode, settings.provider_timeout_s)
-    return Guarded(mock, Breaker(settings.provider_open_s), PaymentService.name)
+    """Return the payment provider of the settings behind its circuit breaker."""
+    return Guarded(provider_of(ledger, settings), Breaker(settings.provider_open_s), PaymentService.name)
 
 
 class PaymentService(Probes):

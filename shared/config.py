@@ -35,6 +35,8 @@ _SERVICE_AT = {probe: name for name, probe in PROBES.items()}
 
 DEVELOPMENT_KEY = "dev:development-only-secret-never-in-production"
 DEVELOPMENT_AUDIT_KEY = "development-only-audit-key-never-in-production"
+MOCK_METHODS = "mock_ok,mock_declined,mock_timeout,mock_timeout_charged,mock_refund_declined"
+URL_PARSERS = (parsers.broker_uri, parsers.optional_broker_uri, parsers.database_url)
 
 # The roles of commands: `ecom migrate`, `ecom topology`, `ecom audit`, `ecom user`, the commands with which operators
 # look into queues and databases, and `make shell`.
@@ -115,22 +117,23 @@ class Settings:
 
     # fmt: off
     env: str = _one(Row(
-        "ECOM_ENV", parsers.one_of("development", "production"), "`development` or `production`", ROLES, "development"
+        "ECOM_ENV", parsers.one_of("development", "production"), "`development` or `production`", ROLES, "development",
+        production="production",
     ))
     amqp_uri: str = _one(Row(
         "AMQP_URI", parsers.broker_uri, "the broker, its user and its vhost", _AT_THE_BROKER,
-        "amqp://guest:guest@127.0.0.1:5672//", secret=_IN_URL,
+        "amqp://guest:guest@127.0.0.1:5672//", production="", secret=_IN_URL,
     ))
     amqp_uris: Mapping[str, str] = _each({
         name: Row(
-            f"{name.upper()}_AMQP_URI", parsers.optional(parsers.broker_uri),
+            f"{name.upper()}_AMQP_URI", parsers.optional_broker_uri,
             f"the broker as the user of {name}, for commands; AMQP_URI where it is not set",
             _COMMANDS_AS.get(name, (TOPOLOGY,)), secret=_IN_URL,
         )
         for name in (*SERVICES, SHELL)
     })
     amqp_admin_uri: str = _one(Row(
-        "AMQP_ADMIN_URI", parsers.optional(parsers.broker_uri),
+        "AMQP_ADMIN_URI", parsers.optional_broker_uri,
         "the broker as a user who may declare; AMQP_URI where it is not set", (TOPOLOGY,), secret=_IN_URL,
     ))
     accept_unsigned: bool = _one(Row(
@@ -164,12 +167,28 @@ class Settings:
         "AUTH_KEYS", parsers.named_keys, "`kid:secret,kid:secret`: the first signs tokens, every one verifies",
         _needing("AUTH_KEYS"), DEVELOPMENT_KEY, production="", secret=_NAMED_KEYS,
     ))
-    auth_mock: bool = _one(Row(
-        "AUTH_MOCK", parsers.flag, "1: anybody gets a token for any user and roles", ("auth",), "1", production="0"
+    auth_mock: bool | None = _one(Row(
+        "AUTH_MOCK", parsers.mock, "1: anybody gets a token for any user and roles; `loopback`: if HOST is loopback",
+        ("auth",), "loopback", production="0",
     ))
     audit_keys: tuple[str, ...] = _one(Row(
         "AUDIT_KEY", parsers.keys, "`key,key`: the first seals the release audit, every one verifies",
         (*_needing("AUDIT_KEY"), AUDIT), DEVELOPMENT_AUDIT_KEY, production="", secret=_KEYS,
+    ))
+    payment_provider: str = _one(Row(
+        "PAYMENT_PROVIDER", str, "the payment provider: `mock`, which moves no money", ("payment",), "mock",
+        production="",
+    ))
+    payment_methods: tuple[str, ...] = _one(Row(
+        "PAYMENT_METHODS", parsers.words, "`method,method`: the payment methods that an order may name", ("gateway",),
+        MOCK_METHODS, production="",
+    ))
+    allow_mock_payments: bool = _one(Row(
+        "ALLOW_MOCK_PAYMENTS", parsers.flag, "1: production accepts the mock provider", ("payment",), "0"
+    ))
+    allow_plain_inside: bool = _one(Row(
+        "ALLOW_PLAIN_INSIDE", parsers.flag, "1: production accepts a broker and databases on other hosts without TLS",
+        ROLES, "0",
     ))
     payment_mode: str = _one(Row(
         "PAYMENT_MODE", str, "what the mock provider does: payment_service/provider.py", ("payment",), "succeed"
@@ -197,19 +216,19 @@ class Settings:
         for name, port in PORTS.items()
     })
     rate_user_per_min: int = _one(Row(
-        "RATE_USER_PER_MIN", parsers.integer(0), "requests of a user in a minute; 0: any number", ("gateway",), "0",
+        "RATE_USER_PER_MIN", parsers.limit, "requests of a user in a minute; 0: any number", ("gateway",), "0",
         production="100",
     ))
     rate_address_per_min: int = _one(Row(
-        "RATE_ADDRESS_PER_MIN", parsers.integer(0), "requests of an address in a minute; 0: any number", ("gateway",),
+        "RATE_ADDRESS_PER_MIN", parsers.limit, "requests of an address in a minute; 0: any number", ("gateway",),
         "0", production="1000",
     ))
     connections_per_address: int = _one(Row(
-        "CONNECTIONS_PER_ADDRESS", parsers.integer(0),
+        "CONNECTIONS_PER_ADDRESS", parsers.limit,
         "connections of an address that are open at one gateway, a tenth of all; 0: any number", ("gateway",), "400",
     ))
     waits_per_user: int = _one(Row(
-        "WAITS_PER_USER", parsers.integer(0),
+        "WAITS_PER_USER", parsers.limit,
         "waits, streams and exports of a user that are open at one gateway; 0: any number", ("gateway",), "100",
     ))
     trusted_proxies: tuple[str, ...] = _one(Row(
@@ -241,6 +260,11 @@ class Settings:
     def amqp_uri_of(self, service: str) -> str:
         """The URI of one service's user, or of `shell`; that of this process where each has not its own."""
         return self.amqp_uris.get(service, self.amqp_uri)
+
+    @property
+    def mock_tokens(self) -> bool:
+        """Whether anybody gets a token for any user and roles."""
+        return parsers.is_loopback(self.host) if self.auth_mock is None else self.auth_mock
 
     def database_url(self, database: str) -> str:
         """The SQLAlchemy URL of one service's database. Raises ConfigurationFault when it is not set."""
@@ -287,7 +311,7 @@ def read(environ: Mapping[str, str] | None = None, role: str | None = None) -> S
     Raises ConfigurationFault, naming the variable, for anything unusable.
     """
     environ = os.environ if environ is None else environ
-    env = _value(BY_VARIABLE["ECOM_ENV"], environ, "")
+    env = _value(BY_VARIABLE["ECOM_ENV"], environ, "production")  # nobody is in development unless asked for
     values: dict[str, Any] = {}
     for row in TABLE:
         value = _value(row, environ if role is None or role in row.roles else {}, env)
@@ -295,9 +319,7 @@ def read(environ: Mapping[str, str] | None = None, role: str | None = None) -> S
             values[row.attribute] = value
         elif value:
             values.setdefault(row.attribute, {})[row.key] = value
-    settings = Settings(**values)
-    _refuse_in_production(settings)
-    return settings
+    return Settings(**values)
 
 
 def _value(row: Row, environ: Mapping[str, str], env: str) -> Any:
@@ -319,19 +341,6 @@ def _text(variable: str, environ: Mapping[str, str]) -> str | None:
             return file.read().strip()
     except OSError as error:
         raise ConfigurationFault(f"{variable}_FILE: {error}") from error
-
-
-def _refuse_in_production(settings: Settings) -> None:
-    if not settings.production:
-        return
-    if DEVELOPMENT_KEY in map(":".join, settings.auth_keys):
-        raise ConfigurationFault("AUTH_KEYS holds the development key: it is refused in production")
-    if DEVELOPMENT_AUDIT_KEY in settings.audit_keys:
-        raise ConfigurationFault("AUDIT_KEY holds the development key: it is refused in production")
-    if SHELL in settings.amqp_uris:
-        raise ConfigurationFault("SHELL_AMQP_URI is for development: a shell may publish every event")
-    if settings.auth_mock:
-        raise ConfigurationFault("AUTH_MOCK issues tokens to anyone: it is refused in production")
 
 
 def environment_of(role: str, environ: Mapping[str, str]) -> dict[str, str]:

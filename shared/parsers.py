@@ -68,9 +68,19 @@ def integer(at_least: int) -> Callable[[str], int]:
     return parse
 
 
-def optional(parse: Callable[[str], str]) -> Callable[[str], str]:
-    """The parser, which also takes nothing."""
-    return lambda text: parse(text) if text else ""
+def optional_broker_uri(text: str) -> str:
+    """The URI of a broker, or nothing."""
+    return broker_uri(text) if text else ""
+
+
+def limit(text: str) -> int:
+    """A whole number; 0 means no limit, which production refuses."""
+    return integer(0)(text)
+
+
+def mock(text: str) -> bool | None:
+    """Whether something is on; None for `loopback`: on where only this machine can reach it."""
+    return None if text == "loopback" else flag(text)
 
 
 def flag(text: str) -> bool:
@@ -90,6 +100,14 @@ def host(text: str) -> str:
         except ValueError as error:
             raise ValueError(f"must be a name or an address without a port: {error}") from None
     return found
+
+
+def is_loopback(name: str) -> bool:
+    """Whether a host is this machine and reached by no other one. Without a name it is a socket in a file."""
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return name in ("", "localhost")
 
 
 def broker_uri(text: str) -> str:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # No test may find the stack that a developer runs in this checkout.
 os.environ["ECOM_STACK"] = os.devnull
+# A process of which nothing is said is in production, where it would refuse the settings of tests.
+os.environ.setdefault("ECOM_ENV", "development")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from shared import config
+from shared import unsafe
 from shared.config import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,12 +21,12 @@ STACK_VARIABLE = "ECOM_STACK"
 HINT = "`make up` starts a stack that this command finds"
 
 
-def read(role: str | None = None) -> Settings:
+def read(role: str) -> Settings:
     """The settings of a role, each from the environment if it is set there, else from the running stack.
 
-    Without a role: all of them. Raises ConfigurationFault.
+    Raises ConfigurationFault, also for what production refuses.
     """
-    return config.read(environment(), role)
+    return unsafe.read_safe(role, environment())
 
 
 def environment() -> Mapping[str, str]:
@@ -43,7 +43,10 @@ def _names_a_user(name: str) -> bool:
 
 
 def running_stack() -> dict[str, str]:
-    """The settings that the running stack gives to its processes; none if no stack runs."""
+    """The settings that the running stack gives to its processes; none if no stack runs.
+
+    A stack is for development unless it says otherwise. One that an earlier version started says nothing.
+    """
     directory = _directory()
     if directory is None or not _is_locked(directory / "lock"):
         return {}
@@ -51,7 +54,7 @@ def running_stack() -> dict[str, str]:
         found = json.loads((directory / "state.json").read_text(encoding="utf-8")).get("environment", {})
     except (OSError, ValueError):
         return {}
-    return {str(name): str(value) for name, value in found.items()}
+    return {"ECOM_ENV": "development"} | {str(name): str(value) for name, value in found.items()}
 
 
 def hint() -> str:

@@ -20,14 +20,16 @@ import click
 from ops.cli.audit import audit
 from ops.cli.console import COULD_NOT, FOUND, complain, json_option, print_json
 from ops.cli.dlq.commands import dlq
-from ops.cli.home import hint, read
+from ops.cli.home import environment, hint, read
 from ops.cli.orders import order
 from ops.cli.outbox import outbox
 from ops.cli.queues import queues
 from ops.cli.tables import Table, show_record
 from ops.cli.topology import topology
 from ops.closed_pipes import outlive_readers
+from shared import unsafe
 from shared.config import MIGRATE, ROLES, SERVICES, USER, masked
+from shared.config import read as read_settings
 from shared.errors import CannotWork, ConfigurationFault, Conflict, EcomError, NotFound, ValidationFailed
 from shared.version import VERSION
 from topology.services import DATABASES, REPLICAS
@@ -124,10 +126,16 @@ def run(service: str, replica: int, as_json: bool) -> None:
 
 @ecom.command()
 @click.option("--role", type=click.Choice(ROLES), help="Only those of a service, or of the commands of a role.")
+@click.option("--check", is_flag=True, help="List what production refuses; exit 1 if there is anything.")
 @json_option
-def config(role: str | None, as_json: bool) -> None:
+def config(role: str | None, check: bool, as_json: bool) -> None:
     """Show the settings, with secrets masked."""
-    settings = masked(read(role), role)
+    environ = environment()
+    found = read_settings(environ, role)
+    if check:
+        _check_settings(unsafe.unsafe(found, role, environ), as_json)
+        return
+    settings = masked(found, role)
     if as_json:
         print_json(settings)
         return
@@ -138,6 +146,15 @@ def config(role: str | None, as_json: bool) -> None:
         else:
             shown[name] = ", ".join(value) if isinstance(value, list | tuple) else value
     show_record(shown)
+
+
+def _check_settings(refused: list[str], as_json: bool) -> None:
+    if as_json:
+        print_json({"refused": refused})
+    else:
+        click.echo("\n".join(refused) or "production accepts these settings")
+    if refused:
+        sys.exit(FOUND)
 
 
 @ecom.command()

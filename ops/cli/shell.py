@@ -15,8 +15,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ops.closed_pipes import outlive_readers
-from shared.config import Settings, read
+from shared.config import Settings
 from shared.errors import EcomError
+from shared.unsafe import read_safe
 from topology.users import SHELL
 
 BANNER = """\
@@ -79,7 +80,7 @@ def main() -> int:
         from shared.edge.broker import AMQPError
 
     try:
-        settings = read(role=SHELL)
+        settings = read_safe(SHELL)
         helper = make_nameko_helper({"AMQP_URI": settings.amqp_uri_of(SHELL)})
     except (OSError, AMQPError, EcomError) as error:
         print(f"ecom: no shell without a broker: {error}", file=sys.stderr)

@@ -32,6 +32,7 @@ from topology.users import SHELL, broker_user
 MAIN = "main"
 # The settings that a stack chooses where the user has not.
 SETTINGS = (
+    "ECOM_ENV",
     "AMQP_URI",
     "AMQP_ADMIN_URI",
     *(f"{name.upper()}_AMQP_URI" for name in (*SERVICES, SHELL)),
@@ -173,6 +174,7 @@ class Stack:
         is_upgrade = bool(self.environment) and not self.state.get("signs")
         if is_upgrade:
             chosen["ACCEPT_UNSIGNED"] = "1"
+        chosen["ECOM_ENV"] = "development"
         chosen = {name: value for name, value in chosen.items() if not given(name)}
         # The user's settings are saved too: `status` and `exec` may be called where these variables are not set.
         brought = {spelling: os.environ[spelling] for name in SETTINGS for spelling in _spellings(name)}

@@ -19,8 +19,8 @@ from typing import Any
 
 from nameko.containers import ServiceContainer
 
-from shared import logs
-from shared.config import Settings, read
+from shared import logs, unsafe
+from shared.config import Settings
 from shared.edge.settings import sender_rules
 from shared.errors import ConfigurationFault
 from shared.senders import SenderRules
@@ -68,10 +68,12 @@ def run(service: str, replica: int = 0) -> int:
     """Serve until SIGTERM or SIGINT and return the exit code. Raises ConfigurationFault before anything is started."""
     if service not in BY_NAME:
         raise ConfigurationFault(f"there is no service {service!r}; one of {', '.join(BY_NAME)}")
-    settings = read(role=service)
+    settings = unsafe.read_safe(service)
     raise_file_limit()
     logs.configure(settings.log_level, service=service, replica=replica)
     log_unchecked_senders(sender_rules(settings))
+    for sentence in unsafe.allowed(settings, service) if settings.production else ():
+        log.warning("%s", sentence)
     container = ServiceContainer(service_class(service), nameko_config(settings, service, replica))
     asked = Event()
 

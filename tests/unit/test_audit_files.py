@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import secrets
 import sys
 import tracemalloc
 from collections.abc import Callable
@@ -381,12 +382,16 @@ def test_without_a_key_nothing_can_be_done(
 
 
 def test_in_production_the_key_alone_is_enough(
-    export: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    export: Path, body: bytes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in [name for name in os.environ if name.startswith(("AUTH_", "AMQP_")) or name.endswith("_URL")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("ECOM_ENV", "production")
-    monkeypatch.setenv("AUDIT_KEY", KEY)
+    assert ecom("verify-export", export) == 3
+    assert capsys.readouterr().err == "ecom: AUDIT_KEY is not set\n"
+    fresh = secrets.token_hex(32)  # production refuses the keys that this file publishes
+    export.write_bytes(body + manifest_line(manifest(body, 10, fresh)))
+    monkeypatch.setenv("AUDIT_KEY", fresh)
     assert ecom("verify-export", export) == 0
     assert capsys.readouterr().out.startswith(f"{export}: intact\n")
 

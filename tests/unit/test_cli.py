@@ -89,7 +89,7 @@ def test_a_setting_that_is_unusable_is_3_and_one_line(monkeypatch, capsys):
 
 
 def test_a_defect_of_ours_shows_its_traceback_and_does_not_look_like_a_finding(monkeypatch, capsys):
-    monkeypatch.setattr(cli, "read", lambda role: 1 / 0)
+    monkeypatch.setattr(cli, "environment", lambda: 1 / 0)
     assert ecom("config") == 3
     assert "ZeroDivisionError" in capsys.readouterr().err
 
@@ -211,9 +211,9 @@ def running(monkeypatch, tmp_path):
 
 
 def test_settings_that_are_missing_come_from_the_running_stack(running, monkeypatch):
-    assert home.read().amqp_uri == "amqp://a:b@here/x"
+    assert home.read("operator").amqp_uri == "amqp://a:b@here/x"
     monkeypatch.setenv("AMQP_URI", "amqp://c:d@there/y")
-    settings = home.read()
+    settings = home.read("operator")
     assert settings.amqp_uri == "amqp://c:d@there/y"
     assert settings.database_url("order").endswith("order@here/order")
 
@@ -222,7 +222,7 @@ def test_a_setting_that_a_file_holds_wins_over_the_running_stack(running, monkey
     file = tmp_path / "uri"
     file.write_text("amqp://c:d@there/y")
     monkeypatch.setenv("AMQP_URI_FILE", str(file))
-    assert home.read().amqp_uri == "amqp://c:d@there/y"
+    assert home.read("operator").amqp_uri == "amqp://c:d@there/y"
 
 
 def test_a_setting_that_neither_has_is_missing_without_advice_to_start_a_stack(running, capsys):

@@ -20,7 +20,8 @@ from setuptools import find_packages
 from sqlalchemy import make_url
 
 from ops.cli import main as cli
-from shared import config
+from shared import config, unsafe
+from shared.config import Settings
 from topology.services import BY_NAME
 from topology.table import QUEUES
 
@@ -31,6 +32,8 @@ SERVERS = {"rabbitmq": "rabbitmq:4.2-management", "postgres": "postgres:17"}
 ONCE = {"migrate": ("migrate", "--own-cluster"), "topology": ("topology", "apply")}
 BY_HAND = {"audit": ("audit", "verify")}  # a person starts it; `up` does not
 KEYS = {"AUTH_KEYS": "auth_keys", "AUDIT_KEY": "audit_keys"}  # a setting, and its attribute
+# What the operator of a production names in .env. Until there is a real provider, that is the mock one, by name.
+CHOSEN = {"PAYMENT_PROVIDER": "mock", "ALLOW_MOCK_PAYMENTS": "1", "PAYMENT_METHODS": "card"}
 SECRETS_FOLDER = "deploy/secrets/"
 FINISH_S = 30  # a service needs at most so long to stop, see ops.local.supervisor and shared.edge
 
@@ -117,12 +120,21 @@ def _settings_faults(name, compose, secrets):
     for variable in service["environment"]:
         if variable.removesuffix("_FILE") not in read:
             yield f"{name}: no setting is read from {variable}"
+    for variable in service["environment"]:
+        row = config.BY_VARIABLE.get(variable.removesuffix("_FILE"))
+        if row and row.secret and row.variable != "AMQP_URI" and name not in row.roles:
+            yield f"{name}: holds {row.variable}, which it does not read"
     for env in ("development", "production"):
+        environ = environment(compose, name, secrets, env)
         try:
-            settings = config.read(environment(compose, name, secrets, env))
+            settings = config.read(environ)
         except config.ConfigurationFault as fault:
             yield f"{name}: in {env} {fault}"
             continue
+        if env == "production":
+            chosen = config.read(environ | CHOSEN, name)
+            mounted = {variable: value.replace(str(secrets), "/run/secrets") for variable, value in environ.items()}
+            yield from (f"{name}: {sentence}" for sentence in unsafe.unsafe(chosen, name, mounted))
         if settings.env != env:
             yield f"{name}: ECOM_ENV does not choose {env}"
         if settings.host != "0.0.0.0":
@@ -141,9 +153,9 @@ def _settings_faults(name, compose, secrets):
         for setting in KEYS if env == "production" else ():
             if bool(getattr(settings, KEYS[setting])) != (setting in needs_of(name)):
                 yield f"{name}: must have {setting}, or must not"
-        broker = make_url(settings.amqp_uri)
+        broker = make_url(settings.amqp_uri or Settings.amqp_uri)
         if (broker.host, broker.port) != ("rabbitmq", 5672) or "guest" in (broker.username, broker.database):
-            yield f"{name}: the broker is {config.masked(settings)['amqp_uri']}"
+            yield f"{name}: the broker is {broker.render_as_string()}"
         for url in (*settings.database_urls.values(), settings.database_admin_url):
             if url and (make_url(url).host, make_url(url).port) != ("postgres", 5432):
                 yield f"{name}: a database is on {make_url(url).host}"
@@ -188,7 +200,7 @@ def environment(compose, name, secrets, env="development"):
     for variable, value in compose["services"][name]["environment"].items():
         if value is None:  # compose passes it on from its own environment, where it is not set
             continue
-        text = re.sub(r"\$\{ECOM_ENV:-development\}", env, str(value))
+        text = re.sub(r"\$\{ECOM_ENV:-production\}", env, str(value))
         given[variable] = re.sub("^/run/secrets", str(secrets), text)
     return given
 
@@ -321,7 +333,12 @@ MUTATIONS = {
     "payment: must have AUTH_KEYS, or must not": broken(
         "payment", "environment", "AUTH_KEYS_FILE", to="/run/secrets/auth_keys"
     ),
-    "payment: ECOM_ENV does not choose production": broken("payment", "environment", "ECOM_ENV"),
+    "payment: ECOM_ENV does not choose development": broken("payment", "environment", "ECOM_ENV"),
+    "payment: ECOM_ENV does not choose production": broken("payment", "environment", "ECOM_ENV", to="development"),
+    "payment: AMQP_URI goes to rabbitmq without TLS": broken("payment", "environment", "ALLOW_PLAIN_INSIDE"),
+    "gateway: holds ORDER_DATABASE_URL, which it does not read": broken(
+        "gateway", "environment", "ORDER_DATABASE_URL_FILE", to="/run/secrets/order_database_url"
+    ),
     "payment: listens on 127.0.0.1": broken("payment", "environment", "HOST"),
     "inventory: has the databases []": broken("inventory", "environment", "INVENTORY_DATABASE_URL_FILE"),
     "gateway: has the databases ['order']": broken(

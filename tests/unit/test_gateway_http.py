@@ -466,11 +466,26 @@ class ProductionGateway(Gateway):
 
 
 def test_production_requires_a_payment_method(gateway):
-    with serving(ProductionGateway, settings=Settings(env="production", auth_keys=KEYS)) as production:
+    settings = Settings(env="production", auth_keys=KEYS, payment_methods=("card", "invoice"))
+    with serving(ProductionGateway, settings=settings) as production:
         answer = post_order(production)
         assert code(answer) == (422, "validation_failed")
         assert list(answer[2]["error"]["details"]) == ["payment_method"]
         assert post_order(production, {**ORDER, "payment_method": "card"})[0] == 201
+
+
+def test_an_order_with_a_payment_method_that_the_server_does_not_list_is_422(gateway):
+    """Production lists its own: a client cannot choose how the mock provider answers."""
+    assert post_order(gateway, {**ORDER, "payment_method": "mock_declined"})[0] == 201
+    refused = post_order(gateway, {**ORDER, "payment_method": "card"})
+    assert code(refused) == (422, "validation_failed")
+    settings = Settings(env="production", auth_keys=KEYS, payment_methods=("card", "invoice"))
+    with serving(ProductionGateway, settings=settings) as production:
+        for method in ("mock_ok", "Card", "card,invoice"):
+            refused = post_order(production, {**ORDER, "payment_method": method})
+            assert code(refused) == (422, "validation_failed")
+            assert refused[2]["error"]["details"] == {"payment_method": ["Must be one of: card, invoice."]}
+        assert post_order(production, {**ORDER, "payment_method": "invoice"})[0] == 201
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,12 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from sqlalchemy import create_engine
 
 from payment_service import domain
 from payment_service.domain import Answer, Payment, Refund, RefundStatus, Status, payment_id_of
-from payment_service.provider import parse_mode
+from payment_service.provider import MockProvider, parse_mode, provider_of
+from shared.config import Settings
 from shared.errors import ConfigurationFault, UnexpectedEvent, UnknownOrder
 from shared.events import PaymentFailed, PaymentSucceeded, Refunded, RefundFailed
 
@@ -132,3 +134,10 @@ def test_a_mode_has_a_name_and_an_optional_argument(mode: str, parsed: tuple[str
 def test_an_unknown_mode_prevents_the_start(mode: str) -> None:
     with pytest.raises(ConfigurationFault, match="PAYMENT_MODE"):
         parse_mode(mode)
+
+
+def test_the_provider_is_the_one_that_the_settings_name() -> None:
+    assert isinstance(provider_of(create_engine("sqlite://"), Settings(payment_provider="mock")), MockProvider)
+    for name in ("", "Mock", "acme"):
+        with pytest.raises(ConfigurationFault, match="PAYMENT_PROVIDER must be mock, not"):
+            provider_of(create_engine("sqlite://"), Settings(payment_provider=name))
