@@ -14,7 +14,7 @@ from pathlib import Path
 # Python puts the folder of this file first; the table of services is one folder up.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from topology.services import DATABASES  # noqa: E402
+from topology.services import DATABASES, NAMES  # noqa: E402
 
 FOLDER = Path(__file__).resolve().parent / "secrets"
 
@@ -34,13 +34,15 @@ def groups() -> list[dict[str, str]]:
     return [
         {
             "amqp_uri": f"amqp://ecom:{broker}@rabbitmq:5672/ecom",
-            # At its first start the broker creates this user and vhost, and no user guest.
+            # At its first start the broker creates this administrator and vhost, and no user guest.
             "rabbitmq.conf": f"default_vhost = ecom\ndefault_user = ecom\ndefault_pass = {broker}",
         },
         {
             "postgres_password": database,
             "database_admin_url": f"postgresql://postgres:{database}@postgres:5432/postgres",
         },
+        # The users of the services: `ecom topology apply --users` makes them.
+        *({f"amqp_uri_{name}": f"amqp://ecom-{name}:{secrets.token_hex(32)}@rabbitmq:5672/ecom"} for name in NAMES),
         *(
             {f"{name}_database_url": f"postgresql://{name}_app:{secrets.token_hex(32)}@postgres:5432/{name}"}
             for name in DATABASES

@@ -143,7 +143,9 @@ def _used_twice(process: Process) -> Iterator[Finding]:
 
 def _passwords(process: Process) -> Iterator[Finding]:
     for variable, url in process.urls():
-        if not url.password:
+        # Whoever reads another service's database connects as the reader or the operator, with their passwords.
+        is_place_alone = url.username is None and bool(process.settings.reader_password)
+        if not url.password and not is_place_alone:
             yield Finding(f"{variable} has no password")
 
 
@@ -181,7 +183,8 @@ def _one_for_several(process: Process) -> Iterator[Finding]:
     for (one, left), (other, right) in combinations(known.items(), 2):
         if (left.hostname, left.port, left.path) == (right.hostname, right.port, right.path):
             yield Finding(f"{one} and {other} name the same database")
-        if (left.hostname, left.port, left.username) == (right.hostname, right.port, right.username):
+        same = (left.hostname, left.port, left.username) == (right.hostname, right.port, right.username)
+        if left.username and same:
             yield Finding(f"{one} and {other} name the same user")
 
 

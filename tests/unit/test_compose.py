@@ -14,22 +14,28 @@ from configparser import ConfigParser
 from pathlib import Path
 from types import SimpleNamespace
 
+import click
 import pytest
 import yaml
 from setuptools import find_packages
 from sqlalchemy import make_url
 
 from ops.cli import main as cli
-from shared import config, unsafe
-from shared.config import Settings
+from ops.cli.topology import wanted_users
+from shared import config, parsers, unsafe
 from topology.services import BY_NAME
 from topology.table import QUEUES
+from topology.users import broker_user
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DEPLOY = ROOT / "deploy"
 
 SERVERS = {"rabbitmq": "rabbitmq:4.2-management", "postgres": "postgres:17"}
-ONCE = {"migrate": ("migrate", "--own-cluster"), "topology": ("topology", "apply")}
+MANAGEMENT = "http://rabbitmq:15672"
+ONCE = {
+    "migrate": ("migrate", "--own-cluster"),
+    "topology": ("topology", "apply", "--users", "--management", MANAGEMENT),
+}
 BY_HAND = {"audit": ("audit", "verify")}  # a person starts it; `up` does not
 KEYS = {"AUTH_KEYS": "auth_keys", "AUDIT_KEY": "audit_keys"}  # a setting, and its attribute
 # What the operator of a production names in .env. Until there is a real provider, that is the mock one, by name.
@@ -95,13 +101,16 @@ def _command_faults(name, service):
     command = cli.ecom
     if bool(service.get("profiles")) != (name in BY_HAND):
         yield f"{name}: must be started by `up`, or must not"
-    words = [word for word in words if not word.startswith("--")]
     while words and (command := getattr(command, "commands", {}).get(words[0])):
         words.pop(0)
         if not hasattr(command, "commands"):
             break
-    if command is None or (words and words[0] not in config.SERVICES):
+    try:
+        cli.ecom.make_context("ecom", []) if command is None else command.make_context("ecom", words)
+    except click.exceptions.Exit:
         yield f"{name}: there is no {service['command']}"
+    except click.ClickException as error:
+        yield f"{name}: there is no {service['command']}: {error.format_message()}"
 
 
 def _container_faults(name, service):
@@ -153,12 +162,32 @@ def _settings_faults(name, compose, secrets):
         for setting in KEYS if env == "production" else ():
             if bool(getattr(settings, KEYS[setting])) != (setting in needs_of(name)):
                 yield f"{name}: must have {setting}, or must not"
-        broker = make_url(settings.amqp_uri or Settings.amqp_uri)
-        if (broker.host, broker.port) != ("rabbitmq", 5672) or "guest" in (broker.username, broker.database):
-            yield f"{name}: the broker is {broker.render_as_string()}"
+        yield from _broker_faults(name, settings)
         for url in (*settings.database_urls.values(), settings.database_admin_url):
             if url and (make_url(url).host, make_url(url).port) != ("postgres", 5432):
                 yield f"{name}: a database is on {make_url(url).host}"
+
+
+def _broker_faults(name, settings):
+    """A service connects as its own user; `topology` alone knows the administrator and all users."""
+    default = config.Settings.amqp_uri  # of development, for who does not connect
+    own = settings.amqp_uri or default
+    if make_url(own).username != (broker_user(name) if name in BY_NAME else "guest"):
+        yield f"{name}: the broker's user is {parsers.masked_url(own)}"
+    given = [own, *settings.amqp_uris.values(), settings.amqp_admin_uri]
+    for broker in (make_url(uri) for uri in given if uri and uri != default):
+        if (broker.host, broker.port, broker.database) != ("rabbitmq", 5672, "ecom"):
+            yield f"{name}: the broker is {broker}"
+    if name != "topology":
+        if settings.amqp_uris or settings.amqp_admin_uri:
+            yield f"{name}: knows other users of the broker"
+    elif make_url(administrator := settings.administrator_uri or default).username != "ecom":
+        yield f"{name}: the broker's administrator is {parsers.masked_url(administrator)}"
+    else:
+        try:
+            wanted_users(settings)
+        except config.ConfigurationFault as fault:
+            yield f"{name}: {fault}"
 
 
 def needs_of(name):
@@ -314,6 +343,12 @@ def broken(service, *path, to=None):
     return change
 
 
+def _named_outright(environment, **values):
+    for name, value in values.items():
+        del environment[f"{name}_FILE"]
+        environment[name] = value
+
+
 MUTATIONS = {
     "services: ['order'] are": lambda compose: compose["services"].pop("order"),
     "services: ['nginx'] are": lambda compose: compose["services"].update(nginx={}),
@@ -365,7 +400,23 @@ MUTATIONS = {
     "auth: must have the administrator's rights, or must not": broken(
         "auth", "environment", "DATABASE_ADMIN_URL_FILE", to="/run/secrets/database_admin_url"
     ),
-    "order: the broker is amqp://guest:***@127.0.0.1": broken("order", "environment", "AMQP_URI_FILE"),
+    "order: the broker's user is amqp://guest:***@127.0.0.1": broken("order", "environment", "AMQP_URI_FILE"),
+    "order: the broker's user is amqp://ecom-auth": broken(
+        "order", "environment", "AMQP_URI_FILE", to="/run/secrets/amqp_uri_auth"
+    ),
+    "order: the broker is amqp://ecom-order:***@elsewhere/ecom": lambda compose: _named_outright(
+        compose["services"]["order"]["environment"], AMQP_URI="amqp://ecom-order:x@elsewhere/ecom"
+    ),
+    "order: knows other users of the broker": broken(
+        "order", "environment", "AMQP_ADMIN_URI_FILE", to="/run/secrets/amqp_uri"
+    ),
+    "topology: the broker's administrator is amqp://guest": broken("topology", "environment", "AMQP_ADMIN_URI_FILE"),
+    "topology: each service's user has a URI of its own; not set: ORDER_AMQP_URI": broken(
+        "topology", "environment", "ORDER_AMQP_URI_FILE"
+    ),
+    "topology: there is no ['ecom', 'topology', 'apply', '--user']": broken(
+        "topology", "command", to=["ecom", "topology", "apply", "--user"]
+    ),
     "order: a database is on localhost": lambda compose: compose["services"]["order"].update(
         environment={
             **{
@@ -395,7 +446,7 @@ MUTATIONS = {
     ),
     "order: the secret passwords is not declared": broken("order", "secrets", to=["passwords"]),
     "auth: the secret auth_keys is in a folder": lambda compose: compose["secrets"].update(auth_keys={"file": "keys"}),
-    "auth: /run/secrets/auth_keys is not mounted": broken("auth", "secrets", to=["amqp_uri", "auth_database_url"]),
+    "auth: /run/secrets/auth_keys is not mounted": broken("auth", "secrets", to=["amqp_uri_auth", "auth_database_url"]),
     "auth: mounts /run/secrets/reader_password and does not": lambda compose: compose["services"]["auth"][
         "secrets"
     ].append("reader_password"),
@@ -431,6 +482,16 @@ def test_server_and_client_have_the_same_password(secrets):
         f"default_pass = {broker.password}",
     ]
     assert make_url(text["database_admin_url"]).password == text["postgres_password"]
+
+
+def test_a_stack_of_the_previous_version_keeps_its_administrator_and_gets_the_users_of_the_services(tmp_path):
+    make_secrets(tmp_path)
+    before = (tmp_path / "amqp_uri").read_text()
+    for name in BY_NAME:
+        (tmp_path / f"amqp_uri_{name}").unlink()
+    again = make_secrets(tmp_path)
+    assert again.stdout == f"{tmp_path}: {', '.join(sorted(f'amqp_uri_{name}' for name in BY_NAME))}\n"
+    assert (tmp_path / "amqp_uri").read_text() == before
 
 
 def test_no_secret_is_made_twice(secrets, tmp_path):

@@ -30,6 +30,7 @@ TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in (SETUP, IGN
 ABOVE = "ops"
 # The containers that open every database, and those of the services that publish.
 MIGRATE, OPS, GATEWAY = "migrate", "ops", "gateway"
+TOPOLOGY = "topology"  # makes the broker's user of each service
 
 
 def below_ops(rows):
@@ -61,6 +62,11 @@ def lines_of_compose(rows, ports):
         name = service.name
         yield name, f"command: [ecom, run, {name}]"
         yield name, f'deploy/ready.py, "{ports[name]}"'
+        yield name, f"AMQP_URI_FILE: /run/secrets/amqp_uri_{name}"
+        yield name, f"secret amqp_uri_{name}"
+        yield TOPOLOGY, f"{name.upper()}_AMQP_URI_FILE: /run/secrets/amqp_uri_{name}"
+        yield TOPOLOGY, f"secret amqp_uri_{name}"
+        yield "secrets", f"amqp_uri_{name}: {{file: deploy/secrets/amqp_uri_{name}}}"
         opened_by = [name, MIGRATE] if service.has_database else []
         if service.publishes or name in CONSUMERS:
             yield OPS, f"{name.upper()}_DATABASE_URL: postgresql://postgres:5432/{name}"
@@ -193,7 +199,7 @@ def test_a_service_without_any_line_is_told_all_of_them():
     rows = (*SERVICES, new)
     port = f'"{config.FIRST_PORT + len(SERVICES)}"'
     missing = [message for name, find in MISSING_IN.items() for message in find(TEXTS[name], rows)]
-    assert len(missing) == len(set(missing)) == 9 + 12
+    assert len(missing) == len(set(missing)) == 9 + 17
     assert all("kiln" in message or "carrier_key" in message or port in message for message in missing)
 
 

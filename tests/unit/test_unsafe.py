@@ -143,6 +143,13 @@ def test_an_unsafe_setting_is_named(changed, said):
     assert not any(part in sentence for part in hidden for sentence in found(**changed))
 
 
+def test_the_place_of_a_database_is_enough_for_who_reads_it_as_the_reader():
+    places = {f"{name}_DATABASE_URL": f"postgresql://localhost/{name.lower()}" for name in ("ORDER", "PAYMENT")}
+    assert found("ops", **places) == []
+    assert "ORDER_DATABASE_URL has no password" in found("ops", **places, READER_PASSWORD="")
+    assert "ORDER_DATABASE_URL has no password" in found("order", **places)
+
+
 def test_every_secret_of_the_table_is_looked_at():
     """A secret setting that is added later cannot be forgotten."""
     for row in config.TABLE:
