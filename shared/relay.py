@@ -22,7 +22,7 @@ from sqlalchemy.types import BigInteger
 
 from shared import inbox, outbox
 from shared.edge import green
-from shared.edge.broker import backoff, in_brief
+from shared.edge.broker import backoff, in_brief, user_of
 from shared.edge.database import Database, quietly
 from shared.edge.extensions import DependencyProvider
 from shared.edge.postgres import connect, wait_for_notice
@@ -31,9 +31,12 @@ from shared.edge.settings import settings_of
 from shared.edge.wake import Wake
 from shared.envelope import CONTRACT_VERSION
 from shared.errors import PublishFailed
+from shared.events import CATALOGUE
 from shared.logs import Reminder, in_a_line
 from shared.metrics import OUTBOX_HELD, OUTBOX_LEADER, OUTBOX_OLDEST, OUTBOX_PENDING
+from topology.services import publisher_of
 from topology.table import EVENTS_EXCHANGE, UNHEARD
+from topology.users import service_of
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +88,10 @@ def publish_once(connection: Connection, publisher: Publisher) -> int:
     broker is away; nothing is then marked.
     """
     rows = connection.execute(_READ, {"limit": BATCH_SIZE}).all()
+    user = user_of(publisher.uri)
+    # The broker would close the channel for such a row, and no other row would ever go out.
+    refusals = {row.id: f"{user} may not publish it" for row in rows if not _may_publish(user, row.event_type)}
+    going = [row for row in rows if row.id not in refusals]
     outcomes = publisher.publish_all(
         [
             Outgoing(
@@ -96,15 +103,16 @@ def publish_once(connection: Connection, publisher: Publisher) -> int:
                 {"event-contract-version": CONTRACT_VERSION, "traceparent": row.traceparent},
                 mandatory=row.event_type not in UNHEARD,
             )
-            for row in rows
+            for row in going
         ]
     )
+    refusals |= {row.id: reason for row, reason in zip(going, outcomes, strict=True) if reason}
     held: set[UUID] = set()
     published = []
-    for row, refused in zip(rows, outcomes, strict=True):
+    for row in rows:
         if row.aggregate_id in held:
             continue  # it may be out already; it goes out again after the one before it
-        if refused:
+        if refused := refusals.get(row.id):
             held.add(row.aggregate_id)
             log.error("event %s %s stays in the outbox: %s", row.event_type, row.message_id, refused)
             connection.execute(_HOLD, {"id": row.id, "error": refused, "seconds": HOLD_S})
@@ -113,6 +121,12 @@ def publish_once(connection: Connection, publisher: Publisher) -> int:
     if published:
         connection.execute(_MARK, {"ids": published})
     return len(published)
+
+
+def _may_publish(user: str, type_: str) -> bool:
+    """Whether the broker takes events of this type from this user; from one who is not a service's it takes all."""
+    service = service_of(user)
+    return service is None or (type_ in CATALOGUE and publisher_of(type_) == service)
 
 
 class Relay(DependencyProvider):

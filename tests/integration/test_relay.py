@@ -17,7 +17,7 @@ from shared.edge.database import Database
 from shared.edge.publisher import Outgoing, Publisher
 from shared.envelope import Envelope
 from shared.errors import PublishFailed
-from shared.events import OrderCancelled, OrderPaid
+from shared.events import OrderCancelled, OrderPaid, PaymentSucceeded
 from shared.relay import Relay, publish_once, purge
 from tests.databases import Databases
 from tests.integration.support import (
@@ -165,6 +165,21 @@ def test_an_unroutable_row_stays_holds_back_only_its_aggregate_and_goes_out_in_t
     assert unpublished(database) == []
 
 
+def test_a_row_that_the_service_may_not_publish_holds_up_no_other(
+    bench: Benches, settings: Settings, database: Databases, mail: Mail, connection: Connection
+) -> None:
+    foreign, good = emitted(PaymentSucceeded(uuid4(), uuid4(), 100, "EUR", "reference")), cancelled()
+    tell(bench("order"), foreign, good)
+    own = Publisher(settings.amqp_uri_of("order"), heartbeat_s=10)
+    try:
+        assert publish_once(connection, own) == 1
+    finally:
+        own.close()
+    assert ids(mail.all(CANCELLED)) == ids([good])
+    (held,) = unpublished(database)
+    assert (str(held["message_id"]), held["last_error"]) == (ids([foreign])[0], "ecom-order may not publish it")
+
+
 def test_nothing_is_marked_when_the_broker_is_away(
     bench: Benches, database: Databases, mail: Mail, connection: Connection
 ) -> None:
@@ -197,6 +212,8 @@ def test_no_transaction_is_open_while_the_broker_is_spoken_to(
     (pid,) = connection.exec_driver_sql("SELECT pg_backend_pid()").one()
 
     class Looking:
+        uri = publisher.uri
+
         def publish_all(self, messages: list[Outgoing]) -> list[str | None]:
             (row,) = database.rows("order", "SELECT state FROM pg_stat_activity WHERE pid = :pid", pid=pid)
             assert row["state"] == "idle"

@@ -209,6 +209,23 @@ def test_a_malformed_call_harms_nobody(body: bytes, stock: ServiceContainer, cal
     until(lambda: not mail.waiting("rpc-inventory_service"))
 
 
+def test_a_call_that_cannot_be_answered_is_made_once_and_harms_nobody(
+    settings: Settings, call: Call, mail: Mail
+) -> None:
+    """The broker closes the channel of a server that publishes a key it may not, and delivers its calls again."""
+    Stock.started = Stock.finished = 0
+    own = container_of(replace(settings, amqp_uri=settings.amqp_uri_of("inventory")), Stock)
+    own.start()
+    try:
+        astray = amqp.Message(b'{"args": [0], "kwargs": {}}', reply_to="auth_service.authenticate", correlation_id="1")
+        mail.channel.basic_publish(astray, "nameko-rpc", "inventory_service.sleep")
+        until(lambda: Stock.finished)
+        assert [call("double", number) for number in range(5)] == [0, 2, 4, 6, 8]
+        assert Stock.started == 1
+    finally:
+        own.kill()
+
+
 @pytest.mark.parametrize("body", [b"{", b"\xff", b""])
 def test_a_malformed_reply_harms_nobody(
     body: bytes, stock: ServiceContainer, settings: Settings, call: Call, mail: Mail
