@@ -1,4 +1,4 @@
-"""Writes docs/contracts from the catalogue and the topology, docs/sagas.md and the picture of the architecture:
+"""Writes docs/contracts from the catalogue and the topology, and calls the writers of other generated pages:
 
     python -m ops.docs.contracts
 
@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ops.docs import architecture, diagrams, readme
+from ops.docs import architecture, diagrams, readme, settings
 from shared.envelope import CONTRACT_VERSION, json_schema
 from shared.events import CATALOGUE
 from shared.version import VERSION
@@ -118,7 +118,7 @@ def text(document: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Write docs/contracts, docs/sagas.md, the picture of the architecture and the processes in README.md."""
+    """Write docs/contracts, docs/sagas.md, docs/settings.md, the architecture's picture and README.md's processes."""
     for name, document in documents().items():
         path = FOLDER / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,6 +126,7 @@ def main() -> None:
     diagrams.FILE.write_text(diagrams.document(), encoding="utf-8")
     architecture.main()
     readme.main()
+    settings.main()
 
 
 if __name__ == "__main__":

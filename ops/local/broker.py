@@ -95,6 +95,7 @@ class Broker(Server):
         self._move("port", "dist_port", "epmd_port")
         self.keep(vhosts=list(vhosts))
         self.home.mkdir(parents=True, exist_ok=True)
+        self.home.chmod(0o700)  # what an earlier version wrote there may be readable by everybody
         (self.home / "conf.d").mkdir(exist_ok=True)
         (self.home / "enabled_plugins").write_text("[].\n")
         (self.home / "advanced.config").write_text("[].\n")

@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 KILL_TIMEOUT_S = 10.0  # a process that SIGKILL does not end in this time waits for a disk
+OTHERS = 0o077  # the rights that other users do not get: orders are in the broker's files, user ids in logs
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -132,13 +133,12 @@ def spawn(
     user: str | None = None,
     dies_with_us: int | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start a program in a session of its own, its output appended to a log.
+    """Start a program in a session of its own, its output appended to a log. Others cannot read what it writes.
 
     `user` runs it as that user (we are root then). `dies_with_us` is the signal it gets when the thread that started
     it is gone, for any reason (Linux only): the last guard against servers without a supervisor.
     """
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as output:
+    with private_log(log) as output:
         return subprocess.Popen(
             [str(word) for word in argv],
             stdin=subprocess.DEVNULL,
@@ -148,8 +148,17 @@ def spawn(
             cwd=cwd,
             start_new_session=True,
             preexec_fn=tie(dies_with_us),
+            umask=OTHERS,
             **as_user(user),
         )
+
+
+def private_log(path: Path) -> BinaryIO:
+    """Open a log to append to, which other users of this machine cannot read."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    os.fchmod(file, 0o600)  # an earlier version made it for everybody
+    return os.fdopen(file, "ab")
 
 
 def as_user(user: str | None) -> dict[str, Any]:

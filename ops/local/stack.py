@@ -21,7 +21,7 @@ from typing import Any
 
 from ops.local.broker import MAIN_VHOST
 from ops.local.install import ROOT, RUN, VENV, install
-from ops.local.processes import Process, StackFault, end, end_descendants, tail
+from ops.local.processes import Process, StackFault, end, end_descendants, private_log, tail
 from ops.local.server import LOOPBACK, PORT_RANGE, is_free, reachable, write_private
 from ops.local.servers import Servers
 from ops.local.supervisor import Child, Supervisor
@@ -259,8 +259,8 @@ class Stack:
 
     def _say(self, text: str) -> None:
         """Print who died, and log it: the console may be closed by the time somebody asks."""
-        with self._log("up").open("a", encoding="utf-8") as log:
-            print(time.strftime("%F %T"), text, file=log)
+        with private_log(self._log("up")) as log:
+            log.write(f"{time.strftime('%F %T')} {text}\n".encode())
         print(time.strftime("%T"), text, flush=True)
 
     def _keep_children(self) -> None:
@@ -275,8 +275,8 @@ class Stack:
 
     def _ecom(self, progress: Progress, done: str, *arguments: str) -> None:
         log = self._log(arguments[0])
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("wb") as output:
+        with private_log(log) as output:
+            output.truncate(0)
             command = [str(VENV / "bin" / "ecom"), *arguments]
             env = environment_of(arguments[0], self._full_environment())
             code = subprocess.call(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=env, cwd=ROOT)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ops.docs import settings as page
 from payment_service.provider import METHODS
 from shared import config
 from shared.config import Settings
@@ -348,3 +349,8 @@ def test_every_setting_that_code_uses_is_one_of_its_role():
                 assert set(runners) <= roles[attribute], f"{name}: {found}"
                 used.add(attribute)
     assert attributes - used == {"host", "allow_mock_payments", "allow_plain_inside"}, "a setting that no code uses"
+
+
+def test_the_page_of_settings_is_that_of_the_table():
+    """`python -m ops.docs.contracts` writes it."""
+    assert page.FILE.read_text(encoding="utf-8") == page.document()

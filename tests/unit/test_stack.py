@@ -195,6 +195,19 @@ def test_a_service_gets_none_of_the_settings_of_others(tmp_path, monkeypatch):
     assert "AUTH_KEYS" not in held
 
 
+def test_other_users_of_the_machine_cannot_read_what_a_process_writes(tmp_path):
+    log = tmp_path / "log" / "order-0.log"
+    log.parent.mkdir()
+    log.write_text("of an earlier version\n")
+    log.chmod(0o644)
+    program = "import os; os.mkdir('data'); open('data/wal', 'w'); print('orders')"
+    child = spawn([sys.executable, "-c", program], log=log, env=dict(os.environ), cwd=tmp_path)
+    assert child.wait(20) == 0
+    assert log.read_text() == "of an earlier version\norders\n"
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (log, tmp_path / "data", tmp_path / "data" / "wal")}
+    assert modes == {"order-0.log": 0o600, "data": 0o700, "wal": 0o600}
+
+
 class Sleeper(server.Server):
     """A server that only sleeps, on its port; one whose program is missing does not start."""
 
