@@ -1,7 +1,8 @@
 """The circuit breaker around the payment provider: an outage counts against no single payment (docs/decisions/0009).
 
 After a timeout one neutral question, `find` with a key that no payment has, shows whose fault it was: a provider that
-is up answers it, so the timeout belongs to that one call. Otherwise the provider is down for everybody.
+is up answers it, so the timeout belongs to that one call. Otherwise the provider is down for everybody. It is also
+taken for down when the calls for several customers in a row time out; one customer alone cannot make it so.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ from shared.metrics import CIRCUIT_OPEN
 
 log = logging.getLogger(__name__)
 
-FAILURES_TO_OPEN = 5
+CUSTOMERS_TO_OPEN = 5
+
+# Questions after charges and refunds count together as those of one customer, whoever owns the orders.
+NOBODY = ""
 
 # The key of the neutral question: no payment and no refund can have it.
 NEUTRAL_KEY = UUID(int=0)
@@ -33,7 +37,7 @@ class Breaker:
         self.open_s = open_s
         self.clock = clock
         self.answers = 0
-        self.failures = 0
+        self.unanswered: set[str] = set()  # customers with a call that timed out since the last answer
         self.opened_at: float | None = None
 
     @property
@@ -48,18 +52,19 @@ class Breaker:
 
     def succeeded(self) -> None:
         """Count a call that the provider answered."""
-        self.answers, self.failures = self.answers + 1, 0
+        self.answers += 1
+        self.unanswered.clear()
 
-    def failed(self, answers_before: int) -> None:
-        """Count a call that timed out. `answers_before` is the value of `answers` when the call began.
+    def failed(self, answers_before: int, customer: str) -> None:
+        """Count a customer's call that timed out. `answers_before` is the value of `answers` when the call began.
 
         With parallel calls, timeouts finish last and so look consecutive. A timeout counts only if no other call
         succeeded meanwhile. It is ignored while the circuit is open: the call began before that.
         """
         if self.answers == answers_before and not self.is_open:
-            self.failures += 1
-            if self.failures >= FAILURES_TO_OPEN:
-                self.open(f"{FAILURES_TO_OPEN} calls in a row were not answered")
+            self.unanswered.add(customer)
+            if len(self.unanswered) >= CUSTOMERS_TO_OPEN:
+                self.open(f"calls for {CUSTOMERS_TO_OPEN} customers in a row were not answered")
 
     def open(self, why: str) -> None:
         """Block all calls until a trial succeeds; a trial is due after `open_s`."""
@@ -70,7 +75,8 @@ class Breaker:
     def close(self) -> None:
         """Let calls pass again."""
         log.warning("the payment provider answers again")
-        self.opened_at, self.failures = None, 0
+        self.opened_at = None
+        self.unanswered.clear()
 
 
 class Guarded(Provider):
@@ -84,17 +90,17 @@ class Guarded(Provider):
 
     def charge(self, charge: Charge) -> Answer:
         """Take the money, once for each key."""
-        return self._ask(self.provider.charge, charge)
+        return self._ask(self.provider.charge, charge, charge.customer)
 
     def refund(self, refund: Charge) -> Answer:
         """Return the money, once for each key."""
-        return self._ask(self.provider.refund, refund)
+        return self._ask(self.provider.refund, refund, refund.customer)
 
     def find(self, key: UUID) -> Answer | None:
         """Return the provider's answer for a key, or None if the provider does not know the key."""
-        return self._ask(self.provider.find, key)
+        return self._ask(self.provider.find, key, NOBODY)
 
-    def _ask(self, call: Callable[[Any], Any], argument: Any) -> Any:
+    def _ask(self, call: Callable[[Any], Any], argument: Any, customer: str) -> Any:
         self._enter()
         answers_before = self.breaker.answers
         try:
@@ -102,7 +108,7 @@ class Guarded(Provider):
         except ProviderTimeout:
             if not self._is_there():
                 raise ProviderAway() from None
-            self.breaker.failed(answers_before)
+            self.breaker.failed(answers_before, customer)
             raise
         self.breaker.succeeded()
         return answer

@@ -165,12 +165,12 @@ def claim_charges(session: Session, events: Iterable[Envelope]) -> None:
     )
 
 
-def reopen(session: Session, order_ids: Iterable[uuid.UUID]) -> None:
-    """Set payments back to PENDING that became VOID while the provider was being asked.
+def reopen(session: Session, order_id: uuid.UUID) -> None:
+    """Set a payment back to PENDING that became VOID while the provider was being asked.
 
-    They may be charged now; `recover_unknown` finds out. One statement that commits itself, after the provider call.
+    It may be charged now; `recover_unknown` finds out. One statement that commits itself, after the provider call.
     """
-    voided = (PaymentRow.order_id.in_(set(order_ids)), PaymentRow.status == Status.VOID, PaymentRow.cancelled)
+    voided = (PaymentRow.order_id == order_id, PaymentRow.status == Status.VOID, PaymentRow.cancelled)
     session.execute(update(PaymentRow).where(*voided).values(status=Status.PENDING))
 
 
@@ -291,13 +291,14 @@ def save_refunds(session: Session, refunds: Iterable[Refund]) -> None:
 
 
 def unknown(session: Session, model: type[PaymentRow] | type[RefundRow], age_s: float, limit: int) -> Sequence[Any]:
-    """Load payments or refunds that have been PENDING for at least `age_s`, oldest first."""
-    query = (
-        select(model)
-        .where(model.status == "PENDING", model.updated_at < func.now() - func.make_interval(0, 0, 0, 0, 0, 0, age_s))
-        .order_by(model.updated_at)
-        .limit(limit)
-    )
+    """Load payments or refunds that have been PENDING for at least `age_s`.
+
+    The oldest of each customer comes first, then the second oldest of each, and so on: those of one customer whom the
+    provider never answers do not keep those of the others from their turn.
+    """
+    old = model.updated_at < func.now() - func.make_interval(0, 0, 0, 0, 0, 0, age_s)
+    turn = func.row_number().over(partition_by=model.user_id, order_by=model.updated_at)
+    query = select(model).where(model.status == "PENDING", old).order_by(turn, model.updated_at).limit(limit)
     return session.scalars(query).all()
 
 

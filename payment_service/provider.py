@@ -24,13 +24,14 @@ from shared.errors import ConfigurationFault, ProviderTimeout
 
 @dataclass(frozen=True)
 class Charge:
-    """A request to the provider, for a charge or a refund; amount in minor units."""
+    """A request to the provider, for a charge or a refund; amount in minor units. `customer` owns the order."""
 
     key: UUID
     order_id: UUID
     amount: int
     currency: str
     method: str
+    customer: str
 
 
 class Provider(Protocol):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -18,24 +20,25 @@ from shared.config import Settings
 from shared.edge.consumer import handles
 from shared.edge.context import Context
 from shared.edge.database import Database
-from shared.edge.green import run_side_by_side
+from shared.edge.fair_calls import Call, FairCalls, OpenCall
 from shared.edge.http import Probes
 from shared.edge.resources import ExternalClient
 from shared.edge.rpc import rpc
 from shared.edge.timer import each_alone, every
 from shared.edge.tx import Events, Tx
 from shared.envelope import envelope
-from shared.errors import DeadMessage, ProviderTimeout
+from shared.errors import DeadMessage, OverShare, ProviderTimeout
 from shared.events import Identity, Payload
 from shared.relay import Relay
-
-# Parallel calls to the provider. More would only queue there.
-PARALLEL_CALLS = 20
 
 # After this time an unknown answer is asked for by key: no call of this service can still be running.
 UNKNOWN_AFTER_S = 30
 RECOVER_EVERY_S = 5
 RECOVER_BATCH = 100
+
+# A payment is written off UNKNOWN_AFTER_S after it was recorded at the earliest. A charge that is answered sooner than
+# this after it was recorded need not look whether that has happened.
+LOOK_AGAIN_AFTER_S = 2.0
 
 
 def guarded_provider(ledger: Engine, settings: Settings) -> Provider:
@@ -52,6 +55,9 @@ class PaymentService(Probes):
     relay = Relay()
     context = Context()
     provider = ExternalClient(guarded_provider)
+    charges = FairCalls()
+    refunds = FairCalls()
+    questions = FairCalls()
 
     @handles("q.payment.inventory-reserved", ask="ask_for_charges")
     def charge(self, events: Events, tx: Tx) -> None:
@@ -74,25 +80,38 @@ class PaymentService(Probes):
                     changed[after.order_id] = after
         models.save_payments(tx.session, changed.values())
 
-    def ask_for_charges(self, events: Events) -> dict[UUID, Answer | Exception]:
-        """Record PENDING payments, then ask the provider in parallel, with no transaction open."""
+    def ask_for_charges(self, events: Events) -> dict[UUID, Answer | Exception | OpenCall]:
+        """Record PENDING payments, then ask the provider in fair shares, with no transaction open.
+
+        A payment is not recorded as long as its customer's share is used up: it can still be cancelled without a trace.
+        """
         consistent = [event for event in events if domain.fits(domain.check_charge, None, event.payload)]
+        over_share = self.charges.over_share({event.message_id: event.identity.user_id for event in consistent})
+        asked = [event for event in consistent if event.message_id not in over_share]
+        recorded_at = time.monotonic()
         with self.db.autocommit() as session:
-            models.claim_charges(session, consistent)
-            rows = models.payments_of(session, [event.payload.order_id for event in consistent])
-        calls = {}
-        for event in consistent:
+            models.claim_charges(session, asked)
+            rows = models.payments_of(session, [event.payload.order_id for event in asked])
+        wanted = {}
+        for event in asked:
             row = rows[event.payload.order_id]
             payment = models.payment(row)
             if domain.is_to_be_charged(payment) and domain.fits(domain.check_charge, payment, event.payload):
-                calls[event.message_id] = _charge_of(row, row.payment_id)
-        answers = _ask(self.provider.charge, calls)
-        # This process may have frozen before its call. Another process may then have handled the message and the
-        # payment may have become VOID, although it has been charged now.
-        if calls:
-            with self.db.autocommit() as session:
-                models.reopen(session, [charge.order_id for charge in calls.values()])
-        return answers
+                wanted[event.message_id] = _charge_of(row, row.payment_id)
+        return over_share | _ask(self.charges, partial(self._charge, recorded_at), wanted)
+
+    def _charge(self, recorded_at: float, charge: Charge) -> Answer:
+        """Charge, and find out afterwards whether the payment is still expected.
+
+        This process may have frozen before its call. Another process may then have handled the message and the payment
+        may have become VOID, although it has been charged now.
+        """
+        try:
+            return self.provider.charge(charge)
+        finally:
+            if time.monotonic() - recorded_at > LOOK_AGAIN_AFTER_S:
+                with self.db.autocommit() as session:
+                    models.reopen(session, charge.order_id)
 
     @handles("q.payment.refund-requested", ask="ask_for_refunds")
     def refund(self, events: Events, tx: Tx) -> None:
@@ -119,8 +138,8 @@ class PaymentService(Probes):
         models.save_payments(tx.session, after.values())
         models.save_refunds(tx.session, closed.values())
 
-    def ask_for_refunds(self, events: Events) -> dict[UUID, Answer | Exception]:
-        """Record PENDING refunds, then ask the provider in parallel, with no transaction open."""
+    def ask_for_refunds(self, events: Events) -> dict[UUID, Answer | Exception | OpenCall]:
+        """Record PENDING refunds, then ask the provider in fair shares, with no transaction open."""
         with self.db.autocommit() as session:
             rows = models.payments_of(session, [event.payload.order_id for event in events])
             paid = {order_id: models.payment(row) for order_id, row in rows.items()}
@@ -131,15 +150,19 @@ class PaymentService(Probes):
                 if domain.took_money(payment := paid.get(event.payload.order_id))
                 and domain.fits(domain.check_refund, payment, None, event.payload)
             ]
-            models.claim_refunds(session, known)
-            refunds = models.refunds(session, [event.payload.refund_id for event in known])
-        calls = {}
-        for event in known:
+            over_share = self.refunds.over_share(
+                {event.message_id: rows[event.payload.order_id].user_id for event in known}
+            )
+            asked = [event for event in known if event.message_id not in over_share]
+            models.claim_refunds(session, asked)
+            refunds = models.refunds(session, [event.payload.refund_id for event in asked])
+        wanted = {}
+        for event in asked:
             row, refund = rows[event.payload.order_id], refunds[event.payload.refund_id]
             unknown = refund.status == domain.RefundStatus.PENDING and refund.order_id == row.order_id
             if unknown and domain.is_to_be_refunded(models.payment(row)):
-                calls[event.message_id] = _charge_of(row, refund.refund_id)
-        return _ask(self.provider.refund, calls)
+                wanted[event.message_id] = _charge_of(row, refund.refund_id)
+        return over_share | _ask(self.refunds, self.provider.refund, wanted)
 
     @handles("q.payment.order-cancelled")
     def void(self, events: Events, tx: Tx) -> None:
@@ -157,7 +180,7 @@ class PaymentService(Probes):
         Raises ProviderAway if the provider is down, after it has saved every answer that came.
         """
         for error in [*self._recover_charges(), *self._recover_refunds()]:
-            if not isinstance(error, ProviderTimeout):  # the next run asks for it again
+            if not isinstance(error, ProviderTimeout | OverShare):  # the next run asks for it again
                 raise error
 
     def _recover_charges(self) -> list[Exception]:
@@ -199,11 +222,18 @@ class PaymentService(Probes):
             self._emit(session, row, emits)
 
     def _find(self, asked: list[tuple[Any, Charge]]) -> tuple[list[tuple[Any, Answer | None]], list[Exception]]:
-        """Find the answer to each row's charge or refund: (row, answer) pairs, and the errors of the other rows."""
-        answers = _ask(lambda charge: self.provider.find(charge.key), {charge.key: charge for _, charge in asked})
-        found = [(row, answers[charge.key]) for row, charge in asked]
-        answered = [(row, answer) for row, answer in found if not isinstance(answer, Exception)]
-        return answered, [answer for _, answer in found if isinstance(answer, Exception)]
+        """Find the answer to each row's charge or refund: (row, answer) pairs, and the errors of the other rows.
+
+        An answer that comes late is found by a later run, with the row as it was when the provider was asked.
+        """
+
+        def answer(row: Any, charge: Charge) -> tuple[Any, Answer | None]:
+            return row, domain.answer_without_provider(charge.amount) or self.provider.find(charge.key)
+
+        calls = {charge.key: Call(charge.customer, partial(answer, row, charge)) for row, charge in asked}
+        results = self.questions.ask(calls).values()
+        found = [result for result in results if isinstance(result, tuple)]
+        return found, [result for result in results if isinstance(result, Exception)]
 
     def _emit(
         self, session: Session, asked: models.PaymentRow | models.RefundRow, payloads: tuple[Payload, ...]
@@ -225,14 +255,13 @@ class PaymentService(Probes):
             return models.visible(session, self.context.identity, order_id=order_id)
 
 
-def _ask(call: Callable[[Charge], Answer | None], charges: dict[UUID, Charge]) -> dict[UUID, Any]:
-    """Ask the provider in parallel where money is to move. Returns answers, or the exceptions of calls, by key."""
-    answers = {key: domain.answer_without_provider(charge.amount) for key, charge in charges.items()}
+def _ask(fair_calls: FairCalls, call: Callable[[Charge], Answer], wanted: Mapping[UUID, Charge]) -> dict[UUID, Any]:
+    """Ask the provider in fair shares where money is to move; by key what `FairCalls.ask` returns."""
+    answers = {key: domain.answer_without_provider(charge.amount) for key, charge in wanted.items()}
     known = {key: answer for key, answer in answers.items() if answer is not None}
-    return known | run_side_by_side(
-        call, {key: charge for key, charge in charges.items() if key not in known}, PARALLEL_CALLS
-    )
+    calls = {key: Call(charge.customer, partial(call, charge)) for key, charge in wanted.items() if key not in known}
+    return known | fair_calls.ask(calls)
 
 
 def _charge_of(row: models.PaymentRow, key: UUID) -> Charge:
-    return Charge(key, row.order_id, row.amount, row.currency, row.method)
+    return Charge(key, row.order_id, row.amount, row.currency, row.method, row.user_id)

@@ -298,6 +298,12 @@ class HeldUp(EcomError):
     code = "held_up"
 
 
+class OverShare(HeldUp):
+    """Other calls for the same customer take too long: this message's turn comes later, and others can be handled."""
+
+    code = "over_share"
+
+
 class ProviderTimeout(EcomError):
     """The payment provider did not answer in time; whether it charged is unknown."""
 

@@ -13,7 +13,7 @@ from typing import Any
 from uuid import UUID
 
 from shared.envelope import CONTRACT_VERSION, Envelope
-from shared.errors import DeadMessage, EcomError, InvalidSchema
+from shared.errors import DeadMessage, EcomError, InvalidSchema, OverShare
 from shared.ids import uuid7
 from shared.outcomes import Outcome, outcome_of
 from shared.senders import PUBLISHER, UNSIGNED, sender_of
@@ -106,8 +106,13 @@ class Delivery:
 
     @property
     def held_up_before(self) -> int:
-        """How often it was set aside because a lock or a slow statement held it up."""
+        """How often it was set aside because something held it up."""
         return _positive_integer(self.headers.get("x-held-up"))
+
+    @property
+    def locked_out_before(self) -> bool:
+        """Whether a lock or a slow statement held it up last, and not the calls of its customer."""
+        return self.held_up_before > 0 and self.headers.get("x-error-class") != OverShare.__name__
 
     @property
     def unsettled_since(self) -> float:

@@ -22,7 +22,7 @@ from sqlalchemy.types import BigInteger
 
 from shared import inbox, outbox
 from shared.edge import green
-from shared.edge.broker import backoff, in_brief, user_of
+from shared.edge.broker import backoff, in_brief
 from shared.edge.database import Database, quietly
 from shared.edge.extensions import DependencyProvider
 from shared.edge.postgres import connect, wait_for_notice
@@ -34,6 +34,7 @@ from shared.errors import PublishFailed
 from shared.events import CATALOGUE
 from shared.logs import Reminder, in_a_line
 from shared.metrics import OUTBOX_HELD, OUTBOX_LEADER, OUTBOX_OLDEST, OUTBOX_PENDING
+from shared.parsers import broker_user_in
 from topology.services import publisher_of
 from topology.table import EVENTS_EXCHANGE, UNHEARD
 from topology.users import service_of
@@ -88,7 +89,7 @@ def publish_once(connection: Connection, publisher: Publisher) -> int:
     broker is away; nothing is then marked.
     """
     rows = connection.execute(_READ, {"limit": BATCH_SIZE}).all()
-    user = user_of(publisher.uri)
+    user = broker_user_in(publisher.uri)
     # The broker would close the channel for such a row, and no other row would ever go out.
     refusals = {row.id: f"{user} may not publish it" for row in rows if not _may_publish(user, row.event_type)}
     going = [row for row in rows if row.id not in refusals]

@@ -68,7 +68,14 @@ class Flow:
         return dict(answer.json())
 
     def order(
-        self, sku: str, quantity: int = 1, payment: str = "mock_ok", unit_price: int = 1000, key: str | None = None
+        self,
+        sku: str,
+        quantity: int = 1,
+        payment: str = "mock_ok",
+        *,
+        unit_price: int = 1000,
+        key: str | None = None,
+        user: str = "customer",
     ) -> dict[str, Any]:
         """Post an order; its body as answered."""
         body = {
@@ -76,7 +83,7 @@ class Flow:
             "payment_method": payment,
             "items": [{"sku": sku, "quantity": quantity, "unit_price": unit_price}],
         }
-        answer = self.send("POST", "/api/orders", body, Idempotency_Key=key or str(uuid.uuid4()))
+        answer = self.send("POST", "/api/orders", body, user, Idempotency_Key=key or str(uuid.uuid4()))
         answer.raise_for_status()
         return dict(answer.json())
 

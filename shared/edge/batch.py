@@ -19,6 +19,7 @@ from shared.decoding import read_event
 from shared.edge import green
 from shared.edge.attempt import Attempt, Handled, Limits, log_failure
 from shared.edge.database import Sessions
+from shared.edge.fair_calls import OpenCall
 from shared.edge.hold_ups import UNKNOWN, HoldUps, Look
 from shared.edge.pausing import Pausing
 from shared.edge.postgres import STATEMENT_TIMEOUT_MS
@@ -26,7 +27,7 @@ from shared.edge.publisher import Publisher
 from shared.edge.sending_on import SendingOn
 from shared.edge.tx import Events, Tx
 from shared.envelope import Envelope
-from shared.errors import DeadMessage, Forged, HeldUp
+from shared.errors import DeadMessage, Forged, HeldUp, OverShare
 from shared.failures import Delivery, FailedDelivery
 from shared.metrics import EVENTS, FORGED
 from shared.outcomes import Outcome, outcome_of
@@ -52,12 +53,21 @@ PATIENT = Limits(lock_ms=10, statement_ms=STATEMENT_TIMEOUT_MS)
 # that were held up before.
 MOST_WAITED_S, MOST_WAITED_AGAIN_S = 2.0, 0.2
 
+SLOW_CALLS = "slow calls for the same customers"
+
 
 class Incoming(NamedTuple):
     """A delivery and the event in it."""
 
     delivery: Delivery
     event: Envelope
+
+
+class Unsettled(NamedTuple):
+    """A delivery whose batch has gone on without it, and the call that it waits for."""
+
+    delivery: Delivery
+    call: OpenCall
 
 
 class Batch:
@@ -84,31 +94,53 @@ class Batch:
         self.senders = senders
         self.pausing = Pausing(queue, stopping)
         self.hold_ups = HoldUps(queue)
+        self.over_share = HoldUps(queue)
         self.sending_on = SendingOn(queue, self.service, sessions, publisher, self.pausing)
 
-    def handle_batch(self, deliveries: Sequence[Delivery]) -> None:
-        """Handle them all. On return each has taken effect, was a duplicate, or is safe in its next queue.
+    def handle_batch(self, deliveries: Sequence[Delivery]) -> list[Unsettled]:
+        """Handle them. On return each has taken effect, was a duplicate, or is safe in its next queue.
 
-        Raises Stopping when the service was asked to stop while it could not work; then nothing may be acked.
+        Returns those for which that is not so: they still wait for a call, and are to be handled again when it has
+        ended. Raises Stopping when the service was asked to stop while it could not work; then nothing may be acked.
         """
         incoming, refused = self._decode(deliveries)
         answers = self._ask_for([item.event for item in incoming.values()])
+        going_on = {key: answer for key, answer in answers.items() if isinstance(answer, OpenCall)}
         unanswered = {key: answer for key, answer in answers.items() if isinstance(answer, Exception)}
-        handled = self._handle([item for key, item in incoming.items() if key not in unanswered], answers)
+        ready = [item for key, item in incoming.items() if key not in unanswered and key not in going_on]
+        handled = self._handle(ready, answers)
         errors = unanswered | handled.failed
         failed = refused + [FailedDelivery(*incoming[key], error) for key, error in errors.items()]
-        for item in failed:
-            if outcome_of(item.error) is Outcome.LATER:
-                reason = str(item.error) if isinstance(item.error, HeldUp) else UNKNOWN
-                self.hold_ups.note(reason, item.delivery.unsettled_since)
         sent_on = self.sending_on.send_on(failed)
         duplicates = handled.seen_before + len(deliveries) - len(incoming) - len(refused)
-        done = len(deliveries) - len(failed) - duplicates
+        done = len(deliveries) - len(failed) - duplicates - len(going_on)
         settled = [("done", done), ("duplicate", duplicates), *sent_on.items()]
         for outcome, count in settled:
             EVENTS.labels(self.service, self.queue, outcome).inc(count)
-        held_up = sent_on[Outcome.LATER]
-        green.sleep(self.hold_ups.settle(len(deliveries) - held_up, held_up))
+        locked_out = self._note_held_up(failed)
+        green.sleep(self.hold_ups.settle(len(deliveries) - locked_out, locked_out))
+        return [Unsettled(incoming[key].delivery, call) for key, call in going_on.items()]
+
+    def warnings(self) -> list[str]:
+        """What holds up some messages while the others go on, for people."""
+        return self.hold_ups.sentences() + self.over_share.sentences()
+
+    def held_up_since(self) -> float | None:
+        """Since when the oldest message is held up, in Unix seconds."""
+        moments = (self.hold_ups.oldest(), self.over_share.oldest())
+        return min((moment for moment in moments if moment is not None), default=None)
+
+    def _note_held_up(self, failed: Sequence[FailedDelivery]) -> int:
+        """Take note of the messages that are held up; how many of them by a lock or a slow statement."""
+        locked_out = 0
+        for item in failed:
+            if isinstance(item.error, OverShare):
+                self.over_share.note(SLOW_CALLS, item.delivery.unsettled_since)
+            elif outcome_of(item.error) is Outcome.LATER:
+                locked_out += 1
+                reason = str(item.error) if isinstance(item.error, HeldUp) else UNKNOWN
+                self.hold_ups.note(reason, item.delivery.unsettled_since)
+        return locked_out
 
     def _decode(self, deliveries: Sequence[Delivery]) -> tuple[dict[UUID, Incoming], list[FailedDelivery]]:
         """The events by message_id, each once, and the deliveries that cannot be read or are forged."""
@@ -159,9 +191,9 @@ class Batch:
         return answers
 
     def _handle(self, incoming: Sequence[Incoming], answers: dict[UUID, Any]) -> Handled:
-        """Handle the events: first those that were never held up, so that they do not wait for a lock."""
-        fresh = [item.event for item in incoming if not item.delivery.held_up_before]
-        returned = [item for item in incoming if item.delivery.held_up_before]
+        """Handle the events: first those that no lock has held up, so that they do not wait for a lock."""
+        fresh = [item.event for item in incoming if not item.delivery.locked_out_before]
+        returned = [item for item in incoming if item.delivery.locked_out_before]
         handled = self._handle_together(fresh, answers)
         if not returned:
             return handled

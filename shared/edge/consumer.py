@@ -19,7 +19,8 @@ import amqp
 from nameko.exceptions import ContainerBeingKilled
 from nameko.extensions import Entrypoint
 
-from shared.edge.batch import Batch
+from shared.edge import green
+from shared.edge.batch import Batch, Unsettled
 from shared.edge.broker import BrokerConnection, run_connected
 from shared.edge.database import Database
 from shared.edge.pausing import Stopping
@@ -44,6 +45,9 @@ PREFETCH_CAREFUL = 1
 SUSPECT_DELIVERIES = 3
 CLEAN_TO_OPEN = 50
 
+# How often to look whether a call has ended for which a batch did not wait.
+LOOK_S = 0.05
+
 # On a graceful stop the messages already delivered are handled within this; the rest goes back to the queue, and calls
 # to the outside that still wait for an answer are abandoned.
 FINISH_S = 5.0
@@ -66,6 +70,7 @@ class Handles(Entrypoint):
         self._broker_fault: str | None = "not connected yet"
         self._held: deque[Delivery] = deque()
         self._in_work: list[Delivery] = []
+        self._going_on: list[Unsettled] = []
         self._publisher = Publisher(self.settings.amqp_uri, self.settings.heartbeat_s)
         self.batch = Batch(
             self.queue,
@@ -84,12 +89,13 @@ class Handles(Entrypoint):
 
     def warnings(self) -> list[str]:
         """What holds up some messages while the others go on, for people."""
-        return self.batch.hold_ups.sentences()
+        return self.batch.warnings()
 
     def oldest_unsettled_s(self) -> float:
         """The age of the oldest message that came and is not settled, in seconds; 0 if all are."""
-        waiting = [delivery.unsettled_since for delivery in (*self._held, *self._in_work)]
-        held_up = self.batch.hold_ups.oldest()
+        going_on = [item.delivery for item in self._going_on]
+        waiting = [delivery.unsettled_since for delivery in (*self._held, *self._in_work, *going_on)]
+        held_up = self.batch.held_up_since()
         oldest = min([*waiting, held_up] if held_up else waiting, default=None)
         return max(0.0, time.time() - oldest) if oldest else 0.0
 
@@ -147,18 +153,30 @@ class Handles(Entrypoint):
     def _consume(self, connection: BrokerConnection) -> None:
         self._connection = connection
         self._held.clear()
+        self._going_on.clear()
         self._clean_needed = 0
         self._tag: str | None = None
         self._subscribe(PREFETCH_CAREFUL)
         self._broker_fault = None
         while not self._stopping:
-            if self._held or connection.read(timeout_s=0.5):
-                while len(self._held) < PREFETCH and connection.read(timeout_s=0):
+            self._take_back()
+            if self._held or connection.read(timeout_s=LOOK_S if self._going_on else 0.5):
+                while len(self._held) + len(self._going_on) < PREFETCH and connection.read(timeout_s=0):
                     pass
                 self._handle_and_ack(self._take())
         self._cancel()
-        while self._held and time.monotonic() < self._stop_by:
+        while (self._held or self._going_on) and time.monotonic() < self._stop_by:
+            if not self._held:
+                green.sleep(LOOK_S)
+                self._take_back()
             self._handle_and_ack(self._take())
+
+    def _take_back(self) -> None:
+        """Hold the messages again whose calls have ended, before the others."""
+        ended = [item for item in self._going_on if item.call.ended]
+        if ended:
+            self._going_on = [item for item in self._going_on if not item.call.ended]
+            self._held.extendleft(item.delivery for item in reversed(ended))
 
     def _subscribe(self, prefetch: int) -> None:
         """Consume with another prefetch: it is fixed when a consumer starts (4.3 counts a global one per consumer)."""
@@ -205,28 +223,31 @@ class Handles(Entrypoint):
         self._in_work = deliveries
         try:
             with BATCH_SECONDS.labels(self.batch.service, self.queue).time():
-                self.batch.handle_batch(deliveries)
+                going_on = self.batch.handle_batch(deliveries)
         finally:
             self._in_work = []
+        self._going_on += going_on
         if self._clean_needed:
             self._clean_needed -= 1
         opens = not self._clean_needed and self._prefetch != PREFETCH
         if opens or self._stopping:
             # Before the ack: an ack makes room for messages that a cancelled consumer would get and be charged for.
             self._cancel()
-        self._ack(deliveries)
+        unsettled = {item.delivery.tag for item in going_on}
+        self._ack([item.tag for item in deliveries if item.tag not in unsettled])
         self._connection.reset_silence()
         if opens:
             self._subscribe(PREFETCH)
 
-    def _ack(self, deliveries: list[Delivery]) -> None:
-        """One ack for all where nothing older is still held: the channel is this consumer's alone."""
-        channel, last = self._connection.channel, deliveries[-1].tag
-        if all(item.tag > last for item in self._held):
+    def _ack(self, tags: list[int]) -> None:
+        """One ack for all where nothing older is unsettled: the channel is this consumer's alone."""
+        channel, last = self._connection.channel, max(tags, default=0)
+        unsettled = [item.tag for item in self._held] + [item.delivery.tag for item in self._going_on]
+        if tags and all(tag > last for tag in unsettled):
             channel.basic_ack(last, multiple=True)
         else:
-            for item in deliveries:
-                channel.basic_ack(item.tag)
+            for tag in tags:
+                channel.basic_ack(tag)
 
 
 def delivery_of(message: amqp.Message) -> Delivery:

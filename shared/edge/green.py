@@ -7,11 +7,11 @@ patches nothing: `shared.edge.patched` does, in the processes that serve.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable, Mapping
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 warnings.filterwarnings("ignore", message=r"\s*Eventlet is deprecated")
-from eventlet import GreenPool, Timeout, sleep, spawn, spawn_n, tpool, wsgi  # noqa: E402
+from eventlet import Timeout, sleep, spawn, spawn_n, tpool, wsgi  # noqa: E402
 from eventlet.event import Event  # noqa: E402
 from eventlet.greenio import shutdown_safe  # noqa: E402
 from eventlet.greenthread import GreenThread  # noqa: E402
@@ -24,7 +24,6 @@ __all__ = [
     "Semaphore",
     "Timeout",
     "run_in_thread",
-    "run_side_by_side",
     "shutdown_safe",
     "sleep",
     "spawn",
@@ -36,22 +35,8 @@ __all__ = [
 # In a WSGI environ: 0 sends each piece of a body at once.
 MINIMUM_WRITE_CHUNK_SIZE = "eventlet.minimum_write_chunk_size"
 
-K = TypeVar("K", bound=Hashable)
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-def run_side_by_side(call: Callable[[Any], Any], arguments: Mapping[K, Any], at_most: int) -> dict[K, Any]:
-    """Call once for each argument, at most `at_most` at a time: by key the result, or the exception it raised."""
-
-    def one(item: tuple[K, Any]) -> tuple[K, Any]:
-        key, argument = item
-        try:
-            return key, call(argument)
-        except Exception as error:
-            return key, error
-
-    return dict(GreenPool(at_most).imap(one, arguments.items()))
 
 
 def run_in_thread(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -43,6 +44,41 @@ def test_while_one_answer_is_awaited_the_other_orders_are_paid(system: System) -
     for order_id in slow + quick:
         assert flow.at_rest(order_id)["status"] == "PAID"
         assert charges_of(system, order_id) == [(1000, True)]
+
+
+MANY = 60
+NOT_LATER_S = 2.0
+
+
+def test_many_charges_of_one_customer_that_time_out_delay_nobody_elses(system: System) -> None:
+    flow = system.flow()
+    flow.stock("share", 2 * MANY)
+    usual_s = time_to_be_paid(system)
+    mallory = system.become("mallory", "customer")
+
+    def post(number: int) -> str:
+        return str(system.flow(number % 2).order("share", payment="mock_timeout", user=mallory)["order_id"])
+
+    with ThreadPoolExecutor(8) as pool:
+        slow = list(pool.map(post, range(MANY)))
+    beside_s = [time_to_be_paid(system) for _ in range(3)]
+    print(f"\nusually paid after {usual_s:.2f} s, beside {MANY} charges that time out after {beside_s}")
+    assert max(beside_s) < usual_s + NOT_LATER_S
+
+    def answered() -> bool:
+        """Let the provider answer the next try of each."""
+        system.databases.run("payment", "UPDATE payments SET method = 'mock_ok' WHERE status = 'PENDING'")
+        return all(payment_of(system, order_id) == "COMPLETED" for order_id in slow)
+
+    eventually(answered, bool, 60)
+    assert [charges_of(system, order_id) for order_id in slow] == [[(1000, True)]] * MANY
+
+
+def time_to_be_paid(system: System) -> float:
+    """The seconds from the post of an order to its payment, by another customer."""
+    flow, began = system.flow(), time.monotonic()
+    assert flow.at_rest(flow.order("share")["order_id"])["status"] == "PAID"
+    return time.monotonic() - began
 
 
 def test_a_charge_whose_message_is_lost_for_good_is_found_out_by_settle(system: System, long: bool) -> None:

@@ -27,6 +27,7 @@ from shared.edge.broker import BrokerConnection
 from shared.edge.consumer import Handles
 from shared.edge.context import RequestContext
 from shared.edge.database import Database
+from shared.edge.fair_calls import FairCalls
 from shared.edge.postgres import connect
 from shared.edge.publisher import Outgoing, Publisher
 from shared.edge.runner import nameko_config, service_class
@@ -75,9 +76,11 @@ def throughout(holds: Callable[[], bool], for_s: float) -> None:
         eventlet.sleep(0.02)
 
 
-def emitted(payload: Payload, source: str = "order_service", trace_id: str | None = None) -> Envelope:
-    """An event as a service emits it."""
-    return envelope(source, payload, trace_id or new_trace_id(), CUSTOMER)
+def emitted(
+    payload: Payload, source: str = "order_service", trace_id: str | None = None, by: str = CUSTOMER.user_id
+) -> Envelope:
+    """An event as a service emits it, caused by a customer."""
+    return envelope(source, payload, trace_id or new_trace_id(), Identity(by, CUSTOMER.roles))
 
 
 def order_created(
@@ -92,11 +95,13 @@ def order_created(
     return OrderCreated(order_id or uuid4(), "EUR", unit_price * quantity * len(items), items, method)
 
 
-def reserved_event(order_id: UUID | None = None, method: str = "mock_ok", unit_price: int = 100) -> Envelope:
+def reserved_event(
+    order_id: UUID | None = None, method: str = "mock_ok", unit_price: int = 100, customer: str = "customer"
+) -> Envelope:
     """An order's items are held: payment_service charges for this event."""
     order = order_created(order_id, method=method, unit_price=unit_price)
     payload = Reserved(order.order_id, uuid4(), order.items, order.total, order.currency, method)
-    return emitted(payload, source="inventory_service")
+    return emitted(payload, source="inventory_service", by=customer)
 
 
 def delivery(event: Envelope, tag: int = 1, headers: Mapping[str, Any] | None = None, queue: str = "") -> Delivery:
@@ -148,6 +153,8 @@ class Bench:
             isolation_level="AUTOCOMMIT"
         )
         self.service.provider = self.provider(settings.payment_mode)
+        for fair_calls in ("charges", "refunds", "questions"):
+            setattr(self.service, fair_calls, FairCalls(patience_s=TIMEOUT_S))
         self.publisher = Publisher(settings.amqp_uri, settings.heartbeat_s)
 
     def called_by(self, identity: Identity) -> None:

@@ -199,9 +199,10 @@ def test_a_cancelled_payment_that_the_provider_does_not_know_is_void(
 
 
 def test_a_charge_made_after_its_payment_became_void_is_recovered(
-    bench: Benches, database: Databases, mail: Mail
+    bench: Benches, database: Databases, mail: Mail, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process froze between recording the payment and the charge, for longer than any call takes."""
+    monkeypatch.setattr("payment_service.service.LOOK_AGAIN_AFTER_S", 0.0)
     event = reserved_event()
     payment = bench("payment")
     provider = payment.service.provider

@@ -33,6 +33,7 @@ from payment_service.provider import Charge, Provider
 from payment_service.service import PaymentService
 from shared.edge.consumer import Handles
 from shared.edge.context import RequestContext
+from shared.edge.fair_calls import Call
 from shared.edge.tx import Events, Tx
 from shared.envelope import Envelope, envelope
 from shared.errors import CannotWork, Conflict, ProviderAway, ProviderTimeout
@@ -258,11 +259,10 @@ class PaymentModels:
                 session.payments[asked.order_id] = replace(row, updated_at=row.updated_at + 1)
 
     @staticmethod
-    def reopen(session: Tables, order_ids: Iterable[UUID]) -> None:
-        for order_id in order_ids:
-            row = session.payments[order_id]
-            if row.status == PaymentStatus.VOID and row.cancelled:
-                session.payments[order_id] = replace(row, status=PaymentStatus.PENDING)
+    def reopen(session: Tables, order_id: UUID) -> None:
+        row = session.payments[order_id]
+        if row.status == PaymentStatus.VOID and row.cancelled:
+            session.payments[order_id] = replace(row, status=PaymentStatus.PENDING)
 
     @staticmethod
     def claim_voids(session: Tables, events: Iterable[Envelope]) -> None:
@@ -325,15 +325,20 @@ class PaymentModels:
         return [row for row in session.refunds.values() if row.status == "PENDING" and row.refund_id not in under_way]
 
 
-def one_by_one(call: Callable[[Any], Any], asked: dict[UUID, Any], at_most: int) -> dict[UUID, Any]:
-    """`run_side_by_side`, one after the other."""
-    answers: dict[UUID, Any] = {}
-    for key, argument in asked.items():
-        try:
-            answers[key] = call(argument)
-        except Exception as error:
-            answers[key] = error
-    return answers
+class OneByOne:
+    """`FairCalls`, one after the other."""
+
+    def over_share(self, customers: Mapping[UUID, str]) -> dict[UUID, Exception]:
+        return {}
+
+    def ask(self, calls: Mapping[UUID, Call]) -> dict[UUID, Any]:
+        answers: dict[UUID, Any] = {}
+        for key, call in calls.items():
+            try:
+                answers[key] = call.run()
+            except Exception as error:
+                answers[key] = error
+        return answers
 
 
 def on_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,7 +353,6 @@ def on_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "outbox", SimpleNamespace(emit=tell))
     monkeypatch.setattr(order_service.service, "queries", OrderQueries)
     monkeypatch.setattr(order_service.service, "idempotency", SimpleNamespace(claim_key=claim_key))
-    monkeypatch.setattr(payment_service.service, "run_side_by_side", one_by_one)
 
 
 WILLING = "willing"
@@ -479,6 +483,8 @@ class World:
             service.context = RequestContext(TRACE, ANN)
         self.services["order"].settings = SimpleNamespace(order_deadline_s=900)
         self.services["payment"].provider = self.bank
+        for fair_calls in ("charges", "refunds", "questions"):
+            setattr(self.services["payment"], fair_calls, OneByOne())
         self.handlers = handlers_of(self.services)
 
         self.waiting: list[Message] = []

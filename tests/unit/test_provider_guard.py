@@ -7,7 +7,7 @@ import pytest
 from eventlet.event import Event
 from prometheus_client import REGISTRY
 
-from payment_service.breaker import FAILURES_TO_OPEN, NEUTRAL_KEY, Breaker, Guarded
+from payment_service.breaker import CUSTOMERS_TO_OPEN, NEUTRAL_KEY, Breaker, Guarded
 from payment_service.domain import Answer
 from payment_service.provider import Charge, Provider
 from shared.errors import CannotWork, ProviderAway, ProviderTimeout
@@ -17,8 +17,8 @@ YES = Answer(True, reference="ref")
 SILENT = uuid4()  # a key that always times out, whatever the provider does for other keys
 
 
-def charge(key: UUID | None = None) -> Charge:
-    return Charge(key or uuid4(), uuid4(), 100, "EUR", "mock_ok")
+def charge(key: UUID | None = None, customer: str = "ann") -> Charge:
+    return Charge(key or uuid4(), uuid4(), 100, "EUR", "mock_ok", customer)
 
 
 class Clock:
@@ -86,10 +86,11 @@ def ask(guarded: Guarded, how: str, key: UUID) -> Answer | None:
     return guarded.find(key) if how == "find" else getattr(guarded, how)(charge(key))
 
 
-def fail(guarded: Guarded, times: int) -> None:
-    for _ in range(times):
+def fail(guarded: Guarded, customers: int) -> None:
+    """One call for each of so many customers times out."""
+    for number in range(customers):
         with pytest.raises(ProviderTimeout):
-            guarded.charge(charge(SILENT))
+            guarded.charge(charge(SILENT, f"customer {number}"))
 
 
 def outage(guarded: Guarded, provider: FakeProvider) -> None:
@@ -151,22 +152,32 @@ def test_provider_away_is_not_a_fault_of_the_message() -> None:
     assert ProviderAway.code == "provider_away"
 
 
-def test_consecutive_timeouts_open_the_circuit_even_if_the_neutral_question_is_answered(
+def test_timeouts_of_several_customers_in_a_row_open_the_circuit_even_if_the_neutral_question_is_answered(
     guarded: Guarded, provider: FakeProvider
 ) -> None:
-    fail(guarded, FAILURES_TO_OPEN - 1)
+    fail(guarded, CUSTOMERS_TO_OPEN - 1)
     assert circuit_open() == 0
-    fail(guarded, 1)  # raises ProviderTimeout still: the neutral question was answered
+    with pytest.raises(ProviderTimeout):  # still: the neutral question was answered
+        guarded.charge(charge(SILENT, "one more"))
 
     assert circuit_open() == 1
     with pytest.raises(ProviderAway):
         guarded.charge(charge())
 
 
+@HOW
+def test_the_timeouts_of_one_customer_never_open_the_circuit(guarded: Guarded, how: str) -> None:
+    for _ in range(3 * CUSTOMERS_TO_OPEN):
+        with pytest.raises(ProviderTimeout):
+            ask(guarded, how, SILENT)
+
+    assert circuit_open() == 0
+
+
 def test_an_answer_between_timeouts_resets_the_count(guarded: Guarded) -> None:
-    fail(guarded, FAILURES_TO_OPEN - 1)
+    fail(guarded, CUSTOMERS_TO_OPEN - 1)
     guarded.charge(charge())
-    fail(guarded, FAILURES_TO_OPEN - 1)
+    fail(guarded, CUSTOMERS_TO_OPEN - 1)
 
     assert circuit_open() == 0
 
@@ -204,9 +215,9 @@ def test_an_answered_trial_closes_the_circuit_and_the_call_is_made(
 
 
 def test_a_closed_circuit_counts_timeouts_from_zero(guarded: Guarded, provider: FakeProvider, clock: Clock) -> None:
-    fail(guarded, FAILURES_TO_OPEN)
+    fail(guarded, CUSTOMERS_TO_OPEN)
     clock.now += OPEN_S
-    fail(guarded, FAILURES_TO_OPEN - 1)
+    fail(guarded, CUSTOMERS_TO_OPEN - 1)
 
     assert circuit_open() == 0
 
@@ -272,7 +283,7 @@ def test_an_error_that_is_not_a_timeout_passes_through_and_is_not_counted(
     guarded: Guarded, provider: FakeProvider, clock: Clock
 ) -> None:
     provider.fault = ValueError("a bug")
-    for _ in range(FAILURES_TO_OPEN):
+    for _ in range(CUSTOMERS_TO_OPEN):
         with pytest.raises(ValueError, match="a bug"):
             guarded.charge(charge())
     assert circuit_open() == 0
@@ -298,8 +309,8 @@ def test_a_late_timeout_does_not_keep_the_circuit_open_longer(
     breaker = guarded.breaker
     breaker.open("a test")
     clock.now += OPEN_S - 1
-    for _ in range(FAILURES_TO_OPEN):
-        breaker.failed(breaker.answers)
+    for number in range(CUSTOMERS_TO_OPEN):
+        breaker.failed(breaker.answers, f"customer {number}")
     clock.now += 1
 
     assert breaker.trial_is_due
