@@ -10,7 +10,7 @@ COVERAGE = .venv/bin/coverage
 # Found by every process of the run, in whatever folder it works.
 export COVERAGE_FILE = $(CURDIR)/.run/coverage
 
-.PHONY: help demo up down restart status shell test test-long coverage check lock clean
+.PHONY: help demo up down restart status shell test test-long coverage check lock audit sbom clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -55,6 +55,15 @@ check: ## format, lint, types, import rules
 lock: ## bring requirements.lock up to setup.cfg; ARGS=--upgrade takes the newest of everything
 	@$(STACK) install
 	@$(COMPILE) $(ARGS)
+
+audit: ## look up every package of requirements.lock among the known faults; 1 found some, 3 could not ask
+	@$(STACK) install
+	@.venv/bin/python deploy/audit.py
+
+sbom: ## write sbom.cdx.json: the packages of the image with versions and hashes, as CycloneDX
+	@$(STACK) install
+	@$(PYTHON) deploy/requirements.py setup.cfg requirements.lock > .run/runtime.txt
+	@.venv/bin/cyclonedx-py requirements .run/runtime.txt --output-reproducible --output-file sbom.cdx.json
 
 clean: ## stop everything and delete its data and logs
 	@$(STACK) clean

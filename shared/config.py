@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 from shared import parsers
 from shared.errors import ConfigurationFault
-from topology import services
+from topology import broker_uri, services
+from topology.broker_uri import TlsFiles
 from topology.table import CONSUMERS
 from topology.users import SHELL
 
@@ -92,6 +93,7 @@ _NAMED_KEYS = Secret(lambda keys: [f"{kid}:***" for kid, _ in keys], lambda keys
 
 # The commands that connect to the broker as the user of a service, or of the shell.
 _COMMANDS_AS = {"ops": (TOPOLOGY, OPERATOR), SHELL: (TOPOLOGY, SHELL)}
+_CLIENTS = (*SERVICES, MIGRATE, TOPOLOGY, AUDIT, USER, OPERATOR, SHELL)
 _AT_THE_BROKER = (*SERVICES, TOPOLOGY, OPERATOR, SHELL)
 # The databases that a role opens beside the one of its own name.
 _OPENS = {
@@ -215,6 +217,23 @@ class Settings:
         )
         for name, port in PORTS.items()
     })
+    tls_ca: str = _one(Row(
+        "TLS_CA_FILE", parsers.readable_file,
+        "the CAs that broker and database are verified by; databases then need TLS", _CLIENTS,
+    ))
+    tls_certificate: str = _one(Row(
+        "TLS_CERT_FILE", parsers.readable_file, "the certificate with which this process shows who it is", _CLIENTS
+    ))
+    tls_key: str = _one(Row(
+        "TLS_KEY_FILE", parsers.key_file, "the private key of TLS_CERT_FILE", _CLIENTS
+    ))
+    gateway_tls_certificate: str = _one(Row(
+        "GATEWAY_TLS_CERT_FILE", parsers.readable_file, "with it the gateway speaks HTTPS, and nothing else",
+        ("gateway",),
+    ))
+    gateway_tls_key: str = _one(Row(
+        "GATEWAY_TLS_KEY_FILE", parsers.key_file, "the private key of GATEWAY_TLS_CERT_FILE", ("gateway",)
+    ))
     rate_user_per_min: int = _one(Row(
         "RATE_USER_PER_MIN", parsers.limit, "requests of a user in a minute; 0: any number", ("gateway",), "0",
         production="100",
@@ -248,9 +267,14 @@ class Settings:
         return self.env == "production"
 
     @property
+    def tls(self) -> TlsFiles:
+        """The files of this process as a client of broker and database."""
+        return TlsFiles(self.tls_ca, self.tls_certificate, self.tls_key)
+
+    @property
     def broker_user(self) -> str:
         """The user as whom this process connects to the broker."""
-        return parsers.broker_user_in(self.amqp_uri)
+        return broker_uri.parse(self.amqp_uri).user if self.amqp_uri else ""
 
     @property
     def administrator_uri(self) -> str:
@@ -319,7 +343,24 @@ def read(environ: Mapping[str, str] | None = None, role: str | None = None) -> S
             values[row.attribute] = value
         elif value:
             values.setdefault(row.attribute, {})[row.key] = value
-    return Settings(**values)
+    return _with_tls(Settings(**values))
+
+
+def _with_tls(settings: Settings) -> Settings:
+    """The settings with the files of TLS in the URL of each server: a URL is all that a client needs."""
+    for certificate, key in (("tls_certificate", "tls_key"), ("gateway_tls_certificate", "gateway_tls_key")):
+        if bool(getattr(settings, certificate)) != bool(getattr(settings, key)):
+            variables = [row.variable for row in TABLE if row.attribute in (certificate, key)]
+            raise ConfigurationFault(f"set {' and '.join(variables)}, or neither")
+    files = settings.tls
+    return replace(
+        settings,
+        amqp_uri=broker_uri.with_tls(settings.amqp_uri, files),
+        amqp_uris={name: broker_uri.with_tls(uri, files) for name, uri in settings.amqp_uris.items()},
+        amqp_admin_uri=broker_uri.with_tls(settings.amqp_admin_uri, files),
+        database_urls={name: parsers.with_verified_tls(url, files) for name, url in settings.database_urls.items()},
+        database_admin_url=parsers.with_verified_tls(settings.database_admin_url, files),
+    )
 
 
 def _value(row: Row, environ: Mapping[str, str], env: str) -> Any:

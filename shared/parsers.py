@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 from collections.abc import Callable
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urlencode
+
+from topology.broker_uri import TlsFiles, address_in
 
 # RFC 7518 section 3.2: an HS256 key is at least as long as the hash.
 MIN_SECRET_BYTES = 32
@@ -112,10 +115,30 @@ def is_loopback(name: str) -> bool:
 
 def broker_uri(text: str) -> str:
     """The URI of a broker."""
-    if text and not text.startswith("amqp://"):
-        # Treating amqps:// as amqp:// would send the password in clear text.
-        raise ValueError("must begin with amqp://; TLS to the broker is not supported yet")
+    if text:
+        address_in(text)
     return text
+
+
+def readable_file(path: str) -> str:
+    """The path of a file that is read again and again, since it may be renewed."""
+    if path and not os.access(path, os.R_OK):
+        raise ValueError(f"names {path}, which cannot be read")
+    return path
+
+
+def key_file(path: str) -> str:
+    """The path of a file that holds a private key."""
+    return readable_file(path)
+
+
+def with_verified_tls(url: str, files: TlsFiles) -> str:
+    """A database's URL with libpq's parameters for TLS and these files, if there is a CA and the URL has no sslmode."""
+    if not url or not files.ca or "sslmode=" in url.partition("?")[2]:
+        return url
+    given = {"sslmode": "verify-full", "sslrootcert": files.ca, "sslcert": files.certificate, "sslkey": files.key}
+    parameters = urlencode({name: value for name, value in given.items() if value}, safe="/")
+    return f"{url}{'&' if '?' in url else '?'}{parameters}"
 
 
 def database_url(text: str) -> str:
@@ -130,11 +153,6 @@ def masked_url(url: str) -> str:
     """The URL with *** in place of its password."""
     scheme, user, _, place = _parts(url)
     return f"{scheme}://{user}:***@{place}" if user is not None else url
-
-
-def broker_user_in(uri: str) -> str:
-    """The user in the URI of a broker, as clients read it."""
-    return unquote(urlsplit(uri).username or "guest")
 
 
 def passwords_in(url: str) -> tuple[str, ...]:

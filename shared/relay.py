@@ -34,7 +34,7 @@ from shared.errors import PublishFailed
 from shared.events import CATALOGUE
 from shared.logs import Reminder, in_a_line
 from shared.metrics import OUTBOX_HELD, OUTBOX_LEADER, OUTBOX_OLDEST, OUTBOX_PENDING
-from shared.parsers import broker_user_in
+from topology import broker_uri
 from topology.services import publisher_of
 from topology.table import EVENTS_EXCHANGE, UNHEARD
 from topology.users import service_of
@@ -89,7 +89,7 @@ def publish_once(connection: Connection, publisher: Publisher) -> int:
     broker is away; nothing is then marked.
     """
     rows = connection.execute(_READ, {"limit": BATCH_SIZE}).all()
-    user = broker_user_in(publisher.uri)
+    user = broker_uri.parse(publisher.uri).user
     # The broker would close the channel for such a row, and no other row would ever go out.
     refusals = {row.id: f"{user} may not publish it" for row in rows if not _may_publish(user, row.event_type)}
     going = [row for row in rows if row.id not in refusals]

@@ -196,6 +196,13 @@ def _files(process: Process) -> Iterator[Finding]:
             yield Finding(f"{row.variable}_FILE: every user of this machine has a right to {path}; chmod o= {path}")
 
 
+def _key_files(process: Process) -> Iterator[Finding]:
+    for row in process.rows:
+        path = row.of(process.settings) if row.parse is parsers.key_file else ""
+        if path and os.stat(path).st_mode & 0o007:
+            yield Finding(f"{row.variable}: every user of this machine has a right to {path}; chmod o= {path}")
+
+
 def _limits(process: Process) -> Iterator[Finding]:
     for row in process.rows:
         if row.parse is parsers.limit and not row.of(process.settings):
@@ -232,6 +239,7 @@ RULES: tuple[Callable[[Process], Iterable[Finding]], ...] = (
     _plain,
     _one_for_several,
     _files,
+    _key_files,
     _limits,
     _origins,
     _proxies,

@@ -14,20 +14,19 @@ from __future__ import annotations
 
 import json
 import re
-import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from urllib.parse import unquote, urlsplit
 
 import pika
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.adapters.utils.connection_workflow import AMQPConnectorException
 from pika.exceptions import AMQPError, ChannelClosedByBroker, ConnectionClosedByBroker
 
-from shared.errors import CannotWork, ConfigurationFault, TopologyDrift
-from topology import table
+from shared.errors import CannotWork, TopologyDrift
+from topology import broker_uri, table
 from topology.management import Management
+from topology.tls import client_context
 
 CONNECT_TIMEOUT_S = 5.0
 # A frozen broker neither answers nor closes the connection. pika gives up after four missed heartbeats.
@@ -112,14 +111,15 @@ def check(amqp_uri: str, management_url: str = "") -> list[Drift]:
             drift += broker.declare(thing) if broker.has(thing) else [Drift(thing.kind, thing.name, "is missing")]
         drift += broker.at_least_once_drift()
     if management_url:
-        vhost = _parameters(amqp_uri).virtual_host
+        vhost = broker_uri.parse(amqp_uri).vhost
         drift += binding_drift(management_of(management_url, amqp_uri).bindings(vhost))
     return drift
 
 
 def management_of(url: str, amqp_uri: str) -> Management:
     """The management API at a URL, whose user is that of the URL or else that of the AMQP URI."""
-    return Management(url, *_credentials(amqp_uri))
+    address = broker_uri.parse(amqp_uri)
+    return Management(url, address.user, address.password, address.tls)
 
 
 def binding_drift(seen: set[tuple[str, str, str]]) -> list[Drift]:
@@ -240,14 +240,13 @@ class _Broker:
 @contextmanager
 def _broker(amqp_uri: str) -> Iterator[_Broker]:
     """Open a connection for the block. Any failure of it is raised as CannotWork, in one line."""
-    parameters = _parameters(amqp_uri)
-    where = f"{parameters.host}:{parameters.port} (vhost {parameters.virtual_host})"
+    address = broker_uri.parse(amqp_uri)
     connection = None
     try:
-        connection = pika.BlockingConnection(parameters)
+        connection = pika.BlockingConnection(parameters(amqp_uri))
         yield _Broker(connection)
     except BROKER_ERRORS as error:
-        raise CannotWork(f"the broker at {where} cannot be used: {_reason(error)}") from error
+        raise CannotWork(f"the broker at {address} cannot be used: {_reason(error)}") from error
     finally:
         if connection is not None and connection.is_open:
             _close(connection)
@@ -259,33 +258,21 @@ def _close(connection: pika.BlockingConnection) -> None:
         connection.close()
 
 
-def _parameters(amqp_uri: str) -> pika.ConnectionParameters:
-    """Read the URI as kombu and Nameko do: `//` at the end is the vhost `/`. (pika would read an empty name.)"""
-    try:
-        parts = urlsplit(amqp_uri)
-        host, port = parts.hostname or "127.0.0.1", parts.port
-    except ValueError as error:
-        raise ConfigurationFault(f"AMQP_URI: {error}") from None
-    if parts.scheme not in ("amqp", "amqps", "pyamqp"):
-        raise ConfigurationFault("AMQP_URI must read amqp://user:password@host:port/vhost")
-    encrypted = parts.scheme == "amqps"
+def parameters(amqp_uri: str) -> pika.ConnectionParameters:
+    """What pika needs to connect. Raises ConfigurationFault for a URI that cannot be read, OSError for a TLS file."""
+    address = broker_uri.parse(amqp_uri)
     return pika.ConnectionParameters(
-        host=host,
-        port=port or (5671 if encrypted else 5672),
-        virtual_host=unquote(parts.path[1:]) or "/",
-        credentials=pika.PlainCredentials(*_credentials(amqp_uri)),
-        ssl_options=pika.SSLOptions(ssl.create_default_context(), host) if encrypted else None,
+        host=address.host,
+        port=address.port,
+        virtual_host=address.vhost,
+        credentials=pika.PlainCredentials(address.user, address.password),
+        ssl_options=pika.SSLOptions(client_context(address.tls), address.host) if address.tls else None,
         connection_attempts=1,
         socket_timeout=CONNECT_TIMEOUT_S,
         stack_timeout=CONNECT_TIMEOUT_S * 2,
         heartbeat=HEARTBEAT_S,
         blocked_connection_timeout=BLOCKED_TIMEOUT_S,
     )
-
-
-def _credentials(uri: str) -> tuple[str, str]:
-    parts = urlsplit(uri)
-    return unquote(parts.username or "guest"), unquote(parts.password or "guest")
 
 
 def _reason(error: Exception) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from shared.errors import CannotWork, ConfigurationFault
+from topology.broker_uri import TlsFiles
+from topology.tls import client_context
 
 TIMEOUT_S = 5.0
 PORT = 15672
@@ -20,7 +22,7 @@ class Management:
     Raises ConfigurationFault for an unusable URL. Every method raises CannotWork when the API is away or refuses.
     """
 
-    def __init__(self, url: str, user: str, password: str) -> None:
+    def __init__(self, url: str, user: str, password: str, tls: TlsFiles | None = None) -> None:
         try:
             parts = urlsplit(url)
             host = parts.netloc.rpartition("@")[2].removesuffix(f":{parts.port}")  # with the brackets of IPv6
@@ -31,6 +33,8 @@ class Management:
             raise ConfigurationFault("the management URL must read http://host:15672")
         if parts.username:
             user, password = unquote(parts.username), unquote(parts.password or "")
+        # The private CA of the broker, if it has one, is that of its management API too.
+        self._tls = tls if parts.scheme == "https" else None
         self._api = f"{parts.scheme}://{self._where}{parts.path.rstrip('/')}/api"
         self._authorization = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
 
@@ -69,7 +73,8 @@ class Management:
             headers={"Authorization": self._authorization, "Content-Type": "application/json"},
         )
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+            context = client_context(self._tls) if self._tls else None
+            with urllib.request.urlopen(request, timeout=TIMEOUT_S, context=context) as answer:
                 text = answer.read()
             return json.loads(text) if text else None
         except (OSError, ValueError) as error:

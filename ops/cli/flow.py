@@ -13,6 +13,7 @@ import requests
 
 from ops.domain import dlq_of
 from shared.order_states import AT_REST
+from topology.declare import parameters
 from topology.table import BY_NAME, failed_exchange
 
 TIMEOUT_S = 30.0
@@ -101,7 +102,7 @@ class Flow:
         """
         main, _ = dlq_of(queue)
         message_id = str(uuid.uuid4())
-        with closing(pika.BlockingConnection(pika.URLParameters(self.amqp_uri))) as connection:
+        with closing(pika.BlockingConnection(parameters(self.amqp_uri))) as connection:
             channel = connection.channel()
             channel.confirm_delivery()
             properties = pika.BasicProperties("application/json", message_id=message_id, delivery_mode=2)

@@ -8,6 +8,7 @@ and an exception ends it with a traceback and exit code 1.
 from __future__ import annotations
 
 import linecache
+import ssl
 import sys
 import traceback
 import warnings
@@ -18,6 +19,7 @@ from ops.closed_pipes import outlive_readers
 from shared.config import Settings
 from shared.errors import EcomError
 from shared.unsafe import read_safe
+from topology import broker_uri
 from topology.users import SHELL
 
 BANNER = """\
@@ -55,6 +57,21 @@ def shown_flow(settings: Settings) -> Any:
     return ShownFlow(f"http://{settings.address('gateway')}", amqp_uri=settings.amqp_uri_of("ops"))
 
 
+def nameko_config(amqp_uri: str) -> dict[str, Any]:
+    """What Nameko needs to connect. kombu takes the files of TLS apart from the URI. Raises ConfigurationFault."""
+    address = broker_uri.parse(amqp_uri)
+    if address.tls is None:
+        return {"AMQP_URI": amqp_uri}
+    options = {
+        "server_hostname": address.host,
+        "ca_certs": address.tls.ca or None,
+        "certfile": address.tls.certificate or None,
+        "keyfile": address.tls.key or None,
+        "tls_minimum_version": ssl.TLSVersion.TLSv1_2,
+    }
+    return {"AMQP_URI": amqp_uri.partition("?")[0], "AMQP_SSL": options}
+
+
 def run_script(source: bytes, names: Mapping[str, Any]) -> int:
     """Compile and execute a whole script. 0 if it ended well, 1 if it raised, which is shown on standard error."""
     place = "<stdin>"
@@ -81,7 +98,7 @@ def main() -> int:
 
     try:
         settings = read_safe(SHELL)
-        helper = make_nameko_helper({"AMQP_URI": settings.amqp_uri_of(SHELL)})
+        helper = make_nameko_helper(nameko_config(settings.amqp_uri_of(SHELL)))
     except (OSError, AMQPError, EcomError) as error:
         print(f"ecom: no shell without a broker: {error}", file=sys.stderr)
         return 3

@@ -15,7 +15,17 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ops.local.processes import Process, StackFault, kill, spawn, tail, wait_until
-from ops.local.server import BREW_PREFIXES, LOOPBACK, Server, alive, identity_of, is_free, search_path, write_private
+from ops.local.server import (
+    BREW_PREFIXES,
+    LOOPBACK,
+    Server,
+    ServerTls,
+    alive,
+    identity_of,
+    is_free,
+    search_path,
+    write_private,
+)
 from shared.events import CATALOGUE
 from topology import definitions
 from topology.users import Rights, rights
@@ -71,6 +81,11 @@ class Broker(Server):
         return self.directory / self.name
 
     @property
+    def tls_port(self) -> int:
+        """Where clients connect by TLS, if it was prepared for that."""
+        return int(self.facts["tls_port"])
+
+    @property
     def amqp_uri(self) -> str:
         """The URI of the first vhost."""
         return self.amqp_uri_of(self.facts["vhosts"][0])
@@ -87,12 +102,15 @@ class Broker(Server):
         for name in _rights():
             passwords.setdefault(name, secrets.token_hex(16))
 
-    def prepare(self, vhosts: Sequence[str] = (MAIN_VHOST,)) -> None:
-        """Choose ports and passwords and write the node's configuration; `vhosts` exist once it is up."""
+    def prepare(self, vhosts: Sequence[str] = (MAIN_VHOST,), tls: ServerTls | None = None) -> None:
+        """Choose ports and passwords and write the node's configuration; `vhosts` exist once it is up.
+
+        With `tls` it also listens on `tls_port`, for clients with a certificate of that CA.
+        """
         if self.process:
             return
         self.make_passwords()
-        self._move("port", "dist_port", "epmd_port")
+        self._move("port", "dist_port", "epmd_port", *(["tls_port"] if tls else []))
         self.keep(vhosts=list(vhosts))
         self.home.mkdir(parents=True, exist_ok=True)
         self.home.chmod(0o700)  # what an earlier version wrote there may be readable by everybody
@@ -114,6 +132,19 @@ class Broker(Server):
             "log.console = true\n"
             "log.console.level = info\n"
             "log.console.use_colors = off\n"  # it is read in files and under errors
+            + (self._tls_configuration(tls) if tls else "")
+        )
+
+    def _tls_configuration(self, tls: ServerTls) -> str:
+        return (
+            f"listeners.ssl.local = {LOOPBACK}:{self.tls_port}\n"
+            f"ssl_options.cacertfile = {tls.ca}\n"
+            f"ssl_options.certfile = {tls.certificate}\n"
+            f"ssl_options.keyfile = {tls.key}\n"
+            "ssl_options.verify = verify_peer\n"
+            "ssl_options.fail_if_no_peer_cert = true\n"
+            "ssl_options.versions.1 = tlsv1.3\n"
+            "ssl_options.versions.2 = tlsv1.2\n"
         )
 
     def launch(self, dies_with_us: bool = False) -> None:

@@ -15,9 +15,15 @@ from pathlib import Path
 from typing import ClassVar
 
 from ops.local.processes import StackFault, as_user, kill, orphans_in, spawn, tail
-from ops.local.server import BREW_PREFIXES, LOOPBACK, Server, search_path, write_private
+from ops.local.server import BREW_PREFIXES, LOOPBACK, Server, ServerTls, search_path, write_private
 
 POSTGRES_BIN_VARIABLE = "ECOM_POSTGRES_BIN"
+
+# Who may come how, where the server speaks TLS.
+HBA = f"""\
+host    all postgres {LOOPBACK}/32 scram-sha-256
+hostssl all all      {LOOPBACK}/32 scram-sha-256 clientcert=verify-ca
+"""
 
 
 def find_postgres(venv: Path | None = None) -> Path | None:
@@ -60,8 +66,11 @@ class Postgres(Server):
         """The superuser's URL."""
         return f"postgresql://{self.superuser}:{self.facts['password']}@{LOOPBACK}:{self.port}/postgres"
 
-    def prepare(self, venv: Path | None = None) -> None:
-        """Choose port and password and make the cluster, the first time."""
+    def prepare(self, venv: Path | None = None, tls: ServerTls | None = None) -> None:
+        """Choose port and password and make the cluster, the first time.
+
+        With `tls` all but the superuser must come by TLS, with a certificate of that CA and their password.
+        """
         if self.process:
             return
         binaries = find_postgres(venv)
@@ -79,6 +88,9 @@ class Postgres(Server):
                 f"the data in {self.home} is of PostgreSQL {made_by} and this is {here}: `make clean` discards it,"
                 f" {POSTGRES_BIN_VARIABLE} names other binaries"
             )
+        self.keep(tls=tls is not None)
+        if tls:
+            self._prepare_tls(tls)
 
     def launch(self, dies_with_us: bool = False) -> None:
         """Start the server without waiting for it."""
@@ -96,9 +108,41 @@ class Postgres(Server):
             "shared_buffers": "256MB",
             "jit": "off",  # it costs more than it saves on queries of milliseconds
         }
+        if self.facts.get("tls"):
+            settings |= {
+                "hba_file": str(self.tls_folder / "pg_hba.conf"),
+                "ssl": "on",
+                "ssl_ca_file": str(self.tls.ca),
+                "ssl_cert_file": str(self.tls.certificate),
+                "ssl_key_file": str(self.tls.key),
+            }
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         argv: list[str | Path] = [Path(self.facts["binaries"]) / "postgres", "-D", self.home / "data", *options]
         self._spawn(argv, dies_with_us, user=self.facts["user"])
+
+    @property
+    def tls_folder(self) -> Path:
+        """Its own copies of certificate and key, which its user owns: PostgreSQL refuses other keys."""
+        return self.home / "tls"
+
+    @property
+    def tls(self) -> ServerTls:
+        """Its own copies."""
+        return ServerTls(*(self.tls_folder / name for name in ("ca.crt", "server.crt", "server.key")))
+
+    def reload(self) -> None:
+        """Let it read its configuration and its certificate again."""
+        if process := self.process:
+            process.send(signal.SIGHUP)
+
+    def _prepare_tls(self, tls: ServerTls) -> None:
+        self.tls_folder.mkdir(mode=0o700, exist_ok=True)
+        write_private(self.tls_folder / "pg_hba.conf", HBA)
+        for name, path in vars(self.tls).items():
+            write_private(path, getattr(tls, name).read_text())
+        if user := self.facts["user"]:
+            for path in (self.tls_folder, *self.tls_folder.iterdir()):
+                shutil.chown(path, user)
 
     def answers(self) -> bool:
         """Whether it asks a client for a password; while it recovers it sends an error instead."""

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -69,6 +70,15 @@ def write_private(path: Path, text: str) -> None:
 def search_path() -> str:
     more = ["/usr/sbin", "/usr/bin", "/sbin", "/bin", *(f"{prefix}/bin" for prefix in BREW_PREFIXES)]
     return os.pathsep.join([os.environ.get("PATH", os.defpath), *more])
+
+
+@dataclass(frozen=True)
+class ServerTls:
+    """The PEM files of a server that speaks TLS: it lets in whoever has a certificate of the CA."""
+
+    ca: Path
+    certificate: Path
+    key: Path
 
 
 class Server:

@@ -12,9 +12,9 @@ from pathlib import Path
 from ops.local.broker import Broker
 from ops.local.postgres import Postgres
 from ops.local.processes import StackFault
-from ops.local.server import Server, free_port
+from ops.local.server import Server, ServerTls, free_port
 
-__all__ = ["Broker", "Postgres", "Server", "Servers", "free_port"]
+__all__ = ["Broker", "Postgres", "Server", "ServerTls", "Servers", "free_port"]
 
 
 class Servers:

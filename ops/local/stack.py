@@ -200,6 +200,7 @@ class Stack:
                 self._log(f"{service}-{replica}"),
                 host=reachable(os.environ.get("HOST", "")),
                 probe_port=ports[PROBES.get(service, service)] + PORTS_BETWEEN_REPLICAS * replica,
+                scheme="https" if service == "gateway" and given("GATEWAY_TLS_CERT") else "http",
             )
             for service in START_ORDER
             for replica in range(replicas)

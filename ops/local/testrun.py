@@ -37,7 +37,7 @@ PYTEST_TIMEOUT_S = 15.0
 # each service and some two. The last run takes longest.
 TEST_RUNS = {
     "patched": ("tests/unit", "tests/integration"),
-    "single": ("tests/smoke", "tests/audit"),
+    "single": ("tests/smoke", "tests/audit", "tests/tls"),
     "plain": ("tests/e2e", "tests/chaos"),
 }
 TEST_REPLICAS = 3  # the most that a test starts

@@ -1,4 +1,4 @@
-"""py-amqp, changed where it would lose a message or a frame, or keep silent about an alarm of the broker."""
+"""py-amqp, changed where it would lose a message or a frame, hide an alarm of the broker, or wait for a silent one."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from typing import Any, ClassVar
 
 import amqp
 from amqp import serialization, spec
+from amqp.transport import SSLTransport, TCPTransport
 
+from shared.edge.green import Semaphore
 from shared.errors import IN_ALARM
 from shared.logs import Reminder, in_a_line
+from topology.broker_uri import TlsFiles
+from topology.tls import client_context
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +34,41 @@ def _decode_properties(frame: Any, offset: int) -> tuple[dict[str, Any], int]:
 
 
 serialization.PROPERTY_CLASSES[amqp.spec.Basic.CLASS_ID] = _decode_properties
+
+
+class _WrittenInTurn:
+    """A transport that any greenlet may write to: each piece is whole before the next begins.
+
+    A write that the broker does not take in at once waits. A heartbeat that another greenlet then sent would stand in
+    the middle of the frame, and TLS would not accept it at all.
+    """
+
+    def _setup_transport(self) -> None:
+        super()._setup_transport()  # type: ignore[misc]
+        self._turn = Semaphore()
+
+    def write(self, piece: bytes) -> None:
+        with self._turn:
+            super().write(piece)  # type: ignore[misc]
+
+
+class _TcpTransport(_WrittenInTurn, TCPTransport):
+    """In clear text."""
+
+
+class _TlsTransport(_WrittenInTurn, SSLTransport):
+    """TLS as we ask for it: with a context of ours, without a limit after the handshake, closed at once."""
+
+    def _setup_transport(self) -> None:
+        super()._setup_transport()
+        self.sock.settimeout(None)  # its users bound their waits themselves, as they do without TLS
+
+    def _wrap_socket(self, sock: Any, files: TlsFiles) -> Any:
+        context = client_context(files)
+        return context.wrap_socket(sock, server_hostname=self.host, do_handshake_on_connect=False)
+
+    def _shutdown_transport(self) -> None:
+        """Leave out TLS's own farewell: it waits for the broker's, and a frozen broker sends none."""
 
 
 _alarms = Reminder()  # of the whole process: an alarm reaches each connection that publishes
@@ -63,6 +102,11 @@ class Connection(amqp.Connection):
     sender: str | None = None
     alarm: str | None = None
     on_alarm: Callable[[str | None], None] | None = None
+
+    def Transport(self, host: str, connect_timeout: float, ssl: Any = False, *unset: None, socket_settings: Any) -> Any:
+        """The transport for a connection; `ssl` has the TlsFiles as `files`. Limits to a read or write are not set."""
+        kind = _TlsTransport if ssl else _TcpTransport
+        return kind(host, connect_timeout=connect_timeout, ssl=ssl, socket_settings=socket_settings)
 
     def connect(self, callback: Any = None) -> Any:
         super().connect(callback)

@@ -10,22 +10,23 @@ import logging
 import math
 import random
 import socket
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from urllib.parse import unquote, urlsplit
 
 import amqp
 from amqp.exceptions import AccessRefused, NotAllowed, NotFound, PreconditionFailed
 from amqp.exceptions import AMQPError as AMQPError
 
+from shared.config import bracketed
 from shared.edge import green
 from shared.edge.amqp_client import Connection
 from shared.edge.green import GreenThread
 from shared.errors import BrokerInAlarm
 from shared.logs import Reminder, in_a_line
-from shared.parsers import broker_user_in
 from shared.senders import USERS
+from topology import broker_uri
 
 log = logging.getLogger(__name__)
 
@@ -60,21 +61,21 @@ class BrokerConnection:
 
     def __init__(self, uri: str, heartbeat_s: float, on_alarm: Callable[[str | None], None] | None = None) -> None:
         """Connect within CONNECT_TIMEOUT_S. Raises one of BROKER_ERRORS."""
-        parts = urlsplit(uri)
-        user = broker_user_in(uri)
+        address = broker_uri.parse(uri)
         self.heartbeat_s = heartbeat_s
         self.connection = Connection(
-            host=f"{parts.hostname or '127.0.0.1'}:{parts.port or 5672}",
-            userid=user,
-            password=unquote(parts.password or "guest"),
+            host=f"{bracketed(address.host)}:{address.port}",
+            userid=address.user,
+            password=address.password,
             login_method="PLAIN",
-            virtual_host=unquote(parts.path[1:]) or "/",
+            virtual_host=address.vhost,
+            ssl={"files": address.tls} if address.tls else False,
             heartbeat=int(heartbeat_s),
             connect_timeout=CONNECT_TIMEOUT_S,
             socket_settings={socket.TCP_USER_TIMEOUT: int(heartbeat_s * 2000)},
         )
         # A user that several services share would say nothing about who sends.
-        self.connection.sender = user if user in USERS else None
+        self.connection.sender = address.user if address.user in USERS else None
         self.connection.on_alarm = on_alarm
         self._pulse: GreenThread | None = None
         try:
@@ -208,6 +209,10 @@ def why(error: Exception) -> str:
         return "a queue is not there; `ecom topology apply` declares what is missing"
     if isinstance(error, REFUSALS):
         return f"the broker refuses ({type(error).__name__})"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"the certificate of the broker is not accepted ({error.verify_message.rstrip('.')})"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS with the broker fails ({error.reason or type(error).__name__})"
     return f"the broker is away ({type(error).__name__})"
 
 

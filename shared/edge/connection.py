@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import ssl
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import Any, cast
@@ -26,6 +27,7 @@ from werkzeug.wrappers import Response
 
 from shared.edge import framing, green
 from shared.edge.green import wsgi
+from shared.edge.https import has_ended, say_goodbye
 from shared.edge.shares import Connections
 
 log = logging.getLogger(__name__)
@@ -119,6 +121,8 @@ class Connection(HttpOnlyProtocol):
 
     def has_gone(self) -> bool:
         """Whether the client has closed its side and no longer waits for the answer."""
+        if isinstance(self.connection, ssl.SSLSocket):
+            return has_ended(self.connection)
         try:
             return not self.connection.fd.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -148,6 +152,8 @@ class Connection(HttpOnlyProtocol):
     def finish(self) -> None:
         if self.refused is not None:
             linger(self.connection)
+        else:
+            say_goodbye(self.connection)
         try:
             super().finish()
         finally:
@@ -160,12 +166,18 @@ class Server(wsgi.Server):
     """eventlet's WSGI server with our connections and without its access log: /metrics counts requests."""
 
     def __init__(
-        self, sock: socket.socket, app: Any, refuse: Callable[[HTTPException], Response], connections: Connections
+        self,
+        sock: socket.socket,
+        app: Any,
+        refuse: Callable[[HTTPException], Response],
+        connections: Connections,
+        encrypted: bool = False,
     ) -> None:
         super().__init__(
             sock,
             sock.getsockname(),
             app,
+            environ={"wsgi.url_scheme": "https" if encrypted else "http"},
             protocol=Connection,
             socket_timeout=SOCKET_S,
             debug=False,
@@ -188,6 +200,7 @@ class Server(wsgi.Server):
 
 def linger(sock: socket.socket) -> None:
     """End our side and read on until the client ends its own, for a moment."""
+    say_goodbye(sock)
     with suppress(OSError), green.Timeout(LINGER_S, False):
         sock.shutdown(socket.SHUT_WR)
         while sock.recv(MAX_BODY_BYTES):

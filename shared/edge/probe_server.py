@@ -14,6 +14,7 @@ class ProbeServer(WebServer):
     """Answers probes alone, on a port of their own: no load of clients keeps a probe out."""
 
     address_in = "PROBE_SERVER_ADDRESS"
+    tls_in = ""  # programs on the same network ask it, and it tells no secret
 
     def limits(self) -> Connections:
         return Connections(MAX_PROBES)

@@ -13,7 +13,6 @@ import resource
 import socket
 import time
 from collections.abc import Callable
-from typing import Any
 
 import nameko.web.server
 from werkzeug.exceptions import HTTPException
@@ -22,8 +21,9 @@ from werkzeug.wrappers import Response
 
 from shared.config import bracketed
 from shared.edge import green
-from shared.edge.connection import SOCKET_S, Environ, Refuse, Server, linger
+from shared.edge.connection import HEAD_S, SOCKET_S, Environ, Refuse, Server, linger
 from shared.edge.green import shutdown_safe, wsgi
+from shared.edge.https import Certificate
 from shared.edge.settings import settings_of
 from shared.edge.shares import Client, Connections
 from shared.edge.wsgi_app import App
@@ -97,6 +97,8 @@ class WebServer(nameko.web.server.WebServer):
 
     # The setting of the container that says where it listens.
     address_in = "WEB_SERVER_ADDRESS"
+    # The paths of a certificate and its key, with which it speaks HTTPS and nothing else.
+    tls_in = "WEB_SERVER_TLS"
     _starting: bool
     _is_accepting: bool
 
@@ -147,7 +149,9 @@ class WebServer(nameko.web.server.WebServer):
         self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by what it accepts
         app = App(self)
         self.connections = self.limits()
-        self._serv = Server(self._sock, app, app.refuse_unread, self.connections)
+        files = self.container.config.get(self.tls_in)
+        self._certificate = Certificate(*files) if files else None
+        self._serv = Server(self._sock, app, app.refuse_unread, self.connections, encrypted=bool(files))
         self._gt = self.container.spawn_managed_thread(self.run, identifier=f"web server on {bracketed(host)}:{port}")
 
     def run(self) -> None:
@@ -174,14 +178,14 @@ class WebServer(nameko.web.server.WebServer):
             self.connections.add(client, self.is_proxy(client[0][0]))
         except HTTPException as refused:
             self._turning_away += 1
-            green.spawn_n(self._turn_away, client[1], refused)
+            green.spawn_n(self._turn_away, client, refused)
         else:
             green.spawn_n(self._serve, client)
 
     def _serve(self, client: Client) -> None:
         """Serve one connection until either side ends it."""
-        sock = client[1]
         try:
+            self._encrypt(client)
             self._serv.process_request(client)
         except OSError as error:
             log.debug("a client has gone: %s", error)
@@ -189,18 +193,29 @@ class WebServer(nameko.web.server.WebServer):
             log.exception("a connection failed")
         finally:
             self.connections.remove(client)
-            sock.close()
+            client[1].close()
 
-    def _turn_away(self, sock: Any, refused: HTTPException) -> None:
+    def _encrypt(self, client: Client) -> None:
+        """Agree with the client on TLS, if we speak it. Raises OSError: for one that does not, or takes too long."""
+        if self._certificate is not None:
+            client[1] = self._certificate.wrap(client[1])
+            with green.Timeout(HEAD_S, TimeoutError("the TLS handshake did not end")):
+                client[1].do_handshake()
+
+    def _turn_away(self, client: Client, refused: HTTPException) -> None:
+        lingers = self._turning_away <= MAX_LINGERING
         try:
-            sock.sendall(self._serv.as_bytes(refused))
-            if self._turning_away <= MAX_LINGERING:
-                linger(sock)
+            if lingers:
+                self._encrypt(client)
+            if lingers or self._certificate is None:  # a handshake for each of a flood would cost too much
+                client[1].sendall(self._serv.as_bytes(refused))
+            if lingers:
+                linger(client[1])
         except OSError as error:
             log.debug("a client that was turned away has gone: %s", error)
         finally:
             self._turning_away -= 1
-            sock.close()
+            client[1].close()
 
     def refusal(self, error: HTTPException, environ: Environ) -> Response:
         """Refuse a request that no route takes, in the format of the routes under the same path."""

@@ -60,6 +60,7 @@ class System:
                 self.settings.port(service, replica),
                 directory / f"{service}-{replica}.log",
                 probe_port=self.settings.port(PROBES.get(service, service), replica),
+                scheme="https" if service == "gateway" and "GATEWAY_TLS_CERT_FILE" in settings else "http",
             )
             for service in START_ORDER
             for replica in range(replicas)

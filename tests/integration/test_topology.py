@@ -36,7 +36,7 @@ def amqp_uri():
 def channel(amqp_uri):
     """A channel to change the topology with. The fixture undoes the changes after the test."""
     declare.apply(amqp_uri)
-    connection = pika.BlockingConnection(declare._parameters(amqp_uri))
+    connection = pika.BlockingConnection(declare.parameters(amqp_uri))
     yield connection.channel()
     with connection.channel() as cleaner:
         for drift in declare.check(amqp_uri):
@@ -54,7 +54,7 @@ def lines(drift):
 
 
 def exists(amqp_uri, queue):
-    connection = pika.BlockingConnection(declare._parameters(amqp_uri))
+    connection = pika.BlockingConnection(declare.parameters(amqp_uri))
     try:
         connection.channel().queue_declare(queue, passive=True)
     except pika.exceptions.ChannelClosedByBroker:

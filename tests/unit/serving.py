@@ -34,12 +34,13 @@ class Fake(DependencyProvider):
 
 
 @contextmanager
-def serving(service, max_workers=4, settings=None):
-    """Run a service and yield its WebServer; stop the service at the end."""
+def serving(service, max_workers=4, settings=None, tls=None):
+    """Run a service and yield its WebServer; stop the service at the end. `tls`: the paths of certificate and key."""
     config = {
         "WEB_SERVER_ADDRESS": "127.0.0.1:0",
         "max_workers": max_workers,
         "settings": settings or Settings(auth_keys=KEYS),
+        "WEB_SERVER_TLS": tls,
     }
     container = ServiceContainer(service, config)
     container.start()

@@ -63,11 +63,11 @@ def greeting(listener):
 def test_the_management_of_the_broker_may_have_an_ipv6_address(url, monkeypatch):
     asked = []
 
-    def refuse(request, timeout):
+    def refuse(request, timeout, context):
         asked.append(request.full_url)
         raise OSError("nobody is there")
 
     monkeypatch.setattr("urllib.request.urlopen", refuse)
     with pytest.raises(CannotWork):
-        declare._bindings_seen(url, "amqp://u:p@h/ecom")
+        declare.management_of(url, "amqp://u:p@h/ecom").bindings("ecom")
     assert asked == ["http://[::1]:15672/api/bindings/ecom"]

@@ -20,6 +20,7 @@ import yaml
 from setuptools import find_packages
 from sqlalchemy import make_url
 
+from deploy import make_secrets as maker
 from ops.cli import main as cli
 from ops.cli.topology import wanted_users
 from shared import config, parsers, unsafe
@@ -35,6 +36,12 @@ MANAGEMENT = "http://rabbitmq:15672"
 ONCE = {
     "migrate": ("migrate", "--own-cluster"),
     "topology": ("topology", "apply", "--users", "--management", MANAGEMENT),
+}
+RIGHTS = {  # of the servers, whose images have this user
+    "user": "999:999",
+    "read_only": True,
+    "cap_drop": ["ALL"],
+    "security_opt": ["no-new-privileges:true"],
 }
 BY_HAND = {"audit": ("audit", "verify")}  # a person starts it; `up` does not
 KEYS = {"AUTH_KEYS": "auth_keys", "AUDIT_KEY": "audit_keys"}  # a setting, and its attribute
@@ -57,8 +64,8 @@ def secrets(tmp_path_factory):
     return folder
 
 
-def make_secrets(folder):
-    command = [sys.executable, DEPLOY / "make_secrets.py", folder]
+def make_secrets(*arguments):
+    command = [sys.executable, DEPLOY / "make_secrets.py", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
 
 
@@ -71,8 +78,11 @@ def faults(compose, secrets):
         return [f"services: {sorted(set(services) ^ expected)} are missing or unknown"]
     found = []
     for name, image in SERVERS.items():
-        if services[name]["image"] != image:
+        if services[name]["image"].partition("@")[0] != image:
             found.append(f"{name}: the image is {services[name]['image']}")
+        rights = {key: services[name].get(key) for key in RIGHTS}
+        if rights != RIGHTS:
+            found.append(f"{name}: runs with more rights than it needs: {rights}")
         if not services[name].get("volumes"):
             found.append(f"{name}: its data is deleted with its container")
     for name in ours:
@@ -427,6 +437,8 @@ MUTATIONS = {
             "ORDER_DATABASE_URL": "postgresql://localhost:5432/order",
         }
     ),
+    "rabbitmq: runs with more rights": broken("rabbitmq", "user", to="root"),
+    "postgres: runs with more rights": broken("postgres", "cap_drop"),
     "order: restart is on-failure": broken("order", "restart", to="on-failure"),
     "migrate: restart is always": broken("migrate", "restart", to="always"),
     "order: is killed before it can finish": broken("order", "stop_grace_period"),
@@ -504,10 +516,44 @@ def test_no_secret_is_made_twice(secrets, tmp_path):
     assert len(set(found)) == len(texts) - 4
 
 
-def test_containers_may_read_secrets_and_other_users_may_not(secrets):
-    """A bind mount keeps the mode of a file, and a container's user is not a user of this machine."""
+def owners(folder):
+    """Owner and mode of each file and folder, by its name from this folder on."""
+    found = {str(path.relative_to(folder)): path.stat() for path in folder.rglob("*")}
+    return {name: (stat.st_uid, stat.st_mode & 0o777) for name, stat in found.items()}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_each_secret_is_readable_by_the_user_of_its_container_alone(secrets):
+    """A bind mount keeps owner and mode of a file."""
     assert secrets.stat().st_mode & 0o777 == 0o700
-    assert {path.stat().st_mode & 0o777 for path in secrets.iterdir()} == {0o644}
+    seen = owners(secrets)
+    servers = {"rabbitmq.conf", "postgres_password"}
+    assert {name: seen.pop(name) for name in servers} == dict.fromkeys(servers, (999, 0o400))
+    assert set(seen.values()) == {(10001, 0o400)}
+    assert f"USER {10001}:" in DOCKERFILE
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change the owner")
+def test_secrets_of_an_earlier_version_get_the_new_owner_and_mode(tmp_path):
+    make_secrets(tmp_path)
+    for path in tmp_path.iterdir():
+        os.chown(path, 0, 0)
+        path.chmod(0o644)
+    assert make_secrets(tmp_path).stdout == f"{tmp_path}: everything is there\n"
+    assert set(owners(tmp_path).values()) == {(10001, 0o400), (999, 0o400)}
+
+
+def test_who_cannot_give_files_away_is_told_what_protects_them(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(sys, "argv", ["make_secrets.py", str(tmp_path)])
+    assert maker.main() == 0
+    said = f"only the mode of {tmp_path} protects the files: sudo would give each to the user of its container\n"
+    assert capsys.readouterr().err == said
+    assert tmp_path.stat().st_mode & 0o777 == 0o700
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o644}
+    monkeypatch.setattr(sys, "argv", ["make_secrets.py", "--tls", str(tmp_path)])
+    assert maker.main() == 1
+    assert capsys.readouterr().err.startswith("run it by sudo")
 
 
 def test_existing_secrets_are_kept(secrets):

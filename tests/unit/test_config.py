@@ -270,9 +270,26 @@ def test_every_setting_is_printed():
     assert set(config.masked(settings)) == set(vars(settings))
 
 
-def test_amqps_is_refused_and_not_treated_as_amqp():
-    with pytest.raises(ConfigurationFault, match="amqp://"):
-        config.read({"AMQP_URI": "amqps://me:hidden@broker.example//"})
+def test_the_files_of_tls_complete_each_url_and_must_be_there(tmp_path):
+    paths = {name: tmp_path / name for name in ("ca", "certificate", "key")}
+    for path in paths.values():
+        path.write_text("")
+    given = {
+        "AMQP_URI": "amqps://me:hidden@broker.example//",
+        "ORDER_DATABASE_URL": "postgresql://a@db/order",
+        "DATABASE_ADMIN_URL": "postgresql://b@db/postgres",
+        "TLS_CA_FILE": str(paths["ca"]),
+        "TLS_CERT_FILE": str(paths["certificate"]),
+        "TLS_KEY_FILE": str(paths["key"]),
+    }
+    settings = config.read(given)
+    assert f"cacertfile={paths['ca']}" in settings.amqp_uri
+    for url in (settings.database_url("order"), settings.database_admin_url):
+        assert f"sslmode=verify-full&sslrootcert={paths['ca']}&sslcert={paths['certificate']}" in url
+    with pytest.raises(ConfigurationFault, match="set TLS_CERT_FILE and TLS_KEY_FILE, or neither"):
+        config.read({name: value for name, value in given.items() if name != "TLS_KEY_FILE"})
+    with pytest.raises(ConfigurationFault, match="GATEWAY_TLS_KEY_FILE names /nowhere, which cannot be read"):
+        config.read({"GATEWAY_TLS_CERT_FILE": str(paths["ca"]), "GATEWAY_TLS_KEY_FILE": "/nowhere"})
 
 
 def test_a_role_is_not_stopped_by_what_it_does_not_read():
@@ -332,6 +349,7 @@ DERIVED = {
     "mock_tokens": "auth_mock",
     "administrator_uri": "amqp_admin_uri",
     "broker_user": "amqp_uri",
+    "tls": "tls_ca",
 }
 
 
@@ -348,7 +366,8 @@ def test_every_setting_that_code_uses_is_one_of_its_role():
                 (runners,) = [runners for start, runners in RUN_BY.items() if name.startswith(start)]
                 assert set(runners) <= roles[attribute], f"{name}: {found}"
                 used.add(attribute)
-    assert attributes - used == {"host", "allow_mock_payments", "allow_plain_inside"}, "a setting that no code uses"
+    unused = {"host", "allow_mock_payments", "allow_plain_inside", "tls_certificate", "tls_key"}
+    assert attributes - used == unused, "a setting that no code uses"
 
 
 def test_the_page_of_settings_is_that_of_the_table():

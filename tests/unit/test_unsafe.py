@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ops.cli import main as cli
-from shared import config, unsafe
+from shared import config, parsers, unsafe
 from shared.edge import runner
 from shared.errors import ConfigurationFault
 
@@ -165,7 +165,11 @@ def test_every_secret_of_the_table_is_looked_at():
 
 def test_every_variable_that_sounds_secret_is_a_secret():
     sounding = re.compile(r"KEY|PASSWORD|SECRET|TOKEN|_URL$|URI$")
-    assert [row.variable for row in config.TABLE if sounding.search(row.variable) and not row.secret] == []
+    assert [
+        row.variable
+        for row in config.TABLE
+        if sounding.search(row.variable) and not row.secret and row.parse is not parsers.key_file
+    ] == []
 
 
 def test_every_limit_of_the_table_must_be_set():
@@ -231,6 +235,16 @@ def test_an_exception_needs_a_setting_of_its_name_and_is_said_at_the_start():
 def test_no_exception_is_made_for_anything_else():
     every = {row.variable: "1" for row in config.TABLE if row.variable.startswith("ALLOW_")}
     assert len(found(AUTH_KEYS=config.DEVELOPMENT_KEY, AUTH_MOCK="1", RATE_USER_PER_MIN="0", **every)) == 3
+
+
+def test_a_private_key_that_every_user_of_the_machine_can_read_is_refused(tmp_path):
+    for variable, other in (("TLS_KEY_FILE", "TLS_CERT_FILE"), ("GATEWAY_TLS_KEY_FILE", "GATEWAY_TLS_CERT_FILE")):
+        file = tmp_path / variable
+        file.write_text("")
+        for mode, refused in ((0o644, True), (0o640, False)):
+            file.chmod(mode)
+            said = found(**{variable: str(file), other: str(file)})
+            assert [sentence.partition(":")[0] for sentence in said] == [variable] * refused
 
 
 def test_development_refuses_nothing_of_this():
