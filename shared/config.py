@@ -271,6 +271,11 @@ class Settings:
         """The files of this process as a client of broker and database."""
         return TlsFiles(self.tls_ca, self.tls_certificate, self.tls_key)
 
+    def https_files(self, service: str) -> tuple[str, str] | None:
+        """The paths of certificate and key with which a service speaks HTTPS; None if it speaks plain HTTP."""
+        files = self.gateway_tls_certificate, self.gateway_tls_key
+        return files if service == "gateway" and all(files) else None
+
     @property
     def broker_user(self) -> str:
         """The user as whom this process connects to the broker."""

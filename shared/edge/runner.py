@@ -57,8 +57,8 @@ def nameko_config(settings: Settings, service: str, replica: int = 0) -> dict[st
         "max_workers": row.workers,
         "settings": settings,
     }
-    if service == "gateway" and settings.gateway_tls_certificate:
-        config["WEB_SERVER_TLS"] = (settings.gateway_tls_certificate, settings.gateway_tls_key)
+    if files := settings.https_files(service):
+        config["WEB_SERVER_TLS"] = files
     for setting in row.needs:
         settings.require(setting)
     if row.has_database:

@@ -367,6 +367,7 @@ def test_every_setting_that_code_uses_is_one_of_its_role():
                 assert set(runners) <= roles[attribute], f"{name}: {found}"
                 used.add(attribute)
     unused = {"host", "allow_mock_payments", "allow_plain_inside", "tls_certificate", "tls_key"}
+    unused |= {"gateway_tls_certificate", "gateway_tls_key"}
     assert attributes - used == unused, "a setting that no code uses"
 
 

@@ -165,11 +165,9 @@ def test_every_secret_of_the_table_is_looked_at():
 
 def test_every_variable_that_sounds_secret_is_a_secret():
     sounding = re.compile(r"KEY|PASSWORD|SECRET|TOKEN|_URL$|URI$")
-    assert [
-        row.variable
-        for row in config.TABLE
-        if sounding.search(row.variable) and not row.secret and row.parse is not parsers.key_file
-    ] == []
+    # The key of a TLS_KEY_FILE is in no setting: its path is.
+    rows = [row for row in config.TABLE if row.parse is not parsers.key_file]
+    assert [row.variable for row in rows if sounding.search(row.variable) and not row.secret] == []
 
 
 def test_every_limit_of_the_table_must_be_set():
