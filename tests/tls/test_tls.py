@@ -286,6 +286,7 @@ def test_an_expired_certificate_of_a_server_is_refused_and_a_renewed_one_accepte
     assert attempts([encrypted.amqp_uri(encrypted.files)]) == [""]
 
 
+@pytest.mark.timeout(300)  # each call of rabbitmqctl starts an Erlang of its own
 def test_certificates_and_their_ca_are_changed_while_all_runs(encrypted: Encrypted) -> None:
     pids = encrypted.system.supervisor.pids()
     next_ca = Authority(encrypted.authority.folder, "next")
@@ -301,7 +302,7 @@ def test_certificates_and_their_ca_are_changed_while_all_runs(encrypted: Encrypt
     clients = eventually(
         lambda: [*encrypted.broker_clients(), *encrypted.database_clients()],
         lambda clients: all(secure and "CN=of-next" in name for secure, name in clients),
-        30,
+        60,
     )
     assert clients
     assert encrypted.system.supervisor.pids() == pids
