@@ -27,6 +27,9 @@ from tests.e2e.system import ECOM, ROOT, System, Systems, eventually
 from topology.broker_uri import TlsFiles, with_tls
 from topology.services import DATABASES
 
+# The first test starts the servers, and each call of rabbitmqctl starts an Erlang of its own.
+pytestmark = pytest.mark.timeout(300)
+
 HOST = "localhost"  # the certificates are for this name; 127.0.0.1 is thus a wrong one
 
 
@@ -286,7 +289,6 @@ def test_an_expired_certificate_of_a_server_is_refused_and_a_renewed_one_accepte
     assert attempts([encrypted.amqp_uri(encrypted.files)]) == [""]
 
 
-@pytest.mark.timeout(300)  # each call of rabbitmqctl starts an Erlang of its own
 def test_certificates_and_their_ca_are_changed_while_all_runs(encrypted: Encrypted) -> None:
     pids = encrypted.system.supervisor.pids()
     next_ca = Authority(encrypted.authority.folder, "next")

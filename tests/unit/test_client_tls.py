@@ -112,10 +112,11 @@ def test_a_heartbeat_waits_until_a_frame_that_the_broker_takes_in_slowly_is_whol
     writers = [eventlet.spawn(transport.write, piece) for piece in (frame, heartbeat)]
     eventlet.sleep(0)
     heard = b""
-    while len(heard) < len(frame) + len(heartbeat):
-        heard += brokers.recv(65536)
-    for writer in writers:
-        writer.wait()
+    with eventlet.Timeout(10):
+        while len(heard) < len(frame) + len(heartbeat):
+            heard += brokers.recv(65536)
+        for writer in writers:
+            writer.wait()
     assert heard == frame + heartbeat
     brokers.close()
     ours.close()

@@ -31,8 +31,9 @@ class Simple(Probes):
 
     @route("GET", "/until-gone")
     def until_gone(self, request):
-        while not request.environ[HAS_GONE]():
-            eventlet.sleep(0.01)
+        with eventlet.Timeout(4):
+            while not request.environ[HAS_GONE]():
+                eventlet.sleep(0.01)
         Simple.seen_to_go.send()
         return Response("")
 
