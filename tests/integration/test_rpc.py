@@ -72,7 +72,7 @@ class Stock:
 class Caller:
     """The calling service."""
 
-    name = "order_service"
+    name = "gateway"
     stock = RpcProxy("inventory_service")
 
 

@@ -206,7 +206,13 @@ def running(monkeypatch, tmp_path):
     one = stack.Stack("main")
     with one.owned() as ours:
         assert ours
-        one.keep(environment={"AMQP_URI": "amqp://a:b@here/x", "ORDER_DATABASE_URL": "postgresql://order@here/order"})
+        one.keep(
+            environment={
+                "AMQP_URI": "amqp://a:b@here/x",
+                "OPS_AMQP_URI": "amqp://ecom-ops:b@here/x",
+                "ORDER_DATABASE_URL": "postgresql://order@here/order",
+            }
+        )
         yield
 
 
@@ -216,6 +222,12 @@ def test_settings_that_are_missing_come_from_the_running_stack(running, monkeypa
     settings = home.read("operator")
     assert settings.amqp_uri == "amqp://c:d@there/y"
     assert settings.database_url("order").endswith("order@here/order")
+
+
+def test_the_users_of_the_running_stack_are_not_used_with_another_broker(running, monkeypatch):
+    assert home.read().amqp_uri_of("ops") == "amqp://ecom-ops:b@here/x"
+    monkeypatch.setenv("AMQP_URI", "amqp://c:d@there/y")
+    assert home.read().amqp_uri_of("ops") == "amqp://c:d@there/y"
 
 
 def test_a_setting_that_a_file_holds_wins_over_the_running_stack(running, monkeypatch, tmp_path):

@@ -349,7 +349,6 @@ DERIVED = {
     "mock_tokens": "auth_mock",
     "administrator_uri": "amqp_admin_uri",
     "broker_user": "amqp_uri",
-    "tls": "tls_ca",
 }
 
 
@@ -366,11 +365,29 @@ def test_every_setting_that_code_uses_is_one_of_its_role():
                 (runners,) = [runners for start, runners in RUN_BY.items() if name.startswith(start)]
                 assert set(runners) <= roles[attribute], f"{name}: {found}"
                 used.add(attribute)
-    unused = {"host", "allow_mock_payments", "allow_plain_inside", "tls_certificate", "tls_key"}
-    unused |= {"gateway_tls_certificate", "gateway_tls_key"}
+    # Settings itself puts the files of TLS where they are used.
+    unused = {"host", "allow_mock_payments", "allow_plain_inside"}
+    unused |= {row.attribute for row in config.TABLE if "tls" in row.attribute}
     assert attributes - used == unused, "a setting that no code uses"
 
 
 def test_the_page_of_settings_is_that_of_the_table():
     """`python -m ops.docs.contracts` writes it."""
     assert page.FILE.read_text(encoding="utf-8") == page.document()
+
+
+def test_a_command_acts_as_the_user_of_its_service_where_that_has_one():
+    one_for_all = config.read({"AMQP_URI": "amqp://all:x@broker/v"})
+    assert one_for_all.amqp_uri_of("ops") == one_for_all.administrator_uri == "amqp://all:x@broker/v"
+    own = config.read({"AMQP_URI": "amqp://all:x@broker/v", "OPS_AMQP_URI": "amqp://ecom-ops:y@broker/v"})
+    assert own.amqp_uri_of("ops") == "amqp://ecom-ops:y@broker/v"
+    assert own.amqp_uri_of("order") == "amqp://all:x@broker/v"
+
+
+def test_a_uri_of_a_user_is_checked_and_masked_as_every_other():
+    for name in ("ORDER_AMQP_URI", "SHELL_AMQP_URI", "AMQP_ADMIN_URI"):
+        with pytest.raises(ConfigurationFault, match=f"^{name} must read amqp://"):
+            config.read({name: "http://me:hidden@broker/v"})
+        shown = config.masked(config.read({name: "amqp://me:hidden@broker/v"}))
+        assert "hidden" not in str(shown)
+        assert "amqp://me:***@broker/v" in str(shown)
