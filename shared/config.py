@@ -37,7 +37,6 @@ _SERVICE_AT = {probe: name for name, probe in PROBES.items()}
 DEVELOPMENT_KEY = "dev:development-only-secret-never-in-production"
 DEVELOPMENT_AUDIT_KEY = "development-only-audit-key-never-in-production"
 MOCK_METHODS = "mock_ok,mock_declined,mock_timeout,mock_timeout_charged,mock_refund_declined"
-URL_PARSERS = (parsers.broker_uri, parsers.optional_broker_uri, parsers.database_url)
 
 # The roles of commands: `ecom migrate`, `ecom topology`, `ecom audit`, `ecom user`, the commands with which operators
 # look into queues and databases, and `make shell`.

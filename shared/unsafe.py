@@ -60,17 +60,18 @@ class Process:
         """The rows that the role reads."""
         return [row for row in config.TABLE if self.role is None or self.role in row.roles]
 
-    def secrets(self) -> Iterator[tuple[str, str]]:
-        """(variable, secret): each secret in each setting."""
+    def secrets(self) -> Iterator[tuple[Row, str]]:
+        """Each secret in each setting."""
         for row in self.rows:
             if row.secret and (value := row.of(self.settings)):
-                yield from ((row.variable, secret) for secret in row.secret.inside(value))
+                yield from ((row, secret) for secret in row.secret.inside(value))
 
-    def urls(self) -> Iterator[tuple[str, SplitResult]]:
-        """(variable, URL): each URL of a broker or database."""
+    def urls(self) -> Iterator[tuple[Row, SplitResult]]:
+        """Each URL of a broker or database."""
         for row in self.rows:
-            if row.parse in config.URL_PARSERS and (value := row.of(self.settings)):
-                yield row.variable, urlsplit(value)
+            value = row.of(self.settings)
+            if row.secret and isinstance(value, str) and "://" in value:
+                yield row, urlsplit(value)
 
 
 def unsafe(settings: Settings, role: str | None = None, environ: Mapping[str, str] = os.environ) -> list[str]:
@@ -117,45 +118,49 @@ def _missing(process: Process) -> Iterator[Finding]:
 
 
 def _published(process: Process) -> Iterator[Finding]:
-    for variable, secret in process.secrets():
+    for row, secret in process.secrets():
         if any(known in secret for known in PUBLISHED):
-            yield Finding(f"{variable} holds a secret that is published with this program")
+            yield Finding(f"{row.variable} holds a secret that is published with this program")
 
 
 def _weak(process: Process) -> Iterator[Finding]:
-    for variable, secret in process.secrets():
+    for row, secret in process.secrets():
         if len(secret) < MIN_LENGTH:
-            yield Finding(f"{variable} holds a secret of under {MIN_LENGTH} characters")
+            yield Finding(f"{row.variable} holds a secret of under {MIN_LENGTH} characters")
         elif len(set(secret)) < MIN_DIFFERENT_CHARACTERS:
-            yield Finding(f"{variable} holds a secret of under {MIN_DIFFERENT_CHARACTERS} different characters")
+            yield Finding(f"{row.variable} holds a secret of under {MIN_DIFFERENT_CHARACTERS} different characters")
         elif secret in (secret + secret)[1:-1]:
-            yield Finding(f"{variable} holds a secret that repeats a part of itself")
+            yield Finding(f"{row.variable} holds a secret that repeats a part of itself")
 
 
 def _used_twice(process: Process) -> Iterator[Finding]:
-    users = defaultdict(list)
-    for variable, secret in process.secrets():
-        users[secret].append(variable)
-    for variables in users.values():
-        if len(variables) > 1:
-            yield Finding(f"{_and(variables)} hold the same secret")
+    users = dict(process.urls())
+    known: dict[str, dict[str, str]] = defaultdict(dict)  # by secret: for whom or what it is, and the variable
+    for place, (row, secret) in enumerate(process.secrets()):
+        url = users.get(row)
+        known[secret].setdefault(f"{url.username}@{url.hostname}" if url else f"{row.variable} {place}", row.variable)
+    for variables in (list(uses.values()) for uses in known.values() if len(uses) > 1):
+        one = len(set(variables)) == 1
+        yield Finding(
+            f"{variables[0]} holds a secret twice" if one else f"{' and '.join(variables)} hold the same secret"
+        )
 
 
 def _passwords(process: Process) -> Iterator[Finding]:
-    for variable, url in process.urls():
-        # Whoever reads another service's database connects as the reader or the operator, with their passwords.
-        is_place_alone = url.username is None and bool(process.settings.reader_password)
-        if not url.password and not is_place_alone:
-            yield Finding(f"{variable} has no password")
+    for row, url in process.urls():
+        # Of a database of another service only the place is needed where roles of their own read and write there.
+        is_place = not url.username and row.attribute == "database_urls" and row.key != process.role
+        if not url.password and not (is_place and process.settings.reader_password):
+            yield Finding(f"{row.variable} has no password")
 
 
 def _users(process: Process) -> Iterator[Finding]:
-    for variable, url in process.urls():
+    for row, url in process.urls():
         user = unquote(url.username or "")
         if user == "guest":
-            yield Finding(f"{variable} names the user guest, whom every broker knows")
-        elif user in ADMINISTRATORS and "ADMIN" not in variable:
-            yield Finding(f"{variable} names the user {user}, who may do everything")
+            yield Finding(f"{row.variable} names the user guest, whom every broker knows")
+        elif user in ADMINISTRATORS and "ADMIN" not in row.variable:
+            yield Finding(f"{row.variable} names the user {user}, who may do everything")
 
 
 def _one_broker_user(process: Process) -> Iterator[Finding]:
@@ -169,22 +174,22 @@ def _one_broker_user(process: Process) -> Iterator[Finding]:
 
 
 def _plain(process: Process) -> Iterator[Finding]:
-    for variable, url in process.urls():
+    for row, url in process.urls():
         encrypted = url.scheme == "amqps" or "verify-full" in parse_qs(url.query).get("sslmode", ())
         if not encrypted and not parsers.is_loopback(url.hostname or ""):
             cure = "amqps://" if url.scheme == "amqp" else "sslmode=verify-full"
-            yield Finding(f"{variable} goes to {url.hostname} without TLS ({cure})", "ALLOW_PLAIN_INSIDE")
+            yield Finding(f"{row.variable} goes to {url.hostname} without TLS ({cure})", "ALLOW_PLAIN_INSIDE")
 
 
 def _one_for_several(process: Process) -> Iterator[Finding]:
     """Services that share a database, or a user of it, can do all that the others can."""
-    urls = {row.variable: row.of(process.settings) for row in process.rows if row.attribute == "database_urls"}
-    known = {variable: urlsplit(url) for variable, url in urls.items() if url}
-    for (one, left), (other, right) in combinations(known.items(), 2):
-        if (left.hostname, left.port, left.path) == (right.hostname, right.port, right.path):
+    known = [(row.variable, url) for row, url in process.urls() if row.attribute == "database_urls"]
+    for (one, left), (other, right) in combinations(known, 2):
+        if left.hostname != right.hostname or left.port != right.port:
+            continue
+        if left.path == right.path:
             yield Finding(f"{one} and {other} name the same database")
-        same = (left.hostname, left.port, left.username) == (right.hostname, right.port, right.username)
-        if left.username and same:
+        if left.username and left.username == right.username:
             yield Finding(f"{one} and {other} name the same user")
 
 
@@ -245,7 +250,3 @@ RULES: tuple[Callable[[Process], Iterable[Finding]], ...] = (
     _proxies,
     _mocks,
 )
-
-
-def _and(words: Iterable[str]) -> str:
-    return " and ".join(dict.fromkeys(words))

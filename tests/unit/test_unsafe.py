@@ -4,6 +4,7 @@ import json
 import re
 import secrets
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,16 @@ def good(role: str | None = None) -> dict[str, str]:
         elif row.secret and row.attribute != "amqp_uris":
             environ[row.variable] = shape.get(row.variable, "{}").format(secret(), role=role)
     return environ
+
+
+@pytest.fixture
+def environ(monkeypatch):
+    for name in config.BY_VARIABLE:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(f"{name}_FILE", raising=False)
+    for name, value in good().items():
+        monkeypatch.setenv(name, value)
+    return monkeypatch
 
 
 def found(role=None, **changed):
@@ -78,6 +89,7 @@ BAD = {
         {"AUTH_KEYS": f"k1:{KEY}", "AUDIT_KEY": KEY},
         "AUTH_KEYS and AUDIT_KEY hold the same secret",
     ),
+    "one key under two names": ({"AUTH_KEYS": f"k1:{KEY},k2:{KEY}"}, "AUTH_KEYS holds a secret twice"),
     "one password for two databases": (
         {
             "ORDER_DATABASE_URL": f"postgresql://order_app:{KEY}@localhost/order",
@@ -148,6 +160,14 @@ def test_the_place_of_a_database_is_enough_for_who_reads_it_as_the_reader():
     assert found("ops", **places) == []
     assert "ORDER_DATABASE_URL has no password" in found("ops", **places, READER_PASSWORD="")
     assert "ORDER_DATABASE_URL has no password" in found("order", **places)
+
+
+def test_a_broker_user_may_stand_in_two_settings():
+    """An operator's commands connect as ops, in the container of ops."""
+    uri = good("ops")["AMQP_URI"]
+    assert found("operator", AMQP_URI=uri, OPS_AMQP_URI=uri) == []
+    other = uri.replace("ecom-ops", "ecom-order")
+    assert found("operator", AMQP_URI=other, OPS_AMQP_URI=uri) == ["AMQP_URI and OPS_AMQP_URI hold the same secret"]
 
 
 def test_every_secret_of_the_table_is_looked_at():
@@ -230,6 +250,19 @@ def test_an_exception_needs_a_setting_of_its_name_and_is_said_at_the_start():
             unsafe.read_safe(role, environ | {name: "0"})
 
 
+def test_a_service_logs_what_is_allowed_when_it_starts(environ, monkeypatch, caplog):
+    environ.setenv("AMQP_URI", good("payment")["AMQP_URI"])
+    environ.setenv("PAYMENT_PROVIDER", "mock")
+    environ.setenv("ALLOW_MOCK_PAYMENTS", "1")
+    monkeypatch.setattr(runner.logs, "configure", lambda *level, **names: None)
+    monkeypatch.setattr(runner, "service_class", lambda service: sys.exit())
+    with pytest.raises(SystemExit):
+        runner.run("payment")
+    assert [record.getMessage() for record in caplog.records] == [
+        "PAYMENT_PROVIDER is mock: orders are paid without money; ALLOW_MOCK_PAYMENTS=1 allows it"
+    ]
+
+
 def test_no_exception_is_made_for_anything_else():
     every = {row.variable: "1" for row in config.TABLE if row.variable.startswith("ALLOW_")}
     assert len(found(AUTH_KEYS=config.DEVELOPMENT_KEY, AUTH_MOCK="1", RATE_USER_PER_MIN="0", **every)) == 3
@@ -264,16 +297,6 @@ def test_a_service_refuses_to_start_with_all_faults_at_once(service, monkeypatch
         runner.run(service)
     assert "AMQP_URI names the user guest" in str(refused.value)
     assert "AMQP_URI goes to broker.example without TLS" in str(refused.value)
-
-
-@pytest.fixture
-def environ(monkeypatch):
-    for name in config.BY_VARIABLE:
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(f"{name}_FILE", raising=False)
-    for name, value in good().items():
-        monkeypatch.setenv(name, value)
-    return monkeypatch
 
 
 def ecom(*arguments):
