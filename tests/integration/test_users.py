@@ -218,7 +218,7 @@ def auth_service(tmp_path, keys):
     """auth_service with its keys in a file."""
     file = tmp_path / "auth_keys"
     file.write_text(keys + "\n")
-    return worker_factory(AuthService, settings=config.read({"AUTH_KEYS_FILE": str(file)}))
+    return worker_factory(AuthService, settings=config.read({"ECOM_ENV": "development", "AUTH_KEYS_FILE": str(file)}))
 
 
 def test_a_token_of_the_older_key_is_active_as_long_as_that_key_is_listed(tmp_path):
