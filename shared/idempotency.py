@@ -1,7 +1,7 @@
 """Doing a POST once: its answer is stored under its key, in the transaction of the change that it answers for.
 
 For every service that answers POSTs with an `Idempotency-Key`. Its migrations call
-`shared.migrations.create_idempotency_keys_v1`, its TABLES name "idempotency_keys", and a timer calls `purge`.
+`shared.migrations.create_idempotency_keys_v1`, its RIGHTS have a row "idempotency_keys", and a timer calls `purge`.
 """
 
 from __future__ import annotations
