@@ -17,10 +17,8 @@ from sqlalchemy.orm import Session
 from ops.dlq.dead_messages import event_of, publishing_user
 from ops.dlq.operator_session import CHUNK, OperatorSession
 from ops.dlq.selection import Held
-from ops.dlq.service_databases import ServiceDatabases
 from ops.domain import Filter, dlq_of
 from shared.database_errors import is_conflict, is_hold_up, is_outage
-from shared.edge.settings import sender_rules
 from shared.envelope import Envelope
 from shared.errors import DeadMessage, EcomError, Forged
 from shared.predictions import Prediction, Predictor, Verdict
@@ -60,7 +58,7 @@ def diagnose(operator: OperatorSession, queue: str, chosen: Filter) -> Diagnosis
     diagnosis = Diagnosis(main)
     with operator.look_into(queue, chosen) as selection:
         while held := selection.take(CHUNK):
-            verdicts = predict(operator.databases, main, held)
+            verdicts = predict(operator, main, held)
             for item in held:
                 prediction, why = verdicts[item.slot.message_id]
                 group = Group(prediction, why, item.dead_letter.reason, item.dead_letter.event_type)
@@ -69,17 +67,16 @@ def diagnose(operator: OperatorSession, queue: str, chosen: Filter) -> Diagnosis
     return diagnosis
 
 
-def predict(databases: ServiceDatabases, main: str, held: Sequence[Held]) -> dict[UUID, Verdict]:
+def predict(operator: OperatorSession, main: str, held: Sequence[Held]) -> dict[UUID, Verdict]:
     """Predict for some messages. It takes a few statements, whatever the number of messages."""
     verdicts: dict[UUID, Verdict] = {}
     events: list[Envelope] = []
-    senders = sender_rules(databases.settings)
-    applied = databases.consumed(main, [item.slot.message_id for item in held])
+    applied = operator.databases.consumed(main, [item.slot.message_id for item in held])
     for item in held:
         message_id = item.slot.message_id
         try:
             event = event_of(item.content)
-            senders.check_event(publishing_user(item.content), event.type)
+            operator.senders.check_event(publishing_user(item.content), event.type)
         except Forged as error:
             verdicts[message_id] = (Prediction.POISON, f"{error.code}: {error}")
         except DeadMessage as error:
@@ -90,7 +87,7 @@ def predict(databases: ServiceDatabases, main: str, held: Sequence[Held]) -> dic
             else:
                 events.append(event)
     if events:
-        with databases.read(BY_NAME[main].service) as session:
+        with operator.databases.read(BY_NAME[main].service) as session:
             verdicts |= _ask(PREDICTORS[main], session, events)
     return verdicts
 

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -28,6 +28,7 @@ from shared.config import Settings
 from shared.edge import green
 from shared.edge.postgres import connect
 from shared.edge.publisher import Outgoing, Publisher
+from shared.edge.settings import sender_rules
 from shared.errors import CannotWork, Conflict, EcomError
 
 # Messages read, published and confirmed together. If the process dies, at most this many are in both queues.
@@ -152,6 +153,8 @@ class OperatorSession:
         self.watch = watch
         self.databases = ServiceDatabases(settings, session_name(actor))
         self.publisher = Publisher(settings.amqp_uri_of("ops"), settings.heartbeat_s)
+        # Whether senders are checked follows from the user as whom ops sends: AMQP_URI may name an administrator.
+        self.senders = sender_rules(replace(settings, amqp_uri=self.publisher.uri))
         self.counter = QueueCounter(settings.amqp_uri_of("ops"), settings.heartbeat_s)
         # Its sessions hold locks: each is opened for one operation and shared with none.
         lock_timeout_ms = int(LOCK_TIMEOUT_S * 1000)

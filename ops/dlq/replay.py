@@ -19,7 +19,6 @@ from ops.dlq.selection import Held, Selection
 from ops.dlq.service_databases import REPLAYED
 from ops.domain import DeadLetter, Fate, Filter, Kind, Status, dlq_of
 from shared.edge import green
-from shared.edge.settings import sender_rules
 from shared.inbox import KEEP_DAYS
 from shared.predictions import Prediction
 from shared.senders import UNSIGNED
@@ -112,7 +111,6 @@ class Replay:
         self.pace = request.pace
         self.force = request.force
         self.stop_on_redeath = request.stop_on_redeath
-        self.senders = sender_rules(operator.settings)
         self.out: dict[UUID, Sent] = {}  # sent, and not seen again
         self.dead: Counter[str] = Counter()  # seen again in the DLQ, by why
 
@@ -156,7 +154,7 @@ class Replay:
     def _send(self, held: list[Held]) -> None:
         """Publish with confirms, then remove with all copies from the DLQ, then record that they left."""
         dead_letters = [item.dead_letter for item in held]
-        expected = predict(self.operator.databases, self.queue, held)
+        expected = predict(self.operator, self.queue, held)
         self.run.count(Fate.STARTED, dead_letters)
         died_before = self.operator.databases.now(self.queue)
         self.operator.publish([outgoing(item.content) for item in held])
@@ -165,7 +163,7 @@ class Replay:
             self.queue, [dead_letter.message_id for dead_letter in dead_letters], REPLAYED, died_before
         )
         self.run.tally.copies += sum(len(item.slot.tags) - 1 for item in held)
-        if self.senders.checked:
+        if self.operator.senders.checked:
             self.run.tally.vouched += sum(publishing_user(item.content) == UNSIGNED for item in held)
         self.run.count(Fate.SENT, dead_letters)
         for dead_letter in dead_letters:

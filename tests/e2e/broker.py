@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,9 @@ import pika
 from pika.adapters.blocking_connection import BlockingChannel
 
 from shared.envelope import Envelope
-from topology.table import EVENTS_EXCHANGE, queue_arguments
+from topology.services import publisher_of
+from topology.table import EVENTS_EXCHANGE, UNHEARD, queue_arguments
+from topology.users import broker_user, service_of
 
 
 @dataclass(frozen=True)
@@ -84,9 +87,43 @@ class Tap:
         self._open.__exit__(None, None, None)
 
 
-def repeat(into: BlockingChannel, heard: Heard) -> None:
-    """Publish a message again as it was."""
-    into.basic_publish(EVENTS_EXCHANGE, heard.routing_key, heard.body, heard.properties)
+class Publishers:
+    """Publishes events as the services do: each on a connection of the user who publishes it.
+
+    Where the services have no users of their own, all is published by `amqp_uri`, and says nothing of its sender.
+    """
+
+    def __init__(self, amqp_uri: str) -> None:
+        self._amqp_uri = amqp_uri
+        self._stack = ExitStack()
+        self._channels: dict[str, BlockingChannel] = {}
+
+    def __enter__(self) -> Publishers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def publish(self, type_: str, body: bytes, message_id: str | None = None) -> None:
+        """Publish a message as an event of this type."""
+        user = broker_user(str(publisher_of(type_)))
+        properties = pika.BasicProperties(message_id=message_id, type=type_, user_id=user if _uri_of(user) else None)
+        self._send(type_, body, properties)
+
+    def repeat(self, heard: Heard) -> None:
+        """Publish a message again as it was, as the user who published it."""
+        self._send(heard.routing_key, heard.body, heard.properties)
+
+    def _send(self, type_: str, body: bytes, properties: pika.BasicProperties) -> None:
+        uri = _uri_of(properties.user_id or "") or self._amqp_uri
+        if uri not in self._channels:
+            self._channels[uri] = self._stack.enter_context(channel(uri))
+        self._channels[uri].basic_publish(EVENTS_EXCHANGE, type_, body, properties, mandatory=type_ not in UNHEARD)
+
+
+def _uri_of(user: str) -> str:
+    """The URI of a service's user; empty where it has none, or this is no service's user."""
+    return os.environ.get(f"{(service_of(user) or '').upper()}_AMQP_URI", "")
 
 
 def publish_by_hand(amqp_uri: str, type_: str, payload: dict[str, Any]) -> None:
@@ -96,10 +133,9 @@ def publish_by_hand(amqp_uri: str, type_: str, payload: dict[str, Any]) -> None:
 
 
 def publish(amqp_uri: str, event: Envelope) -> None:
-    """Publish an event as a service does."""
-    properties = pika.BasicProperties(message_id=str(event.message_id), type=event.type)
-    with channel(amqp_uri) as opened:
-        opened.basic_publish(EVENTS_EXCHANGE, event.type, event.to_json().encode(), properties, mandatory=True)
+    """Publish an event as its service does."""
+    with Publishers(amqp_uri) as publishers:
+        publishers.publish(event.type, event.to_json().encode(), str(event.message_id))
 
 
 def depths(amqp_uri: str, queues: Iterable[str]) -> dict[str, int]:

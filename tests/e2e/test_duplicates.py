@@ -10,7 +10,7 @@ import pytest
 
 from payment_service.domain import payment_id_of
 from shared.events import CATALOGUE
-from tests.e2e.broker import Tap, channel, depths, publish_by_hand, repeat
+from tests.e2e.broker import Publishers, Tap, depths, publish_by_hand
 from tests.e2e.held import held
 from tests.e2e.system import System, eventually
 from topology.services import PUBLISHERS
@@ -41,13 +41,14 @@ class Echo:
     def _run(self) -> None:
         tap, seen = Tap(self.amqp_uri), set()
         self._listening.set()
-        while not self._stopping.wait(0.002):
-            for item in tap.new():
-                if item.key not in seen:
-                    seen.add(item.key)
-                    self.repeated[item.routing_key] += 1
-                    for _ in range(COPIES - 1):
-                        repeat(tap.channel, item)
+        with Publishers(self.amqp_uri) as publishers:
+            while not self._stopping.wait(0.002):
+                for item in tap.new():
+                    if item.key not in seen:
+                        seen.add(item.key)
+                        self.repeated[item.routing_key] += 1
+                        for _ in range(COPIES - 1):
+                            publishers.repeat(item)
         tap.close()
 
 
@@ -133,10 +134,10 @@ def test_every_event_of_every_saga_delivered_three_times_has_one_effect(system: 
     before = effects_of(system, list(ends))
     tap.new()
     originals = {item.key: item for item in tap.heard}
-    with channel(system.amqp_uri) as opened:
+    with Publishers(system.amqp_uri) as publishers:
         for item in originals.values():
             for _ in range(COPIES):
-                repeat(opened, item)
+                publishers.repeat(item)
     eventually(lambda: waiting(system), lambda count: count == 0)
     system.wait_quiet()
     assert effects_of(system, list(ends)) == before

@@ -17,9 +17,8 @@ import pytest
 from shared.envelope import envelope
 from shared.events import CommitRequested, Identity, ReleaseRequested
 from shared.ids import new_trace_id
-from tests.e2e.broker import channel
+from tests.e2e.broker import Publishers
 from tests.e2e.system import ECOM, ROOT, System, eventually
-from topology.table import EVENTS_EXCHANGE
 
 PAGE = ROOT / "docs" / "operations.md"
 SECTION = "## Dead messages\n"
@@ -59,14 +58,14 @@ class Runbook:
         self.system.databases.run("ops", "TRUNCATE operations, operation_messages")  # what other tests did
         broken = envelope("order_service", ReleaseRequested(self.nobodys, "payment_failed"), new_trace_id(), OPERATOR)
         body = broken.to_json().replace('"payment_failed"', '"payment failed"')
-        with channel(self.system.amqp_uri) as opened:
+        with Publishers(self.system.amqp_uri) as publishers:
             for sent, order_id in enumerate(self.orders, start=1):
                 event = envelope("order_service", CommitRequested(order_id), new_trace_id(), OPERATOR)
-                opened.basic_publish(EVENTS_EXCHANGE, event.type, event.to_json().encode())
+                publishers.publish(event.type, event.to_json().encode())
                 eventually(lambda: self.written("q.inventory.commit-requested"), lambda n: n == sent)  # noqa: B023
-            opened.basic_publish(EVENTS_EXCHANGE, broken.type, body.encode())
+            publishers.publish(broken.type, body.encode())
             eventually(lambda: self.written("q.inventory.release-requested"), lambda n: n == 1)
-            opened.basic_publish(EVENTS_EXCHANGE, broken.type, b"{no JSON")
+            publishers.publish(broken.type, b"{no JSON")
         eventually(lambda: self.written("q.inventory.release-requested"), lambda n: n == 2)
         eventually(lambda: sum(self.system.dead_letters().values()), lambda n: n == 5)
 

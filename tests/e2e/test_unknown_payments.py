@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.e2e.broker import Heard, Tap, channel, repeat
+from tests.e2e.broker import Heard, Publishers, Tap, channel
 from tests.e2e.system import System, eventually
 from topology.table import retry_queues
 
@@ -122,8 +122,8 @@ def test_a_repeated_charge_message_after_settling_charges_nothing(system: System
     (reserved,) = [item for item in tap.of(order["order_id"]) if item.event["type"] == "inventory.reserved"]
     # A new message_id, so that not the inbox but the payment itself must refuse it.
     fresh = reserved.body.replace(reserved.event["message_id"][-12:].encode(), b"0123456789ab")
-    with channel(system.amqp_uri) as opened:
-        repeat(opened, Heard(reserved.routing_key, fresh, reserved.properties, reserved.event))
+    with Publishers(system.amqp_uri) as publishers:
+        publishers.repeat(Heard(reserved.routing_key, fresh, reserved.properties, reserved.event))
     consumed = "SELECT 1 FROM consumed_messages WHERE consumer = :queue AND message_id::text LIKE '%0123456789ab'"
     eventually(lambda: system.databases.rows("payment", consumed, queue=CHARGE_QUEUE), bool)
     assert charges_of(system, order["order_id"]) == [(1000, True)]
