@@ -43,9 +43,7 @@ def settings_as(settings: Settings, broker: Broker, directory: Path) -> As:
         return urlunsplit(parts._replace(netloc=f"{quote(user)}:{password}@{parts.hostname}:{parts.port}", path=VHOST))
 
     apply(uri(administrator, str(urlsplit(settings.amqp_uri).password)))
-    return lambda name: replace(
-        settings, amqp_uri=uri(broker_user(name), passwords[broker_user(name)]), amqp_uris={}
-    )
+    return lambda name: replace(settings, amqp_uri=uri(broker_user(name), passwords[broker_user(name)]), amqp_uris={})
 
 
 def _definitions(passwords: dict[str, str], allowed: Iterable[str]) -> dict[str, object]:
