@@ -65,9 +65,9 @@ class OpenCall:
         """Whether its answer is there."""
         return self.ended_at < math.inf
 
-    def end(self, answer: Any) -> None:
+    def end(self, answer: Any, at: float) -> None:
         """Take note of its answer."""
-        self.ended_at, self.answer = time.monotonic(), answer
+        self.ended_at, self.answer = at, answer
 
 
 class Lanes:
@@ -97,8 +97,9 @@ class Lanes:
 class FairCalls(DependencyProvider):
     """Injects itself: the calls of one kind in this process, by the id of what they are made for."""
 
-    def __init__(self, patience_s: float = PATIENCE_S) -> None:
+    def __init__(self, patience_s: float = PATIENCE_S, clock: Callable[[], float] = time.monotonic) -> None:
         self.patience_s = patience_s
+        self.clock = clock
         self._calls: dict[UUID, OpenCall] = {}  # also those that have ended and whose answer nobody has taken yet
         self._waiting: dict[UUID, OpenCall] = {}  # those of them that have not begun
         self._open: Counter[str] = Counter()  # how many calls of a customer are under way
@@ -145,9 +146,9 @@ class FairCalls(DependencyProvider):
         for key in in_turn({key: customer for key, customer in new.items() if key not in over_share}):
             self._calls[key] = self._waiting[key] = OpenCall(calls[key])
         self._begin()
-        give_up_at = time.monotonic() + self.patience_s
+        give_up_at = self.clock() + self.patience_s
         while any(self._is_awaited(self._calls[key]) for key in calls if key in self._calls):
-            left = give_up_at - time.monotonic()
+            left = give_up_at - self.clock()
             if left <= 0:
                 break
             self._one_ended.wait(left)
@@ -161,12 +162,12 @@ class FairCalls(DependencyProvider):
             customer = item.call.customer
             if lanes.take_place(customer):
                 del self._waiting[key]
-                item.began_at = time.monotonic()
+                item.began_at = self.clock()
                 self._open[customer] += 1
                 green.spawn_n(self._run, item)
             elif self._is_slow(customer):
                 del self._waiting[key]
-                item.end(OverShare())
+                item.end(OverShare(), self.clock())
 
     def _run(self, item: OpenCall) -> None:
         customer = item.call.customer
@@ -174,7 +175,7 @@ class FairCalls(DependencyProvider):
             answer = item.call.run()
         except Exception as error:
             answer = error
-        item.end(answer)
+        item.end(answer, self.clock())
         self._open -= Counter([customer])  # drops those who have none left
         if self._is_late(item):
             self._slow_until[customer] = item.ended_at + SLOW_FOR_S
@@ -191,11 +192,11 @@ class FairCalls(DependencyProvider):
         return not item.ended and not self._is_slow(item.call.customer)
 
     def _is_slow(self, customer: str) -> bool:
-        return self._slow_until.get(customer, 0.0) > time.monotonic()
+        return self._slow_until.get(customer, 0.0) > self.clock()
 
     def _is_late(self, item: OpenCall) -> bool:
         """Whether the call took, or takes, longer than a batch waits."""
-        return min(item.ended_at, time.monotonic()) - item.began_at > self.patience_s
+        return min(item.ended_at, self.clock()) - item.began_at > self.patience_s
 
     def _has_late_calls(self, customer: str) -> bool:
         return any(
@@ -203,14 +204,14 @@ class FairCalls(DependencyProvider):
         )
 
     def _note_slow_customers(self) -> None:
-        until = time.monotonic() + SLOW_FOR_S
+        until = self.clock() + SLOW_FOR_S
         slow = {customer: until for customer in self._open if self._has_late_calls(customer)}
         if slow:
             self._slow_until.update(slow)
             self._begin()
 
     def _forget(self) -> None:
-        now = time.monotonic()
+        now = self.clock()
         self._slow_until = {customer: until for customer, until in self._slow_until.items() if until > now}
         self._calls = {key: item for key, item in self._calls.items() if now - item.ended_at < KEEP_S}
 
