@@ -162,19 +162,24 @@ class Batch:
     def _ask_for(self, events: list[Envelope]) -> dict[UUID, Any]:
         """The answers by message_id. When asking for all events raises, each is asked for alone to find the culprit.
 
-        A repeat asks only for those for which the service could not work.
+        A repeat asks only for those for which the service could not work. A pause is not over as long as the calls for
+        them have no answer.
         """
         answers: dict[UUID, Any] = {}
         waiting = events
+        away: Exception | None = None  # why the service cannot work
 
         def ask_for_the_rest(ask: Callable[[Events], dict[UUID, Any]]) -> None:
-            nonlocal waiting
+            nonlocal waiting, away
             found = ask(Events(waiting))
-            waiting = [event for event in waiting if _says_pause(found.get(event.message_id))]
-            unable = [found.pop(event.message_id) for event in waiting]
-            answers.update(found)
-            if unable:
-                raise unable[0]
+            unable = [answer for answer in found.values() if _says_pause(answer)]
+            answered = any(not _says_pause(answer) and not isinstance(answer, OpenCall) for answer in found.values())
+            away = unable[0] if unable else None if answered else away
+            again = {key for key, answer in found.items() if _says_pause(answer) or (away and not answered)}
+            waiting = [event for event in waiting if event.message_id in again]
+            answers.update({key: answer for key, answer in found.items() if key not in again})
+            if away and waiting:
+                raise away
 
         if self.ask is None or not events:
             return answers

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from uuid import UUID, uuid4
 
 import eventlet
@@ -29,6 +30,7 @@ from tests.integration.support import (
     extension,
     headers_of,
     reserved_event,
+    throughout,
     until,
 )
 
@@ -191,6 +193,30 @@ def test_a_charge_that_is_answered_late_is_saved_by_a_later_batch_also_if_its_or
     emitted_now = database.rows("payment", "SELECT event_type FROM outbox")
     assert [row["event_type"] for row in emitted_now] == ["payment.succeeded"] * 2
     assert database.rows("payment", "SELECT count(*) AS n FROM provider_ledger") == [{"n": 2}]
+
+
+@pytest.mark.usefixtures("restless")
+def test_a_pause_is_not_over_while_the_call_that_tries_the_provider_has_no_answer(
+    payment: Bench, database: Databases, mail: Mail, tmp_path: Path
+) -> None:
+    outage = tmp_path / "provider-is-down"
+    outage.touch()
+    payment.service.provider = payment.provider(f"down_while:{outage}", open_s=0.1)
+    with_patience(payment, 0.001)
+    batch = payment.batch(CHARGES)
+    (going_on,) = batch.handle_batch(deliveries(charges(1, "ann")))
+    until(lambda: going_on.call.ended)
+    handling = eventlet.spawn(batch.handle_batch, [going_on.delivery])
+    until(lambda: batch.pausing.not_ready_reason)
+
+    throughout(lambda: not handling.dead and batch.pausing.not_ready_reason is not None, for_s=0.6)
+    outage.unlink()
+
+    left = handling.wait()
+    until(lambda: all(item.call.ended for item in left))
+    batch.handle_batch([item.delivery for item in left])
+    assert set(statuses(database).values()) == {"COMPLETED"}
+    assert mail.all(f"{CHARGES}.retry") == []
 
 
 class Late(Provider):
