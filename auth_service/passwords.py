@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
@@ -10,8 +12,9 @@ from shared.edge.green import Semaphore, run_in_thread
 # OWASP's second choice for argon2id: 19 MiB, two passes; about 30 ms of one core.
 _HASHER = PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
 
-# At most this many hashes at once: each needs its memory, and more than the cores can run slow each other down.
-_AT_ONCE = Semaphore(4)
+# At most this many hashes at once: each needs its memory. Half of the cores are left to everything else, so that many
+# who sign in do not hold up those who have.
+_AT_ONCE = Semaphore(max(1, min(4, len(os.sched_getaffinity(0)) // 2)))
 
 # Verified for an unknown name, so that the answer takes as long as for a known name.
 _DUMMY_HASH = _HASHER.hash("nobody has this password")

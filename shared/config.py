@@ -243,7 +243,8 @@ class Settings:
     ))
     connections_per_address: int = _one(Row(
         "CONNECTIONS_PER_ADDRESS", parsers.limit,
-        "connections of an address that are open at one gateway, a tenth of all; 0: any number", ("gateway",), "400",
+        "connections of an address that are open at one gateway, a quarter of all; 0: any number", ("gateway",),
+        "1000",
     ))
     waits_per_user: int = _one(Row(
         "WAITS_PER_USER", parsers.limit,

@@ -29,6 +29,7 @@ from shared.edge import framing, green
 from shared.edge.green import wsgi
 from shared.edge.https import has_ended, say_goodbye
 from shared.edge.shares import Connections
+from shared.edge.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -117,6 +118,7 @@ class Connection(HttpOnlyProtocol):
         if not self.server.connections.begin(self.conn_state):
             self.close_connection = True  # it was closed to make room: nobody would hear the answer
             return
+        self.server.turns.wait(self.conn_state.address)
         super().handle_one_response()
 
     def has_gone(self) -> bool:
@@ -187,6 +189,7 @@ class Server(wsgi.Server):
         self.capitalize_response_headers = False
         self._refuse = refuse
         self.connections = connections
+        self.turns = Turns()
 
     def as_bytes(self, error: HTTPException, has_body: bool = True) -> bytes:
         """A refusal for a connection that has no request to answer."""

@@ -34,11 +34,12 @@ log = logging.getLogger(__name__)
 
 # A call to another service may take 10 s; past this a connection is cut when the service stops.
 DRAIN_S = 15.0
-BACKLOG = 1024
+# New connections that wait to be accepted. The kernel drops more, and their clients try again after a second or more.
+BACKLOG = 4096
 # 1,000 clients may wait for an order beside all others; one that waits costs about 40 kB.
 MAX_CONNECTIONS = 4000
 # After so many new connections in a row, those that are open get their turn.
-ACCEPTS_IN_A_ROW = 32
+ACCEPTS_IN_A_ROW = 128
 ACCEPT_AGAIN_S = 0.1
 # Of those that are turned away, so many at once are given time to read why.
 MAX_LINGERING = 16

@@ -66,6 +66,9 @@ def test_every_replica_has_a_port_of_its_own():
     ports = [settings.port(service, replica) for service in config.SERVICES for replica in range(10)]
     assert len(set(ports)) == len(ports)
     assert config.read({}).port("gateway") == 8000
+    assert config.read({}).probe_address("gateway", 1) == "127.0.0.1:8199"
+    assert config.read({"GATEWAY_PROBE_PORT": "9"}).probe_address("gateway") == "127.0.0.1:9"
+    assert config.read({}).probe_address("order") == config.read({}).address("order")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What is held open is shared fairly: connections of an address, waits and streams of a user, sign-ins."""
 
 import socket
+from collections import Counter
 from contextlib import ExitStack, closing, contextmanager
 
 import eventlet
@@ -13,6 +14,7 @@ from gateway.api.http import Holding, SigningIn
 from shared.config import Settings
 from shared.edge import shares, watch
 from shared.edge.shares import Client, Connections, Shares
+from shared.edge.turns import Turns
 from shared.errors import TooManyOpen
 from tests.unit.serving import KEYS, ORDERS, ask, dial, hear, probes_of, serving
 from tests.unit.test_gateway_following import EVENTS, FEED, PATH, STREAMED, Shop, an_order, watch_of
@@ -347,3 +349,47 @@ def test_an_address_with_too_many_sign_ins_is_429_and_others_sign_in(monkeypatch
         eventlet.sleep(0.1)
         let_go.send()
         assert [thread.wait()[0] for thread in (*signing_in, other)] == [200] * 3
+
+
+def test_few_requests_begin_in_a_round_of_the_hub_and_all_in_the_order_of_their_coming():
+    turns, rounds, began = Turns(at_once=3), [0], []
+
+    def request(number):
+        turns.wait("a")
+        began.append((number, rounds[0]))
+
+    def count_rounds():
+        while len(began) < 10:
+            rounds[0] += 1
+            eventlet.sleep(0)
+
+    for number in range(10):
+        eventlet.spawn_n(request, number)
+    count_rounds()
+    assert [number for number, _ in began] == list(range(10))
+    per_round = Counter(at for _, at in began)
+    assert len(per_round) >= 4
+    assert max(per_round.values()) == 3
+
+
+def test_a_request_that_comes_alone_has_its_turn_at_once():
+    turns = Turns(at_once=1)
+    for _ in range(3):
+        with eventlet.Timeout(0, pytest.fail.Exception("it waited")):
+            turns.wait("a")
+        eventlet.sleep(0)
+        eventlet.sleep(0)
+
+
+def test_a_request_of_another_address_does_not_wait_behind_all_those_of_one():
+    turns, began = Turns(at_once=2), []
+
+    def request(address):
+        turns.wait(address)
+        began.append(address)
+
+    for address in "a" * 20 + "b" + "c":
+        eventlet.spawn_n(request, address)
+    while len(began) < 22:
+        eventlet.sleep(0)
+    assert {"b", "c"} < set(began[:6])

@@ -382,6 +382,12 @@ def test_the_ports_of_later_replicas_count_too(taken):
     assert stack.choose_ports(2, first=8000)["gateway"] != 8000
 
 
+def test_a_process_that_an_earlier_version_started_is_asked_at_its_only_address():
+    child = {"url": "http://127.0.0.1:8000"}
+    assert stack.probe_url_of(child) == "http://127.0.0.1:8000"
+    assert stack.probe_url_of({**child, "probe_url": "http://127.0.0.1:8099"}) == "http://127.0.0.1:8099"
+
+
 def test_a_port_that_the_user_names_is_kept_or_refused_but_never_moved(taken, monkeypatch):
     monkeypatch.setenv("ORDER_PORT", "9000")
     assert stack.choose_ports(1, first=8000)["order"] == 9000
