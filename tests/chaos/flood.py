@@ -1,7 +1,7 @@
 """A flood of one client, as a process of its own: connections that send nothing, streams of one order, and sign-ins.
 
-It reads what to do as JSON from its first argument and holds all of it until its input ends. Then it prints as JSON how
-many there were of each outcome.
+It reads what to do as JSON from its first argument, prints a line when all of it is open or was refused, and holds it
+until its input ends. Then it prints as JSON how many there were of each outcome.
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ class Flood:
             f"Content-Length: {len(WRONG)}\r\n\r\n{WRONG}"
         )
         self.outcomes: Counter[str] = Counter()
+        self._unopened = 0
 
     async def run(self, idle: int, streams: int, sign_ins: int) -> None:
         """Open so many of each and hold them until standard input ends."""
+        self._unopened = idle + streams + sign_ins
         texts = {"idle": ("", idle), "stream": (self.stream, streams), "sign-in": (self.sign_in, sign_ins)}
         holding = [asyncio.create_task(self._hold(kind, text)) for kind, (text, n) in texts.items() for _ in range(n)]
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
@@ -45,9 +47,11 @@ class Flood:
                 reader, writer = await asyncio.open_connection(self.host, self.port)
             except OSError as error:
                 self.outcomes[f"{kind} {type(error).__name__}"] += 1
-                return
+                await asyncio.sleep(AGAIN_S)
+                continue
             try:
                 writer.write(text.encode())
+                self._opened()
                 if head := await reader.read(4096):
                     self.outcomes[f"{kind} {head.split()[1].decode()}"] += 1
                 while await reader.read(4096):
@@ -58,6 +62,11 @@ class Flood:
             finally:
                 writer.close()
             await asyncio.sleep(AGAIN_S)
+
+    def _opened(self) -> None:
+        self._unopened -= 1
+        if self._unopened == 0:
+            print("open", flush=True)
 
 
 def main(work: dict[str, Any]) -> None:

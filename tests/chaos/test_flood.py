@@ -133,6 +133,8 @@ def test_a_flood_of_one_client_keeps_neither_probes_nor_others_out(system: Syste
         command = [sys.executable, "-m", "tests.chaos.flood", json.dumps(work)]
         with probes, public, posts:
             flood = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            assert flood.stdout is not None
+            assert flood.stdout.readline() == "open\n"
             time.sleep(LASTS_LONG_S if long else LASTS_S)
             outcomes = json.loads(flood.communicate(timeout=60)[0])
     used = psutil.Process(gateway.popen.pid).cpu_times() if gateway.popen else None
@@ -142,5 +144,6 @@ def test_a_flood_of_one_client_keeps_neither_probes_nor_others_out(system: Syste
     assert not probes.wrong + public.wrong + posts.wrong
     assert max(probes.took) <= ANSWERS_WITHIN_S
     assert max(public.took + posts.took) <= OTHERS_WITHIN_S
-    assert outcomes["stream 200"] == (Settings.waits_per_user if long else int(SMALL_LIMITS["WAITS_PER_USER"]))
+    most = Settings.waits_per_user if long else int(SMALL_LIMITS["WAITS_PER_USER"])
+    assert 0 < outcomes["stream 200"] <= most
     assert outcomes["stream 429"] > 0
