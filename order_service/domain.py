@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from uuid import UUID
 
-from shared.errors import Contradiction, UnexpectedEvent, ValidationFailed
+from shared.errors import Contradiction, TooMuchOpen, UnexpectedEvent, ValidationFailed
 from shared.events import (
     CommitRequested,
     Identity,
@@ -257,6 +257,34 @@ def total_of(items: tuple[PricedItem, ...]) -> int:
             "The total of the order is too large.", {"items": [f"Must cost at most {MAX_AMOUNT} together."]}
         )
     return sum(lines)
+
+
+@dataclass(frozen=True)
+class Open:
+    """Orders that are not paid yet, and the units in them."""
+
+    orders: int
+    units: int
+
+
+def check_open(before: Open, units: int, most: Open) -> None:
+    """Check what a user has open, and one more order of so many units, against the most that a user may; 0 is no limit.
+
+    Raises TooMuchOpen, and ValidationFailed for an order that is too large by itself.
+    """
+    if most.units and units > most.units:
+        raise ValidationFailed(
+            "The order has too many units.", {"items": [f"Must be at most {most.units} units together."]}
+        )
+    if (most.orders and before.orders >= most.orders) or (most.units and before.units + units > most.units):
+        raise TooMuchOpen(
+            details={
+                "open_orders": before.orders,
+                "max_open_orders": most.orders or None,
+                "held_units": before.units,
+                "max_held_units": most.units or None,
+            }
+        )
 
 
 def may_create(caller: Identity) -> bool:

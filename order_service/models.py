@@ -14,7 +14,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import insert as insert_if_absent
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from order_service.domain import Order, Status, Step, subject_of
+from order_service.domain import Open, Order, Status, Step, subject_of
 from shared.bulk import update_many
 from shared.changes import changed
 from shared.envelope import Envelope
@@ -26,7 +26,7 @@ from shared.rights import Rights
 from shared.schema import encode
 from shared.tables import MESSAGING_RIGHTS, NOW, Base
 
-# As SQL, for the index that the deadline's query uses.
+# As SQL, for the indexes of the deadline and of the limits.
 _UNPAID = f"status IN ({', '.join(repr(status.value) for status in sorted(UNPAID))})"
 
 
@@ -65,6 +65,7 @@ class OrderRow(Base):
             for filtered in ((), ("user_id",), ("status",))
         ),
         Index("ix_orders_unsettled", "created_at", postgresql_where=text(_UNPAID)),
+        Index("ix_orders_open_of_user", "user_id", postgresql_where=text(_UNPAID)),
     )
 
 
@@ -154,6 +155,25 @@ RIGHTS = MESSAGING_RIGHTS | {
     "idempotency_keys": Rights(deleted_because="a stored answer is deleted after 48 hours; the order keeps its key"),
 }
 TABLES = frozenset(RIGHTS)
+
+
+# The advisory locks of `open_of`, beside others in this database.
+TURNS_OF_USERS = 1
+_OPEN = f"""
+    SELECT count(*), coalesce(sum((SELECT sum(quantity) FROM order_items WHERE order_id = orders.order_id)), 0)
+    FROM orders WHERE user_id = :user_id AND {_UNPAID}
+"""
+# Two statements in one round trip: the second one reads what is committed when the lock has been got.
+_TURN_AND_OPEN = text(f"SELECT pg_advisory_xact_lock(:turns, hashtext(:user_id)); {_OPEN}")
+
+
+def open_of(session: Session, user_id: str) -> Open:
+    """What a user has open, until this transaction ends: others that ask for the same user wait for it.
+
+    The lock of a user is a hash of the name, so that it is shared with few other users, if with any.
+    """
+    orders, units = session.execute(_TURN_AND_OPEN, {"turns": TURNS_OF_USERS, "user_id": user_id}).one()
+    return Open(orders, int(units))
 
 
 def add_order(session: Session, payload: OrderCreated, request: KeyedRequest, trace_id: str) -> bool:

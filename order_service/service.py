@@ -55,7 +55,8 @@ class OrderService(Probes):
         """Make an order: idempotency key, order and event in one transaction.
 
         `order` is {currency, payment_method, items: [{sku, quantity, unit_price}]}, already validated. Returns
-        {status, body, location, replayed}. Raises IdempotencyKeyReused, IdempotencyInProgress, ValidationFailed.
+        {status, body, location, replayed}. Raises IdempotencyKeyReused, IdempotencyInProgress, ValidationFailed, and
+        TooMuchOpen for one order more than the user may have open.
         """
         self.context.require(domain.may_create)
         identity, trace_id = self.context.identity, self.context.trace_id
@@ -77,16 +78,25 @@ class OrderService(Probes):
             "currency": payload.currency,
         }
         answer = KeyedAnswer(201, body, f"/api/orders/{payload.order_id}")
+        most = self._most_open()
         try:
             with self.db.begin() as session:
                 if stored := idempotency.claim_key(session, request, answer):
                     return stored.as_dict()
+                before = models.open_of(session, identity.user_id) if most else None
                 if not models.add_order(session, payload, request, trace_id):
                     raise _KeyIsOld
+                if before and most:
+                    domain.check_open(before, sum(item.quantity for item in items), most)
                 outbox.emit(session, [envelope(self.name, payload, trace_id, identity)])
         except _KeyIsOld:
             return self._answer_of_old_key(request).as_dict()
         return answer.as_dict()
+
+    def _most_open(self) -> domain.Open | None:
+        """The most that one user may have open; None if nothing is limited, so that nothing has to be counted."""
+        orders, units = self.settings.max_open_orders_per_user, self.settings.max_held_units_per_user
+        return domain.Open(orders, units) if orders or units else None
 
     def _answer_of_old_key(self, request: KeyedRequest) -> KeyedAnswer:
         with self.db.read() as session:

@@ -206,6 +206,14 @@ class Settings:
         "ORDER_DEADLINE_S", parsers.number(1), "after this time an unpaid order is cancelled",
         ("order", "ops", OPERATOR), "900",
     ))
+    max_open_orders_per_user: int = _one(Row(
+        "MAX_OPEN_ORDERS_PER_USER", parsers.limit, "orders of a user that are not paid yet; 0: any number", ("order",),
+        "0", production="100",
+    ))
+    max_held_units_per_user: int = _one(Row(
+        "MAX_HELD_UNITS_PER_USER", parsers.limit, "units in the unpaid orders of a user; 0: any number", ("order",),
+        "0", production="10000",
+    ))
     host: str = _one(Row(
         "HOST", parsers.host, "the address at which the HTTP server listens", (*SERVICES, SHELL), "127.0.0.1"
     ))

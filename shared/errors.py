@@ -201,6 +201,12 @@ class TooManyOpen(RateLimited):
     code = "too_many_open"
 
 
+class TooMuchOpen(RateLimited):
+    """This user has too many open orders, or too many units in them. Pay or cancel some first."""
+
+    code = "too_much_open"
+
+
 class ServiceUnavailable(EcomError):
     """A service did not answer in time."""
 

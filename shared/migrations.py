@@ -29,8 +29,8 @@ def run(tables: Collection[str]) -> None:
         context.run_migrations()
 
 
-def create_indexes(table: str, indexes: Mapping[str, Sequence[str]]) -> None:
-    """Create indexes, given as {name: columns}, while others read and write the table.
+def create_indexes(table: str, indexes: Mapping[str, Sequence[str]], where: str | None = None) -> None:
+    """Create indexes, given as {name: columns}, while others read and write the table. `where` chooses their rows.
 
     PostgreSQL does this only outside a transaction. So a revision that creates indexes does nothing else, and it can
     run again after it was broken off: an index that is there is dropped first, since it may be invalid.
@@ -38,7 +38,8 @@ def create_indexes(table: str, indexes: Mapping[str, Sequence[str]]) -> None:
     with op.get_context().autocommit_block():
         for name, columns in indexes.items():
             op.drop_index(name, table, if_exists=True, postgresql_concurrently=True)
-            op.create_index(name, table, list(columns), postgresql_concurrently=True)
+            chosen = sa.text(where) if where else None
+            op.create_index(name, table, list(columns), postgresql_concurrently=True, postgresql_where=chosen)
 
 
 def drop_indexes(table: str, names: Iterable[str]) -> None:

@@ -148,6 +148,7 @@ class Bench:
         self.sessions = self.database.sessions
         self.service = SERVICES[service]()
         self.service.db = self.sessions
+        self.service.settings = settings
         self.called_by(CUSTOMER if service == "order" else ADMIN)
         self.ledger = connect(settings.database_url("payment"), "provider", pool_size=20).execution_options(
             isolation_level="AUTOCOMMIT"

@@ -28,6 +28,7 @@ def test_without_variables_the_environment_is_production():
     assert (settings.payment_provider, settings.payment_methods) == ("", ())
     assert settings.mock_tokens is False
     assert (settings.rate_user_per_min, settings.rate_address_per_min) == (100, 1000)
+    assert (settings.max_open_orders_per_user, settings.max_held_units_per_user) == (100, 10_000)
 
 
 def test_development_has_conveniences():
@@ -38,6 +39,7 @@ def test_development_has_conveniences():
     assert settings.payment_provider == "mock"
     assert settings.mock_tokens is True
     assert (settings.rate_user_per_min, settings.rate_address_per_min) == (0, 0)
+    assert (settings.max_open_orders_per_user, settings.max_held_units_per_user) == (0, 0)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "shop.example"])

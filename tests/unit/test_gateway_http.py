@@ -293,7 +293,9 @@ def test_an_unexpected_error_is_500_and_reveals_nothing(gateway, error, caplog):
     assert uuid.UUID(answer[2]["error"]["traceId"]).hex in caplog.text
 
 
-@pytest.mark.parametrize("error", [errors.ServiceUnavailable, errors.RateLimited, errors.IdempotencyInProgress])
+@pytest.mark.parametrize(
+    "error", [errors.ServiceUnavailable, errors.RateLimited, errors.TooMuchOpen, errors.IdempotencyInProgress]
+)
 def test_retry_after_is_sent_with_errors_that_can_be_retried(gateway, error):
     BEHIND.answer = error()
     _, headers, _ = ask(gateway, "GET", "/api/stocks", headers=bearer("customer"))
