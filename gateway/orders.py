@@ -39,7 +39,7 @@ from gateway.combined import Combined
 from gateway.following import stream, waiting
 from gateway.stock import MAX_ITEMS, MAX_QUANTITY, sku_field
 from shared.auth import ADMIN, CUSTOMER, MAX_NAME_LENGTH, OPERATOR
-from shared.errors import Conflict, TooMuchOpen, ValidationFailed
+from shared.errors import Conflict, TooManyOrders, ValidationFailed
 from shared.order_states import AT_REST, Reason, Status
 from shared.schema import MAX_AMOUNT
 
@@ -264,7 +264,7 @@ class Orders(Combined):
         answer=PostedOrder,
         status=201,
         also={200: Order},
-        fails=(TooMuchOpen,),
+        fails=(TooManyOrders,),
         summary="Post an order",
     )
     def create_order(self, call: Call) -> Answer:
@@ -275,7 +275,7 @@ class Orders(Combined):
         another body is 422.
 
         A user may have so many orders open that are not paid yet, with so many units in them
-        (`MAX_OPEN_ORDERS_PER_USER`, `MAX_HELD_UNITS_PER_USER`). One more is 429 `too_much_open`; its details have the
+        (`MAX_OPEN_ORDERS_PER_USER`, `MAX_HELD_UNITS_PER_USER`). One more is 429 `too_many_orders`; its details have the
         numbers. Pay or cancel an order and send the same request again. A repeated key is answered in any case.
         """
         order = with_payment_method(call.body, self.settings.payment_methods, self.settings.production)

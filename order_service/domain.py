@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from uuid import UUID
 
-from shared.errors import Contradiction, TooMuchOpen, UnexpectedEvent, ValidationFailed
+from shared.errors import Contradiction, TooManyOrders, UnexpectedEvent, ValidationFailed
 from shared.events import (
     CommitRequested,
     Identity,
@@ -270,14 +270,14 @@ class Open:
 def check_open(before: Open, units: int, most: Open) -> None:
     """Check what a user has open, and one more order of so many units, against the most that a user may; 0 is no limit.
 
-    Raises TooMuchOpen, and ValidationFailed for an order that is too large by itself.
+    Raises TooManyOrders, and ValidationFailed for an order that is too large by itself.
     """
     if most.units and units > most.units:
         raise ValidationFailed(
             "The order has too many units.", {"items": [f"Must be at most {most.units} units together."]}
         )
     if (most.orders and before.orders >= most.orders) or (most.units and before.units + units > most.units):
-        raise TooMuchOpen(
+        raise TooManyOrders(
             details={
                 "open_orders": before.orders,
                 "max_open_orders": most.orders or None,

@@ -56,7 +56,7 @@ class OrderService(Probes):
 
         `order` is {currency, payment_method, items: [{sku, quantity, unit_price}]}, already validated. Returns
         {status, body, location, replayed}. Raises IdempotencyKeyReused, IdempotencyInProgress, ValidationFailed, and
-        TooMuchOpen for one order more than the user may have open.
+        TooManyOrders for one order more than the user may have open.
         """
         self.context.require(domain.may_create)
         identity, trace_id = self.context.identity, self.context.trace_id

@@ -195,16 +195,16 @@ class RateLimited(EcomError):
     code = "rate_limited"
 
 
-class TooManyOpen(RateLimited):
+class TooManyConnections(RateLimited):
     """Too much of one client is open: connections, waits, streams or exports."""
 
-    code = "too_many_open"
+    code = "too_many_connections"
 
 
-class TooMuchOpen(RateLimited):
+class TooManyOrders(RateLimited):
     """This user has too many open orders, or too many units in them. Pay or cancel some first."""
 
-    code = "too_much_open"
+    code = "too_many_orders"
 
 
 class ServiceUnavailable(EcomError):

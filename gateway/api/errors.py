@@ -51,7 +51,7 @@ HEADERS: dict[type[EcomError], tuple[str, str]] = {
 RETRY_AFTER_S: dict[type[EcomError], int] = {
     errors.IdempotencyInProgress: 1,
     errors.RateLimited: 10,
-    errors.TooManyOpen: 1,
+    errors.TooManyConnections: 1,
     errors.CannotWork: 2,
     errors.ServiceUnavailable: 2,
 }
@@ -65,7 +65,7 @@ REFUSALS: dict[int, type[EcomError]] = {
     413: errors.PayloadTooLarge,
     414: errors.TargetTooLong,
     417: errors.ExpectationFailed,
-    429: errors.TooManyOpen,
+    429: errors.TooManyConnections,
     431: errors.HeadersTooLarge,
     500: EcomError,
     501: errors.NotImplementedHere,

@@ -24,14 +24,14 @@ class Held:
         self._sign_ins = Shares("Too many sign-ins are under way.", SIGN_INS)
 
     def hold_request(self, address: str, environ: Environ) -> None:
-        """Count a request that a proxy has passed on from this address. Raises TooManyOpen."""
+        """Count a request that a proxy has passed on from this address. Raises TooManyConnections."""
         environ[HELD].enter_context(self._requests.held(network_of(address)))
 
     def hold_wait(self, user_id: str, environ: Environ) -> None:
-        """Count a wait, a stream or an export of a user. Raises TooManyOpen."""
+        """Count a wait, a stream or an export of a user. Raises TooManyConnections."""
         environ[HELD].enter_context(self._waits.held(user_id))
 
     def hold_sign_in(self, address: str, environ: Environ) -> None:
-        """Count a sign-in from an address. Raises TooManyOpen."""
+        """Count a sign-in from an address. Raises TooManyConnections."""
         environ[HELD].enter_context(self._sign_ins_of_address.held(network_of(address)))
         environ[HELD].enter_context(self._sign_ins.held(_ALL))

@@ -50,7 +50,7 @@ OPERATORS = (OPERATOR, ADMIN)
 AUDITORS = (AUDITOR, ADMIN)
 
 # The web server's own words for these say more than the meaning of the class.
-TOLD_BY_SERVER = (errors.BadRequest, errors.NotImplementedHere, errors.ServiceUnavailable, errors.TooManyOpen)
+TOLD_BY_SERVER = (errors.BadRequest, errors.NotImplementedHere, errors.ServiceUnavailable, errors.TooManyConnections)
 
 # During an outage every request meets the same reason. Which method of a service was called makes no other reason.
 _reminder = Reminder()

@@ -183,7 +183,7 @@ def failures(route: Api) -> dict[int, list[type[EcomError]]]:
     if route.idempotent:
         kinds += [errors.IdempotencyKeyRequired, errors.IdempotencyKeyInvalid]
         kinds += [errors.IdempotencyInProgress, errors.IdempotencyKeyReused]
-    kinds += [errors.RateLimited, errors.TooManyOpen, errors.ServiceUnavailable]
+    kinds += [errors.RateLimited, errors.TooManyConnections, errors.ServiceUnavailable]
     by_status: dict[int, list[type[EcomError]]] = {}
     for error in kinds:
         status = next(STATUS[kind] for kind in error.__mro__ if kind in STATUS)

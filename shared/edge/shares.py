@@ -11,7 +11,7 @@ from typing import Any
 from werkzeug.exceptions import ServiceUnavailable, TooManyRequests
 
 from shared.edge.green import shutdown_safe, wsgi
-from shared.errors import TooManyOpen
+from shared.errors import TooManyConnections
 
 # One household or server usually has a whole /64 network of IPv6.
 IPV6_PREFIX = 64
@@ -29,9 +29,9 @@ class Shares:
 
     @contextmanager
     def held(self, name: str) -> Iterator[None]:
-        """Hold one more until the block ends. Raises TooManyOpen."""
+        """Hold one more until the block ends. Raises TooManyConnections."""
         if self.amount and self._held[name] >= self.amount:
-            raise TooManyOpen(self.message, {"limit": self.amount, "retry_after": RETRY_AFTER_S})
+            raise TooManyConnections(self.message, {"limit": self.amount, "retry_after": RETRY_AFTER_S})
         self._held[name] += 1
         try:
             yield

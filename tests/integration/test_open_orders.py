@@ -13,7 +13,7 @@ from order_service import models
 from order_service.domain import Open
 from shared.config import Settings
 from shared.edge.rpc import serialized
-from shared.errors import EcomError, TooMuchOpen, ValidationFailed
+from shared.errors import EcomError, TooManyOrders, ValidationFailed
 from shared.events import Identity
 from tests.databases import Databases
 from tests.integration.support import Bench, assert_read_by_index, statements
@@ -50,7 +50,7 @@ def post(order: Bench, key: str, *quantities: int) -> dict[str, Any]:
 
 
 def refused(order: Bench, key: str, *quantities: int) -> EcomError:
-    with pytest.raises(TooMuchOpen) as error:
+    with pytest.raises(TooManyOrders) as error:
         post(order, key, *quantities)
     return error.value
 
@@ -110,7 +110,7 @@ def test_of_many_orders_at_once_no_more_are_made_than_may_be_open(
     def one(number: int) -> bool:
         try:
             return bool(post(order, f"key-{number}", quantity)["status"] == 201)
-        except TooMuchOpen:
+        except TooManyOrders:
             return False
 
     made = list(eventlet.GreenPool(12).imap(one, range(24)))

@@ -15,7 +15,7 @@ from shared.config import Settings
 from shared.edge import shares, watch
 from shared.edge.shares import Client, Connections, Shares
 from shared.edge.turns import Turns
-from shared.errors import TooManyOpen
+from shared.errors import TooManyConnections
 from tests.unit.serving import KEYS, ORDERS, ask, dial, hear, probes_of, serving
 from tests.unit.test_gateway_following import EVENTS, FEED, PATH, STREAMED, Shop, an_order, watch_of
 from tests.unit.test_gateway_http import BEHIND, ROUTES, Gateway, bearer, code
@@ -118,7 +118,11 @@ def test_nothing_is_remembered_of_connections_that_have_ended():
 def test_a_name_at_its_limit_is_refused_until_something_of_it_is_released():
     of_user = Shares("Too many.", 1)
     with of_user.held("alice"):
-        with of_user.held("bob"), pytest.raises(TooManyOpen, match=r"Too many\.") as refused, of_user.held("alice"):
+        with (
+            of_user.held("bob"),
+            pytest.raises(TooManyConnections, match=r"Too many\.") as refused,
+            of_user.held("alice"),
+        ):
             pass
         assert refused.value.details == {"limit": 1, "retry_after": 1}
     with of_user.held("alice"):
@@ -265,7 +269,7 @@ def test_a_user_at_the_limit_of_waits_and_streams_is_429_and_others_are_served(p
     with shop_with(waits_per_user=2) as shop, ExitStack() as stack:
         first, _ = [stack.enter_context(closing(held_open(shop, path, role=role, **headers))) for _ in range(2)]
         refused = ask(shop, "GET", path, None, {**bearer(role), **headers})
-        assert code(refused) == (429, "too_many_open")
+        assert code(refused) == (429, "too_many_connections")
         assert refused[1]["Retry-After"] == "1"
         assert refused[2]["error"]["message"] == "Too many waits, streams and exports of one user are open."
         assert refused[2]["error"]["details"] == {"limit": 2, "retry_after": 1}
@@ -322,7 +326,7 @@ def test_behind_a_proxy_requests_under_way_count_for_the_client_that_it_names():
         for _ in range(2):
             stack.enter_context(closing(held_open(shop, EVENTS, **{"X-Forwarded-For": "192.0.2.1"})))
         refused = forwarded(shop, "192.0.2.1")
-        assert code(refused) == (429, "too_many_open")
+        assert code(refused) == (429, "too_many_connections")
         assert refused[2]["error"]["message"] == "Too many requests of one address are under way."
         assert forwarded(shop, "192.0.2.2")[0] == 200
 
@@ -344,7 +348,7 @@ def test_an_address_with_too_many_sign_ins_is_429_and_others_sign_in(monkeypatch
     with serving(Gateway, settings=Settings(auth_keys=KEYS, trusted_proxies=("127.0.0.1/32",))) as gateway:
         signing_in = [eventlet.spawn(sign_in, "192.0.2.1") for _ in range(2)]
         eventlet.sleep(0.1)
-        assert code(sign_in("192.0.2.1")) == (429, "too_many_open")
+        assert code(sign_in("192.0.2.1")) == (429, "too_many_connections")
         other = eventlet.spawn(sign_in, "192.0.2.2")
         eventlet.sleep(0.1)
         let_go.send()

@@ -294,7 +294,7 @@ def test_an_unexpected_error_is_500_and_reveals_nothing(gateway, error, caplog):
 
 
 @pytest.mark.parametrize(
-    "error", [errors.ServiceUnavailable, errors.RateLimited, errors.TooMuchOpen, errors.IdempotencyInProgress]
+    "error", [errors.ServiceUnavailable, errors.RateLimited, errors.TooManyOrders, errors.IdempotencyInProgress]
 )
 def test_retry_after_is_sent_with_errors_that_can_be_retried(gateway, error):
     BEHIND.answer = error()
