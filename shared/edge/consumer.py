@@ -12,6 +12,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -23,6 +24,7 @@ from shared.edge import green
 from shared.edge.batch import Batch, Unsettled
 from shared.edge.broker import BrokerConnection, run_connected
 from shared.edge.database import Database
+from shared.edge.deliveries import delivery_of
 from shared.edge.pausing import Stopping
 from shared.edge.publisher import Publisher
 from shared.edge.settings import sender_rules, settings_of
@@ -136,13 +138,10 @@ class Handles(Entrypoint):
             self.settings.heartbeat_s,
             self._serve,
             lambda: self._stopping,
-            self._set_not_ready_reason,
+            partial(setattr, self, "_broker_fault"),
             self.queue,
         )
         self._publisher.close()
-
-    def _set_not_ready_reason(self, not_ready_reason: str | None) -> None:
-        self._broker_fault = not_ready_reason
 
     def _serve(self, connection: BrokerConnection) -> None:
         try:
@@ -248,19 +247,6 @@ class Handles(Entrypoint):
         else:
             for tag in tags:
                 channel.basic_ack(tag)
-
-
-def delivery_of(message: amqp.Message) -> Delivery:
-    """A message as the broker delivered it."""
-    body = message.body
-    return Delivery(
-        tag=message.delivery_info["delivery_tag"],
-        body=body.encode() if isinstance(body, str) else bytes(body),
-        routing_key=message.delivery_info["routing_key"],
-        message_id=message.properties.get("message_id"),
-        headers=message.headers or {},
-        properties={name: value for name, value in message.properties.items() if name != "application_headers"},
-    )
 
 
 handles = Handles.decorator

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import resource
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,13 @@ from shared.errors import TooManyConnections
 IPV6_PREFIX = 64
 # Most of what is held is released within a second.
 RETRY_AFTER_S = 1
+# 1,000 clients may wait for an order beside all others; one that waits costs about 40 kB.
+MAX_CONNECTIONS = 4000
+
+
+def max_connections() -> int:
+    """Half of the process's file descriptors: the rest is for its database, its broker and its files."""
+    return min(MAX_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
 
 
 class Shares:

@@ -9,7 +9,6 @@ import errno
 import ipaddress
 import logging
 import os
-import resource
 import socket
 import time
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from shared.edge.connection import HEAD_S, SOCKET_S, Environ, Refuse, Server, li
 from shared.edge.green import shutdown_safe, wsgi
 from shared.edge.https import Certificate
 from shared.edge.settings import settings_of
-from shared.edge.shares import Client, Connections
+from shared.edge.shares import Client, Connections, max_connections
 from shared.edge.wsgi_app import App
 from shared.errors import ConfigurationFault
 from shared.logs import Reminder, in_a_line
@@ -36,8 +35,6 @@ log = logging.getLogger(__name__)
 DRAIN_S = 15.0
 # New connections that wait to be accepted. The kernel drops more, and their clients try again after a second or more.
 BACKLOG = 4096
-# 1,000 clients may wait for an order beside all others; one that waits costs about 40 kB.
-MAX_CONNECTIONS = 4000
 # After so many new connections in a row, those that are open get their turn.
 ACCEPTS_IN_A_ROW = 128
 ACCEPT_AGAIN_S = 0.1
@@ -69,11 +66,6 @@ def protect(response: Response, environ: Environ) -> None:
     """Give an answer the headers that all have; those it has stay."""
     for name, value in SECURITY_HEADERS.items():
         response.headers.setdefault(name, value)
-
-
-def max_connections() -> int:
-    """Half of the process's file descriptors: the rest is for its database, its broker and its files."""
-    return min(MAX_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 
 from shared.decoding import read_event
-from shared.edge.consumer import delivery_of
+from shared.edge.deliveries import delivery_of
 from shared.edge.publisher import Outgoing, fits
 from shared.edge.tx import Events, Tx
 from shared.errors import DeadMessage, UnexpectedEvent

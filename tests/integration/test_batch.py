@@ -16,7 +16,7 @@ from sqlalchemy import text
 
 from shared.edge import postgres, sending_on
 from shared.edge.attempt import Limits
-from shared.edge.consumer import delivery_of
+from shared.edge.deliveries import delivery_of
 from shared.edge.hold_ups import FORGET_AFTER_S, WAIT_S, HoldUp
 from shared.edge.pausing import Stopping
 from shared.edge.publisher import LEFT_OUT, Outgoing
@@ -601,7 +601,7 @@ def test_messages_that_were_held_up_before_rest_after_a_try_in_vain(bench: Bench
     def handle(events: Events, tx: Tx) -> None:
         tried.append(len(events))
 
-    batch.handle = handle
+    batch.handling.handler = handle
     again = [delivery(event, headers={"x-held-up": 1}, queue=VOIDS) for event in cancellations(3)]
     batch.hold_ups.rest_after(60)
     batch.handle_batch([*again, delivery(cancellations(1)[0])])
@@ -639,8 +639,8 @@ def test_many_messages_behind_one_lock_do_not_wait_for_it_one_after_another(
 ) -> None:
     """Without rounds the messages run singly from the start, as after some culprits or an error at commit."""
     monkeypatch.setattr(postgres, "LOCK_TIMEOUT_MS", 100)
-    monkeypatch.setattr("shared.edge.batch.ROUNDS", rounds)
-    monkeypatch.setattr("shared.edge.batch.MOST_WAITED_S", 0.0)
+    monkeypatch.setattr("shared.edge.handling.ROUNDS", rounds)
+    monkeypatch.setattr("shared.edge.handling.MOST_WAITED_S", 0.0)
     payment = bench("payment")
     tried: list[int] = []
 
@@ -661,8 +661,8 @@ def test_a_message_that_is_slow_by_itself_has_its_full_time_now_and_then(
     held_up: int, outcome: set[str], bench: Benches, database: Databases, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short = Limits(lock_ms=200, statement_ms=100)
-    monkeypatch.setattr("shared.edge.batch.ALONE", short)
-    monkeypatch.setattr("shared.edge.batch.LOOKING", short)
+    monkeypatch.setattr("shared.edge.handling.ALONE", short)
+    monkeypatch.setattr("shared.edge.handling.LOOKING", short)
     payment, event = bench("payment"), cancellations(1)[0]
 
     def handle(batch: Events, tx: Tx) -> None:

@@ -21,8 +21,8 @@ from ops.dlq.replay_request import ReplayRequest
 from ops.domain import Fate, Filter, Pace
 from shared.config import Settings
 from shared.edge.broker import BrokerConnection
-from shared.edge.consumer import delivery_of
 from shared.edge.context import Context
+from shared.edge.deliveries import delivery_of
 from shared.edge.publisher import Outgoing, Publisher
 from shared.edge.rpc import ConnectedExtension, rpc
 from shared.edge.rpc_proxy import Replies, RpcProxy

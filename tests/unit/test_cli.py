@@ -225,9 +225,9 @@ def test_settings_that_are_missing_come_from_the_running_stack(running, monkeypa
 
 
 def test_the_users_of_the_running_stack_are_not_used_with_another_broker(running, monkeypatch):
-    assert home.read().amqp_uri_of("ops") == "amqp://ecom-ops:b@here/x"
+    assert home.read("operator").amqp_uri_of("ops") == "amqp://ecom-ops:b@here/x"
     monkeypatch.setenv("AMQP_URI", "amqp://c:d@there/y")
-    assert home.read().amqp_uri_of("ops") == "amqp://c:d@there/y"
+    assert home.read("operator").amqp_uri_of("ops") == "amqp://c:d@there/y"
 
 
 def test_a_setting_that_a_file_holds_wins_over_the_running_stack(running, monkeypatch, tmp_path):

@@ -20,7 +20,7 @@ from shared.config import Settings, bracketed
 from shared.edge import connection, runner, webserver
 from shared.edge.database import Database
 from shared.edge.http import BODY, Probes, Route
-from shared.edge.webserver import max_connections
+from shared.edge.shares import max_connections
 from shared.errors import ConfigurationFault
 from tests.unit.serving import ask, dial, hear, say, server_of, serving
 
