@@ -67,8 +67,7 @@ class Handles(Entrypoint):
     def setup(self) -> None:
         self.settings = settings_of(self.container)
         database = next(item for item in self.container.dependencies if isinstance(item, Database))
-        self._stopping = False
-        self._stop_by = math.inf
+        self._stopping, self._stop_by = False, math.inf
         self._broker_fault: str | None = "not connected yet"
         self._held: deque[Delivery] = deque()
         self._in_work: list[Delivery] = []
@@ -97,9 +96,8 @@ class Handles(Entrypoint):
         """The age of the oldest message that came and is not settled, in seconds; 0 if all are."""
         going_on = [item.delivery for item in self._going_on]
         waiting = [delivery.unsettled_since for delivery in (*self._held, *self._in_work, *going_on)]
-        held_up = self.batch.held_up_since()
-        oldest = min([*waiting, held_up] if held_up else waiting, default=None)
-        return max(0.0, time.time() - oldest) if oldest else 0.0
+        moments = [*waiting, self.batch.held_up_since() or math.inf]
+        return max(0.0, time.time() - min(moments))
 
     def start(self) -> None:
         self._thread = self.container.spawn_managed_thread(self.run, identifier=f"consumer of {self.queue}")

@@ -20,7 +20,7 @@ from ops.cli.flow import Flow
 from ops.local.broker import MAIN_VHOST
 from ops.local.servers import Broker, Postgres, Servers, ServerTls
 from ops.local.supervisor import is_ready, readiness
-from shared.config import with_verified_tls
+from shared.parsers import with_verified_tls
 from tests.certificates import Authority, Issued
 from tests.e2e.conftest import refuse_patched_process
 from tests.e2e.system import ECOM, ROOT, System, Systems, eventually

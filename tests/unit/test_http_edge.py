@@ -17,7 +17,7 @@ from werkzeug.wrappers import Response
 
 from deploy import ready
 from shared.config import Settings, bracketed
-from shared.edge import connection, runner, webserver
+from shared.edge import connection, runner, shares, webserver
 from shared.edge.database import Database
 from shared.edge.http import BODY, Probes, Route
 from shared.edge.shares import max_connections
@@ -405,12 +405,12 @@ def test_what_is_no_request_is_counted_and_each_reason_is_logged_once(server, ca
 
 
 def test_the_cap_leaves_half_of_the_file_descriptors_to_the_service(monkeypatch):
-    monkeypatch.setattr(webserver.resource, "getrlimit", lambda kind: (200, 200))
+    monkeypatch.setattr(shares.resource, "getrlimit", lambda kind: (200, 200))
     assert max_connections() == 100
 
 
 def test_a_thousand_waiting_clients_leave_room_for_others_where_files_are_allowed(monkeypatch):
-    monkeypatch.setattr(webserver.resource, "getrlimit", lambda kind: (65_536, 65_536))
+    monkeypatch.setattr(shares.resource, "getrlimit", lambda kind: (65_536, 65_536))
     assert max_connections() > 2000
 
 
