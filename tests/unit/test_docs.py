@@ -157,3 +157,11 @@ def test_every_lint_rule_that_is_off_is_on_the_page_of_clients() -> None:
 
     assert off == {rule for rules, _ in listed for rule in re.findall(r"`([\w-]+)`", rules)}
     assert len(off) == 3
+
+
+def test_every_test_that_the_page_of_security_names_exists() -> None:
+    named = re.findall(r"`(unit|integration|e2e|chaos|tls)/(\w+)(?:::(\w+))?`", (ROOT / "docs/security.md").read_text())
+    assert len(named) > 50
+    for folder, file, name in named:
+        text = (ROOT / "tests" / folder / f"test_{file}.py").read_text(encoding="utf-8")
+        assert not name or f"def test_{name}(" in text, f"{folder}/{file}::{name}"
