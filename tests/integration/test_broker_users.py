@@ -50,7 +50,7 @@ class User:
     """A connection as one of the broker's users."""
 
     def __init__(self, uri: str) -> None:
-        self.connection = pika.BlockingConnection(declare._parameters(uri))
+        self.connection = pika.BlockingConnection(declare.parameters(uri))
         self.channel = self._open()
 
     def _open(self) -> BlockingChannel:
