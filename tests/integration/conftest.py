@@ -5,6 +5,7 @@ import tests.patched  # noqa: F401  # isort: skip
 import itertools
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -24,9 +25,21 @@ from topology.declare import apply
 
 
 @pytest.fixture(scope="session")
-def settings(servers: None) -> Settings:
-    """The settings of this run, with every database migrated and the topology applied."""
+def each_as_its_user(servers: None) -> Settings:
+    """The settings of this run, with the URIs of every service's user of the broker.
+
+    The environment loses these: most of these tests publish and consume as one user, about whom nothing is checked.
+    """
     settings = read()
+    for name in settings.amqp_uris:
+        del os.environ[f"{name.upper()}_AMQP_URI"]
+    return settings
+
+
+@pytest.fixture(scope="session")
+def settings(each_as_its_user: Settings) -> Settings:
+    """The settings of this run with one user for all, every database migrated and the topology applied."""
+    settings = replace(each_as_its_user, amqp_uris={})
     own = servers_of_our_own()
     if own and own.postgres:
         without_fsync(settings)

@@ -216,12 +216,14 @@ def let_through(uri: str, service: str) -> list[str]:
 
 
 @pytest.fixture
-def users(settings: Settings, mail: Mail, monkeypatch: pytest.MonkeyPatch) -> Settings:
+def users(each_as_its_user: Settings, mail: Mail, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """The broker of this run has a user for each service; its queues are empty."""
     monkeypatch.setattr(logging.getLogger("pika"), "level", logging.ERROR)  # it warns of each refusal
-    if not settings.amqp_uris:
-        pytest.skip("this broker has one user for all")
-    return settings
+    if not each_as_its_user.amqp_uris:
+        pytest.skip("AMQP_URI brings a broker with one user for all")
+    for name, uri in each_as_its_user.amqp_uris.items():
+        monkeypatch.setenv(f"{name.upper()}_AMQP_URI", uri)
+    return each_as_its_user
 
 
 @pytest.mark.parametrize("service", NAMES)

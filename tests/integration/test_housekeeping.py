@@ -14,7 +14,7 @@ from shared.errors import CannotWork, ProviderTimeout
 from shared.events import OrderCancelled, PricedItem, RefundRequested
 from shared.schema import encode
 from tests.databases import Databases
-from tests.integration.support import CUSTOMER, Bench, Mail, emitted, order_created, reserved_event
+from tests.integration.support import Bench, Mail, emitted, order_created, reserved_event
 
 CHARGES = "q.payment.inventory-reserved"
 REFUNDS = "q.payment.refund-requested"
@@ -250,12 +250,12 @@ def test_a_locked_reservation_keeps_no_other_from_expiring(
 def test_a_reservation_by_hand_says_whose_hand_it_was(bench: Benches, database: Databases) -> None:
     inventory = bench("inventory")
     inventory.service.put_stock("apple", 10)
-    by_hand, ordered = uuid4(), order_created()
+    by_hand, ordered, hand = uuid4(), order_created(), inventory.service.context.identity.user_id
     inventory.service.reserve_manually(str(by_hand), [{"sku": "apple", "quantity": 1}])
     inventory.handle_batch("q.inventory.order-created", [emitted(ordered)])
 
     made = database.rows("inventory", "SELECT order_id, made_by FROM reservations")
-    assert {row["order_id"]: row["made_by"] for row in made} == {by_hand: CUSTOMER.user_id, ordered.order_id: None}
+    assert {row["order_id"]: row["made_by"] for row in made} == {by_hand: hand, ordered.order_id: None}
 
 
 def on_short_locks(bench: Benches, service: str, monkeypatch: pytest.MonkeyPatch) -> Bench:

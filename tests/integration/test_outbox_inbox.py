@@ -116,7 +116,7 @@ def test_two_replicas_with_the_same_messages_have_one_effect(
         until(lambda: somebody_waits(database, service))  # the other replica has come to the same messages
         getattr(first.service, first_handler)(batch, tx)
 
-    first_handler = first.batch(queue).handle.__name__
+    first_handler = first.batch(queue).handling.handler.__name__
     settling = eventlet.spawn(first.handle_batch, queue, events, handle=handle)
     until(lambda: calls)
     second.handle_batch(queue, list(reversed(events)))

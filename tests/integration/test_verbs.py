@@ -38,7 +38,7 @@ def start(settings: Settings, database: Databases, mail: Mail) -> Iterator[Calla
     yield start
     for container in started:
         container.kill()
-    mail.channel.queue_delete("rpc-order_service")
+    mail.channel.queue_purge("rpc-order_service")
 
 
 def call(settings: Settings, method: str, *args: Any, **context: Any) -> Any:
