@@ -10,6 +10,7 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psycopg2
 import pytest
@@ -62,11 +63,13 @@ class Encrypted:
     def wait_ready(self) -> None:
         """Return when every service is ready."""
         children = self.system.supervisor.children
-        eventually(lambda: [child.name for child in children if not is_ready(child.url)], lambda names: not names, 60)
+        eventually(
+            lambda: [child.name for child in children if not is_ready(child.probe_url)], lambda names: not names, 60
+        )
 
     def reasons(self, service: str) -> str:
         """Why a service is not ready."""
-        (url,) = [child.url for child in self.system.supervisor.children if child.service == service]
+        (url,) = [child.probe_url for child in self.system.supervisor.children if child.service == service]
         return "; ".join(readiness(url).reasons)
 
     def pay(self, sku: str) -> None:
@@ -142,9 +145,12 @@ def encrypted(systems: Systems, tmp_path_factory: pytest.TempPathFactory) -> Enc
         each.launch()
     for each in servers.each():
         each.wait()
-    user = f"{broker.user}:{broker.facts['password']}"
     environment = {
-        "AMQP_URI": f"amqps://{user}@{HOST}:{broker.tls_port}/{MAIN_VHOST}",
+        **{
+            name: f"amqps://{urlsplit(uri).netloc.partition('@')[0]}@{HOST}:{broker.tls_port}/{MAIN_VHOST}"
+            for name, uri in os.environ.items()
+            if name.endswith("AMQP_URI")
+        },
         "AMQP_HEARTBEAT_S": "2",
         "TLS_CA_FILE": str(ca),
         "TLS_CERT_FILE": str(client.certificate),
