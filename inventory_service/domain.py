@@ -177,12 +177,6 @@ def _held(stock: Mapping[str, Stock], quantities: Mapping[str, int]) -> tuple[St
     return tuple(replace(stock[sku], reserved=stock[sku].reserved + quantity) for sku, quantity in quantities.items())
 
 
-def check_is_of_order(existing: Reservation | None, asked: Payload) -> None:
-    """Compare a request of an order with its reservation. Raises Contradiction if a person made the reservation."""
-    if existing is not None:
-        compare(type_of(asked), ("reserved for", Kind.ORDER, existing.kind))
-
-
 def close_reservation(
     stock: Mapping[str, Stock], existing: Reservation | None, verb: str, order_id: UUID, reason: str
 ) -> Outcome:

@@ -89,7 +89,6 @@ class InventoryService(ReleaseAudit, Probes):
             order_id = event.payload.order_id
             reason = getattr(event.payload, "reason", "paid")
             try:
-                domain.check_is_of_order(held.get(order_id), event.payload)
                 outcome = domain.close_reservation(stock, held.get(order_id), verb, order_id, reason)
             except DeadMessage as error:
                 tx.fail(event, error)

@@ -10,14 +10,13 @@ from uuid import uuid4
 import pytest
 
 from inventory_service import domain as inventory
-from inventory_service.domain import Kind, Reservation, State
+from inventory_service.domain import Reservation, State
 from order_service import domain as orders
 from order_service.domain import Order, Status
 from payment_service import domain as payments
 from payment_service.domain import Payment, Refund, RefundStatus
 from shared.errors import Contradiction
 from shared.events import (
-    CommitRequested,
     Committed,
     OrderCreated,
     Payload,
@@ -28,7 +27,6 @@ from shared.events import (
     RefundFailed,
     RefundRequested,
     Released,
-    ReleaseRequested,
     Reserved,
     type_of,
 )
@@ -57,7 +55,6 @@ def paid(status: payments.Status, **changed: Any) -> Payment:
 
 CHARGED = paid(payments.Status.COMPLETED)
 HELD = Reservation(ORDER, RESERVATION, State.RESERVED, {"desk": 1, "lamp": 2})
-BY_HAND = replace(HELD, kind=Kind.MANUAL)
 
 # A message that fits, who compares it with what, and each lie that is noticed: the fields that are changed.
 LIES: list[tuple[Payload, Check, list[dict[str, Any]]]] = [
@@ -151,11 +148,3 @@ def test_a_repeat_that_says_another_amount_is_refused_and_not_taken_for_a_repeat
 def test_the_result_of_a_refund_that_was_never_asked_for_is_refused(result: Payload) -> None:
     with pytest.raises(Contradiction, match="never asked for"):
         orders.follow(replace(order(Status.CANCELLED), refund_id=None), result, uuid4())
-
-
-@pytest.mark.parametrize("asked", [CommitRequested(ORDER), ReleaseRequested(ORDER, "deadline")])
-def test_an_order_closes_no_reservation_that_a_person_made(asked: Payload) -> None:
-    inventory.check_is_of_order(HELD, asked)
-    inventory.check_is_of_order(None, asked)
-    with pytest.raises(Contradiction, match="reserved for order, known is manual"):
-        inventory.check_is_of_order(BY_HAND, asked)
