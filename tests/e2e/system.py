@@ -21,7 +21,7 @@ import requests
 
 from ops.cli.flow import Flow, Token
 from ops.local.supervisor import Child, Supervisor
-from shared.config import PROBES, read
+from shared.config import MOCK_METHODS, PROBES, read
 from tests.databases import Databases
 from tests.e2e.broker import depths, purge_all
 from tests.ledger import CHECKS, under_way
@@ -69,7 +69,9 @@ class System:
         payment_mode = f"down_while:{self.outage_file}"
         # Every client of a test has the same address, and most crowds are one user.
         unlimited = {"CONNECTIONS_PER_ADDRESS": "0", "WAITS_PER_USER": "0"}
-        environment = {**os.environ, "PAYMENT_MODE": payment_mode, **unlimited, **settings, MARK: self.mark}
+        # The server may list a method that its provider lacks.
+        methods = {"PAYMENT_METHODS": f"{MOCK_METHODS},no_such_method"}
+        environment = {**os.environ, "PAYMENT_MODE": payment_mode, **methods, **unlimited, **settings, MARK: self.mark}
         self.supervisor = Supervisor(children, _command, environment, ROOT, say=lambda text: None)
         # One thread starts, restarts and stops: a child gets SIGTERM when the thread that started it ends.
         self._thread = threading.Thread(target=self._supervise, name="supervisor")

@@ -46,7 +46,7 @@ def test_a_dead_message_without_a_record_is_counted_within_a_minute(system: Syst
     assert told["reasons"] == [{"reason": "unknown_order", "count": 1}]
     assert [letter["order_id"] for letter in listed(system)] == unwritten
     mend(system, unwritten)
-    assert replayed(system, all=True)["counts"] == {"chosen": 1, "applied": 1}
+    assert replayed(system, all=True)["counts"] == {"chosen": 1, "vouched": 1, "applied": 1}
 
 
 def test_an_order_whose_payment_is_never_answered_ends_by_the_clock_and_costs_nothing(

@@ -92,8 +92,8 @@ def test_dead_messages_are_counted_listed_and_put_back_to_work(system: System) -
     mend(system, orders)
     replay = replayed(system, user=system.become("olga", "operator"), all=True, reasons=["unknown_order"], why="mended")
 
-    assert (replay["status"], replay["outcome"]) == ("done", "3 applied")
-    assert replay["counts"] == {"chosen": 3, "applied": 3}
+    assert (replay["status"], replay["outcome"]) == ("done", "3 applied (3 do not say who published them)")
+    assert replay["counts"] == {"chosen": 3, "vouched": 3, "applied": 3}
     assert (replay["actor"], replay["why"], replay["queue"]) == ("olga", "mended", DLQ)
     assert replay["filter"] == {"reasons": ["unknown_order"]}
     assert replay["options"]["rate"] == 100
@@ -112,7 +112,7 @@ def test_the_ledger_has_the_tokens_user_and_every_message(system: System) -> Non
     mend(system, orders)
     user = system.become("ada", "admin")
     replay = replayed(system, user=user, max=1, why="the oldest first")
-    assert replay["counts"] == {"chosen": 1, "applied": 1}
+    assert replay["counts"] == {"chosen": 1, "vouched": 1, "applied": 1}
     (row,) = system.databases.rows(
         "ops", "SELECT * FROM operations WHERE operation_id = :id", id=uuid.UUID(replay["replay_id"])
     )
@@ -125,7 +125,7 @@ def test_the_ledger_has_the_tokens_user_and_every_message(system: System) -> Non
     assert (str(message["order_id"]), message["fate"]) == (orders[0], "applied")
     (left,) = listed(system)
     assert left["order_id"] == orders[1]
-    assert replayed(system, ids=[left["message_id"].upper()])["counts"] == {"chosen": 1, "applied": 1}
+    assert replayed(system, ids=[left["message_id"].upper()])["counts"] == {"chosen": 1, "vouched": 1, "applied": 1}
 
 
 def test_a_list_is_filtered_and_paged(system: System) -> None:
@@ -162,7 +162,7 @@ def test_a_list_is_filtered_and_paged(system: System) -> None:
 
     mend(system, [*orders, str(traced)])
     assert replayed(system, all=True, trace_id=str(uuid.UUID(trace_id)))["counts"] == {"chosen": 1, "applied": 1}
-    assert replayed(system, all=True)["counts"] == {"chosen": 4, "applied": 4}
+    assert replayed(system, all=True)["counts"] == {"chosen": 4, "vouched": 4, "applied": 4}
 
 
 def test_a_replay_whose_message_dies_again_stops_and_says_why(system: System) -> None:
@@ -176,7 +176,7 @@ def test_a_replay_whose_message_dies_again_stops_and_says_why(system: System) ->
 
     mend(system, orders)
     replay = replayed(system, all=True, ramp="1,2", stop_on_redeath=True)
-    assert (replay["status"], replay["counts"]) == ("done", {"chosen": 3, "applied": 3})
+    assert (replay["status"], replay["counts"]) == ("done", {"chosen": 3, "vouched": 3, "applied": 3})
 
 
 def test_a_conflict_names_the_operator_at_work_and_a_stopped_service_ends_its_replay(system: System) -> None:
@@ -208,7 +208,7 @@ def test_a_conflict_names_the_operator_at_work_and_a_stopped_service_ends_its_re
     assert (row["status"], row["outcome"]) == ("stopped", "its service was stopped")
     eventually(lambda: system.troubles("ops"), lambda troubles: not troubles, 60)
     assert ended(system, location)["counts"] == {"chosen": 2, "applied": 1}
-    assert replayed(system, all=True)["counts"] == {"chosen": 1, "applied": 1}
+    assert replayed(system, all=True)["counts"] == {"chosen": 1, "vouched": 1, "applied": 1}
 
 
 def test_a_replay_whose_process_dies_is_told_as_interrupted_and_nothing_is_lost(system: System) -> None:
@@ -220,7 +220,7 @@ def test_a_replay_whose_process_dies_is_told_as_interrupted_and_nothing_is_lost(
     replay = ended(system, location)
     assert (replay["status"], replay["outcome"]) == ("interrupted", DIED)
     eventually(lambda: queue_of(system)["messages"], lambda messages: messages == 1)
-    assert replayed(system, all=True)["counts"] == {"chosen": 1, "applied": 1}
+    assert replayed(system, all=True)["counts"] == {"chosen": 1, "vouched": 1, "applied": 1}
 
 
 def test_a_queue_or_replay_that_is_not_there_is_404(system: System) -> None:

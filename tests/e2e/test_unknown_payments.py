@@ -67,7 +67,12 @@ def test_many_charges_of_one_customer_that_time_out_delay_nobody_elses(system: S
 
     def answered() -> bool:
         """Let the provider answer the next try of each."""
-        system.databases.run("payment", "UPDATE payments SET method = 'mock_ok' WHERE status = 'PENDING'")
+        system.databases.run(
+            "payment",
+            "INSERT INTO provider_ledger (key, kind, order_id, amount, currency, done, reference, reason)"
+            " SELECT payment_id, 'charge', order_id, amount, currency, true, 'mock-late', '' FROM payments"
+            " WHERE method = 'mock_timeout' ON CONFLICT DO NOTHING",
+        )
         return all(payment_of(system, order_id) == "COMPLETED" for order_id in slow)
 
     eventually(answered, bool, 60)
