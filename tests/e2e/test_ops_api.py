@@ -170,7 +170,7 @@ def test_a_replay_whose_message_dies_again_stops_and_says_why(system: System) ->
     replay = replayed(system, all=True, ramp="1", stop_on_redeath=True)
     assert replay["status"] == "stopped"
     assert replay["outcome"].startswith("1 died again, as unknown_order (order ")
-    assert replay["counts"] == {"chosen": 3, "dead_again": 1, "reasons": {"unknown_order": 1}}
+    assert replay["counts"] == {"chosen": 3, "vouched": 1, "dead_again": 1, "reasons": {"unknown_order": 1}}
     letters = eventually(lambda: listed(system), lambda letters: len(letters) == 3)
     assert sorted(letter["replays"] for letter in letters) == [0, 0, 1]
 
@@ -207,7 +207,7 @@ def test_a_conflict_names_the_operator_at_work_and_a_stopped_service_ends_its_re
     )
     assert (row["status"], row["outcome"]) == ("stopped", "its service was stopped")
     eventually(lambda: system.troubles("ops"), lambda troubles: not troubles, 60)
-    assert ended(system, location)["counts"] == {"chosen": 2, "applied": 1}
+    assert ended(system, location)["counts"] == {"chosen": 2, "vouched": 1, "applied": 1}
     assert replayed(system, all=True)["counts"] == {"chosen": 1, "vouched": 1, "applied": 1}
 
 
