@@ -73,6 +73,10 @@ def test_many_charges_of_one_customer_that_time_out_delay_nobody_elses(system: S
             " SELECT payment_id, 'charge', order_id, amount, currency, true, 'mock-late', '' FROM payments"
             " WHERE method = 'mock_timeout' ON CONFLICT DO NOTHING",
         )
+        # On a slow machine the tries of some are over by now: an operator sends them back.
+        if system.dead_letters().get(f"{CHARGE_QUEUE}.dlq"):
+            flow.send("POST", f"/api/ops/dlq/{CHARGE_QUEUE}/replays", {"all": True}, "operator")
+            return False
         return all(payment_of(system, order_id) == "COMPLETED" for order_id in slow)
 
     eventually(answered, bool, 60)
