@@ -51,8 +51,9 @@ def begin(system: System, query: str = "") -> requests.Response:
 
 def proved(system: System, file: bytes) -> dict[str, Any]:
     """The manifest of a file, checked against its signature and its bytes."""
-    signed, _, last = file.rpartition(f"{exports.MANIFEST},".encode())
-    ((cell, *_),) = csv.reader([last.decode()], strict=True)
+    place = file.rindex(f'"{exports.MANIFEST}",'.encode())
+    signed, last = file[:place], file[place:]
+    ((_, cell, *_),) = csv.reader([last.decode()], strict=True)
     manifest = dict(json.loads(cell))
     assert manifest["sha256"] == hashlib.sha256(signed).hexdigest()
     assert manifest["mac"] == seals.manifest_mac(system.settings.audit_key, manifest)

@@ -123,7 +123,7 @@ def test_what_a_user_has_open_is_counted_in_an_index_and_costs_one_statement(
 ) -> None:
     database.run("order", MANY)
     database.run("order", "INSERT INTO order_items SELECT order_id, 1, 'lamp', 2, 1 FROM orders")
-    database.run("order", "ANALYZE orders, order_items")
+    database.run("order", "VACUUM ANALYZE orders, order_items")
     with statements(order) as free:
         post(order, "free")
     limit(order, settings, orders=50)

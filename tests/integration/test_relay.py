@@ -166,11 +166,11 @@ def test_an_unroutable_row_stays_holds_back_only_its_aggregate_and_goes_out_in_t
 
 
 def test_a_row_that_the_service_may_not_publish_holds_up_no_other(
-    bench: Benches, settings: Settings, database: Databases, mail: Mail, connection: Connection
+    bench: Benches, each_as_its_user: Settings, database: Databases, mail: Mail, connection: Connection
 ) -> None:
     foreign, good = emitted(PaymentSucceeded(uuid4(), uuid4(), 100, "EUR", "reference")), cancelled()
     tell(bench("order"), foreign, good)
-    own = Publisher(settings.amqp_uri_of("order"), heartbeat_s=10)
+    own = Publisher(each_as_its_user.amqp_uri_of("order"), heartbeat_s=10)
     try:
         assert publish_once(connection, own) == 1
     finally:
