@@ -206,7 +206,7 @@ def user_add(name: str, roles: tuple[str, ...], as_json: bool) -> None:
 
     settings = read(USER)
     with _user_faults():
-        users.check_name(name)  # before the password is asked for
+        users.check_new_name(name)  # before the password is asked for
         users.check_roles(roles)
         made = users.add(settings, name, roles, _password())
     _say_user(made, f"{name} may sign in as {', '.join(made['roles'])}", as_json)

@@ -5,6 +5,7 @@ There is no sign-up over HTTP: an operator with access to the database creates u
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,6 +38,8 @@ MIN_PASSWORD_LENGTH = 12
 RESERVED_NAMES = frozenset({SHELL})
 RESERVED_PREFIX = "system:"
 
+_NEW_NAME = re.compile(r"[a-z0-9][a-z0-9._@-]*")
+
 
 def check_name(name: str) -> None:
     """Raise ValidationFailed for a name that looks like another one in logs and audits."""
@@ -45,6 +48,17 @@ def check_name(name: str) -> None:
         raise ValidationFailed(f"{name!r} has spaces, control characters or bytes that are no text")
     if name in RESERVED_NAMES or name.startswith(RESERVED_PREFIX):
         raise ValidationFailed(f"{name} is the name of a part of the system")
+
+
+def check_new_name(name: str) -> None:
+    """Raise ValidationFailed for a name that a new user may not have. Users of older versions keep theirs.
+
+    Letters of other alphabets and capitals look like those of another name, `-v` like an option, `<` and `=` like text
+    of a page or of a spreadsheet.
+    """
+    check_name(name)
+    if name and not _NEW_NAME.fullmatch(name):
+        raise ValidationFailed(f"{name!r} has other characters than a to z, 0 to 9 and, not as the first, . _ @ -")
 
 
 def check_roles(roles: Sequence[str]) -> None:
@@ -69,6 +83,7 @@ def check_credentials(name: str, password: str, production: bool) -> None:
 def add(settings: Settings, name: str, roles: Sequence[str], password: str) -> dict[str, Any]:
     """Make a user. Raises ValidationFailed, Conflict when there is one of that name, CannotWork."""
     check_roles(roles)
+    check_new_name(name)
     check_credentials(name, password, settings.production)
     account = Account(name, passwords.hash_of(password), tuple(dict.fromkeys(roles)))
     with _begin(settings) as session:
