@@ -71,7 +71,7 @@ def test_many_charges_of_one_customer_that_time_out_delay_nobody_elses(system: S
             "payment",
             "INSERT INTO provider_ledger (key, kind, order_id, amount, currency, done, reference, reason)"
             " SELECT payment_id, 'charge', order_id, amount, currency, true, 'mock-late', '' FROM payments"
-            " WHERE method = 'mock_timeout' ON CONFLICT DO NOTHING",
+            " WHERE method = 'mock_timeout' AND status = 'PENDING' ON CONFLICT DO NOTHING",
         )
         # On a slow machine the tries of some are over by now: an operator sends them back.
         if system.dead_letters().get(f"{CHARGE_QUEUE}.dlq"):
