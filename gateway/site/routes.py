@@ -41,7 +41,7 @@ class SignInForm(RequestSchema):
 
 
 class OwnForm(RequestSchema):
-    """A form whose token proves that it was made for this session."""
+    """A form whose token proves that it was made for the session of the visitor who sends it."""
 
     token = fields.String(load_default="")
 

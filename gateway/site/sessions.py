@@ -241,7 +241,7 @@ def form_token(key: str, purpose: str, token_id: str) -> str:
 
 
 def check_form(token: str, purpose: str, token_id: str, keys: auth.Keys) -> None:
-    """Raise Forbidden unless the form was made for this session and purpose, with any of the current keys."""
+    """Raise Forbidden unless the form was made for this purpose in the visitor's session, by any current key."""
     matches = [hmac.compare_digest(token.encode(), form_token(key, purpose, token_id).encode()) for _, key in keys]
     if not any(matches):
         raise errors.Forbidden("This form was not made for your session.")
