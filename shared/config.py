@@ -4,7 +4,7 @@
 `ecom`'s commands. A process reads the settings of its role and no others: what it does not use cannot stop it. The code
 that starts a process calls `read()`. No module reads the environment at import.
 
-To add a setting, add a row. `ecom config` and the list in docs/operations.md follow.
+To add a setting, add a row. `ecom config` and the list in docs/settings.md follow.
 """
 
 from __future__ import annotations
