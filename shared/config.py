@@ -10,12 +10,13 @@ To add a setting, add a row. `ecom config` and the list in docs/settings.md foll
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from shared import parsers
 from shared.errors import ConfigurationFault
+from shared.setting import IN_URL, KEYS, NAMED_KEYS, WORD, Row, each, one
 from topology import broker_uri, services
 from topology.broker_uri import TlsFiles
 from topology.table import CONSUMERS
@@ -44,52 +45,6 @@ MIGRATE, TOPOLOGY, AUDIT, USER, OPERATOR = "migrate", "topology", "audit", "user
 ROLES = (*SERVICES, MIGRATE, TOPOLOGY, AUDIT, USER, OPERATOR, SHELL)
 
 
-class Secret(NamedTuple):
-    """A kind of secret: how its value is shown, and the secrets that the value holds."""
-
-    masked: Callable[[Any], Any]
-    inside: Callable[[Any], tuple[str, ...]]
-
-
-class Row(NamedTuple):
-    """How one variable of the environment becomes a value of Settings, and which roles read it."""
-
-    variable: str
-    parse: Callable[[str], Any]
-    means: str
-    roles: tuple[str, ...]
-    default: str = ""
-    production: str | None = None  # the default in production, where it differs
-    secret: Secret | None = None
-    attribute: str = ""
-    key: str = ""  # where the attribute is a mapping
-
-    def default_in(self, env: str) -> str:
-        """The text that counts where the variable is not set."""
-        return self.default if self.production is None or env != "production" else self.production
-
-    def of(self, settings: Settings) -> Any:
-        """Its value; None if it is one of a mapping and is not set."""
-        value = getattr(settings, self.attribute)
-        return value.get(self.key) if self.key else value
-
-
-def _one(row: Row) -> Any:
-    """An attribute with one row."""
-    return field(default=row.parse(row.default), metadata={"rows": {"": row}})
-
-
-def _each(rows: Mapping[str, Row]) -> Any:
-    """An attribute that is a mapping, with a row for each key. It lacks a key whose value is empty."""
-    values = {key: row.parse(row.default) for key, row in rows.items() if row.default}
-    return field(default_factory=lambda: dict(values), metadata={"rows": rows})
-
-
-_IN_URL = Secret(parsers.masked_url, parsers.passwords_in)
-_WORD = Secret(lambda word: "***" if word else "", lambda word: (word,) if word else ())
-_KEYS = Secret(lambda keys: ["***" for _ in keys], tuple)
-_NAMED_KEYS = Secret(lambda keys: [f"{kid}:***" for kid, _ in keys], lambda keys: tuple(key for _, key in keys))
-
 # The commands that connect to the broker as the user of a service, or of the shell.
 _COMMANDS_AS = {"ops": (TOPOLOGY, OPERATOR), SHELL: (TOPOLOGY, SHELL)}
 _CLIENTS = (*SERVICES, MIGRATE, TOPOLOGY, AUDIT, USER, OPERATOR, SHELL)
@@ -117,154 +72,154 @@ class Settings:
     """The settings of a process. Times are in seconds."""
 
     # fmt: off
-    env: str = _one(Row(
+    env: str = one(Row(
         "ECOM_ENV", parsers.one_of("development", "production"), "`development` or `production`", ROLES, "development",
         production="production",
     ))
-    amqp_uri: str = _one(Row(
+    amqp_uri: str = one(Row(
         "AMQP_URI", parsers.broker_uri, "the broker, its user and its vhost", _AT_THE_BROKER,
-        "amqp://guest:guest@127.0.0.1:5672//", production="", secret=_IN_URL,
+        "amqp://guest:guest@127.0.0.1:5672//", production="", secret=IN_URL,
     ))
-    amqp_uris: Mapping[str, str] = _each({
+    amqp_uris: Mapping[str, str] = each({
         name: Row(
             f"{name.upper()}_AMQP_URI", parsers.optional_broker_uri,
             f"the broker as the user of {name}, for commands; AMQP_URI where it is not set",
-            _COMMANDS_AS.get(name, (TOPOLOGY,)), secret=_IN_URL,
+            _COMMANDS_AS.get(name, (TOPOLOGY,)), secret=IN_URL,
         )
         for name in (*SERVICES, SHELL)
     })
-    amqp_admin_uri: str = _one(Row(
+    amqp_admin_uri: str = one(Row(
         "AMQP_ADMIN_URI", parsers.optional_broker_uri,
-        "the broker as a user who may declare; AMQP_URI where it is not set", (TOPOLOGY,), secret=_IN_URL,
+        "the broker as a user who may declare; AMQP_URI where it is not set", (TOPOLOGY,), secret=IN_URL,
     ))
-    accept_unsigned: bool = _one(Row(
+    accept_unsigned: bool = one(Row(
         "ACCEPT_UNSIGNED", parsers.flag, "1: messages of a version that did not say who sent them are accepted",
         SERVICES, "0",
     ))
-    heartbeat_s: float = _one(Row(
+    heartbeat_s: float = one(Row(
         "AMQP_HEARTBEAT_S", parsers.number(1), "how often broker and client prove that they are there", _AT_THE_BROKER,
         "10",
     ))
-    database_urls: Mapping[str, str] = _each({
+    database_urls: Mapping[str, str] = each({
         name: Row(
             f"{name.upper()}_DATABASE_URL", parsers.database_url, f"the database of {name}", _who_opens(name),
-            secret=_IN_URL,
+            secret=IN_URL,
         )
         for name in DATABASES
     })
-    database_admin_url: str = _one(Row(
+    database_admin_url: str = one(Row(
         "DATABASE_ADMIN_URL", parsers.database_url, "a role that may create roles and databases", (MIGRATE,),
-        secret=_IN_URL,
+        secret=IN_URL,
     ))
-    reader_password: str = _one(Row(
+    reader_password: str = one(Row(
         "READER_PASSWORD", str, "of the database role that only reads, which cannot log in without one",
-        (MIGRATE, "ops", OPERATOR, AUDIT), secret=_WORD,
+        (MIGRATE, "ops", OPERATOR, AUDIT), secret=WORD,
     ))
-    operator_password: str = _one(Row(
+    operator_password: str = one(Row(
         "OPERATOR_PASSWORD", str, "of the database role that records which messages lie in a DLQ; the same",
-        (MIGRATE, "ops", OPERATOR), secret=_WORD,
+        (MIGRATE, "ops", OPERATOR), secret=WORD,
     ))
-    auth_keys: tuple[tuple[str, str], ...] = _one(Row(
+    auth_keys: tuple[tuple[str, str], ...] = one(Row(
         "AUTH_KEYS", parsers.named_keys, "`kid:secret,kid:secret`: the first signs tokens, every one verifies",
-        _needing("AUTH_KEYS"), DEVELOPMENT_KEY, production="", secret=_NAMED_KEYS,
+        _needing("AUTH_KEYS"), DEVELOPMENT_KEY, production="", secret=NAMED_KEYS,
     ))
-    auth_mock: bool | None = _one(Row(
+    auth_mock: bool | None = one(Row(
         "AUTH_MOCK", parsers.mock, "1: anybody gets a token for any user and roles; `loopback`: if HOST is loopback",
         ("auth",), "loopback", production="0",
     ))
-    audit_keys: tuple[str, ...] = _one(Row(
+    audit_keys: tuple[str, ...] = one(Row(
         "AUDIT_KEY", parsers.keys, "`key,key`: the first seals the release audit, every one verifies",
-        (*_needing("AUDIT_KEY"), AUDIT), DEVELOPMENT_AUDIT_KEY, production="", secret=_KEYS,
+        (*_needing("AUDIT_KEY"), AUDIT), DEVELOPMENT_AUDIT_KEY, production="", secret=KEYS,
     ))
-    payment_provider: str = _one(Row(
+    payment_provider: str = one(Row(
         "PAYMENT_PROVIDER", str, "the payment provider: `mock`, which moves no money", ("payment",), "mock",
         production="",
     ))
-    payment_methods: tuple[str, ...] = _one(Row(
+    payment_methods: tuple[str, ...] = one(Row(
         "PAYMENT_METHODS", parsers.words, "`method,method`: the payment methods that an order may name", ("gateway",),
         MOCK_METHODS, production="",
     ))
-    allow_mock_payments: bool = _one(Row(
+    allow_mock_payments: bool = one(Row(
         "ALLOW_MOCK_PAYMENTS", parsers.flag, "1: production accepts the mock provider", ("payment",), "0"
     ))
-    allow_plain_inside: bool = _one(Row(
+    allow_plain_inside: bool = one(Row(
         "ALLOW_PLAIN_INSIDE", parsers.flag, "1: production accepts a broker and databases on other hosts without TLS",
         ROLES, "0",
     ))
-    payment_mode: str = _one(Row(
+    payment_mode: str = one(Row(
         "PAYMENT_MODE", str, "what the mock provider does: payment_service/provider.py", ("payment",), "succeed"
     ))
-    provider_timeout_s: float = _one(Row(
+    provider_timeout_s: float = one(Row(
         "PROVIDER_TIMEOUT_S", parsers.number(0.01), "how long a call to the payment provider may take", ("payment",),
         "5",
     ))
-    provider_open_s: float = _one(Row(
+    provider_open_s: float = one(Row(
         "PROVIDER_OPEN_S", parsers.number(0.01), "how long no call is made to a provider that is away", ("payment",),
         "30",
     ))
-    order_deadline_s: float = _one(Row(
+    order_deadline_s: float = one(Row(
         "ORDER_DEADLINE_S", parsers.number(1), "after this time an unpaid order is cancelled",
         ("order", "ops", OPERATOR), "900",
     ))
-    max_open_orders_per_user: int = _one(Row(
+    max_open_orders_per_user: int = one(Row(
         "MAX_OPEN_ORDERS_PER_USER", parsers.limit, "orders of a user that are not paid yet; 0: any number", ("order",),
         "0", production="100",
     ))
-    max_held_units_per_user: int = _one(Row(
+    max_held_units_per_user: int = one(Row(
         "MAX_HELD_UNITS_PER_USER", parsers.limit, "units in the unpaid orders of a user; 0: any number", ("order",),
         "0", production="10000",
     ))
-    host: str = _one(Row(
+    host: str = one(Row(
         "HOST", parsers.host, "the address at which the HTTP server listens", (*SERVICES, SHELL), "127.0.0.1"
     ))
-    ports: Mapping[str, int] = _each({
+    ports: Mapping[str, int] = each({
         name: Row(
             f"{name.upper()}_PORT", parsers.integer(1), f"the port of {name}; its replica n listens on port + 100 n",
             (name, SHELL) if name == "gateway" else (_SERVICE_AT.get(name, name),), str(port),
         )
         for name, port in PORTS.items()
     })
-    tls_ca: str = _one(Row(
+    tls_ca: str = one(Row(
         "TLS_CA_FILE", parsers.readable_file,
         "the CAs that broker and database are verified by; databases then need TLS", _CLIENTS,
     ))
-    tls_certificate: str = _one(Row(
+    tls_certificate: str = one(Row(
         "TLS_CERT_FILE", parsers.readable_file, "the certificate with which this process shows who it is", _CLIENTS
     ))
-    tls_key: str = _one(Row(
+    tls_key: str = one(Row(
         "TLS_KEY_FILE", parsers.key_file, "the private key of TLS_CERT_FILE", _CLIENTS
     ))
-    gateway_tls_certificate: str = _one(Row(
+    gateway_tls_certificate: str = one(Row(
         "GATEWAY_TLS_CERT_FILE", parsers.readable_file, "with it the gateway speaks HTTPS, and nothing else",
         ("gateway",),
     ))
-    gateway_tls_key: str = _one(Row(
+    gateway_tls_key: str = one(Row(
         "GATEWAY_TLS_KEY_FILE", parsers.key_file, "the private key of GATEWAY_TLS_CERT_FILE", ("gateway",)
     ))
-    rate_user_per_min: int = _one(Row(
+    rate_user_per_min: int = one(Row(
         "RATE_USER_PER_MIN", parsers.limit, "requests of a user in a minute; 0: any number", ("gateway",), "0",
         production="100",
     ))
-    rate_address_per_min: int = _one(Row(
+    rate_address_per_min: int = one(Row(
         "RATE_ADDRESS_PER_MIN", parsers.limit, "requests of an address in a minute; 0: any number", ("gateway",),
         "0", production="1000",
     ))
-    connections_per_address: int = _one(Row(
+    connections_per_address: int = one(Row(
         "CONNECTIONS_PER_ADDRESS", parsers.limit,
         "connections of an address that are open at one gateway, a quarter of all; 0: any number", ("gateway",),
         "1000",
     ))
-    waits_per_user: int = _one(Row(
+    waits_per_user: int = one(Row(
         "WAITS_PER_USER", parsers.limit,
         "waits, streams and exports of a user that are open at one gateway; 0: any number", ("gateway",), "100",
     ))
-    trusted_proxies: tuple[str, ...] = _one(Row(
+    trusted_proxies: tuple[str, ...] = one(Row(
         "TRUSTED_PROXIES", parsers.networks, "addresses or networks whose X-Forwarded-For is believed", ("gateway",)
     ))
-    cors_origins: tuple[str, ...] = _one(Row(
+    cors_origins: tuple[str, ...] = one(Row(
         "CORS_ORIGINS", parsers.origins, "the sites whose pages may call the API from a browser", ("gateway",)
     ))
-    log_level: str = _one(Row(
+    log_level: str = one(Row(
         "LOG_LEVEL", parsers.log_level, "the least severe messages that are logged", SERVICES, "INFO"
     ))
     # fmt: on

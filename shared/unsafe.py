@@ -15,8 +15,9 @@ from itertools import combinations
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from shared import config, parsers
-from shared.config import Row, Settings
+from shared.config import Settings
 from shared.errors import ConfigurationFault
+from shared.setting import Row
 from topology.services import BY_NAME
 from topology.users import SHELL, broker_user
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from shared.config import ROLES, SERVICES, TABLE, Row
+from shared.config import ROLES, SERVICES, TABLE
+from shared.setting import Row
 
 FILE = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
 
