@@ -157,6 +157,10 @@ class Settings:
         "PROVIDER_OPEN_S", parsers.number(0.01), "how long no call is made to a provider that is away", ("payment",),
         "30",
     ))
+    batch_wait_ms: float = one(Row(
+        "BATCH_WAIT_MS", parsers.number(0), "how long a batch waits for more at most, in ms, where it fills fast",
+        SERVICES, "40",
+    ))
     order_deadline_s: float = one(Row(
         "ORDER_DEADLINE_S", parsers.number(1), "after this time an unpaid order is cancelled",
         ("order", "ops", OPERATOR), "900",

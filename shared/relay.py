@@ -25,6 +25,7 @@ from shared.edge import green
 from shared.edge.broker import backoff, in_brief
 from shared.edge.database import Database, quietly
 from shared.edge.extensions import DependencyProvider
+from shared.edge.gathering import Gathering
 from shared.edge.postgres import connect, wait_for_notice
 from shared.edge.publisher import Outgoing, Publisher
 from shared.edge.settings import settings_of
@@ -141,6 +142,7 @@ class Relay(DependencyProvider):
         self._wake = Wake()
         self._not_ready_reason: str | None = "the relay has not started"
         self._waits, self._reminder = backoff(), Reminder()
+        self._gathering = Gathering(self.settings.batch_wait_ms / 1000)
         self._publisher = Publisher(self.settings.amqp_uri, self.settings.heartbeat_s)
         self._database = next(item for item in self.container.dependencies if isinstance(item, Database))
 
@@ -196,12 +198,14 @@ class Relay(DependencyProvider):
         while not self._stopping:
             if self.leading or connection.execute(text("SELECT pg_try_advisory_lock(:id)"), {"id": LOCK_ID}).scalar():
                 self._lead(True)
-                while not self._stopping and publish_once(connection, self._publisher):
-                    self._recover()
-                    self._housekeep(connection)  # under a load without a pause, too
+                self._wake.clear()  # it was sent after its commit, so that its rows are read now
+                published = publish_once(connection, self._publisher)
+                self._gathering.note(published)
                 self._recover()
                 self._housekeep(connection)
-                self._wake.wait(POLL_S)
+                # Whatever has been committed since the rows were read has sent another wake.
+                if published < BATCH_SIZE and self._wake.wait(POLL_S):
+                    green.sleep(self._gathering.wait_s(0))
             else:
                 self._recover()
                 if self._wake.wait(STANDBY_S):

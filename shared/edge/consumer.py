@@ -25,6 +25,7 @@ from shared.edge.batch import Batch, Unsettled
 from shared.edge.broker import BrokerConnection, run_connected
 from shared.edge.database import Database
 from shared.edge.deliveries import delivery_of
+from shared.edge.gathering import ENOUGH, Gathering
 from shared.edge.pausing import Stopping
 from shared.edge.publisher import Publisher
 from shared.edge.settings import sender_rules, settings_of
@@ -72,6 +73,7 @@ class Handles(Entrypoint):
         self._held: deque[Delivery] = deque()
         self._in_work: list[Delivery] = []
         self._going_on: list[Unsettled] = []
+        self._gathering = Gathering(self.settings.batch_wait_ms / 1000)
         self._publisher = Publisher(self.settings.amqp_uri, self.settings.heartbeat_s)
         self.batch = Batch(
             self.queue,
@@ -158,8 +160,7 @@ class Handles(Entrypoint):
         while not self._stopping:
             self._take_back()
             if self._held or connection.read(timeout_s=LOOK_S if self._going_on else 0.5):
-                while len(self._held) + len(self._going_on) < PREFETCH and connection.read(timeout_s=0):
-                    pass
+                self._gather(connection)
                 self._handle_and_ack(self._take())
         self._cancel()
         while (self._held or self._going_on) and time.monotonic() < self._stop_by:
@@ -167,6 +168,19 @@ class Handles(Entrypoint):
                 green.sleep(LOOK_S)
                 self._take_back()
             self._handle_and_ack(self._take())
+
+    def _gather(self, connection: BrokerConnection) -> None:
+        """Hold what has arrived, and what arrives while it is worth to wait for a fuller batch."""
+        self._read_waiting(connection)
+        careful = self._prefetch == PREFETCH_CAREFUL  # no second message comes before the first is settled
+        until = time.monotonic() + (0.0 if careful else self._gathering.wait_s(len(self._held)))
+        while len(self._held) < ENOUGH and (left_s := until - time.monotonic()) > 0:
+            connection.read(left_s)
+            self._read_waiting(connection)
+
+    def _read_waiting(self, connection: BrokerConnection) -> None:
+        while len(self._held) + len(self._going_on) < PREFETCH and connection.read(timeout_s=0):
+            pass
 
     def _take_back(self) -> None:
         """Hold the messages again whose calls have ended, before the others."""
@@ -193,6 +207,7 @@ class Handles(Entrypoint):
             self._tag = None
 
     def _receive(self, message: amqp.Message) -> None:
+        self._gathering.note(1)
         self._held.append(delivery_of(message))
 
     def _take(self) -> list[Delivery]:

@@ -17,6 +17,11 @@ class Wake:
         if not self._event.ready():
             self._event.send()
 
+    def clear(self) -> None:
+        """Forget that it was sent."""
+        if self._event.ready():
+            self._event = Event()
+
     def wait(self, seconds: float) -> bool:
         """Whether it was sent within the time."""
         with green.Timeout(seconds, False):
