@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import select
+import time
 from typing import Any
 
 import psycopg2
 import psycopg2.extensions
-from sqlalchemy import Engine, create_engine
+from sqlalchemy import Engine, create_engine, event
+from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.pool import NullPool
 
 from shared.edge.green import trampoline
@@ -21,6 +24,10 @@ IDLE_IN_TRANSACTION_TIMEOUT_MS = 15000
 SILENT_SERVER_S = 7.0
 
 POOL_TIMEOUT_S = 5.0
+
+# A pooled connection that has rested for longer is tried out before it is used. One that has died sooner costs an
+# error, on which all older connections of the pool are thrown away.
+PING_AFTER_S = 1.0
 
 
 class DatabaseSilent(psycopg2.OperationalError):
@@ -58,7 +65,7 @@ def connect(url: str, application: str, pool_size: int = 0, **settings: Any) -> 
     }
     pool: dict[str, Any] = {"poolclass": NullPool}
     if pool_size:
-        pool = {"pool_size": pool_size, "max_overflow": 0, "pool_timeout": POOL_TIMEOUT_S, "pool_pre_ping": True}
+        pool = {"pool_size": pool_size, "max_overflow": 0, "pool_timeout": POOL_TIMEOUT_S}
     engine = create_engine(
         url,
         **pool,
@@ -73,7 +80,26 @@ def connect(url: str, application: str, pool_size: int = 0, **settings: Any) -> 
     )
     # SQLAlchemy names the level when it leaves AUTOCOMMIT, and psycopg2 then sends a SET with each change to and fro.
     engine.dialect.set_isolation_level = _set_autocommit  # type: ignore[method-assign, assignment]
+    if pool_size:
+        _ping_after_rest(engine)
     return engine
+
+
+def _ping_after_rest(engine: Engine) -> None:
+    """Try out a pooled connection before it is used, but only after a rest: under load it was used a moment ago."""
+
+    def given_back(connection: Any, record: Any) -> None:
+        record.info["rests_since"] = time.monotonic()
+
+    def taken(connection: Any, record: Any, proxy: Any) -> None:
+        if time.monotonic() - record.info.get("rests_since", math.inf) > PING_AFTER_S:
+            try:
+                engine.dialect.do_ping(connection)
+            except psycopg2.Error as error:
+                raise InvalidatePoolError("the connection has died while it rested") from error
+
+    event.listen(engine, "checkin", given_back)
+    event.listen(engine, "checkout", taken)
 
 
 def _set_autocommit(connection: Any, level: str) -> None:

@@ -63,10 +63,48 @@ def test_a_killed_backend_is_an_outage_and_the_pool_heals(bench: Benches, databa
     assert is_outage(raised.value)
 
     with payment.sessions.begin() as session:
-        session.execute(text("SELECT 1"))
-    database.rows("payment", kill)  # now it lies idle in the pool
-    with payment.sessions.begin() as session:
         assert session.scalar(text("SELECT 1")) == 1
+
+
+@pytest.mark.parametrize("rested", [True, False])
+def test_a_connection_that_died_in_the_pool_is_noticed_after_a_rest_and_costs_one_error_before(
+    bench: Benches, database: Databases, monkeypatch: pytest.MonkeyPatch, rested: bool
+) -> None:
+    payment = bench("payment")
+    kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'payment_service'"
+
+    def work(at_once: int) -> list[object]:
+        def one() -> object:
+            try:
+                with payment.sessions.begin() as session:
+                    return session.scalar(text("SELECT 1 FROM pg_sleep(0.05)"))
+            except DBAPIError as error:
+                return error
+
+        return [greenlet.wait() for greenlet in [eventlet.spawn(one) for _ in range(at_once)]]
+
+    assert work(3) == [1, 1, 1]
+    database.rows("payment", kill)  # three lie idle in the pool
+    if rested:
+        monkeypatch.setattr(edge, "PING_AFTER_S", 0)
+        assert work(3) == [1, 1, 1]
+    else:
+        (error,) = work(1)
+        assert is_outage(error)  # type: ignore[arg-type]
+        assert work(3) == [1, 1, 1], "the other two were thrown away with it"
+
+
+def test_a_connection_that_was_used_a_moment_ago_is_not_tried_out(
+    bench: Benches, settings: Settings, wire: Wire
+) -> None:
+    payment = bench("payment", url=wire.url(settings.database_url("payment")))
+    with payment.sessions.read() as session:
+        session.execute(text("SELECT 2"))  # the first connection asks the server about itself, too
+    wire.completed.clear()
+    for _ in range(3):
+        with payment.sessions.read() as session:
+            session.execute(text("SELECT 2"))
+    assert wire.statements() == ["SELECT 1"] * 3, "the tags of those that returned one row, and no others"
 
 
 def test_a_server_that_falls_silent_is_given_up_in_time_and_the_pool_heals(
