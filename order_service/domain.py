@@ -56,6 +56,7 @@ class Order:
     cancelled_told: bool = False
     followed: frozenset[tuple[str, UUID | None]] = frozenset()
     payment_method: str | None = None
+    trace_id: str = ""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from sqlalchemy.dialects.postgresql import insert as insert_if_absent
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from order_service.domain import Open, Order, Status, Step, subject_of
-from shared.bulk import update_many
+from shared.bulk import insert_many, is_given, table_of, update_many
 from shared.changes import changed
 from shared.envelope import Envelope
 from shared.events import OrderCreated
@@ -219,19 +219,39 @@ def add_order(session: Session, payload: OrderCreated, request: KeyedRequest, tr
     return True
 
 
+_ORDERS, _STEPS = table_of(OrderRow).c, table_of(OrderEventRow).c
+_ORDERS_OF = (
+    select(
+        _ORDERS.order_id,
+        _ORDERS.user_id,
+        _ORDERS.status,
+        _ORDERS.currency,
+        _ORDERS.total,
+        _ORDERS.reason,
+        _ORDERS.reservation_id,
+        _ORDERS.payment_id,
+        _ORDERS.refund_id,
+        _ORDERS.cancelled_told,
+        _ORDERS.payment_method,
+        _ORDERS.trace_id,
+    )
+    .where(is_given(_ORDERS.order_id))
+    .order_by(_ORDERS.order_id)
+)
+_LOCKED_ORDERS_OF = _ORDERS_OF.with_for_update()
+# A statement of its own: what waits for a lock sees of other tables what was committed before it waited.
+_FOLLOWED = select(_STEPS.order_id, _STEPS.type, _STEPS.subject_id).where(
+    is_given(_STEPS.order_id), _STEPS.message_id.is_not(None)
+)
+
+
 def orders_of(session: Session, order_ids: Iterable[uuid.UUID], lock: bool = False) -> dict[uuid.UUID, Order]:
     """Load orders and the results each has applied. `lock=True` locks rows by order_id, so that transactions cannot
     deadlock. Two statements."""
-    query = select(OrderRow).where(OrderRow.order_id.in_(set(order_ids))).order_by(OrderRow.order_id)
-    if lock:
-        # What the session read before it had the lock is out of date.
-        query = query.with_for_update().execution_options(populate_existing=True)
-    rows = session.scalars(query).all()
+    wanted = {"given_order_id": list(set(order_ids))}
+    rows = session.execute(_LOCKED_ORDERS_OF if lock else _ORDERS_OF, wanted).all()
     followed: dict[uuid.UUID, set[tuple[str, uuid.UUID | None]]] = {row.order_id: set() for row in rows}
-    heard = select(OrderEventRow.order_id, OrderEventRow.type, OrderEventRow.subject_id).where(
-        OrderEventRow.order_id.in_(list(followed)), OrderEventRow.message_id.is_not(None)
-    )
-    for order_id, type_, subject_id in session.execute(heard):
+    for order_id, type_, subject_id in session.execute(_FOLLOWED, {"given_order_id": list(followed)}):
         followed[order_id].add((type_, subject_id))
     return {
         row.order_id: Order(
@@ -247,6 +267,7 @@ def orders_of(session: Session, order_ids: Iterable[uuid.UUID], lock: bool = Fal
             cancelled_told=row.cancelled_told,
             followed=frozenset(followed[row.order_id]),
             payment_method=row.payment_method,
+            trace_id=row.trace_id,
         )
         for row in rows
     }
@@ -264,11 +285,22 @@ class Heard:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
+# The fields of a result that its step shows.
+_DETAILS = ("reason", "shortages", "provider_reference")
+
+
 def heard_of(event: Envelope) -> Heard:
     """An event as a step of the timeline."""
-    payload = encode(event.payload)
-    details = {name: payload[name] for name in ("reason", "shortages", "provider_reference") if name in payload}
+    payload = vars(event.payload)
+    details = {name: encode(payload[name]) for name in _DETAILS if name in payload}
     return Heard(event.type, event.source, event.identity.user_id, subject_of(event.payload), event.message_id, details)
+
+
+_WITH_EACH_STEP = {
+    "version": _ORDERS.version + 1,
+    "updated_at": NOW,
+    "feed_xid": func.greatest(_ORDERS.feed_xid, literal_column(CURRENT_XID)),
+}
 
 
 def save_steps(session: Session, steps: Sequence[tuple[Heard, Order, Step]]) -> None:
@@ -296,28 +328,23 @@ def save_steps(session: Session, steps: Sequence[tuple[Heard, Order, Step]]) -> 
             }
             for order in after.values()
         ],
-        also={
-            "version": OrderRow.version + 1,
-            "updated_at": func.now(),
-            "feed_xid": func.greatest(OrderRow.feed_xid, literal_column(CURRENT_XID)),
-        },
+        also=_WITH_EACH_STEP,
         returning=OrderRow.feed_xid,
     )
-    if steps:
-        session.execute(
-            # Without it rows with an empty column make a statement of their own.
-            insert(OrderEventRow).execution_options(render_nulls=True),
-            [
-                {
-                    "order_id": step.order.order_id,
-                    "from_status": before.status,
-                    "to_status": step.order.status,
-                    "xid": newest[step.order.order_id],
-                    **what.__dict__,
-                }
-                for what, before, step in steps
-            ],
-        )
+    insert_many(
+        session,
+        OrderEventRow,
+        [
+            {
+                "order_id": step.order.order_id,
+                "from_status": before.status.value,
+                "to_status": step.order.status.value,
+                "xid": newest[step.order.order_id],
+                **vars(what),
+            }
+            for what, before, step in steps
+        ],
+    )
 
 
 def overdue(session: Session, deadline_s: float, limit: int) -> list[uuid.UUID]:
@@ -332,8 +359,3 @@ def overdue(session: Session, deadline_s: float, limit: int) -> list[uuid.UUID]:
         .limit(limit)
     )
     return list(session.scalars(query))
-
-
-def trace_of(session: Session, order_id: uuid.UUID) -> str:
-    """The trace of an order that this session has loaded."""
-    return session.get_one(OrderRow, order_id).trace_id

@@ -149,12 +149,11 @@ class OrderService(Probes):
     def _apply(self, session: Session, order_ids: list[UUID], hears: str, identity: Identity) -> None:
         """Apply a command to orders. Raises UnexpectedEvent where the table has no row."""
         steps, events = [], []
-        for order_id, before in models.orders_of(session, order_ids, lock=True).items():
+        for before in models.orders_of(session, order_ids, lock=True).values():
             step = domain.command(before, hears, uuid7())
             if step.changes(before):
                 steps.append((models.Heard(hears, self.name, identity.user_id), before, step))
-                trace_id = models.trace_of(session, order_id)
-                events += [envelope(self.name, payload, trace_id, identity) for payload in step.emits]
+                events += [envelope(self.name, payload, before.trace_id, identity) for payload in step.emits]
         models.save_steps(session, steps)
         outbox.emit(session, events)
 

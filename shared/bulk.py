@@ -9,7 +9,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, cast
 
-from sqlalchemy import ARRAY, Column, Table, TableValuedAlias, Update, bindparam, func, select, update
+from sqlalchemy import (
+    ARRAY,
+    Column,
+    ColumnElement,
+    Table,
+    TableValuedAlias,
+    Update,
+    any_,
+    bindparam,
+    func,
+    select,
+    update,
+)
 from sqlalchemy.dialects.postgresql import JSONB, Insert, insert
 from sqlalchemy.orm import InstrumentedAttribute, Session
 from sqlalchemy.types import TypeEngine
@@ -18,6 +30,11 @@ from shared.tables import Base
 
 # Many more than there are tables and lists of columns.
 _STATEMENTS = 256
+
+
+def table_of(model: type[Base]) -> Table:
+    """The model's table: a statement on the model itself would pass through the ORM, which costs more."""
+    return cast(Table, model.__table__)
 
 
 def columns_of(rows: Iterable[Mapping[str, Any]], names: Sequence[str]) -> dict[str, list[Any]]:
@@ -31,9 +48,14 @@ def unnest(model: type[Base], *names: str, place: str | None = None) -> TableVal
 
     `place` names a further column: the number of the row.
     """
-    columns = [_table(model).c[name] for name in names]
+    columns = [table_of(model).c[name] for name in names]
     arrays = [bindparam(f"given_{column.name}", type_=ARRAY(_crosses_as(column), dimensions=1)) for column in columns]
     return func.unnest(*arrays).table_valued(*columns, with_ordinality=place).render_derived(name="given")
+
+
+def is_given(column: Column[Any]) -> ColumnElement[bool]:
+    """A condition: the column has one of the values of the array parameter `given_<name>`."""
+    return column == any_(bindparam(f"given_{column.name}", type_=ARRAY(column.type)))
 
 
 def insert_of(model: type[Base], *names: str) -> Insert:
@@ -42,8 +64,8 @@ def insert_of(model: type[Base], *names: str) -> Insert:
     Make it once, at import, with what else it needs, such as `on_conflict_do_nothing()` or `returning(...)`.
     """
     given = unnest(model, *names, place="place")
-    values = [_taken(given, _table(model).c[name]) for name in names]
-    return insert(_table(model)).from_select(names, select(*values).order_by(given.c.place), include_defaults=False)
+    values = [_taken(given, table_of(model).c[name]) for name in names]
+    return insert(table_of(model)).from_select(names, select(*values).order_by(given.c.place), include_defaults=False)
 
 
 def insert_many(session: Session, model: type[Base], rows: Sequence[Mapping[str, Any]]) -> None:
@@ -86,15 +108,10 @@ def _update_statement(
     also: tuple[tuple[str, Any], ...],
     returning: InstrumentedAttribute[Any] | None,
 ) -> Update:
-    table, given, key = _table(model), unnest(model, *names), names[0]
+    table, given, key = table_of(model), unnest(model, *names), names[0]
     values = {name: given.c[name] for name in names[1:]}
     statement = update(table).where(table.c[key] == given.c[key]).values({**values, **dict(also)})
     return statement if returning is None else statement.returning(table.c[key], table.c[returning.key])
-
-
-def _table(model: type[Base]) -> Table:
-    """The model's table: a statement on the model itself would pass through the ORM, which costs more."""
-    return cast(Table, model.__table__)
 
 
 def _crosses_as(column: Column[Any]) -> TypeEngine[Any]:

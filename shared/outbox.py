@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from sqlalchemy import event, insert, text
+from sqlalchemy import event, text
 from sqlalchemy.orm import Session, sessionmaker
 
+from shared.bulk import insert_many
 from shared.envelope import Envelope
 from shared.tables import OutboxRow
 from shared.tracing import traceparent
@@ -36,7 +37,7 @@ def emit(session: Session, envelopes: Iterable[Envelope]) -> None:
         for envelope in envelopes
     ]
     if rows:
-        session.execute(insert(OutboxRow), rows)
+        insert_many(session, OutboxRow, rows)
         session.info[_EMITTED] = True
 
 

@@ -159,10 +159,6 @@ class OrderModels:
             session.steps[len(session.steps)] = (what.type, before, step.order)
 
     @staticmethod
-    def trace_of(session: Tables, order_id: UUID) -> str:
-        return TRACE
-
-    @staticmethod
     def overdue(session: Tables, deadline_s: float, limit: int) -> list[UUID]:
         return session.overdue
 
@@ -507,7 +503,9 @@ class World:
         items = tuple(PricedItem(sku, quantity, unit_price) for sku, quantity in quantities.items())
         total = unit_price * sum(quantities.values())
         payload = OrderCreated(uuid7(), CURRENCY, total, items, "mock_ok")
-        self.order.orders[payload.order_id] = Order(payload.order_id, ANN.user_id, Status.PENDING, CURRENCY, total)
+        self.order.orders[payload.order_id] = Order(
+            payload.order_id, ANN.user_id, Status.PENDING, CURRENCY, total, trace_id=TRACE
+        )
         tell(self.order, [envelope("order_service", payload, TRACE, ANN)])
         self.relay()
         return payload.order_id
