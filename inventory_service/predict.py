@@ -7,14 +7,14 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from inventory_service import domain, models
+from inventory_service import domain, queries
 from shared.envelope import Envelope
 from shared.predictions import APPLIES, Prediction, Predictor, Verdict, predict_each
 
 
 def reserve(session: Session, events: Sequence[Envelope]) -> dict[UUID, Verdict]:
     """Predict replays of order.created."""
-    held = models.reservations_of(session, [event.payload.order_id for event in events])
+    held = queries.reservations_of(session, [event.payload.order_id for event in events])
 
     def decide(event: Envelope) -> Verdict:
         existing = held.get(event.payload.order_id)
@@ -29,9 +29,9 @@ def close(verb: str) -> Predictor:
     """Return the predictor for release or commit requests."""
 
     def predictor(session: Session, events: Sequence[Envelope]) -> dict[UUID, Verdict]:
-        held = models.reservations_of(session, [event.payload.order_id for event in events])
+        held = queries.reservations_of(session, [event.payload.order_id for event in events])
         skus = {sku for reservation in held.values() for sku in reservation.quantities}
-        stock = models.stock_of(session, skus)
+        stock = queries.stock_of(session, skus)
 
         def decide(event: Envelope) -> Verdict:
             existing = held.get(event.payload.order_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from inventory_service import domain, models
+from inventory_service import domain, queries
 from inventory_service.audit.entrypoints import ReleaseAudit
 from inventory_service.domain import COMMIT, RELEASE, Kind, Outcome, State
 from shared.edge.consumer import handles
@@ -47,19 +47,21 @@ class InventoryService(ReleaseAudit, Probes):
         orders: dict[UUID, OrderCreated] = {}
         for event in events:
             orders.setdefault(event.payload.order_id, event.payload)  # a later one that differs contradicts the first
-        claimed = models.claim_reservations(tx.session, {order_id: uuid7() for order_id in orders}, State.RESERVED)
-        held = models.reservations_of(tx.session, orders, lock=True)
+        made = {order_id: uuid7() for order_id in orders}
+        claimed = queries.claim_reservations(tx.session, made, State.RESERVED)
+        # Without a lock: what a repeat is compared with never changes.
+        held = queries.reservations_of(tx.session, orders.keys() - claimed)
         skus = {item.sku for order_id in claimed for item in orders[order_id].items}
-        stock = models.stock_of(tx.session, skus, lock=True)
+        stock = queries.stock_of(tx.session, skus, lock=True)
         outcomes = []
         for event in events:
             order_id = event.payload.order_id
             if order_id in claimed:
-                outcome = domain.reserve(stock, event.payload, held[order_id].reservation_id)
+                outcome = domain.reserve(stock, event.payload, made[order_id])
                 claimed.discard(order_id)
                 held[order_id] = outcome.reservation
                 stock |= {item.sku: item for item in outcome.stock}
-                outcomes.append((outcome, event.identity, event.trace_id, ""))
+                outcomes.append(outcome)
             else:
                 try:
                     outcome = domain.repeat_reserve(held[order_id], event.payload)
@@ -67,23 +69,23 @@ class InventoryService(ReleaseAudit, Probes):
                     tx.fail(event, error)
                     continue
             tx.emit(event, *outcome.emits)
-        models.save_outcomes(tx.session, outcomes, made_as=State.RESERVED)
+        queries.save_made(tx.session, outcomes)
 
     @handles("q.inventory.commit-requested")
     def commit(self, events: Events, tx: Tx) -> None:
         """Turn the reservations of paid orders into sales."""
-        held = models.reservations_of(tx.session, [event.payload.order_id for event in events], lock=True)
+        held = queries.reservations_of(tx.session, [event.payload.order_id for event in events], lock=True)
         self._close(events, tx, COMMIT, held)
 
     @handles("q.inventory.release-requested")
     def release(self, events: Events, tx: Tx) -> None:
         """Release the reservations of orders. A release that overtakes its order leaves a tombstone."""
         orders = [event.payload.order_id for event in events]
-        models.claim_reservations(tx.session, {order_id: uuid7() for order_id in orders}, State.RELEASED)
-        self._close(events, tx, RELEASE, models.reservations_of(tx.session, orders, lock=True))
+        queries.claim_reservations(tx.session, {order_id: uuid7() for order_id in orders}, State.RELEASED)
+        self._close(events, tx, RELEASE, queries.reservations_of(tx.session, orders, lock=True))
 
     def _close(self, events: Events, tx: Tx, verb: str, held: dict[UUID, domain.Reservation]) -> None:
-        stock = models.stock_of(tx.session, {sku for item in held.values() for sku in item.quantities}, lock=True)
+        stock = queries.stock_of(tx.session, {sku for item in held.values() for sku in item.quantities}, lock=True)
         outcomes = []
         for event in events:
             order_id = event.payload.order_id
@@ -97,31 +99,31 @@ class InventoryService(ReleaseAudit, Probes):
             stock |= {item.sku: item for item in outcome.stock}
             outcomes.append((outcome, event.identity, event.trace_id, reason))
             tx.emit(event, *outcome.emits)
-        models.save_outcomes(tx.session, outcomes)
+        queries.save_closed(tx.session, outcomes)
 
     @rpc
     def put_stock(self, sku: str, on_hand: int, version: int | None = None) -> dict[str, Any]:
         """Set the quantity on hand of a sku. Raises VersionMoved, BelowReserved."""
         self.context.require(domain.may_set_stock)
         with self.db.begin() as session:
-            stock = models.lock_or_make_stock(session, sku)
+            stock = queries.lock_or_make_stock(session, sku)
             after, movement = domain.put(stock, sku, on_hand, version)
-            models.save_stock(session, after, movement, self.context.identity, self.context.trace_id)
-        return models.stock_body(after)
+            queries.save_stock(session, after, movement, self.context.identity, self.context.trace_id)
+        return queries.stock_body(after)
 
     @rpc
     def get_stock(self, sku: str) -> dict[str, Any]:
         """Return the stock of one sku. Raises NotFound."""
         self.context.require(domain.may_read_stock)
         with self.db.read() as session:
-            return models.stock_body(models.find_stock(session, sku))
+            return queries.stock_body(queries.find_stock(session, sku))
 
     @rpc
     def list_stocks(self, limit: int, cursor: str | None = None) -> dict[str, Any]:
         """Return one page of stock, ordered by sku: {items, next_cursor}. Raises InvalidCursor."""
         self.context.require(domain.may_read_stock)
         with self.db.read() as session:
-            items, next_cursor = models.stock_page(session, limit, cursor)
+            items, next_cursor = queries.stock_page(session, limit, cursor)
         return {"items": items, "next_cursor": next_cursor}
 
     @rpc
@@ -131,19 +133,19 @@ class InventoryService(ReleaseAudit, Probes):
         order, quantities = UUID(order_id), domain.summed(tuple(Item(**item) for item in items))
         with self.db.begin() as session:
             made_by = self.context.identity.user_id
-            if not models.claim_reservations(session, {order: uuid7()}, State.RESERVED, Kind.MANUAL, made_by):
+            made = {order: uuid7()}
+            if not queries.claim_reservations(session, made, State.RESERVED, Kind.MANUAL, made_by):
                 raise Conflict(f"There is a reservation for order {order_id} already.")
-            held = models.reservations_of(session, [order], lock=True)[order]
-            stock = models.stock_of(session, quantities, lock=True)
-            outcome = domain.hold_manually(stock, order, held.reservation_id, quantities)
+            stock = queries.stock_of(session, quantities, lock=True)
+            outcome = domain.hold_manually(stock, order, made[order], quantities)
             if not isinstance(outcome, Outcome):
                 shortages = [item.__dict__ for item in outcome]
                 raise Conflict("There is not enough stock.", {"shortages": shortages})
-            models.save_outcomes(session, [(outcome, *self._caller(), "")], made_as=State.RESERVED)
-            expires_at = models.set_expiry(session, order, MANUAL_HOLD_S)
+            queries.save_made(session, [outcome])
+            expires_at = queries.set_expiry(session, order, MANUAL_HOLD_S)
         return {
             "order_id": order_id,
-            "reservation_id": str(held.reservation_id),
+            "reservation_id": str(made[order]),
             "state": State.RESERVED,
             "items": [{"sku": sku, "quantity": quantity} for sku, quantity in quantities.items()],
             "expires_at": expires_at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
@@ -163,7 +165,7 @@ class InventoryService(ReleaseAudit, Probes):
 
     def _close_manually(self, reservation_id: str, verb: str, reason: str) -> dict[str, Any]:
         with self.db.begin() as session:
-            order_id = models.order_of_reservation(session, reservation_id)
+            order_id = queries.order_of_reservation(session, reservation_id)
             outcome = self._close_one(session, order_id, verb, reason, *self._caller())
         state = outcome.reservation.state
         return {"order_id": str(order_id), "reservation_id": reservation_id, "state": state}
@@ -171,12 +173,12 @@ class InventoryService(ReleaseAudit, Probes):
     def _close_one(
         self, session: Any, order_id: UUID, verb: str, reason: str, identity: Identity, trace_id: str
     ) -> Outcome:
-        held = models.reservations_of(session, [order_id], lock=True)[order_id]
+        held = queries.reservations_of(session, [order_id], lock=True)[order_id]
         if verb == COMMIT and held.state == State.RELEASED:
             raise Conflict("The reservation has been released.")
-        stock = models.stock_of(session, held.quantities, lock=True)
+        stock = queries.stock_of(session, held.quantities, lock=True)
         outcome = domain.close_reservation(stock, held, verb, order_id, reason)
-        models.save_outcomes(session, [(outcome, identity, trace_id, reason)])
+        queries.save_closed(session, [(outcome, identity, trace_id, reason)])
         return outcome
 
     def _caller(self) -> tuple[Identity, str]:
@@ -186,7 +188,7 @@ class InventoryService(ReleaseAudit, Probes):
     def release_expired(self) -> None:
         """Release manual reservations that nobody committed or released in time."""
         with self.db.read() as session:
-            overdue = models.expired(session, EXPIRE_BATCH)
+            overdue = queries.expired(session, EXPIRE_BATCH)
         if held_up := each_alone(overdue, self._expire):
             raise held_up
 

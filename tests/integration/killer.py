@@ -18,7 +18,7 @@ from uuid import UUID
 
 from nameko.containers import ServiceContainer
 
-from inventory_service import models
+from inventory_service import queries
 from inventory_service.domain import State
 from ops.local.processes import tie
 from shared.config import read
@@ -42,7 +42,7 @@ class InventoryService:
     @handles(QUEUE)
     def reserve(self, events: Events, tx: Tx) -> None:
         ids = {event.payload.order_id: uuid7() for event in events}
-        assert models.claim_reservations(tx.session, ids, State.RESERVED) == set(ids), "an effect came twice"
+        assert queries.claim_reservations(tx.session, ids, State.RESERVED) == set(ids), "an effect came twice"
         for event in events:
             if event.message_id == self.killer:
                 # After the effects of all were written: none of them may stay of a batch that was not committed.

@@ -18,7 +18,7 @@ from nameko.containers import ServiceContainer
 from nameko.standalone.events import event_dispatcher
 from sqlalchemy import text
 
-from inventory_service import models
+from inventory_service import queries
 from inventory_service.domain import State
 from ops.local.servers import Servers
 from shared.config import Settings
@@ -64,7 +64,7 @@ def service(handle: Handle) -> type:
         def reserve(self, events: Events, tx: Tx) -> None:
             handle(events, tx)
             ids = {event.payload.order_id: uuid7() for event in events}
-            assert models.claim_reservations(tx.session, ids, State.RESERVED) == set(ids), "an effect came twice"
+            assert queries.claim_reservations(tx.session, ids, State.RESERVED) == set(ids), "an effect came twice"
 
     return Tiny
 

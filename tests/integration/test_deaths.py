@@ -15,7 +15,7 @@ import amqp
 import pytest
 from nameko.containers import ServiceContainer
 
-from inventory_service import models
+from inventory_service import queries
 from inventory_service.domain import State
 from ops.dlq.census import Census
 from ops.dlq.dlq_reader import DlqReader
@@ -56,7 +56,7 @@ class Tiny:
         for event in events:
             type(self).fault(event)
         ids = {event.payload.order_id: uuid7() for event in events}
-        assert models.claim_reservations(tx.session, ids, State.RESERVED) == set(ids), "an effect came twice"
+        assert queries.claim_reservations(tx.session, ids, State.RESERVED) == set(ids), "an effect came twice"
 
 
 class Fault:

@@ -1,7 +1,8 @@
 """The saga in one process: the three services' own handlers, with memory for databases, broker and provider.
 
-What is replaced is what the handlers speak to: `models` by dicts, `outbox` by a list, the pool of calls by one call
-after the other. A message is handled as `shared.edge.batch` handles a batch of one: asked for, then once, then kept.
+What is replaced is what the handlers speak to: `models` and `queries` by dicts, `outbox` by a list, the pool of calls
+by one call after the other. A message is handled as `shared.edge.batch` handles a batch of one: asked for, then once,
+then kept.
 """
 
 from __future__ import annotations
@@ -184,8 +185,8 @@ def claim_key(session: Tables, request: KeyedRequest, answer: KeyedAnswer) -> Ke
     return stored
 
 
-class InventoryModels:
-    """`inventory_service.models`."""
+class InventoryQueries:
+    """`inventory_service.queries`."""
 
     @staticmethod
     def claim_reservations(
@@ -204,10 +205,14 @@ class InventoryModels:
         return {sku: session.stock[sku] for sku in skus if sku in session.stock}
 
     @staticmethod
-    def save_outcomes(
-        session: Tables, kept: Sequence[tuple[Outcome, Identity, str, str]], made_as: State | None = None
-    ) -> None:
-        for outcome, *_ in kept:
+    def save_made(session: Tables, made: Sequence[Outcome]) -> None:
+        for outcome in made:
+            session.reservations[outcome.reservation.order_id] = outcome.reservation
+            session.stock.update({item.sku: item for item in outcome.stock})
+
+    @staticmethod
+    def save_closed(session: Tables, closed: Sequence[tuple[Outcome, Identity, str, str]]) -> None:
+        for outcome, *_ in closed:
             if not outcome.changed:
                 continue
             after = outcome.reservation
@@ -341,13 +346,13 @@ def on_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """From here on the services' handlers speak to memory."""
     for module, models in (
         (order_service.service, OrderModels),
-        (inventory_service.service, InventoryModels),
         (payment_service.service, PaymentModels),
     ):
         monkeypatch.setattr(module, "models", models)
     for module in (order_service.service, payment_service.service):
         monkeypatch.setattr(module, "outbox", SimpleNamespace(emit=tell))
     monkeypatch.setattr(order_service.service, "queries", OrderQueries)
+    monkeypatch.setattr(inventory_service.service, "queries", InventoryQueries)
     monkeypatch.setattr(order_service.service, "idempotency", SimpleNamespace(claim_key=claim_key))
 
 
