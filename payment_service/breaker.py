@@ -126,7 +126,7 @@ class Guarded(Provider):
         """Ask the neutral question. Opens the circuit if the provider does not answer."""
         try:
             self.provider.find(NEUTRAL_KEY)
-        except ProviderTimeout:
-            self.breaker.open("it answers nobody")
+        except ProviderTimeout as error:
+            self.breaker.open(f"it answers nobody ({error})")
             return False
         return True

@@ -14,7 +14,8 @@ from sqlalchemy.orm import Session
 from payment_service import domain, models
 from payment_service.breaker import Breaker, Guarded
 from payment_service.domain import Answer
-from payment_service.provider import Charge, Provider, provider_of
+from payment_service.provider import Charge, Provider
+from payment_service.providers import provider_of
 from shared import outbox
 from shared.config import Settings
 from shared.edge.consumer import handles

@@ -132,8 +132,12 @@ class Settings:
         (*_needing("AUDIT_KEY"), AUDIT), DEVELOPMENT_AUDIT_KEY, production="", secret=KEYS,
     ))
     payment_provider: str = one(Row(
-        "PAYMENT_PROVIDER", str, "the payment provider: `mock`, which moves no money", ("payment",), "mock",
+        "PAYMENT_PROVIDER", str, "the payment provider: `http`, or `mock`, which moves no money", ("payment",), "mock",
         production="",
+    ))
+    payment_provider_url: str = one(Row(
+        "PAYMENT_PROVIDER_URL", parsers.http_url, "where the provider `http` is: payment_service/http_provider.py",
+        ("payment",),
     ))
     payment_methods: tuple[str, ...] = one(Row(
         "PAYMENT_METHODS", parsers.words, "`method,method`: the payment methods that an order may name", ("gateway",),
@@ -147,7 +151,7 @@ class Settings:
         ROLES, "0",
     ))
     payment_mode: str = one(Row(
-        "PAYMENT_MODE", str, "what the mock provider does: payment_service/provider.py", ("payment",), "succeed"
+        "PAYMENT_MODE", str, "what the mock provider does: payment_service/mock_provider.py", ("payment",), "succeed"
     ))
     provider_timeout_s: float = one(Row(
         "PROVIDER_TIMEOUT_S", parsers.number(0.01), "how long a call to the payment provider may take", ("payment",),

@@ -6,7 +6,7 @@ import ipaddress
 import os
 import re
 from collections.abc import Callable
-from urllib.parse import unquote, urlencode
+from urllib.parse import unquote, urlencode, urlsplit
 
 from topology.broker_uri import TlsFiles, address_in
 
@@ -111,6 +111,22 @@ def is_loopback(name: str) -> bool:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:
         return name in ("", "localhost")
+
+
+def http_url(text: str) -> str:
+    """The URL of a server, or nothing. It holds no password: a URL is shown in logs."""
+    if not text:
+        return ""
+    if "@" in text:
+        raise ValueError("must name no user and no password")
+    try:
+        parts = urlsplit(text)
+        is_whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of a port or an IPv6 address
+        is_whole = False
+    if not is_whole or not text.isascii() or not text.isprintable() or set(" ?#") & set(text):
+        raise ValueError(f"must read https://host, with a port and a path if need be, not {text!r}")
+    return text
 
 
 def broker_uri(text: str) -> str:

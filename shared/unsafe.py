@@ -113,6 +113,7 @@ def _missing(process: Process) -> Iterator[Finding]:
     needed = ["AMQP_URI", *service.needs]
     needed += [f"{service.name.upper()}_DATABASE_URL"] if service.has_database else []
     needed += [row.variable for row in process.rows if row.variable in ("PAYMENT_PROVIDER", "PAYMENT_METHODS")]
+    needed += ["PAYMENT_PROVIDER_URL"] if process.settings.payment_provider == "http" else []
     for variable in needed:
         if not config.BY_VARIABLE[variable].of(process.settings):
             yield Finding(f"{variable} is not set")
@@ -182,6 +183,13 @@ def _plain(process: Process) -> Iterator[Finding]:
             yield Finding(f"{row.variable} goes to {url.hostname} without TLS ({cure})", "ALLOW_PLAIN_INSIDE")
 
 
+def _plain_provider(process: Process) -> Iterator[Finding]:
+    """Whoever is on the way to the provider could say that an order is paid."""
+    url = urlsplit(process.settings.payment_provider_url)
+    if url.scheme == "http" and not parsers.is_loopback(url.hostname or ""):
+        yield Finding(f"PAYMENT_PROVIDER_URL goes to {url.hostname} without TLS (https://)")
+
+
 def _one_for_several(process: Process) -> Iterator[Finding]:
     """Services that share a database, or a user of it, can do all that the others can."""
     known = [(row.variable, url) for row, url in process.urls() if row.attribute == "database_urls"]
@@ -243,6 +251,7 @@ RULES: tuple[Callable[[Process], Iterable[Finding]], ...] = (
     _users,
     _one_broker_user,
     _plain,
+    _plain_provider,
     _one_for_several,
     _files,
     _key_files,

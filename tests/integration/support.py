@@ -20,7 +20,8 @@ from sqlalchemy import event, make_url
 
 from ops.local.servers import Broker
 from payment_service.breaker import Breaker, Guarded
-from payment_service.provider import MockProvider, Provider
+from payment_service.mock_provider import MockProvider
+from payment_service.provider import Provider
 from shared.config import Settings
 from shared.edge.batch import Batch
 from shared.edge.broker import BrokerConnection

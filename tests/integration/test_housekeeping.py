@@ -6,8 +6,8 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import text
 
-from payment_service.domain import payment_id_of
-from payment_service.provider import Answer, Charge
+from payment_service.domain import Answer, payment_id_of
+from payment_service.provider import Charge
 from shared.edge import postgres
 from shared.envelope import Envelope
 from shared.errors import CannotWork, ProviderTimeout

@@ -12,7 +12,8 @@ from nameko.containers import ServiceContainer
 
 from payment_service import models
 from payment_service.domain import Answer, payment_id_of
-from payment_service.provider import Charge, MockProvider, Provider
+from payment_service.mock_provider import MockProvider
+from payment_service.provider import Charge, Provider
 from payment_service.service import RECOVER_BATCH, UNKNOWN_AFTER_S, PaymentService
 from shared.config import Settings
 from shared.edge.fair_calls import PLACES, FairCalls

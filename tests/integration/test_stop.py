@@ -7,7 +7,7 @@ import pytest
 
 from ops.local.servers import Servers
 from payment_service.breaker import NEUTRAL_KEY
-from payment_service.provider import MockProvider
+from payment_service.mock_provider import MockProvider
 from payment_service.service import UNKNOWN_AFTER_S, PaymentService
 from shared import outbox
 from shared.config import Settings

@@ -45,7 +45,7 @@ RIGHTS = {  # of the servers, whose images have this user
 }
 BY_HAND = {"audit": ("audit", "verify")}  # a person starts it; `up` does not
 KEYS = {"AUTH_KEYS": "auth_keys", "AUDIT_KEY": "audit_keys"}  # a setting, and its attribute
-# What the operator of a production names in .env. Until there is a real provider, that is the mock one, by name.
+# What the operator of a production names in .env. Here that is the mock provider, by name.
 CHOSEN = {"PAYMENT_PROVIDER": "mock", "ALLOW_MOCK_PAYMENTS": "1", "PAYMENT_METHODS": "card"}
 SECRETS_FOLDER = "deploy/secrets/"
 FINISH_S = 30  # a service needs at most so long to stop, see ops.local.supervisor and shared.edge

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ops.docs import settings as page
-from payment_service.provider import METHODS
+from payment_service.mock_provider import METHODS
 from shared import config
 from shared.config import Settings
 from shared.edge import runner
@@ -193,6 +193,12 @@ FAULTS = {
     "a fraction of a request": ({"RATE_USER_PER_MIN": "0.5"}, "RATE_USER_PER_MIN"),
     "a negative number of requests": ({"RATE_ADDRESS_PER_MIN": "-1"}, "RATE_ADDRESS_PER_MIN"),
     "a flag that is neither on nor off": ({"AUTH_MOCK": "maybe"}, "AUTH_MOCK"),
+    "a provider without a scheme": ({"PAYMENT_PROVIDER_URL": "pay.example"}, "PAYMENT_PROVIDER_URL must read https://"),
+    "a provider of another scheme": ({"PAYMENT_PROVIDER_URL": "ftp://pay.example"}, "PAYMENT_PROVIDER_URL must read"),
+    "a provider without a host": ({"PAYMENT_PROVIDER_URL": "https:///charges"}, "PAYMENT_PROVIDER_URL must read"),
+    "a provider at no port": ({"PAYMENT_PROVIDER_URL": "https://pay.example:x"}, "PAYMENT_PROVIDER_URL must read"),
+    "a provider at half an address": ({"PAYMENT_PROVIDER_URL": "https://[::1"}, "PAYMENT_PROVIDER_URL must read"),
+    "a provider with a query": ({"PAYMENT_PROVIDER_URL": "https://pay.example?a=b"}, "PAYMENT_PROVIDER_URL must read"),
     "a missing file": ({"AMQP_URI_FILE": "/nowhere/uri"}, "AMQP_URI_FILE"),
     "a value and a file": ({"AMQP_URI": "amqp://", "AMQP_URI_FILE": "/nowhere/uri"}, "not both"),
     "keys without a kid": ({"AUTH_KEYS": SECRET}, "kid:secret"),
@@ -239,6 +245,10 @@ def test_an_error_does_not_show_the_secret():
     with pytest.raises(ConfigurationFault) as refused:
         config.read({"AUDIT_KEY": "too-short-secret"})
     assert "too-short-secret" not in str(refused.value)
+    for url in ("https://user:hidden@pay.example", "https:user:hidden@pay.example"):
+        with pytest.raises(ConfigurationFault, match="PAYMENT_PROVIDER_URL must name no user") as refused:
+            config.read({"PAYMENT_PROVIDER_URL": url})
+        assert "hidden" not in str(refused.value)
 
 
 def test_no_secret_is_printed():

@@ -27,7 +27,7 @@ from ops.dlq.replay_request import read_replay
 from order_service import domain as order_rules
 from order_service import queries
 from order_service.domain import Status
-from payment_service.provider import METHOD_UNKNOWN, METHODS
+from payment_service.mock_provider import METHOD_UNKNOWN, METHODS
 from shared import auth, errors
 from shared.config import Settings
 from shared.events import ReleaseRequested

@@ -8,7 +8,9 @@ from sqlalchemy import create_engine
 
 from payment_service import domain
 from payment_service.domain import Answer, Payment, Refund, RefundStatus, Status, payment_id_of
-from payment_service.provider import MockProvider, parse_mode, provider_of
+from payment_service.http_provider import HttpProvider
+from payment_service.mock_provider import MockProvider, parse_mode
+from payment_service.providers import provider_of
 from shared.config import Settings
 from shared.errors import ConfigurationFault, UnexpectedEvent, UnknownOrder
 from shared.events import PaymentFailed, PaymentSucceeded, Refunded, RefundFailed
@@ -138,6 +140,10 @@ def test_an_unknown_mode_prevents_the_start(mode: str) -> None:
 
 def test_the_provider_is_the_one_that_the_settings_name() -> None:
     assert isinstance(provider_of(create_engine("sqlite://"), Settings(payment_provider="mock")), MockProvider)
+    at = Settings(payment_provider="http", payment_provider_url="https://pay.example")
+    assert isinstance(provider_of(create_engine("sqlite://"), at), HttpProvider)
+    with pytest.raises(ConfigurationFault, match="PAYMENT_PROVIDER_URL is not set"):
+        provider_of(create_engine("sqlite://"), Settings(payment_provider="http"))
     for name in ("", "Mock", "acme"):
-        with pytest.raises(ConfigurationFault, match="PAYMENT_PROVIDER must be mock, not"):
+        with pytest.raises(ConfigurationFault, match="PAYMENT_PROVIDER must be mock or http, not"):
             provider_of(create_engine("sqlite://"), Settings(payment_provider=name))

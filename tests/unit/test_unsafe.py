@@ -144,6 +144,10 @@ BAD = {
     "a proxy that may be anybody": ({"TRUSTED_PROXIES": "0.0.0.0/0"}, "TRUSTED_PROXIES lists 0.0.0.0/0"),
     "tokens for anybody": ({"AUTH_MOCK": "1"}, "AUTH_MOCK issues tokens to anyone"),
     "tokens for anybody on this machine": ({"AUTH_MOCK": "loopback"}, "AUTH_MOCK issues tokens to anyone"),
+    "a provider on another host without TLS": (
+        {"PAYMENT_PROVIDER": "http", "PAYMENT_PROVIDER_URL": "http://pay.example"},
+        "PAYMENT_PROVIDER_URL goes to pay.example without TLS",
+    ),
     "a provider that moves no money": ({"PAYMENT_PROVIDER": "mock"}, "PAYMENT_PROVIDER is mock"),
 }
 
@@ -185,8 +189,8 @@ def test_every_secret_of_the_table_is_looked_at():
 
 def test_every_variable_that_sounds_secret_is_a_secret():
     sounding = re.compile(r"KEY|PASSWORD|SECRET|TOKEN|_URL$|URI$")
-    # The key of a TLS_KEY_FILE is in no setting: its path is.
-    rows = [row for row in config.TABLE if row.parse is not parsers.key_file]
+    # The key of a TLS_KEY_FILE is in no setting: its path is. The URL of an HTTP server may hold no password.
+    rows = [row for row in config.TABLE if row.parse not in (parsers.key_file, parsers.http_url)]
     assert [row.variable for row in rows if sounding.search(row.variable) and not row.secret] == []
 
 
@@ -236,6 +240,12 @@ def test_a_service_of_production_says_at_once_what_is_not_set(role, missing):
     with pytest.raises(ConfigurationFault) as refused:
         unsafe.read_safe(role, {"ECOM_ENV": "production"})
     assert set(re.findall(r"(\w+) is not set", str(refused.value))) == missing
+
+
+def test_the_url_of_the_provider_is_needed_where_it_is_called_over_http():
+    for url in ("https://pay.example/v1", "http://127.0.0.1:8080", "http://[::1]:8080"):
+        assert found("payment", PAYMENT_PROVIDER="http", PAYMENT_PROVIDER_URL=url) == []
+    assert found("payment", PAYMENT_PROVIDER="http") == ["PAYMENT_PROVIDER_URL is not set"]
 
 
 def test_an_exception_needs_a_setting_of_its_name_and_is_said_at_the_start():
