@@ -39,6 +39,7 @@ from gateway.combined import Combined
 from gateway.following import stream, waiting
 from gateway.stock import MAX_ITEMS, MAX_QUANTITY, sku_field
 from shared.auth import ADMIN, CUSTOMER, MAX_NAME_LENGTH, OPERATOR
+from shared.edge.gathered_calls import GatheredCalls
 from shared.errors import Conflict, TooManyOrders, ValidationFailed
 from shared.order_states import AT_REST, Reason, Status
 from shared.schema import MAX_AMOUNT
@@ -254,6 +255,8 @@ class Timeline(AnswerSchema):
 class Orders(Combined):
     """Routes under /api/orders."""
 
+    new_orders = GatheredCalls("order_service", "create_order", "create_orders")
+
     @api(
         "POST",
         "/api/orders",
@@ -277,9 +280,12 @@ class Orders(Combined):
         A user may have so many orders open that are not paid yet, with so many units in them
         (`MAX_OPEN_ORDERS_PER_USER`, `MAX_HELD_UNITS_PER_USER`). One more is 429 `too_many_orders`; its details have the
         numbers. Pay or cancel an order and send the same request again. A repeated key is answered in any case.
+
+        While more than `MAX_ORDERS_UNDER_WAY` orders of all users are not paid yet, a new one is 503 `unavailable`.
+        Send the same request again after `Retry-After`.
         """
         order = with_payment_method(call.body, self.settings.payment_methods, self.settings.production)
-        return _keyed(self.orders.create_order(order, call.key))
+        return _keyed(self.new_orders.create_order(order=order, key=call.key))
 
     @api(
         "GET",

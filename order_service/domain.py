@@ -293,6 +293,11 @@ def may_create(caller: Identity) -> bool:
     return has_role(caller, CUSTOMER)
 
 
+def may_post_for_others(caller: Identity) -> bool:
+    """Whether someone may hand in the posts of many users: a gateway alone, which has checked who they are."""
+    return has_role(caller, SYSTEM)
+
+
 def may_list(caller: Identity) -> bool:
     """Whether someone may list orders: customers their own, the others all."""
     return has_role(caller, CUSTOMER) or may_see_all(caller)

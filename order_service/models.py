@@ -8,26 +8,23 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, ForeignKey, Index, UniqueConstraint, func, insert, literal_column, select, text
+from sqlalchemy import BigInteger, ForeignKey, Index, UniqueConstraint, func, literal_column, select, text
 from sqlalchemy import Identity as IdentityColumn
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.dialects.postgresql import insert as insert_if_absent
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from order_service.domain import Open, Order, Status, Step, subject_of
+from order_service.domain import Order, Status, Step, subject_of
 from shared.bulk import insert_many, is_given, table_of, update_many
 from shared.changes import changed
 from shared.envelope import Envelope
-from shared.events import OrderCreated
 from shared.horizon import CURRENT_XID
-from shared.idempotency import KeyedRequest
 from shared.order_states import UNPAID
 from shared.rights import Rights
 from shared.schema import encode
 from shared.tables import MESSAGING_RIGHTS, NOW, Base
 
 # As SQL, for the indexes of the deadline and of the limits.
-_UNPAID = f"status IN ({', '.join(repr(status.value) for status in sorted(UNPAID))})"
+UNPAID_SQL = f"status IN ({', '.join(repr(status.value) for status in sorted(UNPAID))})"
 
 
 class OrderRow(Base):
@@ -64,8 +61,8 @@ class OrderRow(Base):
             for sorted_by in ("created_at", "updated_at")
             for filtered in ((), ("user_id",), ("status",))
         ),
-        Index("ix_orders_unsettled", "created_at", postgresql_where=text(_UNPAID)),
-        Index("ix_orders_open_of_user", "user_id", postgresql_where=text(_UNPAID)),
+        Index("ix_orders_unsettled", "created_at", postgresql_where=text(UNPAID_SQL)),
+        Index("ix_orders_open_of_user", "user_id", postgresql_where=text(UNPAID_SQL)),
     )
 
 
@@ -155,68 +152,6 @@ RIGHTS = MESSAGING_RIGHTS | {
     "idempotency_keys": Rights(deleted_because="a stored answer is deleted after 48 hours; the order keeps its key"),
 }
 TABLES = frozenset(RIGHTS)
-
-
-# The advisory locks of `open_of`, beside others in this database.
-TURNS_OF_USERS = 1
-_OPEN = f"""
-    SELECT count(*), coalesce(sum((SELECT sum(quantity) FROM order_items WHERE order_id = orders.order_id)), 0)
-    FROM orders WHERE user_id = :user_id AND {_UNPAID}
-"""
-# Two statements in one round trip: the second one reads what is committed when the lock has been got.
-_TURN_AND_OPEN = text(f"SELECT pg_advisory_xact_lock(:turns, hashtext(:user_id)); {_OPEN}")
-
-
-def open_of(session: Session, user_id: str) -> Open:
-    """What a user has open, until this transaction ends: others that ask for the same user wait for it.
-
-    The lock of a user is a hash of the name, so that it is shared with few other users, if with any.
-    """
-    orders, units = session.execute(_TURN_AND_OPEN, {"turns": TURNS_OF_USERS, "user_id": user_id}).one()
-    return Open(orders, int(units))
-
-
-def add_order(session: Session, payload: OrderCreated, request: KeyedRequest, trace_id: str) -> bool:
-    """Save a new order and its first step; False when the user's key made an order long ago.
-
-    The order keeps key and fingerprint for ever: after the stored answer is purged, the order itself is the answer.
-    """
-    inserted = session.scalar(
-        insert_if_absent(OrderRow)
-        .values(
-            order_id=payload.order_id,
-            user_id=request.user_id,
-            status=Status.PENDING,
-            currency=payload.currency,
-            total=payload.total,
-            payment_method=payload.payment_method,
-            trace_id=trace_id,
-            idempotency_key=request.key,
-            fingerprint=request.fingerprint,
-        )
-        .on_conflict_do_nothing(index_elements=["user_id", "idempotency_key"])
-        .returning(OrderRow.order_id)
-    )
-    if inserted is None:
-        return False
-    session.execute(
-        insert(OrderItemRow),
-        [
-            {"order_id": payload.order_id, "line": line, **encode(item)}
-            for line, item in enumerate(payload.items, start=1)
-        ],
-    )
-    session.execute(
-        insert(OrderEventRow).values(
-            order_id=payload.order_id,
-            type="order.created",
-            to_status=Status.PENDING,
-            source="order_service",
-            user_id=request.user_id,
-            details={"total": payload.total, "currency": payload.currency},
-        )
-    )
-    return True
 
 
 _ORDERS, _STEPS = table_of(OrderRow).c, table_of(OrderEventRow).c

@@ -12,20 +12,27 @@ from sqlalchemy.orm import Session, aliased
 
 from order_service.domain import AWAITED, Status, may_see, may_see_all
 from order_service.models import OrderEventRow, OrderItemRow, OrderRow
-from shared.errors import BadRequest, IdempotencyKeyReused, NotFound
+from shared.errors import BadRequest, NotFound
 from shared.events import Identity
-from shared.idempotency import KeyedRequest
+from shared.idempotency import Claim, KeyedAnswer, KeyedRequest, KnownAnswer
 from shared.order_states import has_ended
 from shared.paging import decode_cursor, encode_cursor, id_position, page_of, time_position
 from shared.times import timestamp
 
 
-def order_of_key(session: Session, request: KeyedRequest) -> OrderRow:
-    """The order that a user's key made. Raises IdempotencyKeyReused when it was made for another request."""
-    row = session.scalars(select(OrderRow).filter_by(user_id=request.user_id, idempotency_key=request.key)).one()
-    if row.fingerprint != request.fingerprint:
-        raise IdempotencyKeyReused()
-    return row
+def answers_by_orders(session: Session, requests: Sequence[KeyedRequest]) -> dict[Claim, KnownAnswer]:
+    """The answers of keys of which no answer is stored any more: the orders that they made, as they are now."""
+    if not requests:
+        return {}
+    claims = [request.claim for request in requests]
+    query = select(OrderRow).where(tuple_(OrderRow.user_id, OrderRow.idempotency_key).in_(claims))
+    rows = session.scalars(query).all()
+    return {
+        (row.user_id, row.idempotency_key): KnownAnswer(
+            row.fingerprint, KeyedAnswer(200, body, f"/api/orders/{row.order_id}", replayed=True)
+        )
+        for row, body in zip(rows, order_bodies(session, rows), strict=True)
+    }
 
 
 def visible_order(session: Session, order_id: str, viewer: Identity) -> OrderRow:
@@ -133,6 +140,8 @@ def _sorted(query: Select[Any], at: Any, order_id: Any, newest_first: bool, limi
 
 def order_bodies(session: Session, rows: Sequence[OrderRow]) -> list[dict[str, Any]]:
     """Orders as clients see them. One statement for the items of all."""
+    if not rows:
+        return []
     items: dict[uuid.UUID, list[dict[str, Any]]] = {row.order_id: [] for row in rows}
     lines = select(OrderItemRow).where(OrderItemRow.order_id.in_(list(items))).order_by(OrderItemRow.line)
     for line in session.scalars(lines):

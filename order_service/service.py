@@ -8,26 +8,26 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from order_service import domain, feed, models, queries
+from order_service import creation, domain, feed, models, new_orders, queries
+from order_service.new_orders import NewOrder
 from shared import idempotency, outbox
+from shared.edge.admission import Admission
 from shared.edge.consumer import handles
 from shared.edge.context import Context
 from shared.edge.database import Database
 from shared.edge.hints import Hints
 from shared.edge.http import Probes
-from shared.edge.rpc import rpc
+from shared.edge.rpc import rpc, serialized
 from shared.edge.settings import Setting
 from shared.edge.timer import each_alone, every
 from shared.edge.tx import Events, Tx
 from shared.envelope import envelope
-from shared.errors import CannotWork, Conflict, UnexpectedEvent, UnknownOrder
-from shared.events import Identity, OrderCreated, PricedItem
+from shared.errors import CannotWork, Conflict, EcomError, UnexpectedEvent, UnknownOrder
+from shared.events import Identity
 from shared.idempotency import KeyedAnswer, KeyedRequest
 from shared.ids import uuid7
 from shared.relay import Relay
-from shared.schema import encode
 
-CREATE_ROUTE = "POST /api/orders"
 CANCEL_ROUTE = "POST /api/orders/{order_id}/cancel"
 
 # This timer cancels an order that has not ended in time.
@@ -49,60 +49,46 @@ class OrderService(Probes):
     relay = Relay()
     context = Context()
     hints = Hints()
+    admission = Admission(new_orders.under_way, lambda settings: settings.max_orders_under_way)
 
     @rpc
     def create_order(self, order: dict[str, Any], key: str) -> dict[str, Any]:
-        """Make an order: idempotency key, order and event in one transaction.
+        """Make an order: idempotency key, order and event in one transaction. `create_orders` makes many.
 
         `order` is {currency, payment_method, items: [{sku, quantity, unit_price}]}, already validated. Returns
-        {status, body, location, replayed}. Raises IdempotencyKeyReused, IdempotencyInProgress, ValidationFailed, and
-        TooManyOrders for one order more than the user may have open.
+        {status, body, location, replayed}. Raises IdempotencyKeyReused, IdempotencyInProgress, ValidationFailed,
+        TooManyOrders for one order more than the user may have open, and CannotWork while MAX_ORDERS_UNDER_WAY are
+        under way.
         """
-        self.context.require(domain.may_create)
-        identity, trace_id = self.context.identity, self.context.trace_id
-        items = tuple(PricedItem(**item) for item in order["items"])
-        payload = OrderCreated(
-            uuid7(),
-            order["currency"],
-            domain.total_of(items),
-            items,
-            order["payment_method"],
-            customer_id=identity.user_id,
-        )
-        request = KeyedRequest(identity.user_id, CREATE_ROUTE, key, order)
-        body = {
-            "order_id": str(payload.order_id),
-            "status": domain.Status.PENDING,
-            "items": encode(items),
-            "total": payload.total,
-            "currency": payload.currency,
-        }
-        answer = KeyedAnswer(201, body, f"/api/orders/{payload.order_id}")
-        most = self._most_open()
-        try:
-            with self.db.begin() as session:
-                if stored := idempotency.claim_key(session, request, answer):
-                    return stored.as_dict()
-                before = models.open_of(session, identity.user_id) if most else None
-                if not models.add_order(session, payload, request, trace_id):
-                    raise _KeyIsOld
-                if before and most:
-                    domain.check_open(before, sum(item.quantity for item in items), most)
-                outbox.emit(session, [envelope(self.name, payload, trace_id, identity)])
-        except _KeyIsOld:
-            return self._answer_of_old_key(request).as_dict()
-        return answer.as_dict()
+        new = new_orders.new_order(order, key, self.context.identity, self.context.trace_id)
+        (outcome,) = self._make([new])
+        if isinstance(outcome, EcomError):
+            raise outcome
+        return outcome.as_dict()
+
+    @rpc
+    def create_orders(self, posts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Make the orders of many users in one transaction, for a gateway that gathers posts.
+
+        A post is {order, key, user_id, roles, trace_id}. Returns {result, error} of each: what `create_order` returns
+        to its user, or the error that it raises. Where the whole list fails, nothing is made: post each alone then,
+        because one of them may be the reason.
+        """
+        self.context.require(domain.may_post_for_others)
+        posted = [_posted(post) for post in posts]
+        outcomes = iter(self._make([new for new in posted if isinstance(new, NewOrder)]))
+        return [_as_reply(next(outcomes) if isinstance(new, NewOrder) else new) for new in posted]
+
+    def _make(self, orders: list[NewOrder]) -> list[creation.Outcome]:
+        if not orders:
+            return []
+        with self.db.begin() as session:
+            return creation.make(session, orders, self._most_open(), self.admission.is_full())
 
     def _most_open(self) -> domain.Open | None:
         """The most that one user may have open; None if nothing is limited, so that nothing has to be counted."""
         orders, units = self.settings.max_open_orders_per_user, self.settings.max_held_units_per_user
         return domain.Open(orders, units) if orders or units else None
-
-    def _answer_of_old_key(self, request: KeyedRequest) -> KeyedAnswer:
-        with self.db.read() as session:
-            row = queries.order_of_key(session, request)
-            (body,) = queries.order_bodies(session, [row])
-        return KeyedAnswer(200, body, f"/api/orders/{row.order_id}", replayed=True)
 
     @rpc
     def cancel_order(self, order_id: str, key: str) -> dict[str, Any]:
@@ -277,5 +263,17 @@ class _Answered(Exception):
         self.answer = answer
 
 
-class _KeyIsOld(Exception):
-    """The key's stored answer was purged, but the order it made is here: roll back and answer with that."""
+def _posted(post: dict[str, Any]) -> NewOrder | EcomError:
+    """The order that a post asks for, or why it cannot be made."""
+    identity = Identity(post["user_id"], tuple(post["roles"]))
+    try:
+        return new_orders.new_order(post["order"], post["key"], identity, post["trace_id"])
+    except EcomError as error:
+        return error
+
+
+def _as_reply(outcome: creation.Outcome) -> dict[str, Any]:
+    """As one call would be answered."""
+    if isinstance(outcome, EcomError):
+        return {"result": None, "error": serialized(outcome)}
+    return {"result": outcome.as_dict(), "error": None}

@@ -177,6 +177,10 @@ class Settings:
         "MAX_HELD_UNITS_PER_USER", parsers.limit, "units in the unpaid orders of a user; 0: any number", ("order",),
         "0", production="10000",
     ))
+    max_orders_under_way: int = one(Row(
+        "MAX_ORDERS_UNDER_WAY", parsers.limit,
+        "new orders are refused while more than so many are not paid yet; 0: any number", ("order",), "10000",
+    ))
     host: str = one(Row(
         "HOST", parsers.host, "the address at which the HTTP server listens", (*SERVICES, SHELL), "127.0.0.1"
     ))

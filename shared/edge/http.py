@@ -18,6 +18,7 @@ from werkzeug.routing import Rule
 from werkzeug.wrappers import Request, Response
 
 from shared.config import Settings
+from shared.edge import green
 from shared.edge.connection import BODY, HELD, Environ
 from shared.edge.green import Event
 from shared.edge.probe_server import ProbeServer
@@ -26,6 +27,9 @@ from shared.edge.webserver import WebServer, plain_refusal, protect
 from shared.errors import EcomError, ServiceUnavailable
 
 __all__ = ["BODY", "HELD", "Environ", "Probes", "ProbesApart", "Route", "Shared"]
+
+# How long a request waits for a free worker. In an overload it is better refused soon than answered late.
+WORKER_S = 2.0
 
 Call = tuple[tuple[Any, ...], Mapping[str, Any]]
 
@@ -89,9 +93,10 @@ class Route(HttpRequestHandler):
     def _in_a_worker(self, args: Any, kwargs: Any, context: dict[str, Any]) -> Any:
         done = Event()
         try:
-            self.container.spawn_worker(
-                self, args, kwargs, context_data=context, handle_result=partial(self.handle_result, done)
-            )
+            with green.Timeout(WORKER_S, ServiceUnavailable("every worker of this service is busy")):
+                self.container.spawn_worker(
+                    self, args, kwargs, context_data=context, handle_result=partial(self.handle_result, done)
+                )
         except ContainerBeingKilled as error:
             raise ServiceUnavailable("the service is stopping") from error
         return done.wait()

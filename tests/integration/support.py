@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from types import SimpleNamespace
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
@@ -150,6 +151,7 @@ class Bench:
         self.service = SERVICES[service]()
         self.service.db = self.sessions
         self.service.settings = settings
+        self.service.admission = SimpleNamespace(is_full=lambda: False)
         self.called_by(CUSTOMER if service == "order" else ADMIN)
         self.ledger = connect(settings.database_url("payment"), "provider", pool_size=20).execution_options(
             isolation_level="AUTOCOMMIT"

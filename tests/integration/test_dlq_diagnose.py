@@ -10,7 +10,8 @@ import pytest
 from ops.dlq.diagnose import PREDICTORS, diagnose
 from ops.dlq.operator_session import Actor, OperatorSession
 from ops.domain import Filter
-from order_service import models as order_models
+from order_service import new_orders
+from order_service.new_orders import NewOrder
 from payment_service.domain import payment_id_of
 from shared.config import Settings
 from shared.edge.publisher import Outgoing
@@ -90,9 +91,9 @@ class World:
     def order(self) -> OrderCreated:
         """A new order, PENDING."""
         order = order_created()
+        request = KeyedRequest(CUSTOMER.user_id, new_orders.ROUTE, str(order.order_id), {})
         with self.bench.sessions.begin() as session:
-            request = KeyedRequest(CUSTOMER.user_id, "POST /api/orders", str(order.order_id), {})
-            order_models.add_order(session, order, request, "a" * 32)
+            new_orders.add(session, [NewOrder(order, request, CUSTOMER, "a" * 32)])
         return order
 
     def snapshot(self) -> dict[str, Any]:

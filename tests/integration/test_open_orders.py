@@ -9,7 +9,7 @@ from typing import Any
 import eventlet
 import pytest
 
-from order_service import models
+from order_service import new_orders
 from order_service.domain import Open
 from shared.config import Settings
 from shared.edge.rpc import serialized
@@ -131,10 +131,10 @@ def test_what_a_user_has_open_is_counted_in_an_index_and_costs_one_statement(
         post(order, "counted")
 
     with order.sessions.begin() as session:
-        assert models.open_of(session, "ann") == Open(7, 12)  # 5 of 2 units, and the two of above
+        assert new_orders.open_of(session, ["ann"]) == {"ann": Open(7, 12)}  # 5 of 2 units, and the two of above
 
     (took,) = {sent for sent, _ in counted} - {sent for sent, _ in free}
     assert len(counted) - len(free) == 1
     lock, _, count = took.partition(";")
     assert "advisory" in lock
-    assert_read_by_index(order, [(count, {"user_id": "ann"})], most=7)
+    assert_read_by_index(order, [(count, {"user_ids": ["ann"]})], most=7)

@@ -22,6 +22,7 @@ from gateway.api.http import Api
 from gateway.service import GatewayService
 from shared import auth, errors
 from shared.config import Settings
+from shared.edge import http as http_edge
 from shared.edge.rpc_proxy import RpcProxy
 from shared.logs import Reminder
 from tests.unit.serving import KEYS, SECRET, Fake, ask, say, serving, signed_cursor
@@ -38,6 +39,7 @@ class Service:
     def __init__(self):
         self.asked = []
         self.answer = {}
+        self.before = lambda: None  # what happens before it answers
 
     def under(self, context):
         return _Asked(self, dict(context))
@@ -50,6 +52,7 @@ class _Asked:
     def __getattr__(self, method):
         def call(*args, **kwargs):
             self._service.asked.append((method, args, kwargs, self._context))
+            self._service.before()
             if isinstance(self._service.answer, Exception):
                 raise self._service.answer
             return self._service.answer
@@ -323,7 +326,23 @@ def test_a_chunked_body_is_an_order_like_any_other(gateway):
     pieces = json.dumps(ORDER)
     answer = post_order(gateway, iter([pieces[:9].encode(), pieces[9:].encode()]))
     assert answer[0] == 201
-    assert BEHIND.asked[0][1][0]["items"] == ORDER["items"]
+    assert BEHIND.asked[0][2]["order"]["items"] == ORDER["items"]
+
+
+def test_a_request_that_finds_no_free_worker_is_503_soon_and_the_others_are_answered(gateway, monkeypatch):
+    let_go = eventlet.Event()
+    monkeypatch.setattr(http_edge, "WORKER_S", 0.1)
+    monkeypatch.setattr(BEHIND, "before", let_go.wait)
+    busy = [eventlet.spawn(post_order, gateway, key=f"k-{n}") for n in range(4)]
+    with eventlet.Timeout(5):
+        while len(BEHIND.asked) < 4:
+            eventlet.sleep(0.01)
+        refused = post_order(gateway, key="one-more")
+    let_go.send()
+    assert code(refused) == (503, "unavailable")
+    assert refused[1]["Retry-After"] == "2"
+    assert [thread.wait()[0] for thread in busy] == [201] * 4
+    assert post_order(gateway, key="one-more")[0] == 201
 
 
 def test_a_client_turned_away_gets_retry_after(gateway, monkeypatch):
@@ -430,7 +449,7 @@ def test_every_spelling_of_the_json_content_type_is_accepted(gateway, kind):
 )
 def test_a_key_is_accepted_with_or_without_quotes(gateway, header, key):
     assert post_order(gateway, key=header)[0] == 201
-    assert BEHIND.asked[0][:2] == ("create_order", ({**ORDER, "payment_method": "mock_ok"}, key))
+    assert BEHIND.asked[0][:3] == ("create_order", (), {"order": {**ORDER, "payment_method": "mock_ok"}, "key": key})
 
 
 @pytest.mark.parametrize("header", ["", '""', "a b", 'k-1"', '"k-1', "a" * 129, "\xe9", "a,b", "a/b"])

@@ -40,6 +40,7 @@ SOME_ID = "01a1fcf8-0515-7912-9139-7154577473a5"
 # The route that a method answers, or who may call it where no route does.
 METHODS = {
     "order_service.create_order": "POST /api/orders",
+    "order_service.create_orders": "the system",
     "order_service.cancel_order": "POST /api/orders/{}/cancel",
     "order_service.retry_refund": "POST /api/orders/{}/refund/retry",
     "order_service.get_order": "GET /api/orders/{}",
@@ -141,6 +142,7 @@ ARGUMENTS: dict[str, Any] = {
     "order_id": SOME_ID,
     "order_ids": [SOME_ID],
     "payment_id": SOME_ID,
+    "posts": [{"order": ORDER, "key": "key-1", "user_id": OWNER, "roles": [CUSTOMER], "trace_id": "0" * 32}],
     "queue": "q.order.payment-result",
     "replay_id": SOME_ID,
     "reservation_id": SOME_ID,
