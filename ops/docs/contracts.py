@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ops.docs import architecture, diagrams, readme, settings
+from ops.docs import architecture, budgets, diagrams, readme, settings
 from shared.envelope import CONTRACT_VERSION, json_schema
 from shared.events import CATALOGUE
 from shared.version import VERSION
@@ -118,7 +118,10 @@ def text(document: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Write docs/contracts, docs/sagas.md, docs/settings.md, the architecture's picture and README.md's processes."""
+    """Write docs/contracts, docs/sagas.md, docs/settings.md, the architecture's picture, and two tables in other pages.
+
+    These are the processes in README.md and the budgets in docs/performance.md.
+    """
     for name, document in documents().items():
         path = FOLDER / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,6 +130,7 @@ def main() -> None:
     architecture.main()
     readme.main()
     settings.main()
+    budgets.main()
 
 
 if __name__ == "__main__":

@@ -313,10 +313,14 @@ def extension(container: ServiceContainer, kind: type[T], **attributes: Any) -> 
 
 
 class Wire:
-    """A TCP proxy: counts PostgreSQL's completed statements, and can go silent, refuse or be cut."""
+    """A TCP proxy: counts PostgreSQL's completed statements, and can go silent, refuse or be cut.
 
-    def __init__(self, host: str, port: int) -> None:
+    `overheard` gets what the clients send.
+    """
+
+    def __init__(self, host: str, port: int, overheard: Callable[[bytes], None] = lambda data: None) -> None:
         self.target = (host, port)
+        self._overheard = overheard
         self.silent = False
         self.completed: list[str] = []  # the command tag of each statement: SELECT 3, INSERT 0 50, BEGIN, COMMIT
         self._sockets: list[Any] = []
@@ -344,7 +348,7 @@ class Wire:
             far = socket.create_connection(self.target)
             self._sockets += [near, far]
             self._threads += [
-                eventlet.spawn(self._forward, near, far, lambda data: None),
+                eventlet.spawn(self._forward, near, far, self._overheard),
                 eventlet.spawn(self._forward, far, near, _Tags(self.completed)),
             ]
 
@@ -377,10 +381,30 @@ class Wire:
         self.cut()
 
 
-def wire_to_broker(settings: Settings) -> Wire:
+def wire_to_broker(settings: Settings, overheard: Callable[[bytes], None] = lambda data: None) -> Wire:
     """A wire to the broker."""
     host, port = settings.amqp_uri.rpartition("@")[2].partition("/")[0].split(":")
-    return Wire(host, int(port))
+    return Wire(host, int(port), overheard)
+
+
+class Frames:
+    """Counts the frames that an AMQP client sends on one connection, without heartbeats."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._buffer, self._greeted = b"", False
+
+    def __call__(self, data: bytes) -> None:
+        """Take what the client sends next."""
+        self._buffer += data
+        if not self._greeted and len(self._buffer) >= 8:  # the protocol's name and version
+            self._buffer, self._greeted = self._buffer[8:], True
+        while self._greeted and len(self._buffer) >= 7:
+            size = 8 + int.from_bytes(self._buffer[3:7], "big")  # type, channel and size before, and an end mark
+            if len(self._buffer) < size:
+                return
+            self.count += self._buffer[0] != 8  # a heartbeat
+            self._buffer = self._buffer[size:]
 
 
 class _Tags:

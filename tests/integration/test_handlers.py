@@ -1,11 +1,16 @@
-"""The cost of each batch handler: 50 waiting messages are one transaction of at most 12 statements."""
+"""The cost of each batch handler: a batch is one transaction, and needs what its budget says."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from uuid import UUID, uuid4
 
 import pytest
+from sqlalchemy import Connection, create_engine
+from sqlalchemy.pool import NullPool
 
+from ops.docs.budgets import BUDGETS, Cost
 from payment_service.domain import payment_id_of
+from shared.edge.publisher import Outgoing, Publisher
 from shared.envelope import Envelope
 from shared.events import (
     CommitRequested,
@@ -17,12 +22,22 @@ from shared.events import (
     ReservationFailed,
     Reserved,
 )
+from shared.relay import publish_once
 from tests.databases import Databases
-from tests.integration.support import Bench, Mail, Wire, emitted, order_created
+from tests.integration.support import (
+    Bench,
+    Frames,
+    Mail,
+    Wire,
+    emitted,
+    order_created,
+    statements,
+    wire_to_broker,
+)
 from topology.table import BY_NAME, QUEUES
 
-BATCH = 50
-AT_MOST = 12
+SIZES = (1, 50)
+BATCH = SIZES[-1]
 SKUS = [f"sku-{number}" for number in range(10)]
 
 Benches = Callable[..., Bench]
@@ -144,29 +159,58 @@ CASES: dict[str, tuple[Callable[[Bench, Databases], list[Envelope]], str, int]] 
 
 def test_every_queue_of_the_table_is_measured() -> None:
     assert set(CASES) == {queue.name for queue in QUEUES}
+    assert set(CASES) <= set(BUDGETS)
 
 
+@contextmanager
+def measured(bench: Bench, wire: Wire) -> Iterator[list[Cost]]:
+    """What is done meanwhile by a service whose database is reached by this wire, and what its relay sends then."""
+    with bench.sessions.read() as session:
+        session.connection()  # what a connection asks when it is made costs no batch anything
+    frames, found = Frames(), []
+    broker = wire_to_broker(bench.settings, frames)
+    publisher = Publisher(broker.amqp_uri(bench.settings.amqp_uri), heartbeat_s=30)
+    try:
+        with relay_connection(bench) as connection:
+            publish_once(connection, publisher)  # what came before
+            publisher.publish_all([Outgoing("", "nobody", "", str(uuid4()), mandatory=False)])  # connects
+            wire.completed.clear()
+            with statements(bench) as sent:
+                yield found
+            began = frames.count
+            events = publish_once(connection, publisher)
+            found.append(Cost(len(sent), wire.completed.count("BEGIN"), events, frames.count - began))
+    finally:
+        publisher.close()
+        broker.close()
+
+
+@contextmanager
+def relay_connection(bench: Bench) -> Iterator[Connection]:
+    engine = create_engine(bench.settings.database_url(bench.name), isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    with engine.connect() as connection:
+        yield connection
+
+
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("queue", CASES)
-def test_fifty_messages_are_one_transaction_of_at_most_twelve_statements(
-    queue: str, bench: Benches, database: Databases, mail: Mail, wire: Wire, settings, record_property
+def test_a_batch_costs_what_its_budget_says(
+    queue: str, size: int, bench: Benches, database: Databases, mail: Mail, wire: Wire, settings
 ) -> None:
     service = BY_NAME[queue].service
     prepare, effect, expected = CASES[queue]
     events = prepare(bench(service), database)
-    measured = bench(service, url=wire.url(settings.database_url(service)))
-    with measured.sessions.read() as session:
-        session.connection()  # what a connection asks when it is made costs no batch anything
-    wire.completed.clear()
+    one = bench(service, url=wire.url(settings.database_url(service)))
+    before = database.rows(service, effect)[0]["n"]
 
-    measured.handle_batch(queue, events)
+    with measured(one, wire) as found:
+        one.handle_batch(queue, events[-size:])
 
-    statements = wire.statements()
-    shown = f"{queue}: {len(statements)} statements in {wire.completed.count('BEGIN')} transactions: {wire.completed}"
-    record_property("statements", f"{queue} {len(statements)}")
-    print(shown)
-    assert database.rows(service, effect) == [{"n": expected}], shown
-    assert len(statements) <= AT_MOST, shown
-    assert wire.completed.count("BEGIN") == wire.completed.count("COMMIT") == 1, shown
+    effects = database.rows(service, effect)[0]["n"]
+    cost, shown = found[0], f"{queue}, {size}: {found[0]} by {wire.completed}"
+    assert effects == (expected if size == BATCH else before + 1), shown
+    assert cost == BUDGETS[queue][SIZES.index(size)], shown
+    assert wire.completed.count("COMMIT") == cost.transactions, shown
 
 
 @pytest.mark.parametrize("queue", CASES)

@@ -10,7 +10,7 @@ from prometheus_client import REGISTRY
 from gateway import following
 from gateway.orders import MAX_WAIT_S
 from ops.cli import main as cli
-from ops.docs import readme
+from ops.docs import budgets, readme
 from order_service import domain
 from shared.config import Settings
 from shared.order_states import AT_REST, Reason, Status
@@ -110,6 +110,14 @@ def test_every_figure_of_a_stop_is_that_of_the_code() -> None:
         found = re.search(rf"^\s*{name}\s*[=:] (\d+)", text_of(path), re.M)
         assert found, f"{path} has no {name}"
         assert found[1] == seconds, f"{path}: {name}"
+
+
+def test_the_page_on_performance_says_what_each_batch_may_cost() -> None:
+    text = budgets.FILE.read_text(encoding="utf-8")
+    assert budgets.with_budgets(text) == text, "run: python -m ops.docs.contracts"
+    for unmarked in ("", budgets.BEGINS, budgets.BEGINS + budgets.ENDS + budgets.BEGINS):
+        with pytest.raises(ValueError, match="mark the place"):
+            budgets.with_budgets(unmarked)
 
 
 def test_the_readme_says_what_each_service_does() -> None:
