@@ -7,14 +7,25 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, ForeignKey, Index, Text, func, select, text, update
+from sqlalchemy import (
+    BigInteger,
+    ForeignKey,
+    Index,
+    Row,
+    Text,
+    bindparam,
+    func,
+    select,
+    text,
+    update,
+)
 from sqlalchemy import Identity as IdentityColumn
-from sqlalchemy.dialects.postgresql import ARRAY, Insert
-from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy.sql.dml import ReturningInsert
 
 from payment_service.domain import Payment, Refund, RefundStatus, Status, may_see, payment_id_of
-from shared.bulk import update_many
+from shared.bulk import columns_of, insert_of, is_given, table_of, update_many
 from shared.envelope import Envelope
 from shared.errors import NotFound
 from shared.events import Identity
@@ -136,20 +147,41 @@ RIGHTS = MESSAGING_RIGHTS | {
 TABLES = frozenset(RIGHTS)
 
 
-def claim_charges(session: Session, events: Iterable[Envelope]) -> None:
-    """Record a PENDING payment for each order, before the provider is asked.
+_PAYMENTS, _REFUNDS = table_of(PaymentRow), table_of(RefundRow)
+_NEW_PAYMENT = ("order_id", "payment_id", "status", "amount", "currency", "method", "user_id", "roles", "trace_id")
+_NEW_REFUND = ("refund_id", "order_id", "status", "user_id", "roles", "trace_id")
+_CHANGED_NOW = {"updated_at": func.now()}
 
-    One statement that commits itself. If the answer gets lost, `recover_unknown` asks for it later. If a payment is
-    PENDING already, its waiting time starts again, because an outage may have separated the two requests.
+_CLAIM_CHARGES = (
+    insert_of(PaymentRow, *_NEW_PAYMENT)
+    .on_conflict_do_update(index_elements=["order_id"], set_=_CHANGED_NOW, where=_PAYMENTS.c.status == Status.PENDING)
+    .returning(_PAYMENTS)
+)
+_CLAIM_VOIDS = insert_of(PaymentRow, *_NEW_PAYMENT).on_conflict_do_nothing().returning(_PAYMENTS.c.order_id)
+_REOPEN = (
+    update(_PAYMENTS)
+    .where(_PAYMENTS.c.order_id == bindparam("given"), _PAYMENTS.c.status == Status.VOID, _PAYMENTS.c.cancelled)
+    .values(status=Status.PENDING)
+)
+_READ_PAYMENTS = select(_PAYMENTS).where(is_given(_PAYMENTS.c.order_id))
+# In one order for everybody, so that transactions cannot deadlock.
+_LOCK_PAYMENTS = _READ_PAYMENTS.order_by(_PAYMENTS.c.order_id).with_for_update()
+_CLAIM_REFUNDS = insert_of(RefundRow, *_NEW_REFUND).on_conflict_do_nothing().returning(_REFUNDS.c.refund_id)
+_READ_REFUNDS = select(_REFUNDS.c.refund_id, _REFUNDS.c.order_id, _REFUNDS.c.status).where(
+    is_given(_REFUNDS.c.refund_id)
+)
+
+
+def claim_charges(session: Session, events: Iterable[Envelope]) -> dict[uuid.UUID, Row[Any]]:
+    """Record a PENDING payment for each order, before the provider is asked. One statement that commits itself.
+
+    Returns by order the payments that are PENDING: no other may be charged. If the answer gets lost, `recover_unknown`
+    asks for it later. If a payment was PENDING already, its waiting time starts again, because an outage may have
+    separated the two requests.
     """
-    asked_again = upsert(PaymentRow).on_conflict_do_update(
-        index_elements=["order_id"],
-        set_={"updated_at": func.now()},
-        where=PaymentRow.status == Status.PENDING,
-    )
-    _claim(
+    found = _claim(
         session,
-        asked_again,
+        _CLAIM_CHARGES,
         [
             {
                 "order_id": event.payload.order_id,
@@ -163,6 +195,7 @@ def claim_charges(session: Session, events: Iterable[Envelope]) -> None:
             for event in events
         ],
     )
+    return {row.order_id: row for row in found}
 
 
 def reopen(session: Session, order_id: uuid.UUID) -> None:
@@ -170,15 +203,17 @@ def reopen(session: Session, order_id: uuid.UUID) -> None:
 
     It may be charged now; `recover_unknown` finds out. One statement that commits itself, after the provider call.
     """
-    voided = (PaymentRow.order_id == order_id, PaymentRow.status == Status.VOID, PaymentRow.cancelled)
-    session.execute(update(PaymentRow).where(*voided).values(status=Status.PENDING))
+    session.execute(_REOPEN, {"given": order_id})
 
 
-def claim_voids(session: Session, events: Iterable[Envelope]) -> None:
-    """Insert a VOID payment for each cancelled order without payment, so that it is never charged. One statement."""
-    _claim(
+def claim_voids(session: Session, events: Iterable[Envelope]) -> set[uuid.UUID]:
+    """Insert a VOID payment for each cancelled order without payment, so that it is never charged. One statement.
+
+    Returns the orders that had no payment.
+    """
+    found = _claim(
         session,
-        upsert(PaymentRow).on_conflict_do_nothing(),
+        _CLAIM_VOIDS,
         [
             {
                 "order_id": event.payload.order_id,
@@ -192,16 +227,15 @@ def claim_voids(session: Session, events: Iterable[Envelope]) -> None:
             for event in events
         ],
     )
+    return {row.order_id for row in found}
 
 
-def _claim(session: Session, statement: Insert, rows: list[dict[str, Any]]) -> None:
+def _claim(session: Session, statement: ReturningInsert[Any], rows: list[dict[str, Any]]) -> Sequence[Row[Any]]:
     unique: dict[uuid.UUID, dict[str, Any]] = {}
     for row in rows:
         unique.setdefault(row["order_id"], row)  # a later one that differs contradicts the first
     ordered = [unique[order_id] for order_id in sorted(unique)]
-    if ordered:
-        # The result is not used: RETURNING makes SQLAlchemy send all rows in one statement.
-        session.execute(statement.returning(PaymentRow.order_id), ordered)
+    return session.execute(statement, columns_of(ordered, _NEW_PAYMENT)).all() if ordered else ()
 
 
 def _caused(event: Envelope) -> dict[str, Any]:
@@ -212,17 +246,18 @@ def _caused(event: Envelope) -> dict[str, Any]:
     }
 
 
-def payments_of(session: Session, order_ids: Iterable[uuid.UUID], lock: bool = False) -> dict[uuid.UUID, PaymentRow]:
-    """Load the payments of these orders. One statement.
+def payments_of(session: Session, order_ids: Iterable[uuid.UUID], lock: bool = False) -> dict[uuid.UUID, Row[Any]]:
+    """Load the payments of these orders. One statement, or none without orders.
 
     `lock=True` locks rows by order_id, so that transactions cannot deadlock.
     """
-    query = select(PaymentRow).where(PaymentRow.order_id.in_(set(order_ids))).order_by(PaymentRow.order_id)
-    rows = session.scalars(query.with_for_update() if lock else query)
-    return {row.order_id: row for row in rows}
+    given = {"given_order_id": list(set(order_ids))}
+    if not given["given_order_id"]:
+        return {}
+    return {row.order_id: row for row in session.execute(_LOCK_PAYMENTS if lock else _READ_PAYMENTS, given)}
 
 
-def payment(row: PaymentRow) -> Payment:
+def payment(row: Row[Any] | PaymentRow) -> Payment:
     """Convert a row to the payment that the rules use."""
     return Payment(
         row.order_id,
@@ -239,28 +274,23 @@ def payment(row: PaymentRow) -> Payment:
 
 def save_payments(session: Session, payments: Iterable[Payment]) -> None:
     """Save payments. One statement."""
-    update_many(
-        session,
-        PaymentRow,
-        "order_id",
-        [
-            {
-                "order_id": item.order_id,
-                "status": item.status.value,
-                "reference": item.reference,
-                "reason": item.reason,
-                "cancelled": item.cancelled,
-            }
-            for item in payments
-        ],
-        also={"updated_at": func.now()},
-    )
+    rows = [
+        {
+            "order_id": item.order_id,
+            "status": item.status.value,
+            "reference": item.reference,
+            "reason": item.reason,
+            "cancelled": item.cancelled,
+        }
+        for item in payments
+    ]
+    update_many(session, PaymentRow, "order_id", rows, also=_CHANGED_NOW)
 
 
-def claim_refunds(session: Session, events: Iterable[Envelope]) -> None:
-    """Record a PENDING refund for each request, before the provider is asked. One statement.
+def claim_refunds(session: Session, events: Iterable[Envelope]) -> dict[uuid.UUID, Refund]:
+    """Record a PENDING refund for each request, before the provider is asked; return these refunds as they are now.
 
-    The payments must exist.
+    The payments must exist. One statement, and a second one for refunds that were recorded before.
     """
     rows = {
         event.payload.refund_id: {
@@ -271,23 +301,29 @@ def claim_refunds(session: Session, events: Iterable[Envelope]) -> None:
         }
         for event in events
     }
-    if rows:
-        statement = upsert(RefundRow).on_conflict_do_nothing().returning(RefundRow.refund_id)
-        session.execute(statement, [rows[key] for key in sorted(rows)])
+    if not rows:
+        return {}
+    given = columns_of([rows[key] for key in sorted(rows)], _NEW_REFUND)
+    new = set(session.scalars(_CLAIM_REFUNDS, given))
+    claimed = {key: Refund(key, rows[key]["order_id"], RefundStatus.PENDING) for key in new}
+    return claimed | refunds(session, rows.keys() - new)
 
 
 def refunds(session: Session, refund_ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, Refund]:
-    """Load these refunds. One statement."""
-    query = select(RefundRow).where(RefundRow.refund_id.in_(set(refund_ids)))
+    """Load these refunds. One statement, or none without ids."""
+    given = {"given_refund_id": list(set(refund_ids))}
+    if not given["given_refund_id"]:
+        return {}
     return {
-        row.refund_id: Refund(row.refund_id, row.order_id, RefundStatus(row.status)) for row in session.scalars(query)
+        row.refund_id: Refund(row.refund_id, row.order_id, RefundStatus(row.status))
+        for row in session.execute(_READ_REFUNDS, given)
     }
 
 
 def save_refunds(session: Session, refunds: Iterable[Refund]) -> None:
     """Save refunds. One statement."""
     rows = [{"refund_id": item.refund_id, "status": item.status.value} for item in refunds]
-    update_many(session, RefundRow, "refund_id", rows, also={"updated_at": func.now()})
+    update_many(session, RefundRow, "refund_id", rows, also=_CHANGED_NOW)
 
 
 def unknown(session: Session, model: type[PaymentRow] | type[RefundRow], age_s: float, limit: int) -> Sequence[Any]:
@@ -298,8 +334,8 @@ def unknown(session: Session, model: type[PaymentRow] | type[RefundRow], age_s: 
     """
     old = model.updated_at < func.now() - func.make_interval(0, 0, 0, 0, 0, 0, age_s)
     turn = func.row_number().over(partition_by=model.user_id, order_by=model.updated_at)
-    query = select(model).where(model.status == "PENDING", old).order_by(turn, model.updated_at).limit(limit)
-    return session.scalars(query).all()
+    query = select(table_of(model)).where(model.status == "PENDING", old).order_by(turn, model.updated_at)
+    return session.execute(query.limit(limit)).all()
 
 
 def visible(session: Session, viewer: Identity, **by: str) -> dict[str, Any]:

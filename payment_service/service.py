@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, Row
 from sqlalchemy.orm import Session
 
 from payment_service import domain, models
@@ -91,14 +91,13 @@ class PaymentService(Probes):
         asked = [event for event in consistent if event.message_id not in over_share]
         recorded_at = time.monotonic()
         with self.db.autocommit() as session:
-            models.claim_charges(session, asked)
-            rows = models.payments_of(session, [event.payload.order_id for event in asked])
-        wanted = {}
-        for event in asked:
-            row = rows[event.payload.order_id]
-            payment = models.payment(row)
-            if domain.is_to_be_charged(payment) and domain.fits(domain.check_charge, payment, event.payload):
-                wanted[event.message_id] = _charge_of(row, row.payment_id)
+            pending = models.claim_charges(session, asked)
+        wanted = {
+            event.message_id: _charge_of(row, row.payment_id)
+            for event in asked
+            if (row := pending.get(event.payload.order_id))
+            and domain.fits(domain.check_charge, models.payment(row), event.payload)
+        }
         return over_share | _ask(self.charges, partial(self._charge, recorded_at), wanted)
 
     def _charge(self, recorded_at: float, charge: Charge) -> Answer:
@@ -155,8 +154,7 @@ class PaymentService(Probes):
                 {event.message_id: rows[event.payload.order_id].user_id for event in known}
             )
             asked = [event for event in known if event.message_id not in over_share]
-            models.claim_refunds(session, asked)
-            refunds = models.refunds(session, [event.payload.refund_id for event in asked])
+            refunds = models.claim_refunds(session, asked)
         wanted = {}
         for event in asked:
             row, refund = rows[event.payload.order_id], refunds[event.payload.refund_id]
@@ -168,8 +166,9 @@ class PaymentService(Probes):
     @handles("q.payment.order-cancelled")
     def void(self, events: Events, tx: Tx) -> None:
         """Prevent the charge of cancelled orders that were not charged yet."""
-        models.claim_voids(tx.session, events)
-        rows = models.payments_of(tx.session, [event.payload.order_id for event in events], lock=True)
+        order_ids = {event.payload.order_id for event in events}
+        known = order_ids - models.claim_voids(tx.session, events)
+        rows = models.payments_of(tx.session, known, lock=True)
         before = [models.payment(row) for row in rows.values()]
         after = [domain.cancelled(payment) for payment in before]
         models.save_payments(tx.session, [new for old, new in zip(before, after, strict=True) if new != old])
@@ -191,7 +190,7 @@ class PaymentService(Probes):
         held_up = each_alone(found, self._save_charge)
         return [*failed, held_up] if held_up else failed
 
-    def _save_charge(self, found: tuple[models.PaymentRow, Answer | None]) -> None:
+    def _save_charge(self, found: tuple[Row[Any], Answer | None]) -> None:
         row, answer = found
         with self.db.begin() as session:
             locked = models.payments_of(session, [row.order_id], lock=True)[row.order_id]
@@ -212,7 +211,7 @@ class PaymentService(Probes):
         held_up = each_alone(found, self._save_refund)
         return [*failed, held_up] if held_up else failed
 
-    def _save_refund(self, found: tuple[models.RefundRow, Answer | None]) -> None:
+    def _save_refund(self, found: tuple[Row[Any], Answer | None]) -> None:
         row, answer = found
         with self.db.begin() as session:
             locked = models.payments_of(session, [row.order_id], lock=True)[row.order_id]
@@ -236,9 +235,7 @@ class PaymentService(Probes):
         found = [result for result in results if isinstance(result, tuple)]
         return found, [result for result in results if isinstance(result, Exception)]
 
-    def _emit(
-        self, session: Session, asked: models.PaymentRow | models.RefundRow, payloads: tuple[Payload, ...]
-    ) -> None:
+    def _emit(self, session: Session, asked: Row[Any], payloads: tuple[Payload, ...]) -> None:
         """Emit recovered answers with the trace and the identity of the original request."""
         identity = Identity(asked.user_id, tuple(asked.roles))
         outbox.emit(session, [envelope(self.name, payload, asked.trace_id, identity) for payload in payloads])
@@ -264,5 +261,5 @@ def _ask(fair_calls: FairCalls, call: Callable[[Charge], Answer], wanted: Mappin
     return known | fair_calls.ask(calls)
 
 
-def _charge_of(row: models.PaymentRow, key: UUID) -> Charge:
+def _charge_of(row: Row[Any], key: UUID) -> Charge:
     return Charge(key, row.order_id, row.amount, row.currency, row.method, row.user_id)

@@ -248,7 +248,8 @@ class PaymentModels:
         )
 
     @staticmethod
-    def claim_charges(session: Tables, events: Iterable[Envelope]) -> None:
+    def claim_charges(session: Tables, events: Iterable[Envelope]) -> dict[UUID, PaymentRow]:
+        events = list(events)
         for event in events:
             asked = event.payload
             row = session.payments.get(asked.order_id)
@@ -258,6 +259,8 @@ class PaymentModels:
                 )
             elif row.status == PaymentStatus.PENDING:
                 session.payments[asked.order_id] = replace(row, updated_at=row.updated_at + 1)
+        rows = PaymentModels.payments_of(session, [event.payload.order_id for event in events])
+        return {order_id: row for order_id, row in rows.items() if row.status == PaymentStatus.PENDING}
 
     @staticmethod
     def reopen(session: Tables, order_id: UUID) -> None:
@@ -266,11 +269,11 @@ class PaymentModels:
             session.payments[order_id] = replace(row, status=PaymentStatus.PENDING)
 
     @staticmethod
-    def claim_voids(session: Tables, events: Iterable[Envelope]) -> None:
-        for event in events:
-            session.payments.setdefault(
-                event.payload.order_id, PaymentModels._new(event, PaymentStatus.VOID, 0, "", "")
-            )
+    def claim_voids(session: Tables, events: Iterable[Envelope]) -> set[UUID]:
+        new = {event.payload.order_id: event for event in events if event.payload.order_id not in session.payments}
+        for order_id, event in new.items():
+            session.payments[order_id] = PaymentModels._new(event, PaymentStatus.VOID, 0, "", "")
+        return set(new)
 
     @staticmethod
     def payments_of(session: Tables, order_ids: Iterable[UUID], lock: bool = False) -> dict[UUID, PaymentRow]:
@@ -290,7 +293,8 @@ class PaymentModels:
             )
 
     @staticmethod
-    def claim_refunds(session: Tables, events: Iterable[Envelope]) -> None:
+    def claim_refunds(session: Tables, events: Iterable[Envelope]) -> dict[UUID, Refund]:
+        events = list(events)
         for event in events:
             asked, by = event.payload, event.identity
             session.refunds.setdefault(
@@ -304,6 +308,7 @@ class PaymentModels:
                     event.trace_id,
                 ),
             )
+        return PaymentModels.refunds(session, [event.payload.refund_id for event in events])
 
     @staticmethod
     def refunds(session: Tables, refund_ids: Iterable[UUID]) -> dict[UUID, Refund]:
