@@ -15,11 +15,13 @@ from uuid import UUID
 from shared.errors import Poison, UnknownType
 from shared.events import CATALOGUE, Identity, Payload, type_of
 from shared.ids import new_trace_id, uuid7
-from shared.schema import ShortText, TraceId, decoder, encode, schema_of, shown
+from shared.schema import ShortText, TraceId, decoder, encoder, made, schema_of, shown
 from shared.times import timestamp
 
 CONTRACT_VERSION = "v1"
 VERSION = 1
+
+_as_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,7 @@ class Envelope:
 
     def to_json(self) -> str:
         """The body that is published. Raises InvalidSchema when the payload breaks its own schema."""
-        payload = encode(self.payload)
-        decoder(type(self.payload))(payload, "payload")
-        return json.dumps(
+        return _as_json(
             {
                 "message_id": str(self.message_id),
                 "type": self.type,
@@ -54,9 +54,8 @@ class Envelope:
                 "trace_id": self.trace_id,
                 "causation_id": str(self.causation_id) if self.causation_id else None,
                 "identity": {"user_id": self.identity.user_id, "roles": list(self.identity.roles)},
-                "payload": payload,
-            },
-            separators=(",", ":"),
+                "payload": encoder(type(self.payload))(self.payload, "payload"),
+            }
         )
 
 
@@ -80,7 +79,7 @@ def decode(body: bytes | str, routing_key: str) -> Envelope:
     (naming the path of the fault) for what does not match the schema.
     """
     try:
-        fields = json.loads(body, parse_constant=_no_constant)
+        fields = _from_json(body if isinstance(body, str) else body.decode(json.detect_encoding(body), "surrogatepass"))
     except (ValueError, RecursionError) as error:
         raise Poison(f"not JSON: {error}") from error
     if not isinstance(fields, dict):
@@ -91,7 +90,7 @@ def decode(body: bytes | str, routing_key: str) -> Envelope:
     if version != VERSION or not isinstance(type_, str) or type_ not in CATALOGUE:
         raise UnknownType(f"type {shown(type_)} version {shown(version)} is not in the catalogue")
     head = decoder(_Head)(fields, "")
-    return Envelope(**head.__dict__, payload=decoder(CATALOGUE[type_])(fields.get("payload"), "payload"))
+    return made(Envelope, head.__dict__ | {"payload": decoder(CATALOGUE[type_])(fields.get("payload"), "payload")})
 
 
 def _completed(payload: Mapping[str, Any], routing_key: str) -> Envelope:
@@ -103,6 +102,9 @@ def _completed(payload: Mapping[str, Any], routing_key: str) -> Envelope:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+_from_json = json.JSONDecoder(parse_constant=_no_constant).decode
 
 
 @dataclass(frozen=True)

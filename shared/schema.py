@@ -18,10 +18,10 @@ import dataclasses
 import json
 import re
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 from uuid import UUID
 
 from shared.errors import InvalidSchema
@@ -31,6 +31,8 @@ from shared.ids import UUID_TEXT
 MAX_AMOUNT = 2**53 - 1
 
 MAX_TEXT = 200
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -53,60 +55,106 @@ ShortText = Annotated[str, Limits(pattern=rf"[\s\S]{{1,{MAX_TEXT}}}")]
 TraceId = Annotated[str, Limits(pattern=r"[0-9a-f]{32}")]
 
 
-Decode = Callable[[Any, str], Any]
+# (value, path of the value) -> converted value. Raises InvalidSchema, naming the path of the fault.
+Convert = Callable[[Any, str], Any]
 
 
-_DECODERS: dict[Any, Decode] = {}
+_DECODERS: dict[Any, Convert] = {}
+_ENCODERS: dict[Any, Convert] = {}
 
 
-def decoder(annotation: Any) -> Decode:
-    """A function (value, path) -> decoded value for a type; made once for each type."""
+def decoder(annotation: Any) -> Convert:
+    """What makes a value of this type of a JSON value; made once for each type."""
     if annotation not in _DECODERS:
-        _DECODERS[annotation] = _make_decoder(annotation)
+        _DECODERS[annotation] = _naming_the_place(_converter(annotation, _DECODING))
     return _DECODERS[annotation]
 
 
-def _make_decoder(annotation: Any) -> Decode:
+def encoder(annotation: Any) -> Convert:
+    """What makes a JSON value of a value of this type, and refuses one that the decoder would refuse."""
+    if annotation not in _ENCODERS:
+        _ENCODERS[annotation] = _naming_the_place(_converter(annotation, _ENCODING))
+    return _ENCODERS[annotation]
+
+
+# A converter without a path: most values have no fault, so that the path is made when one is found.
+_Convert = Callable[[Any], Any]
+
+
+class _Way(NamedTuple):
+    """Decoding, or encoding: how the parts are converted of which all types are made."""
+
+    plain: Mapping[type, _Convert]
+    list_of: Callable[[_Convert], _Convert]
+    object_of: Callable[[Any], _Convert]
+
+
+def _converter(annotation: Any, way: _Way) -> _Convert:
     origin = get_origin(annotation)
     if origin is Annotated:
         kind, limits = get_args(annotation)
-        return _limited(decoder(kind), limits)
+        return _limited(_converter(kind, way), limits)
     if origin in (Union, types.UnionType):
-        inner = decoder(next(kind for kind in get_args(annotation) if kind is not types.NoneType))
-        return lambda value, path: None if value is None else inner(value, path)
+        inner = _converter(next(kind for kind in get_args(annotation) if kind is not types.NoneType), way)
+        return lambda value: None if value is None else inner(value)
     if origin is tuple:
-        return _list_decoder(decoder(get_args(annotation)[0]))
+        return way.list_of(_converter(get_args(annotation)[0], way))
     if dataclasses.is_dataclass(annotation):
-        return _object_decoder(annotation)
-    return {str: _string, int: _integer, UUID: _uuid, datetime: _datetime}[annotation]
+        return way.object_of(annotation)
+    return way.plain[annotation]
+
+
+class _Misfit(Exception):
+    """A value breaks its declaration. On its way out the exception collects the path to the value."""
+
+    def __init__(self, reason: str, shown: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.shown = shown
+        self.path = ""
+
+    def inside(self, step: str) -> _Misfit:
+        """The same, told of the value that contains this one."""
+        self.path = step + self.path
+        return self
+
+
+def _unlike(expected: str, value: Any) -> _Misfit:
+    return _Misfit(f"{expected} is expected", f", not {shown(value)}")
+
+
+def _naming_the_place(convert: _Convert) -> Convert:
+    def convert_at(value: Any, path: str) -> Any:
+        try:
+            return convert(value)
+        except _Misfit as misfit:
+            rule = f"{(path + misfit.path).removeprefix('.') or 'body'}: {misfit.reason}"
+            raise InvalidSchema(rule + misfit.shown, {"rule": rule}) from None
+
+    return convert_at
 
 
 MAX_SHOWN = 100
 
 
 def shown(value: Any) -> str:
-    """A decoded JSON value for an error message, shortened. It never fails: not even for a value nested too deeply."""
+    """A value for an error message, shortened. It never fails: not even for a JSON value nested too deeply."""
     match value:
         case dict():
             return "an object"
-        case list():
+        case list() | tuple():
             return "a list"
         case str():
             return json.dumps(value[:MAX_SHOWN])[:MAX_SHOWN]
         case _:
-            return json.dumps(value)[:MAX_SHOWN]
+            return json.dumps(value, default=str)[:MAX_SHOWN]
 
 
-def _fault(path: str, expected: str, value: Any) -> InvalidSchema:
-    rule = f"{path.removeprefix('.') or 'body'}: {expected} is expected"
-    return InvalidSchema(f"{rule}, not {shown(value)}", {"rule": rule})
-
-
-def _string(value: Any, path: str) -> str:
+def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise _fault(path, "a string", value)
+        raise _unlike("a string", value)
     if "\0" in value or not (value.isascii() or _is_unicode(value)):
-        raise _fault(path, "text without NUL or lone surrogates", value)
+        raise _unlike("text without NUL or lone surrogates", value)
     return value
 
 
@@ -118,85 +166,139 @@ def _is_unicode(value: str) -> bool:
     return True
 
 
-def _integer(value: Any, path: str) -> int:
+def _integer(value: Any) -> int:
     if type(value) is not int:
-        raise _fault(path, "an integer", value)
+        raise _unlike("an integer", value)
     return value
 
 
-def _uuid(value: Any, path: str) -> UUID:
+def _uuid(value: Any) -> UUID:
     if not isinstance(value, str) or not UUID_TEXT.fullmatch(value):
-        raise _fault(path, "a UUID", value)
+        raise _unlike("a UUID", value)
     return UUID(value)
+
+
+def _uuid_text(value: Any) -> str:
+    if not isinstance(value, UUID):
+        raise _unlike("a UUID", value)
+    return str(value)
 
 
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?(Z|[+-][0-9]{2}:[0-9]{2})")
 
 
-def _datetime(value: Any, path: str) -> datetime:
+def _moment(value: Any) -> datetime:
     try:
-        if _TIME.fullmatch(_string(value, path)):
+        if _TIME.fullmatch(_text(value)):
             return datetime.fromisoformat(value).astimezone(UTC)
     except (ValueError, OverflowError):
         pass  # it looks like a time and is none: the 30th of February, or a moment before the year 1 of UTC
-    raise _fault(path, "an RFC 3339 time with its zone, in the years 1 to 9999 of UTC", value)
+    raise _unlike("an RFC 3339 time with its zone, in the years 1 to 9999 of UTC", value)
 
 
-def _limited(inner: Decode, limits: Limits) -> Decode:
-    pattern = re.compile(limits.pattern) if limits.pattern else None
+def _limited(inner: _Convert, limits: Limits) -> _Convert:
+    fits = re.compile(limits.pattern).fullmatch if limits.pattern else None
     low, high, words = limits.at_least, limits.at_most, limits.words
 
-    def decode_limited(value: Any, path: str) -> Any:
-        decoded = inner(value, path)
-        if pattern is not None and not pattern.fullmatch(decoded):
-            raise _fault(path, f"text like {limits.pattern}", value)
-        if (low is not None and decoded < low) or (high is not None and decoded > high):
-            raise _fault(path, f"a number from {low} to {high}", value)
-        if words and decoded not in words:
-            raise _fault(path, f"one of {', '.join(words)}", value)
-        return decoded
+    def convert_limited(value: Any) -> Any:
+        converted = inner(value)
+        if fits is not None and not fits(converted):
+            raise _unlike(f"text like {limits.pattern}", value)
+        if (low is not None and converted < low) or (high is not None and converted > high):
+            raise _unlike(f"a number from {low} to {high}", value)
+        if words and converted not in words:
+            raise _unlike(f"one of {', '.join(words)}", value)
+        return converted
 
-    return decode_limited
-
-
-def _list_decoder(inner: Decode) -> Decode:
-    def decode_list(value: Any, path: str) -> tuple[Any, ...]:
-        if not isinstance(value, list):
-            raise _fault(path, "a list", value)
-        return tuple(inner(element, f"{path}[{place}]") for place, element in enumerate(value))
-
-    return decode_list
+    return convert_limited
 
 
-def _object_decoder(kind: Any) -> Decode:
-    hints = get_type_hints(kind, include_extras=True)
-    required = _required(kind)
-    members = [(name, decoder(hint), f".{name}", name in required) for name, hint in hints.items()]
+def _list_decoder(inner: _Convert) -> _Convert:
+    return _elements(inner, list, tuple)
 
-    def decode_object(value: Any, path: str) -> Any:
-        if not isinstance(value, dict):
-            raise _fault(path, "an object", value)
+
+def _list_encoder(inner: _Convert) -> _Convert:
+    return _elements(inner, tuple, list)
+
+
+def _elements(inner: _Convert, expected: type, made: Callable[[list[Any]], Any]) -> _Convert:
+    def convert_elements(value: Any) -> Any:
+        if not isinstance(value, expected):
+            raise _unlike("a list", value)
+        converted: list[Any] = []
         try:
-            return kind(
-                **{
-                    name: inner(value[name], path + suffix)
-                    for name, inner, suffix, is_required in members
-                    if is_required or name in value
-                }
-            )
-        except KeyError as missing:
-            raise InvalidSchema(f"{path or 'body'}: the field {missing} is missing") from None
+            for element in value:
+                converted.append(inner(element))
+        except _Misfit as misfit:
+            raise misfit.inside(f"[{len(converted)}]") from None
+        return made(converted)
+
+    return convert_elements
+
+
+def made(kind: type[T], fields: dict[str, Any]) -> T:
+    """An instance of a frozen dataclass that has no __post_init__; `fields` are all its fields.
+
+    The class's own __init__ calls a function for each field to get past the freezing, and takes twice as long.
+    """
+    instance = object.__new__(kind)
+    instance.__dict__.update(fields)
+    return instance
+
+
+def _object_decoder(kind: Any) -> _Convert:
+    convert = _members(kind, _DECODING)
+
+    def decode_object(value: Any) -> Any:
+        if not isinstance(value, dict):
+            raise _unlike("an object", value)
+        return made(kind, convert(value))
 
     return decode_object
 
 
+def _object_encoder(kind: Any) -> _Convert:
+    convert = _members(kind, _ENCODING)
+
+    def encode_object(value: Any) -> dict[str, Any]:
+        if not isinstance(value, kind):
+            raise _unlike("an object", value)
+        return convert(value.__dict__)
+
+    return encode_object
+
+
+def _members(kind: Any, way: _Way) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """What converts the members of an object by their names; those that have a default may be absent."""
+    converters = {name: _converter(hint, way) for name, hint in get_type_hints(kind, include_extras=True).items()}
+    required = _required(kind)
+    always = [(name, convert) for name, convert in converters.items() if name in required]
+    if_there = [(name, convert, getattr(kind, name)) for name, convert in converters.items() if name not in required]
+
+    def convert_members(members: Mapping[str, Any]) -> dict[str, Any]:
+        converted: dict[str, Any] = {}
+        try:
+            for name, convert in always:
+                converted[name] = convert(members[name])
+            for name, convert, default in if_there:
+                converted[name] = convert(members[name]) if name in members else default
+        except _Misfit as misfit:
+            raise misfit.inside(f".{name}") from None
+        except KeyError:
+            raise _Misfit(f"the field {name!r} is missing") from None
+        return converted
+
+    return convert_members
+
+
 def _required(kind: Any) -> list[str]:
     """The fields that must be there: those without a default. A message of an older version lacks newer fields."""
-    return [
-        field.name
-        for field in dataclasses.fields(kind)
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    ]
+    return [field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING]
+
+
+_SAME_IN_JSON: dict[type, _Convert] = {str: _text, int: _integer}
+_DECODING = _Way({**_SAME_IN_JSON, UUID: _uuid, datetime: _moment}, _list_decoder, _object_decoder)
+_ENCODING = _Way({**_SAME_IN_JSON, UUID: _uuid_text}, _list_encoder, _object_encoder)
 
 
 def encode(value: Any) -> Any:

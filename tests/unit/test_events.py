@@ -221,6 +221,30 @@ def test_an_event_that_breaks_its_own_schema_is_not_published() -> None:
         envelope("order_service", payload, TRACE, Identity("ann", ())).to_json()
 
 
+@settings(max_examples=400, deadline=None)
+@given(st.data())
+def test_what_can_be_written_is_read_again_as_it_was(data: st.DataObject) -> None:
+    type_ = data.draw(st.sampled_from(sorted(CATALOGUE)))
+    event = read(body(type_))
+    name = data.draw(st.sampled_from(sorted(event.payload.__dict__)))
+    values = st.one_of(spoilt(), st.uuids(), st.just(()), st.text(), st.integers(-2, 2))
+    event = replace(event, payload=replace(event.payload, **{name: data.draw(values)}))
+    try:
+        written = event.to_json()
+    except InvalidSchema:
+        return
+
+    assert decode(written, type_).payload == event.payload
+
+
+@pytest.mark.parametrize("type_", CATALOGUE)
+def test_a_payload_that_was_read_is_equal_to_one_that_was_made(type_: str) -> None:
+    payload = read(body(type_)).payload
+
+    assert payload == type(payload)(**payload.__dict__)
+    assert not hasattr(payload, "__post_init__"), "the decoder does not call it"
+
+
 def test_a_bare_payload_is_completed_as_told_by_the_shell() -> None:
     first, second = (decode(json.dumps(body("order.created")["payload"]), "order.created") for _ in range(2))
 
