@@ -18,7 +18,7 @@ import dataclasses
 import json
 import re
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -214,24 +214,36 @@ def _limited(inner: _Convert, limits: Limits) -> _Convert:
 
 
 def _list_decoder(inner: _Convert) -> _Convert:
-    return _elements(inner, list, tuple)
+    convert = _elements(inner)
+
+    def decode_list(value: Any) -> tuple[Any, ...]:
+        if not isinstance(value, list):
+            raise _unlike("a list", value)
+        return tuple(convert(value))
+
+    return decode_list
 
 
 def _list_encoder(inner: _Convert) -> _Convert:
-    return _elements(inner, tuple, list)
+    convert = _elements(inner)
 
-
-def _elements(inner: _Convert, expected: type, made: Callable[[list[Any]], Any]) -> _Convert:
-    def convert_elements(value: Any) -> Any:
-        if not isinstance(value, expected):
+    def encode_list(value: Any) -> list[Any]:
+        if not isinstance(value, tuple):
             raise _unlike("a list", value)
+        return convert(value)
+
+    return encode_list
+
+
+def _elements(inner: _Convert) -> Callable[[Iterable[Any]], list[Any]]:
+    def convert_elements(elements: Iterable[Any]) -> list[Any]:
         converted: list[Any] = []
         try:
-            for element in value:
+            for element in elements:
                 converted.append(inner(element))
         except _Misfit as misfit:
             raise misfit.inside(f"[{len(converted)}]") from None
-        return made(converted)
+        return converted
 
     return convert_elements
 

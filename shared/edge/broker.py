@@ -13,7 +13,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import amqp
 from amqp.exceptions import AccessRefused, NotAllowed, NotFound, PreconditionFailed
@@ -110,6 +110,10 @@ class BrokerConnection:
             return False
         finally:
             self._listen()
+
+    def in_one_piece(self) -> AbstractContextManager[None]:
+        """Write at the end, at once, what is sent meanwhile. Nothing in between may wait."""
+        return self.connection.in_one_piece()
 
     @contextmanager
     def bounded(self, until: float = math.inf) -> Iterator[None]:

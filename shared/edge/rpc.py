@@ -174,19 +174,20 @@ class RpcServer(ConnectedExtension):
             )
             reply_to = None
         try:
-            if reply_to:
-                connection.channel.basic_publish(
-                    amqp.Message(
-                        text,
-                        content_type="application/json",
-                        content_encoding="utf-8",
-                        delivery_mode=TRANSIENT,
-                        correlation_id=properties.get("correlation_id", ""),
-                    ),
-                    RPC_EXCHANGE,
-                    reply_to,
-                )
-            connection.channel.basic_ack(message.delivery_info["delivery_tag"])
+            with connection.in_one_piece():
+                if reply_to:
+                    connection.channel.basic_publish(
+                        amqp.Message(
+                            text,
+                            content_type="application/json",
+                            content_encoding="utf-8",
+                            delivery_mode=TRANSIENT,
+                            correlation_id=properties.get("correlation_id", ""),
+                        ),
+                        RPC_EXCHANGE,
+                        reply_to,
+                    )
+                connection.channel.basic_ack(message.delivery_info["delivery_tag"])
         except BROKER_ERRORS as error:
             log.warning("a reply could not be sent: %s", error)
         finally:
