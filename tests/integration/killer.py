@@ -14,6 +14,7 @@ from shared.edge import patched  # noqa: F401
 import os
 import signal
 import sys
+from typing import Any
 from uuid import UUID
 
 from nameko.containers import ServiceContainer
@@ -49,8 +50,8 @@ class InventoryService:
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main(killer: UUID) -> None:
-    InventoryService.killer = killer
+def live_again_and_again(service: Any, name: str) -> None:
+    """Run a service in a child, and print a line and start it again each time it has died."""
     tied, parent = tie(signal.SIGKILL), os.getpid()
     while True:
         # What is imported need not be imported again for each of its lives.
@@ -61,7 +62,7 @@ def main(killer: UUID) -> None:
                 tied()
             if os.getppid() != parent:
                 return
-            container = ServiceContainer(InventoryService, nameko_config(read(), "inventory"))
+            container = ServiceContainer(service, nameko_config(read(), name))
             container.start()
             container.wait()
         _, how = os.waitpid(child, 0)
@@ -69,4 +70,5 @@ def main(killer: UUID) -> None:
 
 
 if __name__ == "__main__":
-    main(UUID(sys.argv[1]))
+    InventoryService.killer = UUID(sys.argv[1])
+    live_again_and_again(InventoryService, "inventory")

@@ -192,6 +192,24 @@ def test_twenty_lists_at_once_with_the_same_keys_in_any_order_make_one_order_of_
     assert sum(not answer["replayed"] for answers in found for answer in answers) == 10
 
 
+def test_a_list_claims_its_keys_in_one_order_whatever_the_order_of_its_posts(order: Bench, database: Databases) -> None:
+    """Two lists with the same keys would otherwise wait for each other."""
+    news = [new_orders.new_order(post(key)["order"], key, ANN, TRACE) for key in ("z", "a")]
+    claims = [(new.request, new.answer) for new in news]
+    patient = replace(new_orders.CLAIMING, together=new_orders.CLAIMING.alone)
+
+    def claim_both() -> set[idempotency.Claim]:
+        with order.sessions.begin() as session:
+            return idempotency.claim_keys(session, claims, patient)
+
+    with held(order, "a"):
+        both = eventlet.spawn(claim_both)
+        until(lambda: database.rows("order", "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"))
+        with held(order, "z"):
+            assert not both.dead, "it waits for a, and has not claimed z"
+    assert both.wait() == {("ann", "a"), ("ann", "z")}
+
+
 def test_of_a_list_no_more_orders_of_a_user_are_made_than_may_be_open(
     order: Bench, settings: Settings, database: Databases
 ) -> None:
