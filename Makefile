@@ -10,7 +10,7 @@ COVERAGE = .venv/bin/coverage
 # Found by every process of the run, in whatever folder it works.
 export COVERAGE_FILE = $(CURDIR)/.run/coverage
 
-.PHONY: help demo up down restart status shell test test-long coverage check lock audit sbom clean
+.PHONY: help demo up down restart status shell test test-long bench coverage check lock audit sbom clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -39,6 +39,10 @@ test: ## all tests, on servers of their own; ARGS='-k words' or a path runs only
 
 test-long: ## the same tests at full size
 	@$(STACK) test --long $(ARGS)
+
+bench: ## this project beside its peers and its floor, in 40 minutes; ARGS=--short takes 5
+	@$(STACK) install
+	@.venv/bin/python -m benchmarks $(ARGS)
 
 coverage: ## line coverage by all tests; fails where a package is under 90 %
 	@$(STACK) install

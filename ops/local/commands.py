@@ -47,7 +47,7 @@ from topology.services import SERVICES
 # Stopping takes at most 15 s for the gateway, 15 s for the services and 30 s for each server.
 DOWN_TIMEOUT_S = 100.0
 START_TIMEOUT_S = 300.0  # for a stack that another process is starting; its first time installs everything
-TYPED = ("topology", "shared", *(service.package for service in SERVICES))
+TYPED = ("topology", "shared", *(service.package for service in SERVICES), "benchmarks")
 CHECKS = {
     "format": ("ruff", "format", "--check", "."),
     "lint": ("ruff", "check", "."),

@@ -182,6 +182,11 @@ class Stack:
 
     def start(self, progress: Progress, replicas: int) -> None:
         """Start everything and return when every service is ready."""
+        ports = self.prepare(progress, replicas)
+        self.start_services(progress, ports, dict.fromkeys(START_ORDER, replicas))
+
+    def prepare(self, progress: Progress, replicas: int) -> dict[str, int]:
+        """Start everything but the services; the ports of their first replicas."""
         self.keep(ready=False, children={}, servers=[server.name for server in self.servers.each()])
         install(progress, broker=self.servers.broker is not None, postgres=self.servers.postgres is not None)
         progress.begin_step()
@@ -192,6 +197,10 @@ class Stack:
         self._ecom(progress, "databases are migrated", "migrate", *own)  # while the broker is still starting
         self.wait_broker(progress)
         self._ecom(progress, "the broker looks like the topology", "topology", "apply")
+        return ports
+
+    def start_services(self, progress: Progress, ports: Mapping[str, int], replicas: Mapping[str, int]) -> None:
+        """Start so many replicas of each service and return when all are ready."""
         children = [
             Child(
                 service,
@@ -203,7 +212,7 @@ class Stack:
                 scheme="https" if service == "gateway" and given("GATEWAY_TLS_CERT") else "http",
             )
             for service in START_ORDER
-            for replica in range(replicas)
+            for replica in range(replicas[service])
         ]
         self.supervisor = Supervisor(
             children, _run_command, self._full_environment(), ROOT, self._say, self._keep_children, self.servers.each()
@@ -213,6 +222,14 @@ class Stack:
         progress.done(f"{len(children)} processes are ready: {', '.join(START_ORDER)}")
         self.keep(ready=True, signs=True)
 
+    def stop_services(self) -> None:
+        """Stop the services; the servers stay."""
+        self.keep(ready=False)
+        if self.supervisor:
+            self.supervisor.stop()
+        self.supervisor = None
+        self.keep(children={})
+
     def watch(self, until: Callable[[], bool]) -> None:
         """Keep services and servers running until the condition holds."""
         assert self.supervisor is not None
@@ -220,11 +237,8 @@ class Stack:
 
     def stop(self) -> None:
         """Stop the services, then the broker, then the database server. Nothing of them is left."""
-        self.keep(ready=False)
-        if self.supervisor:
-            self.supervisor.stop()
+        self.stop_services()
         self.servers.stop()
-        self.keep(children={})
 
     def end_leftovers(self) -> None:
         """End what a killed supervisor left running, services and servers."""

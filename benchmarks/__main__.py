@@ -1,0 +1,150 @@
+"""`make bench`: rounds in turn, then the curves, or one of the experiments.
+
+make bench                            three rounds and the curves: at most 40 minutes
+make bench ARGS=--short               one short round: 5 minutes
+make bench ARGS='--only growth'       10,000 and 1,000,000 orders that are there already; also hot, scale, overload
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from benchmarks import experiments, report
+from benchmarks.contenders import Contender, FastStream, Floor, Nameko, Ours
+from benchmarks.measure import WARM_UP_S, Run, create, drain, post
+from benchmarks.rig import Rig
+from ops.local.processes import StackFault, adopt_orphans, end_descendants
+from ops.local.stack import Interrupted, Progress, catch_signals, stopping_now
+
+STEADY = 0.6  # the part of the saturated rate at which latency is promised
+STEADY_CONNECTIONS = 96
+CURVE = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
+TITLES = {
+    "ours": Ours.title,
+    "backlog": "this project, from a backlog",
+    "steady": f"this project at {STEADY:.0%} of its rate",
+    "floor": Floor.title,
+    "faststream": FastStream.title,
+    "nameko": Nameko.title,
+}
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured."""
+
+    rounds: int
+    connections: Sequence[int]
+    load_s: float
+    steady_s: float
+    orders: int  # of the floor and of the backlog
+    curve_s: float
+
+
+FULL = Size(rounds=3, connections=(16, 48, 96), load_s=14, steady_s=30, orders=10_000, curve_s=12)
+SHORT = Size(rounds=1, connections=(48,), load_s=10, steady_s=15, orders=3_000, curve_s=0)
+
+
+@contextmanager
+def running(rig: Rig, contender: Contender) -> Iterator[None]:
+    """A contender that takes orders, warmed up."""
+    contender.start(rig)
+    rig.progress.done(f"{contender.name} runs")
+    try:
+        if contender.urls:
+            post(rig, contender, connections=16, seconds=WARM_UP_S + 1)
+        yield
+    finally:
+        contender.stop(rig)
+
+
+def saturated(rig: Rig, contender: Contender, size: Size) -> Run:
+    """Its best run over the numbers of connections."""
+    runs = [post(rig, contender, connections, size.load_s) for connections in size.connections]
+    return max(runs, key=lambda run: run.ended_per_s)
+
+
+def one_round(rig: Rig, size: Size) -> dict[str, Run]:
+    """Everything once, in turn, so that a slow minute of the machine hits a round and not a contender."""
+    floor, ours, found = Floor(), Ours(), {}
+    with running(rig, floor):
+        create(rig, floor, 500)
+        found["floor"] = create(rig, floor, size.orders)
+    with running(rig, ours):
+        found["ours"] = saturated(rig, ours, size)
+        rate = STEADY * found["ours"].ended_per_s
+        found["steady"] = post(rig, ours, STEADY_CONNECTIONS, size.steady_s, rate=rate)
+        found["backlog"] = drain(rig, ours, size.orders, connections=48)
+    for peer in (FastStream(), Nameko()):
+        with running(rig, peer):
+            found[peer.name] = saturated(rig, peer, size)
+    return found
+
+
+def curve(rig: Rig, contender: Contender, rate: float, seconds: float) -> list[Run]:
+    """Runs at parts of a contender's own rate."""
+    with running(rig, contender):
+        return [post(rig, contender, STEADY_CONNECTIONS, seconds, rate=part * rate) for part in CURVE]
+
+
+def rounds(rig: Rig, size: Size) -> None:
+    """Measure the rounds, print them as they end, and save the medians."""
+    measured: dict[str, list[Run]] = {}
+    for n in range(size.rounds):
+        found = one_round(rig, size)
+        report.print_runs(f"Round {n + 1} of {size.rounds}", [(TITLES[name], run) for name, run in found.items()])
+        for name, run in found.items():
+            measured.setdefault(name, []).append(run)
+    ratios = report.ratios(measured)
+    if size.rounds > 1:
+        report.print_runs("Medians", [(TITLES[name], report.middle(runs)) for name, runs in measured.items()])
+    for name, value in ratios.items():
+        print(f"{name:>20} {value}")
+    sections = {"ratios": ratios, "rounds": report.rounds_section(measured, TITLES), "cores": os.cpu_count()}
+    if size.curve_s:
+        curves = {
+            contender.name: curve(rig, contender, report.middle(measured[contender.name]).ended_per_s, size.curve_s)
+            for contender in (Ours(), FastStream())
+        }
+        sections["curves"] = {name: [report.as_json(run) for run in runs] for name, runs in curves.items()}
+        report.draw(curves, TITLES)
+    report.save(sections)
+
+
+def main(words: Sequence[str]) -> int:
+    """Run the benchmark; 0 when everything was measured and nothing died."""
+    parser = argparse.ArgumentParser(prog="make bench", description="This project beside its peers and its floor.")
+    parser.add_argument("--short", action="store_true", help="one short round: 5 minutes")
+    parser.add_argument("--only", choices=experiments.EXPERIMENTS, help="one experiment instead of the rounds")
+    chosen = parser.parse_args(words)
+    adopt_orphans()
+    catch_signals()
+    progress = Progress()
+    try:
+        with Rig(progress, replicas=experiments.MOST_REPLICAS if chosen.only == "scale" else 1).running() as rig:
+            if chosen.only:
+                experiments.EXPERIMENTS[chosen.only](rig, chosen.short)
+            else:
+                rounds(rig, SHORT if chosen.short else FULL)
+        progress(f"results are in {report.RESULTS}")
+        return 0
+    except StackFault as fault:
+        print(f"bench: {fault}", file=sys.stderr, flush=True)
+        return fault.exit_code
+    except Interrupted as interrupted:
+        return interrupted.exit_code
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    finally:
+        stopping_now()
+        end_descendants()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
