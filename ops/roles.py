@@ -105,7 +105,8 @@ def close_common_databases(admin: URL) -> None:
 def grants(rights: Mapping[str, Rights], owner: str, app: str) -> Iterator[str]:
     """The statements, run in one transaction as the owner, after which each role has these rights and no others."""
     app = _quoted(app)
-    for what in ("SCHEMA public", "ALL TABLES IN SCHEMA public", "ALL SEQUENCES IN SCHEMA public"):
+    every = (f"ALL {kind} IN SCHEMA public" for kind in ("TABLES", "SEQUENCES", "FUNCTIONS"))
+    for what in ("SCHEMA public", *every):
         yield f"REVOKE ALL ON {what} FROM PUBLIC, {app}, {READER}, {OPERATOR}"
     yield f"GRANT ALL ON SCHEMA public TO {_quoted(owner)}"
     yield f"GRANT USAGE ON SCHEMA public TO {', '.join([app, *_others(rights)])}"
@@ -116,6 +117,8 @@ def grants(rights: Mapping[str, Rights], owner: str, app: str) -> Iterator[str]:
             yield f"GRANT INSERT ON {table} TO {app}"
         if its.deleted_because:
             yield f"GRANT DELETE ON {table} TO {app}"
+        if its.purged_by:
+            yield f"GRANT EXECUTE ON FUNCTION {its.purged_by} TO {app}"
         for verb, columns, role in (
             ("UPDATE", its.changed, app),
             ("SELECT", its.read, READER),

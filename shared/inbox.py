@@ -51,8 +51,4 @@ def forget(session: Session, consumer: str, message_ids: Sequence[UUID]) -> None
     )
 
 
-PURGE = text(
-    "DELETE FROM consumed_messages WHERE (consumer, message_id) IN ("
-    " SELECT consumer, message_id FROM consumed_messages"
-    " WHERE consumed_at < now() - make_interval(days => :days) LIMIT :limit)"
-).bindparams(days=KEEP_DAYS)
+PURGE = text("SELECT deleted, ready FROM purge_consumed_messages(:most)")

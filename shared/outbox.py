@@ -51,7 +51,4 @@ def wake_after_commit(sessions: sessionmaker[Session], wake: Callable[[], None])
     event.listen(sessions, "after_commit", committed)
 
 
-PURGE = text(
-    "DELETE FROM outbox WHERE id IN ("
-    " SELECT id FROM outbox WHERE published_at < now() - make_interval(days => :days) LIMIT :limit)"
-).bindparams(days=KEEP_PUBLISHED_DAYS)
+PURGE = text("SELECT deleted, ready FROM purge_outbox(:most)")

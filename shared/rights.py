@@ -23,6 +23,7 @@ class Rights:
     read: tuple[str, ...] = ()  # the columns that READER sees
     operator_adds: tuple[str, ...] = ()  # the columns that OPERATOR fills in a new row
     operator_changes: tuple[str, ...] = ()  # the columns that OPERATOR changes; it sees what READER sees
+    purged_by: str = ""  # the owner's function that forgets what is old, which the service's own role may call
 
     @property
     def append_only(self) -> bool:

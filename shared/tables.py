@@ -50,7 +50,10 @@ class ConsumedMessage(Base):
     consumed_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
     # Rows come in time order, so a block-range index is enough for the purge and costs almost nothing.
-    __table_args__ = (Index(None, "consumed_at", postgresql_using="brin"),)
+    __table_args__ = (
+        Index(None, "consumed_at", postgresql_using="brin"),
+        {"postgresql_partition_by": "RANGE (message_id)"},
+    )
 
 
 class OutboxRow(Base):
@@ -58,8 +61,8 @@ class OutboxRow(Base):
 
     __tablename__ = "outbox"
 
-    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
-    message_id: Mapped[uuid.UUID] = mapped_column(unique=True)
+    id: Mapped[int] = mapped_column(BigInteger, Identity())
+    message_id: Mapped[uuid.UUID]
     aggregate_id: Mapped[uuid.UUID]
     event_type: Mapped[str]
     traceparent: Mapped[str]
@@ -70,10 +73,11 @@ class OutboxRow(Base):
     last_error: Mapped[str | None]
     held_until: Mapped[datetime | None]
 
+    __mapper_args__ = {"primary_key": [id]}  # noqa: RUF012 - no constraint: nobody looks for an event that is published
     __table_args__ = (
         Index("ix_outbox_unpublished", "id", postgresql_where=text("published_at IS NULL")),
         Index("ix_outbox_held", "aggregate_id", "id", postgresql_where=text("held_until IS NOT NULL")),
-        Index(None, "published_at", postgresql_using="brin"),
+        {"postgresql_partition_by": "RANGE (published_at)"},
     )
 
 
@@ -126,13 +130,15 @@ _LEFT = ("left_at", "left_how")
 
 MESSAGING_RIGHTS = {
     "consumed_messages": Rights(
-        deleted_because="a message is forgotten 90 days after it was consumed",
+        deleted_because="a message whose effect failed is forgotten in the transaction that claimed it",
+        purged_by="purge_consumed_messages(bigint)",
         read=("consumer", "message_id"),
     ),
     # The body of an event is nobody's but the relay's.
     "outbox": Rights(
         changed=("published_at", "attempts", "last_error", "held_until"),
-        deleted_because="an event is deleted 7 days after it was published",
+        deleted_because="replicas of the version before delete an event 7 days after it was published",
+        purged_by="purge_outbox(bigint)",
         read=(
             "id",
             "message_id",

@@ -137,7 +137,7 @@ def test_a_role_can_attack_neither_the_database_nor_the_server(
     names = {"table": table, "column": column, "role": role, "service": service}
     names |= {"other": "auth_app" if role == "order_app" else "order_app", "stranger": str(stranger.get_backend_pid())}
 
-    numbered = [name for name in rights_of(service) if Base.metadata.tables[name].primary_key.columns.keys() == ["id"]]
+    numbered = [name for name in rights_of(service) if "id" in Base.metadata.tables[name].columns]
 
     allowed = tries.allowed(
         *(statement.format(**names) for statement in ATTACKS),

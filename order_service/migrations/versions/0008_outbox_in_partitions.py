@@ -1,0 +1,18 @@
+"""The outbox in partitions: an event that is published moves into that of its day."""
+
+from shared.partitions import partition_outbox_v1, undo_partition_outbox_v1
+
+revision = "0008"
+down_revision = "0007"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Replace the table. Events that wait move into the new one."""
+    partition_outbox_v1()
+
+
+def downgrade() -> None:
+    """Copy all events back."""
+    undo_partition_outbox_v1()
