@@ -74,7 +74,7 @@ class Lanes:
     """The open calls of each customer, and the places that are left."""
 
     def __init__(self, open_calls: Mapping[str, int], is_slow: Callable[[str], bool]) -> None:
-        self._open = Counter(open_calls)
+        self._open = dict(open_calls)
         self._is_slow = is_slow
         self._taken = {True: 0, False: 0}  # by whether the lane is the slow one
         for customer, count in open_calls.items():
@@ -86,10 +86,11 @@ class Lanes:
         Customers who become slow bring their open calls with them: the slow lane may have more than PLACES.
         """
         slow = self._is_slow(customer)
-        free = min(PLACES - self._taken[slow], 2 * PLACES - sum(self._taken.values()))
-        if self._open[customer] >= free:
+        free = min(PLACES - self._taken[slow], 2 * PLACES - self._taken[True] - self._taken[False])
+        open_calls = self._open.get(customer, 0)
+        if open_calls >= free:
             return False
-        self._open[customer] += 1
+        self._open[customer] = open_calls + 1
         self._taken[slow] += 1
         return True
 
@@ -147,7 +148,8 @@ class FairCalls(DependencyProvider):
             self._calls[key] = self._waiting[key] = OpenCall(calls[key])
         self._begin()
         give_up_at = self.clock() + self.patience_s
-        while any(self._is_awaited(self._calls[key]) for key in calls if key in self._calls):
+        asked = [self._calls[key] for key in calls if key in self._calls]
+        while any(self._is_awaited(item) for item in asked):
             left = give_up_at - self.clock()
             if left <= 0:
                 break
@@ -157,6 +159,8 @@ class FairCalls(DependencyProvider):
 
     def _begin(self) -> None:
         """Make the calls for which there are places; those of slow customers wait no longer."""
+        if not self._waiting:
+            return
         lanes = Lanes(self._open, self._is_slow)
         for key, item in list(self._waiting.items()):
             customer = item.call.customer
@@ -176,7 +180,9 @@ class FairCalls(DependencyProvider):
         except Exception as error:
             answer = error
         item.end(answer, self.clock())
-        self._open -= Counter([customer])  # drops those who have none left
+        self._open[customer] -= 1
+        if not self._open[customer]:
+            del self._open[customer]
         if self._is_late(item):
             self._slow_until[customer] = item.ended_at + SLOW_FOR_S
         elif customer in self._slow_until and not self._has_late_calls(customer):
@@ -192,7 +198,7 @@ class FairCalls(DependencyProvider):
         return not item.ended and not self._is_slow(item.call.customer)
 
     def _is_slow(self, customer: str) -> bool:
-        return self._slow_until.get(customer, 0.0) > self.clock()
+        return customer in self._slow_until and self._slow_until[customer] > self.clock()
 
     def _is_late(self, item: OpenCall) -> bool:
         """Whether the call took, or takes, longer than a batch waits."""
@@ -204,10 +210,9 @@ class FairCalls(DependencyProvider):
         )
 
     def _note_slow_customers(self) -> None:
-        until = self.clock() + SLOW_FOR_S
-        slow = {customer: until for customer in self._open if self._has_late_calls(customer)}
+        slow = {item.call.customer for item in self._calls.values() if not item.ended and self._is_late(item)}
         if slow:
-            self._slow_until.update(slow)
+            self._slow_until.update(dict.fromkeys(slow, self.clock() + SLOW_FOR_S))
             self._begin()
 
     def _forget(self) -> None:
