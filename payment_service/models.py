@@ -7,18 +7,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import (
-    BigInteger,
-    ForeignKey,
-    Index,
-    Row,
-    Text,
-    bindparam,
-    func,
-    select,
-    text,
-    update,
-)
+from sqlalchemy import BigInteger, ForeignKey, Index, Row, Text, bindparam, func, select, text, update
 from sqlalchemy import Identity as IdentityColumn
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, Session, mapped_column
@@ -257,7 +246,7 @@ def payments_of(session: Session, order_ids: Iterable[uuid.UUID], lock: bool = F
     return {row.order_id: row for row in session.execute(_LOCK_PAYMENTS if lock else _READ_PAYMENTS, given)}
 
 
-def payment(row: Row[Any] | PaymentRow) -> Payment:
+def payment(row: Row[Any]) -> Payment:
     """Convert a row to the payment that the rules use."""
     return Payment(
         row.order_id,
