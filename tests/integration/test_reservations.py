@@ -40,6 +40,8 @@ def awaited(inventory: Bench, database: Databases, queue: str, *events: Envelope
         until(lambda: handled.dead or database.rows("inventory", WAITING))
         assert not handled.dead, "nothing was waited for"
     handled.wait()
+    done = {row["message_id"] for row in database.rows("inventory", "SELECT message_id FROM consumed_messages")}
+    assert {event.message_id for event in events} <= done
 
 
 def handle(inventory: Bench, queue: str, session: Session, events: Iterable[Envelope]) -> None:
