@@ -8,8 +8,9 @@ import pytest
 from sqlalchemy import Connection, create_engine
 from sqlalchemy.pool import NullPool
 
-from ops.docs.budgets import BUDGETS, Cost
+from ops.docs.budgets import BUDGETS, POST, RELAY, Cost
 from payment_service.domain import payment_id_of
+from shared.config import Settings
 from shared.edge.publisher import Outgoing, Publisher
 from shared.envelope import Envelope
 from shared.events import (
@@ -25,6 +26,8 @@ from shared.events import (
 from shared.relay import publish_once
 from tests.databases import Databases
 from tests.integration.support import (
+    CUSTOMER,
+    SYSTEM,
     Bench,
     Frames,
     Mail,
@@ -159,7 +162,7 @@ CASES: dict[str, tuple[Callable[[Bench, Databases], list[Envelope]], str, int]] 
 
 def test_every_queue_of_the_table_is_measured() -> None:
     assert set(CASES) == {queue.name for queue in QUEUES}
-    assert set(CASES) <= set(BUDGETS)
+    assert {POST, RELAY, *CASES} == set(BUDGETS)
 
 
 @contextmanager
@@ -211,6 +214,64 @@ def test_a_batch_costs_what_its_budget_says(
     assert effects == (expected if size == BATCH else before + 1), shown
     assert cost == BUDGETS[queue][SIZES.index(size)], shown
     assert wire.completed.count("COMMIT") == cost.transactions, shown
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_posts_cost_what_their_budget_says(
+    size: int, bench: Benches, database: Databases, wire: Wire, settings: Settings
+) -> None:
+    posts = [
+        {
+            "order": {
+                "currency": "EUR",
+                "payment_method": "mock_ok",
+                "items": [{"sku": sku, "quantity": 1, "unit_price": 5} for sku in some(number)],
+            },
+            "key": f"key-{number}",
+            "user_id": f"user-{number % 7}",
+            "roles": ["customer"],
+            "trace_id": "0af7651916cd43dd8448eb211c80319c",
+        }
+        for number in range(size)
+    ]
+    order = bench("order", url=wire.url(settings.database_url("order")))
+    order.called_by(SYSTEM if size > 1 else CUSTOMER)
+
+    with measured(order, wire) as found:
+        if size > 1:
+            order.service.create_orders(posts)
+        else:
+            order.service.create_order(posts[0]["order"], posts[0]["key"])
+
+    assert database.rows("order", "SELECT count(*) AS n FROM orders")[0]["n"] == size
+    assert found[0] == BUDGETS[POST][SIZES.index(size)], f"{found[0]} by {wire.completed}"
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_relay_costs_what_its_budget_says(
+    size: int, bench: Benches, database: Databases, mail: Mail, wire: Wire, settings: Settings
+) -> None:
+    inventory = bench("inventory")
+    stock(database)
+    inventory.handle_batch(CREATED, [emitted(order_created(skus=some(0))) for _ in range(size)])
+    frames = Frames()
+    broker = wire_to_broker(settings, frames)
+    publisher = Publisher(broker.amqp_uri(settings.amqp_uri), heartbeat_s=30)
+    engine = create_engine(
+        wire.url(settings.database_url("inventory")), isolation_level="AUTOCOMMIT", poolclass=NullPool
+    )
+    try:
+        publisher.publish_all([Outgoing("", "nobody", "", str(uuid4()), mandatory=False)])  # connects
+        with engine.connect() as connection:
+            wire.completed.clear()
+            began = frames.count
+            events = publish_once(connection, publisher)
+        cost = Cost(len(wire.statements()), wire.completed.count("BEGIN"), events, frames.count - began)
+    finally:
+        publisher.close()
+        broker.close()
+
+    assert cost == BUDGETS[RELAY][SIZES.index(size)], f"{cost} by {wire.completed}"
 
 
 @pytest.mark.parametrize("queue", CASES)
