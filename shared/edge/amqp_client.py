@@ -14,9 +14,10 @@ from typing import Any, ClassVar
 
 import amqp
 from amqp import serialization, spec
-from amqp.exceptions import UnexpectedFrame
+from amqp.exceptions import RecoverableConnectionError, UnexpectedFrame
 from amqp.transport import SSLTransport, TCPTransport
 
+from shared.edge.frames import frames
 from shared.edge.green import Semaphore
 from shared.errors import IN_ALARM
 from shared.logs import Reminder, in_a_line
@@ -139,10 +140,24 @@ _alarms = Reminder()  # of the whole process: an alarm reaches each connection t
 class Channel(amqp.Channel):
     """A channel whose messages say who sent them, if its connection has a user to name."""
 
+    def signed(self, properties: dict[str, Any]) -> dict[str, Any]:
+        """The properties of a message, changed to say who sent it.
+
+        The broker refuses any other user than the connection's own, so that a receiver can rely on it.
+        """
+        if self.connection is not None and self.connection.sender is not None:
+            properties["user_id"] = self.connection.sender
+        return properties
+
+    def publish(self, method: bytes, properties: bytes, body: bytes) -> None:
+        """Publish a message of which all is serialized. Raises one of BROKER_ERRORS."""
+        if self.connection is None:
+            raise RecoverableConnectionError("the channel is closed")
+        connection = self.connection
+        connection.transport.write(frames(self.channel_id, connection.frame_max, method, properties, body))
+
     def _basic_publish(self, msg: amqp.Message, *args: Any, **kwargs: Any) -> Any:
-        if self.connection.sender is not None:
-            # The broker refuses any other user than the connection's own, so that a receiver can rely on it.
-            msg.properties["user_id"] = self.connection.sender
+        self.signed(msg.properties)
         return super()._basic_publish(msg, *args, **kwargs)
 
     basic_publish = _basic_publish

@@ -16,6 +16,7 @@ import amqp
 
 from shared.edge import green
 from shared.edge.broker import BROKER_ERRORS, BrokerConnection
+from shared.edge.frames import any_properties, publish_method, usual_properties
 from shared.errors import BrokerInAlarm, PublishFailed
 
 CONTENT_TYPE = "application/json"
@@ -140,11 +141,12 @@ class Publisher:
         ]
 
     def _send(self, connection: BrokerConnection, message: Outgoing) -> None:
-        connection.channel.basic_publish(
-            amqp.Message(message.body, **_properties(message)),
-            message.exchange,
-            message.routing_key,
-            message.mandatory,
+        properties = _properties(message)
+        serialize = any_properties if message.properties else usual_properties
+        connection.channel.publish(
+            publish_method(message.exchange, message.routing_key, message.mandatory),
+            serialize(connection.channel.signed(properties)),
+            message.body.encode() if isinstance(message.body, str) else message.body,
         )
         self._next_tag += 1
 
