@@ -11,16 +11,15 @@ import socket
 import ssl
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from email.message import Message
 from typing import Any, cast
 
 from nameko.web.server import HttpOnlyProtocol
 from werkzeug.exceptions import (
-    BadRequest,
     HTTPException,
     RequestHeaderFieldsTooLarge,
     RequestTimeout,
     RequestURITooLarge,
-    default_exceptions,
 )
 from werkzeug.http import http_date
 from werkzeug.wrappers import Response
@@ -62,7 +61,11 @@ class Connection(HttpOnlyProtocol):
 
     server: Server
     rfile: Any
+    headers: Message
+    command: str
     path: str
+    request_version: str
+    requestline: str
     close_connection: bool
     body_framing: framing.Framing
     raw_requestline = b""
@@ -82,11 +85,10 @@ class Connection(HttpOnlyProtocol):
 
     def parse_request(self) -> bool:
         try:
-            framing.check_request_line(self.raw_requestline)
-            self.rfile = framing.Lines(self.rfile)  # eventlet puts the file back
+            self.command, self.path, self.request_version = framing.read_request_line(self.raw_requestline)
+            self.requestline = self.raw_requestline.decode("latin-1").rstrip("\r\n")
             with green.Timeout(HEAD_S, TimeoutError("the head did not arrive")):
-                if not super().parse_request():
-                    return False
+                self.headers = framing.read_fields(self.rfile)
             framing.check_host(self.headers, self.request_version)
             self.body_framing = framing.framing_of(self.headers, self.request_version)
             self.path = framing.origin_form(self.path, self.command, self.headers)
@@ -95,7 +97,7 @@ class Connection(HttpOnlyProtocol):
         except HTTPException as refused:
             self._refuse(refused)
         else:
-            self.close_connection = self.close_connection or framing.ends_connection(self.headers)
+            self.close_connection = framing.ends_connection(self.headers, self.request_version)
         return self.refused is None
 
     def handle_one_response(self) -> None:
@@ -139,10 +141,6 @@ class Connection(HttpOnlyProtocol):
             self.wfile.flush()
         with green.Timeout(BODY_S, RequestTimeout()):
             return framing.read_body(self.rfile, self.body_framing, MAX_BODY_BYTES)
-
-    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """The standard library could not read the head."""
-        self._refuse(default_exceptions.get(code, BadRequest)())
 
     def _refuse(self, error: HTTPException) -> None:
         """Answer a head that could not be read."""

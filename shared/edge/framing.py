@@ -24,8 +24,10 @@ UnknownHere = exceptions.NotImplemented  # under a name that is not Python's own
 
 CRLF = b"\r\n"
 TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-REQUEST_LINE = re.compile(TOKEN + rb" [\x21-\x7e]+ HTTP/([0-9])\.[0-9]\r\n")
-FIELD_LINE = re.compile(TOKEN + rb":[\t\x20-\x7e\x80-\xff]*\r\n")
+REQUEST_LINE = re.compile(rb"(" + TOKEN + rb") ([\x21-\x7e]+) (HTTP/([0-9])\.[0-9])\r\n")
+FIELD_LINE = re.compile(rb"(" + TOKEN + rb"):([\t\x20-\x7e\x80-\xff]*)\r\n")
+# As many as Python's own server takes.
+MAX_FIELDS = 99
 DIGITS = re.compile(r"[0-9]{1,18}[ \t]*")
 # Narrower than RFC 3986: no server's name has other characters, and pages show a host inside a shell command.
 HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::[0-9]{0,5})?")
@@ -53,29 +55,44 @@ class Framing(NamedTuple):
     continues: bool  # the client waits for `100 Continue` before it sends the body
 
 
-class Lines:
-    """The lines of a head, read from `file`. Each must be a field, or the empty line that ends the head."""
+class RequestLine(NamedTuple):
+    """The first line of a request."""
 
-    def __init__(self, file: Any) -> None:
-        self._file = file
-
-    def readline(self, size: int = -1) -> bytes:
-        """The next line. Raises BadRequest, or OSError when the client has gone."""
-        line: bytes = self._file.readline(size)
-        if not line.endswith(b"\n"):
-            raise _gone()
-        if line != CRLF and not FIELD_LINE.fullmatch(line):
-            raise BadRequest("A header line must be `Name: value`, without control characters, and end in CR LF.")
-        return line
+    method: str
+    target: str
+    version: str
 
 
-def check_request_line(line: bytes) -> None:
-    """Raises BadRequest, or HTTPVersionNotSupported for anything but HTTP/1."""
+def read_request_line(line: bytes) -> RequestLine:
+    """What a request line says. Raises BadRequest, or HTTPVersionNotSupported for anything but HTTP/1."""
     match = REQUEST_LINE.fullmatch(line)
     if match is None:
         raise BadRequest("The request line must be `METHOD target HTTP/1.1`.")
-    if match[1] != b"1":
+    method, target, version, major = match.groups()
+    if major != b"1":
         raise HTTPVersionNotSupported
+    # Some clients take a redirect to a path that begins with two slashes for one to another host.
+    target = b"/" + target.lstrip(b"/") if target.startswith(b"//") else target
+    return RequestLine(method.decode(), target.decode(), version.decode())
+
+
+def read_fields(file: Any) -> Message:
+    """The header fields of a request. Each line must be a field, or the empty line that ends the head.
+
+    Raises BadRequest, RequestHeaderFieldsTooLarge, or OSError when the client has gone. Python's own parser reads
+    mail: it takes lines that no request may have, and several times as long.
+    """
+    fields = Message()
+    while (line := file.readline()) != CRLF:
+        if not line.endswith(b"\n"):
+            raise _gone()
+        match = FIELD_LINE.fullmatch(line)
+        if match is None:
+            raise BadRequest("A header line must be `Name: value`, without control characters, and end in CR LF.")
+        if len(fields) == MAX_FIELDS:
+            raise RequestHeaderFieldsTooLarge
+        fields.set_raw(match[1].decode(), match[2].decode("latin-1").lstrip(" \t"))
+    return fields
 
 
 def framing_of(headers: Message, version: str) -> Framing:
@@ -128,9 +145,10 @@ def origin_form(target: str, method: str, headers: Message) -> str:
     return match[2] if match[2].startswith("/") else f"/{match[2]}"
 
 
-def ends_connection(headers: Message) -> bool:
-    """Whether the client wants no further request on its connection."""
-    return "close" in _words(headers, "Connection")
+def ends_connection(headers: Message, version: str) -> bool:
+    """Whether no further request comes on the connection. A client of HTTP/1.0 must ask for that."""
+    wanted = _words(headers, "Connection")
+    return "close" in wanted or (version == "HTTP/1.0" and wanted != ["keep-alive"])
 
 
 def read_body(file: Any, framing: Framing, at_most: int) -> bytes:

@@ -175,6 +175,7 @@ REFUSED = {
     "9110 5.5: a NUL in a value": (400, get("X-A: b\0c")),
     "9110 15.5.15: a target that is too long": (414, get(target="/" + "x" * 9000)),
     "6585 5: a field that is too long": (431, get("X-A: " + "x" * 9000)),
+    "6585 5: more fields than a server takes": (431, get(*("X: y",) * 99)),
     "9110 10.1.1: another expectation": (417, get("Expect: 200-ok")),
     "9110 15.6.6: HTTP/2 with prior knowledge": (505, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
     "9110 15.6.6: another major version": (505, get(version="HTTP/3.0")),
@@ -222,6 +223,10 @@ def test_a_body_that_is_too_long_is_refused_before_the_client_is_told_to_continu
 def test_an_expectation_of_http_1_0_is_ignored(server, lines):
     """9110 10.1.1."""
     assert statuses(server, post("a", "Content-Length: 1", *lines, version="HTTP/1.0")) == [200]
+
+
+def test_as_many_fields_as_a_server_takes_are_read(server):
+    assert statuses(server, get(*("X: y",) * 97, "Connection: close")) == [200]
 
 
 # (request, whether the connection stays open)
