@@ -22,8 +22,10 @@ def trace_id_of(header: str | None) -> str | None:
 
 def trace_id_from_correlation(header: str | None) -> str | None:
     """A correlation id that is a UUID is a trace id; any other is not."""
+    if not header:
+        return None
     try:
-        return uuid.UUID((header or "").strip()).hex
+        return uuid.UUID(header.strip()).hex
     except ValueError:
         return None
 

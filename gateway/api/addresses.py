@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 from shared.edge.framing import HOST
 from shared.edge.http import Environ
@@ -77,6 +78,7 @@ def _entry(header: str, proxies: int) -> str:
     return entries[-min(proxies, len(entries))].strip()
 
 
+@lru_cache(4096)
 def _parsed(text: str) -> Address | None:
     """An address of either kind. Some proxies write IPv6 as in a URL, in brackets and with a port."""
     match = _BRACKETED.fullmatch(text)

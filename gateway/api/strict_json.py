@@ -37,9 +37,7 @@ def read_json(body: bytes) -> Any:
         before = body[: error.start].decode("utf-8")
         raise _bad("this is not UTF-8", before, len(before)) from error
     try:
-        return json.loads(
-            text, object_pairs_hook=_unique_names, parse_constant=_refuse_constant, parse_int=_whole_number
-        )
+        return _decode(text)
     except json.JSONDecodeError as error:
         raise _bad(error.msg, text, error.pos) from error
     except _NoConstant as error:
@@ -71,3 +69,8 @@ def _refuse_constant(constant: str) -> Any:
 
 def _whole_number(digits: str) -> int | float:
     return int(digits) if len(digits) <= MAX_DIGITS else float(digits)  # WholeNumber refuses floats
+
+
+_decode = json.JSONDecoder(
+    object_pairs_hook=_unique_names, parse_constant=_refuse_constant, parse_int=_whole_number
+).decode

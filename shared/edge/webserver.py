@@ -64,8 +64,10 @@ def allowed(error: HTTPException) -> list[tuple[str, str]]:
 
 def protect(response: Response, environ: Environ) -> None:
     """Give an answer the headers that all have; those it has stay."""
+    given = {name.lower() for name, _ in response.headers}
     for name, value in SECURITY_HEADERS.items():
-        response.headers.setdefault(name, value)
+        if name.lower() not in given:
+            response.headers.add(name, value)
 
 
 def listen(host: str, port: int) -> socket.socket:
