@@ -44,16 +44,14 @@ class StockMovement(Base):
 
     __tablename__ = "stock_movements"
 
+    sku: Mapped[str] = mapped_column(ForeignKey(StockItem.sku), primary_key=True)
     id: Mapped[int] = mapped_column(BigInteger, IdentityColumn(), primary_key=True)
-    sku: Mapped[str] = mapped_column(ForeignKey(StockItem.sku))
     change: Mapped[int] = mapped_column(BigInteger)
     cause: Mapped[str]
     order_id: Mapped[uuid.UUID | None]
     moved_by: Mapped[str]
     trace_id: Mapped[str]
     moved_at: Mapped[datetime] = mapped_column(server_default=NOW)
-
-    __table_args__ = (Index(None, "sku", "id"),)
 
 
 class ReservationRow(Base):

@@ -23,7 +23,7 @@ from shared.rights import Rights
 from shared.schema import encode
 from shared.tables import MESSAGING_RIGHTS, NOW, Base
 
-# As SQL, for the indexes of the deadline and of the limits.
+# As SQL, for the index of the limits.
 UNPAID_SQL = f"status IN ({', '.join(repr(status.value) for status in sorted(UNPAID))})"
 
 
@@ -61,7 +61,6 @@ class OrderRow(Base):
             for sorted_by in ("created_at", "updated_at")
             for filtered in ((), ("user_id",), ("status",))
         ),
-        Index("ix_orders_unsettled", "created_at", postgresql_where=text(UNPAID_SQL)),
         Index("ix_orders_open_of_user", "user_id", postgresql_where=text(UNPAID_SQL)),
     )
 
@@ -83,8 +82,9 @@ class OrderEventRow(Base):
 
     __tablename__ = "order_events"
 
+    # Steps are read by order, so this is the one index for both.
+    order_id: Mapped[uuid.UUID] = mapped_column(ForeignKey(OrderRow.order_id), primary_key=True)
     id: Mapped[int] = mapped_column(BigInteger, IdentityColumn(), primary_key=True)
-    order_id: Mapped[uuid.UUID] = mapped_column(ForeignKey(OrderRow.order_id))
     type: Mapped[str]
     subject_id: Mapped[uuid.UUID | None]
     from_status: Mapped[str | None]
@@ -96,11 +96,7 @@ class OrderEventRow(Base):
     at: Mapped[datetime] = mapped_column(server_default=text("clock_timestamp()"))
     xid: Mapped[int] = mapped_column(BigInteger, server_default=text(CURRENT_XID))
 
-    __table_args__ = (
-        Index(None, "order_id", "id"),
-        # The feed.
-        Index(None, "xid", "id"),
-    )
+    __table_args__ = (Index(None, "xid", "id"),)  # the feed
 
 
 # An order's progress: all that changes of it.

@@ -74,8 +74,8 @@ class PaymentLogRow(Base):
 
     __tablename__ = "payment_log"
 
+    order_id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
     id: Mapped[int] = mapped_column(BigInteger, IdentityColumn(), primary_key=True)
-    order_id: Mapped[uuid.UUID]
     refund_id: Mapped[uuid.UUID | None]  # NULL for a step of the payment itself
     from_status: Mapped[str | None]
     to_status: Mapped[str]
@@ -84,8 +84,6 @@ class PaymentLogRow(Base):
     user_id: Mapped[str]
     trace_id: Mapped[str]
     at: Mapped[datetime] = mapped_column(server_default=text("clock_timestamp()"))
-
-    __table_args__ = (Index(None, "order_id", "id"),)
 
 
 class LedgerRow(Base):

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from alembic import context, op
+from sqlalchemy.exc import DBAPIError
 
+from shared.database_errors import is_hold_up
 from shared.tables import Base
+
+# How long an attempt to lock a table may wait, how many there are, and the time between them.
+LOCK_TIMEOUT_MS = 200
+ATTEMPTS = 100
+BETWEEN_ATTEMPTS_S = 0.5
 
 
 def run(tables: Collection[str]) -> None:
@@ -29,7 +37,9 @@ def run(tables: Collection[str]) -> None:
         context.run_migrations()
 
 
-def create_indexes(table: str, indexes: Mapping[str, Sequence[str]], where: str | None = None) -> None:
+def create_indexes(
+    table: str, indexes: Mapping[str, Sequence[str]], where: str | None = None, unique: bool = False
+) -> None:
     """Create indexes, given as {name: columns}, while others read and write the table. `where` chooses their rows.
 
     PostgreSQL does this only outside a transaction. So a revision that creates indexes does nothing else, and it can
@@ -39,7 +49,9 @@ def create_indexes(table: str, indexes: Mapping[str, Sequence[str]], where: str 
         for name, columns in indexes.items():
             op.drop_index(name, table, if_exists=True, postgresql_concurrently=True)
             chosen = sa.text(where) if where else None
-            op.create_index(name, table, list(columns), postgresql_concurrently=True, postgresql_where=chosen)
+            op.create_index(
+                name, table, list(columns), unique=unique, postgresql_concurrently=True, postgresql_where=chosen
+            )
 
 
 def drop_indexes(table: str, names: Iterable[str]) -> None:
@@ -47,6 +59,35 @@ def drop_indexes(table: str, names: Iterable[str]) -> None:
     with op.get_context().autocommit_block():
         for name in names:
             op.drop_index(name, table, if_exists=True, postgresql_concurrently=True)
+
+
+def replace_primary_key(table: str, unique_index: str) -> None:
+    """Make a unique index that exists the primary key of a table, in the place of the one there is.
+
+    It takes a lock on the table for a moment, for which it waits as `lock_in_short_attempts` does.
+    """
+    lock_in_short_attempts(table)
+    op.execute(f"ALTER TABLE {table} DROP CONSTRAINT pk_{table}")
+    op.execute(f"ALTER TABLE {table} ADD CONSTRAINT pk_{table} PRIMARY KEY USING INDEX {unique_index}")
+
+
+def lock_in_short_attempts(table: str) -> None:
+    """Lock a table against everybody until the migration commits.
+
+    Others wait behind each attempt, so an attempt is short and there are many. Raises DBAPIError after the last one.
+    """
+    connection = op.get_bind()
+    connection.execute(sa.text(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}"))
+    for attempt in range(ATTEMPTS):
+        try:
+            with connection.begin_nested():
+                connection.execute(sa.text(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"))
+            break
+        except DBAPIError as error:
+            if not is_hold_up(error) or attempt == ATTEMPTS - 1:
+                raise
+            time.sleep(BETWEEN_ATTEMPTS_S)
+    connection.execute(sa.text("SET LOCAL lock_timeout = DEFAULT"))
 
 
 def create_messaging_tables_v1() -> None:

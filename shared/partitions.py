@@ -6,19 +6,15 @@ docs/decisions/0024 has the reasons. The functions run as the owner of the table
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 import sqlalchemy as sa
 from alembic import op
-from sqlalchemy.exc import DBAPIError
 
-from shared.database_errors import is_hold_up
+from shared.migrations import lock_in_short_attempts
 
-# A purge and a migration that wait for a lock keep others waiting behind them: they give up soon and try again later.
+# A purge that waits for a lock keeps others waiting behind it: it gives up soon, and the next one tries again.
 LOCK_TIMEOUT_MS = 200
-ATTEMPTS = 100
-BETWEEN_ATTEMPTS_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -141,7 +137,7 @@ def partition_outbox_v1() -> None:
 
     Published events of before stay in `outbox_before`, which is dropped together with the first partition.
     """
-    _lock("outbox")
+    lock_in_short_attempts("outbox")
     for index in _OLD_OUTBOX_INDEXES:
         op.execute(f"ALTER INDEX {index} RENAME TO {index}_before")
     next_id = op.get_bind().scalar(sa.text("SELECT nextval('outbox_id_seq')"))
@@ -183,7 +179,7 @@ def _let_the_version_before_mark_by_id() -> None:
 
 def undo_partition_outbox_v1() -> None:
     """Undo partition_outbox_v1: copy all rows back."""
-    _lock("outbox")
+    lock_in_short_attempts("outbox")
     next_id = op.get_bind().scalar(sa.text("SELECT nextval('outbox_id_seq')"))
     op.execute("ALTER TABLE outbox RENAME TO outbox_parts")
     op.execute("ALTER TABLE outbox_parts ALTER COLUMN id DROP IDENTITY")
@@ -206,7 +202,7 @@ def undo_partition_outbox_v1() -> None:
 
 def partition_inbox_v1() -> None:
     """Put a partitioned inbox in the place of the old one, which becomes its default partition as it is."""
-    _lock("consumed_messages")
+    lock_in_short_attempts("consumed_messages")
     for index in _OLD_INBOX_INDEXES:
         op.execute(f"ALTER INDEX {index} RENAME TO {index.replace(INBOX.table, INBOX.rest)}")
     op.execute("ALTER TABLE consumed_messages RENAME TO consumed_messages_undated")
@@ -223,7 +219,7 @@ def partition_inbox_v1() -> None:
 
 def undo_partition_inbox_v1() -> None:
     """Undo partition_inbox_v1: copy the rows of all partitions into one table."""
-    _lock("consumed_messages")
+    lock_in_short_attempts("consumed_messages")
     op.execute("ALTER TABLE consumed_messages DETACH PARTITION consumed_messages_undated")
     op.execute("INSERT INTO consumed_messages_undated SELECT * FROM consumed_messages")
     op.execute("DROP TABLE consumed_messages")
@@ -265,7 +261,7 @@ def first_partitions_of_inbox_v1() -> None:
 
 def undo_first_partitions_of_inbox_v1() -> None:
     """Undo first_partitions_of_inbox_v1: copy the rows into the default partition."""
-    _lock("consumed_messages")
+    lock_in_short_attempts("consumed_messages")
     names = op.get_bind().scalars(sa.text(f"SELECT relname {_PARTITIONS.format(table='consumed_messages')}"))
     for name in names.all():
         op.execute(f"ALTER TABLE consumed_messages DETACH PARTITION {name}")
@@ -290,22 +286,6 @@ _OLD_INBOX_INDEXES = ("pk_consumed_messages", "ix_consumed_messages_consumed_at"
 # The first partitions of an inbox in use: they begin so late that a migration that was broken off can be repeated
 # first, and end when the messages of before have been forgotten for longer than partitions are made ahead.
 _UNDER_WAY = tuple(f"{_this('7 days')} + interval '{days} days'" for days in (14, 140))
-
-
-def _lock(table: str) -> None:
-    """Lock a table against everybody. Others wait behind each attempt, so an attempt is short and there are many."""
-    connection = op.get_bind()
-    connection.execute(sa.text(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}"))
-    for attempt in range(ATTEMPTS):
-        try:
-            with connection.begin_nested():
-                connection.execute(sa.text(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"))
-            break
-        except DBAPIError as error:
-            if not is_hold_up(error) or attempt == ATTEMPTS - 1:
-                raise
-            time.sleep(BETWEEN_ATTEMPTS_S)
-    connection.execute(sa.text("SET LOCAL lock_timeout = DEFAULT"))
 
 
 def _copy_rights(old: str, new: str) -> None:

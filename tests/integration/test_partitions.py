@@ -12,7 +12,7 @@ from sqlalchemy import Connection, make_url, text
 from sqlalchemy.orm import Session
 
 from ops.roles import connect
-from shared import inbox, partitions
+from shared import inbox, migrations, partitions
 from shared.config import Settings
 from shared.ids import uuid7
 from tests.integration.test_migrations import alembic, scratch  # noqa: F401
@@ -185,9 +185,8 @@ def test_an_upgrade_waits_for_a_transaction_that_writes_and_holds_up_nobody_for_
     old: Connection, service: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried = threading.Event()
-    monkeypatch.setattr(partitions, "BETWEEN_ATTEMPTS_S", 0.01)
-    monkeypatch.setattr(partitions, "LOCK_TIMEOUT_MS", 20)
-    monkeypatch.setattr(partitions.time, "sleep", lambda _: tried.set())
+    monkeypatch.setattr(migrations, "LOCK_TIMEOUT_MS", 20)
+    monkeypatch.setattr(migrations.time, "sleep", lambda _: tried.set())
     url = old.engine.url
     with closing(connect(url)) as writer, closing(connect(url)) as other, writer.cursor() as cursor:
         cursor.execute("BEGIN")
