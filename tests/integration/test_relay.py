@@ -116,6 +116,18 @@ def test_rows_go_out_in_the_order_in_which_they_were_told_and_are_marked(
     assert unpublished(database) == []
 
 
+def test_waiting_rows_are_read_and_marked_by_index_whatever_the_statistics_say(
+    bench: Benches, database: Databases, connection: Connection
+) -> None:
+    tell(bench("order"), cancelled())
+    for name, value in relay.BY_INDEX.items():
+        connection.execute(text(f"SET {name} = {value}"))
+    for statement, given in ((relay._READ, {"limit": 500}), (relay._MARK, {"ids": [1, 2]})):
+        plan = "\n".join(connection.scalars(text(f"EXPLAIN {statement.text}"), given))
+        assert "Index Scan" in plan, plan
+        assert not {word for word in ("Seq Scan", "Bitmap", "Sort", "_until_") if word in plan}, plan
+
+
 def test_an_event_that_nobody_hears_yet_is_published_all_the_same(
     bench: Benches, database: Databases, mail: Mail, connection: Connection, publisher: Publisher
 ) -> None:
