@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +26,7 @@ from shared.edge.gathered_calls import GatheredCalls
 from shared.edge.rpc import RpcServer
 from shared.edge.rpc_proxy import Replies
 from shared.envelope import Envelope
-from shared.errors import EcomError, ServiceUnavailable
+from shared.errors import CannotWork, EcomError, ServiceUnavailable
 from tests.commands import ROOT
 from tests.databases import Databases
 from tests.integration.support import TIMEOUT_S, Bench, Mail, container_of, extension, until
@@ -100,8 +102,8 @@ def serve(settings: Settings, database: Databases, mail: Mail) -> Iterator[Calla
     """Starts order_service, or another that stands in for it."""
     started: list[ServiceContainer] = []
 
-    def start(service: Any = OrderService) -> ServiceContainer:
-        container = container_of(settings, service, replica=len(started))
+    def start(service: Any = OrderService, **changed: Any) -> ServiceContainer:
+        container = container_of(replace(settings, **changed), service, replica=len(started))
         container.start()
         started.append(container)
         until(lambda: extension(container, RpcServer).not_ready_reason() is None)
@@ -204,6 +206,24 @@ def test_a_list_that_one_post_makes_fail_is_made_post_by_post_and_only_that_post
         answers(broken)
     assert [answer["status"] for answer in others] == [201, 201]
     assert database.rows("order", "SELECT count(*) AS n FROM outbox") == [{"n": 2}]
+
+
+def test_new_orders_are_refused_while_too_many_are_under_way_and_accepted_when_these_have_ended(
+    gateways: Callable[[], Posts], serve: Callable[..., Any], database: Databases
+) -> None:
+    serve(max_orders_under_way=3)
+    posts, keys = gateways(), (f"key-{n}" for n in itertools.count())
+
+    def refused() -> bool:
+        return any(isinstance(answer, CannotWork) for answer in answers(*(posts.start(next(keys)) for _ in range(2))))
+
+    first = answers(posts.start("first"))
+    until(refused)
+    made = database.rows("order", "SELECT count(*) AS n FROM orders")
+    assert answers(posts.start("first")) == [{**first[0], "replayed": True}]
+    database.run("order", "UPDATE orders SET status = 'PAID'")
+    until(lambda: not refused())
+    assert made[0]["n"] > 3
 
 
 def test_orders_that_were_committed_before_order_service_was_killed_are_answered_and_made_once(

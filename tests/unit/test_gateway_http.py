@@ -334,11 +334,12 @@ def test_a_request_that_finds_no_free_worker_is_503_soon_and_the_others_are_answ
     monkeypatch.setattr(http_edge, "WORKER_S", 0.1)
     monkeypatch.setattr(BEHIND, "before", let_go.wait)
     busy = [eventlet.spawn(post_order, gateway, key=f"k-{n}") for n in range(4)]
-    with eventlet.Timeout(5):
-        while len(BEHIND.asked) < 4:
-            eventlet.sleep(0.01)
-        refused = post_order(gateway, key="one-more")
-    let_go.send()
+    eventlet.spawn_after(1.5, lambda: let_go.ready() or let_go.send())
+    while len(BEHIND.asked) < 4 and not let_go.ready():
+        eventlet.sleep(0.01)
+    refused = post_order(gateway, key="one-more")
+    if not let_go.ready():
+        let_go.send()
     assert code(refused) == (503, "unavailable")
     assert refused[1]["Retry-After"] == "2"
     assert [thread.wait()[0] for thread in busy] == [201] * 4
