@@ -9,7 +9,7 @@ import amqp
 import eventlet
 import pytest
 from nameko.containers import ServiceContainer
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 
 from shared import outbox, relay
 from shared.config import Settings
