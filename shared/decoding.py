@@ -6,11 +6,7 @@ import logging
 
 from shared.envelope import Envelope, decode
 from shared.errors import DeadMessage, Poison, UnknownType
-from shared.events import CATALOGUE
 from topology.table import BY_NAME, hears
-
-# By queue, the types of the events that it takes.
-_HEARD = {name: frozenset(type_ for type_ in CATALOGUE if hears(queue, type_)) for name, queue in BY_NAME.items()}
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +23,6 @@ def read_event(queue: str, body: bytes, routing_key: str) -> Envelope:
     except Exception as error:
         log.exception("%s: a message cannot be decoded, which is a defect of the decoder", queue)
         raise Poison(f"it cannot be decoded: {type(error).__name__}") from error
-    if event.type not in _HEARD[queue]:
+    if not hears(BY_NAME[queue], event.type):
         raise UnknownType(f"{queue} does not take {event.type}")
     return event

@@ -65,7 +65,7 @@ PURGE_LIMIT = 5000
 
 # Statistics say nothing about a table that fills and empties every moment. Only a plain index scan remembers which
 # entries are of rows that have left; any other plan reads these rows again each time until the next vacuum.
-BY_INDEX = {"enable_seqscan": "off", "enable_bitmapscan": "off"}
+BY_INDEX: dict[str, Any] = {"enable_seqscan": "off", "enable_bitmapscan": "off"}
 
 _READ = text(
     "SELECT id, message_id, aggregate_id, event_type, traceparent, body FROM outbox o"

@@ -6,6 +6,7 @@ Pure data: standard library and the table of services only. `topology.declare` d
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from topology.services import SERVICES
 
@@ -96,6 +97,7 @@ def rpc_queues() -> dict[str, str]:
     return {rpc_queue(service.rpc_name): f"{service.rpc_name}.*" for service in SERVICES if service.has_rpc}
 
 
+@lru_cache
 def hears(queue: Queue, routing_key: str) -> bool:
     """Whether one of the queue's bindings matches a routing key, by the rules of a topic exchange without `#`."""
     return any(_matches(binding.split("."), routing_key.split(".")) for binding in queue.bindings)
