@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, ForeignKey, Index, UniqueConstraint, func, literal_column, select, text, union_all
+from sqlalchemy import BigInteger, ForeignKey, Index, UniqueConstraint, func, literal_column, select, text
 from sqlalchemy import Identity as IdentityColumn
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, Session, mapped_column
@@ -23,7 +23,7 @@ from shared.rights import Rights
 from shared.schema import encode
 from shared.tables import MESSAGING_RIGHTS, NOW, Base
 
-# As SQL, for the index of the limits.
+# As SQL, for the indexes of the deadline and of the limits.
 UNPAID_SQL = f"status IN ({', '.join(repr(status.value) for status in sorted(UNPAID))})"
 
 
@@ -61,6 +61,7 @@ class OrderRow(Base):
             for sorted_by in ("created_at", "updated_at")
             for filtered in ((), ("user_id",), ("status",))
         ),
+        Index("ix_orders_unsettled", "created_at", postgresql_where=text(UNPAID_SQL)),
         Index("ix_orders_open_of_user", "user_id", postgresql_where=text(UNPAID_SQL)),
     )
 
@@ -280,8 +281,13 @@ def save_steps(session: Session, steps: Sequence[tuple[Heard, Order, Step]]) -> 
 
 def overdue(session: Session, deadline_s: float, limit: int) -> list[uuid.UUID]:
     """Orders that have not ended in time, oldest first."""
-    late = OrderRow.created_at < func.now() - func.make_interval(0, 0, 0, 0, 0, 0, deadline_s)
-    query = select(OrderRow.order_id, OrderRow.created_at).where(late).order_by(OrderRow.created_at).limit(limit)
-    # Each state has its own range of an index. Asked for both at once, PostgreSQL may read all orders of the past.
-    found = union_all(*(query.where(OrderRow.status == state) for state in sorted(UNPAID))).subquery()
-    return list(session.scalars(select(found.c.order_id).order_by(found.c.created_at).limit(limit)))
+    query = (
+        select(OrderRow.order_id)
+        .where(
+            OrderRow.status.in_([Status.PENDING, Status.RESERVED]),
+            OrderRow.created_at < func.now() - func.make_interval(0, 0, 0, 0, 0, 0, deadline_s),
+        )
+        .order_by(OrderRow.created_at)
+        .limit(limit)
+    )
+    return list(session.scalars(query))

@@ -11,7 +11,7 @@ import eventlet
 import pytest
 from sqlalchemy import text
 
-from order_service import models, queries
+from order_service import queries
 from order_service.domain import Status
 from shared.changes import changed, notify_after_commit
 from shared.errors import BadRequest
@@ -193,24 +193,6 @@ def test_every_filter_has_an_index_that_gives_its_page_in_order(many: Bench, sub
     for name, filters in asked.items():
         with subtests.test(name):
             refuse_slow(many, filters, most=10**9 if name == "user and status" else 90)  # two filters share no index
-
-
-def test_the_deadline_reads_the_overdue_orders_and_no_order_of_the_past(many: Bench, database: Databases) -> None:
-    late = "UPDATE orders SET status = CASE WHEN total % 2 = 0 THEN 'PENDING' ELSE 'RESERVED' END WHERE total >= :late"
-    database.run("order", late, late=0)
-    database.run("order", "ANALYZE orders")  # the statistics are of a moment at which no order had ended
-    database.run("order", "UPDATE orders SET status = 'PAID'")
-    database.run("order", late, late=ORDERS - 30)
-    with statements(many) as sent, many.sessions.read() as session:
-        found = models.overdue(session, 0, 20)
-
-    totals = {row["order_id"]: row["total"] for row in database.rows("order", "SELECT order_id, total FROM orders")}
-    assert [totals[order_id] for order_id in found] == list(range(ORDERS - 30, ORDERS - 10))
-    ((statement, values),) = [one for one in sent if "FROM orders" in one[0]]
-    assert_read_by_index(many, [(statement, values)], 40)
-    with many.sessions.read() as session:
-        plan = session.connection().exec_driver_sql(f"EXPLAIN (ANALYZE) {statement}", values).scalars().all()
-    assert "Rows Removed by Filter" not in "\n".join(plan), plan
 
 
 def refuse_slow(many: Bench, filters: dict[str, str], most: int) -> None:
