@@ -74,9 +74,8 @@ class Admission(DependencyProvider):
             if self._reminder.due(str(error)):
                 log.warning("what is under way cannot be counted: %s", error)
             return
-        self._reminder.forget()
-        if is_full != (time.monotonic() < self._full_until):
-            log.warning("new work is %s", f"refused: more than {self._most} are under way" if is_full else "accepted")
+        if is_full and self._reminder.due("full"):
+            log.warning("new work is refused: more than %s are under way", self._most)
         self._full_until = time.monotonic() + BELIEVED_S if is_full else 0.0
 
     def stop(self) -> None:
