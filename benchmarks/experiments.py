@@ -6,10 +6,13 @@ from collections.abc import Callable
 
 from benchmarks import report
 from benchmarks.contenders import Ours
-from benchmarks.measure import WARM_UP_S, Run, post
+from benchmarks.history import fill
+from benchmarks.measure import WARM_UP_S, Run, drain, post
 from benchmarks.rig import Rig
 from ops.local.processes import StackFault
 
+HISTORY, SHORT_HISTORY = (10_000, 1_000_000), (1_000, 20_000)
+BACKLOG = 3_000
 MOST_REPLICAS = 4
 CONNECTIONS = 48
 LOAD_S, SHORT_S = 20.0, 6.0
@@ -22,6 +25,31 @@ ENDS_WITHIN_S = 60.0  # after an overload
 def _measured(rig: Rig, ours: Ours, seconds: float, connections: int = CONNECTIONS, hot: bool = False) -> Run:
     post(rig, ours, 16, WARM_UP_S + 1, hot=hot)
     return post(rig, ours, connections, seconds, hot=hot)
+
+
+def growth(rig: Rig, short: bool) -> None:
+    """10,000 and then 1,000,000 orders that are there already: under load, and from a backlog, whose batches are full.
+
+    Statements are compared from the backlog: under load their number depends on how full the batches are.
+    """
+    ours, runs = Ours(), {}
+    ours.start(rig)
+    there = 0
+    for orders in SHORT_HISTORY if short else HISTORY:
+        fill(rig, ours.databases(rig), there, orders)
+        there = orders
+        runs[f"{orders:,} orders, load"] = _measured(rig, ours, SHORT_S if short else LOAD_S)
+        runs[f"{orders:,} orders, backlog"] = drain(rig, ours, BACKLOG, CONNECTIONS)
+    ours.stop(rig)
+    report.print_runs("Growth", list(runs.items()))
+    load_before, backlog_before, load, backlog = runs.values()
+    ratios = {
+        "cpu_load": round(load.cpu_ms_per_order / load_before.cpu_ms_per_order, 2),
+        "cpu_backlog": round(backlog.cpu_ms_per_order / backlog_before.cpu_ms_per_order, 2),
+        "statements_backlog": round(backlog.counts["statements"] / backlog_before.counts["statements"], 2),
+    }
+    print(ratios)
+    report.save({"growth": {**ratios, **{name: report.as_json(run) for name, run in runs.items()}}})
 
 
 def hot(rig: Rig, short: bool) -> None:
@@ -73,4 +101,9 @@ def overload(rig: Rig, short: bool) -> None:
         raise StackFault("; ".join(faults), exit_code=1)
 
 
-EXPERIMENTS: dict[str, Callable[[Rig, bool], None]] = {"hot": hot, "scale": scale, "overload": overload}
+EXPERIMENTS: dict[str, Callable[[Rig, bool], None]] = {
+    "growth": growth,
+    "hot": hot,
+    "scale": scale,
+    "overload": overload,
+}

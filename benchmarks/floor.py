@@ -33,6 +33,7 @@ PREFETCH = 150
 FULLER_S = 0.03  # how long a batch that is not full waits for more, so that it is as full here as it can be
 NAME = "floor"
 Rows = list[tuple[Any, ...]]
+Handler = Callable[[Any, str, Rows], Rows]
 
 
 class Service:
@@ -88,13 +89,18 @@ class Service:
         batch, self.incoming = self.incoming[:BATCH], self.incoming[BATCH:]
         return batch
 
-    def run(self, handle: Callable[[Any, str, Rows], Rows]) -> None:
-        """Handle batches for ever. `handle` gets (cursor, queue, [(message_id, body)]) and returns rows to emit."""
+    def run(self, handle: Handler, prepare: Callable[[list[dict[str, Any]]], None] | None = None) -> None:
+        """Handle batches for ever. `handle` gets (cursor, queue, [(message_id, body)]) and returns rows to emit.
+
+        `prepare` gets the bodies of a batch before its transaction.
+        """
         while True:
             batch = self.receive()
             by_queue: dict[str, dict[UUID, dict[str, Any]]] = defaultdict(dict)
             for queue, message in batch:
                 by_queue[queue][UUID(message.properties["message_id"])] = json.loads(message.body)
+            if prepare:
+                prepare([body for messages in by_queue.values() for body in messages.values()])
             emitted: Rows = []
             with self.db, self.db.cursor() as cursor:
                 for queue, messages in by_queue.items():
@@ -365,16 +371,20 @@ class Provider:
         return str(json.loads(self.file.read(length))["reference"])
 
 
-def charging(provider: Provider, marks: Any) -> Callable[[Any, str, Rows], Rows]:
-    """The handler of reserved orders. `marks` commits by itself, before the provider is asked."""
+class Charges:
+    """Charges orders: a payment is on record before the provider is asked, and no transaction waits for the answer."""
 
-    def charge(cursor: Any, queue: str, messages: Rows) -> Rows:
-        orders = [body for _, body in messages]
-        if not orders:
-            return []
-        with marks.cursor() as recorder:
+    def __init__(self) -> None:
+        self.provider = Provider()
+        self.recorder = psycopg2.connect(f"{os.environ['BENCH_DATABASES']}/{NAME}_payment")
+        self.recorder.autocommit = True
+        self.references: dict[str, str] = {}
+
+    def ask(self, orders: list[dict[str, Any]]) -> None:
+        """Record the payments of a batch, then ask the provider for all of them."""
+        with self.recorder.cursor() as cursor:
             execute_values(
-                recorder,
+                cursor,
                 "INSERT INTO payments (order_id, status, amount, currency, method, user_id) VALUES %s"
                 " ON CONFLICT DO NOTHING",
                 sorted(
@@ -382,25 +392,30 @@ def charging(provider: Provider, marks: Any) -> Callable[[Any, str, Rows], Rows]
                     for order in orders
                 ),
             )
-        references = provider.charge(orders)
+        references = self.provider.charge(orders)
+        self.references = {order["order_id"]: ref for order, ref in zip(orders, references, strict=True)}
+
+    def settle(self, cursor: Any, queue: str, messages: Rows) -> Rows:
+        """Write the answers down."""
+        orders = [body for _, body in messages]
+        if not orders:
+            return []
+        ids = [order["order_id"] for order in orders]
         cursor.execute(
-            "SELECT order_id FROM payments WHERE order_id = ANY(%s::uuid[]) ORDER BY order_id FOR UPDATE",
-            ([order["order_id"] for order in orders],),
+            "SELECT order_id FROM payments WHERE order_id = ANY(%s::uuid[]) ORDER BY order_id FOR UPDATE", (ids,)
         )
         execute_values(
             cursor,
             "UPDATE payments p SET status = 'SUCCEEDED', reference = v.reference, updated_at = now()"
             " FROM (VALUES %s) v (order_id, reference) WHERE p.order_id = v.order_id::uuid",
-            [(order["order_id"], reference) for order, reference in zip(orders, references, strict=True)],
+            [(order_id, self.references[order_id]) for order_id in ids],
         )
         execute_values(
             cursor,
             "INSERT INTO payment_log (order_id, from_status, to_status) VALUES %s",
-            [(order["order_id"], "PENDING", "SUCCEEDED") for order in orders],
+            [(order_id, "PENDING", "SUCCEEDED") for order_id in ids],
         )
         return [event("payment.succeeded", {**order, "type": "payment.succeeded"}) for order in orders]
-
-    return charge
 
 
 def main(role: str, *rest: str) -> None:
@@ -413,11 +428,8 @@ def main(role: str, *rest: str) -> None:
     elif role == "inventory":
         Service("inventory", ("inventory.order-created", "inventory.commit-requested")).run(move_stock)
     else:
-        service = Service("payment", ("payment.inventory-reserved",))
-        # Committed at once and to the disk, unlike the marks of published events.
-        recorder = psycopg2.connect(f"{os.environ['BENCH_DATABASES']}/{NAME}_payment")
-        recorder.autocommit = True
-        service.run(charging(Provider(), recorder))
+        charges = Charges()
+        Service("payment", ("payment.inventory-reserved",)).run(charges.settle, prepare=charges.ask)
 
 
 if __name__ == "__main__":
