@@ -14,8 +14,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
-from benchmarks import experiments, report
+from benchmarks import experiments, page, report
 from benchmarks.contenders import Contender, FastStream, Floor, Nameko, Ours
 from benchmarks.measure import WARM_UP_S, Run, create, drain, post
 from benchmarks.rig import Rig
@@ -93,28 +94,28 @@ def curve(rig: Rig, contender: Contender, rate: float, seconds: float) -> list[R
         return [post(rig, contender, STEADY_CONNECTIONS, seconds, rate=part * rate) for part in CURVE]
 
 
-def rounds(rig: Rig, size: Size) -> None:
-    """Measure the rounds, print them as they end, and save the medians."""
+def rounds(rig: Rig, size: Size) -> dict[str, Any]:
+    """Measure the rounds and the curves, print them as they end, and return what is to be saved."""
     measured: dict[str, list[Run]] = {}
     for n in range(size.rounds):
         found = one_round(rig, size)
-        report.print_runs(f"Round {n + 1} of {size.rounds}", [(TITLES[name], run) for name, run in found.items()])
         for name, run in found.items():
             measured.setdefault(name, []).append(run)
+        title = f"Round {n + 1} of {size.rounds}"
+        report.print_section(title, report.section({TITLES[name]: run for name, run in found.items()}, {}))
     ratios = report.ratios(measured)
-    if size.rounds > 1:
-        report.print_runs("Medians", [(TITLES[name], report.middle(runs)) for name, runs in measured.items()])
-    for name, value in ratios.items():
-        print(f"{name:>20} {value}")
-    sections = {"ratios": ratios, "rounds": report.rounds_section(measured, TITLES), "cores": os.cpu_count()}
+    medians = {TITLES[name]: report.middle(runs) for name, runs in measured.items()}
+    sections = {"ratios": ratios, "rounds": report.section(medians, ratios)}
+    report.print_section("Medians", sections["rounds"])
+    sections["rounds"]["all"] = {name: [report.as_json(run) for run in runs] for name, runs in measured.items()}
     if size.curve_s:
         curves = {
-            contender.name: curve(rig, contender, report.middle(measured[contender.name]).ended_per_s, size.curve_s)
+            contender.title: curve(rig, contender, report.middle(measured[contender.name]).ended_per_s, size.curve_s)
             for contender in (Ours(), FastStream())
         }
         sections["curves"] = {name: [report.as_json(run) for run in runs] for name, runs in curves.items()}
-        report.draw(curves, TITLES)
-    report.save(sections)
+        report.draw(curves)
+    return sections
 
 
 def main(words: Sequence[str]) -> int:
@@ -129,10 +130,16 @@ def main(words: Sequence[str]) -> int:
     try:
         with Rig(progress, replicas=experiments.MOST_REPLICAS if chosen.only == "scale" else 1).running() as rig:
             if chosen.only:
-                experiments.EXPERIMENTS[chosen.only](rig, chosen.short)
+                measured = experiments.EXPERIMENTS[chosen.only](rig, chosen.short)
+                report.print_section(chosen.only, measured)
+                sections = {chosen.only: measured}
             else:
-                rounds(rig, SHORT if chosen.short else FULL)
-        progress(f"results are in {report.RESULTS}")
+                sections = rounds(rig, SHORT if chosen.short else FULL)
+        place = report.SHORT_RESULTS if chosen.short else report.RESULTS
+        report.save(place, {"cores": os.cpu_count(), **sections})
+        if not chosen.short:
+            page.main()
+        progress(f"results are in {place}")
         return 0
     except StackFault as fault:
         print(f"bench: {fault}", file=sys.stderr, flush=True)

@@ -1,13 +1,17 @@
-"""The arithmetic of the benchmark: percentiles, ratios, CPU of processes, axes of the pictures."""
+"""The arithmetic of the benchmark: percentiles, ratios, CPU of processes; its pictures and its page."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
-from benchmarks import report
+import pytest
+
+from benchmarks import page, report
 from benchmarks.counters import Counts, Usage, usage_of
 from benchmarks.measure import Run, percentiles
 from benchmarks.pictures import Line, picture, round_up
@@ -84,3 +88,41 @@ def test_a_picture_shows_each_line_by_name():
     assert "a &lt; b" in drawn
     assert drawn.count("<polyline") == 2
     assert drawn.count("<circle") == 2  # a dashed line has none
+
+
+def measured(**sections: object) -> dict[str, object]:
+    return {"cores": 2, **sections}
+
+
+def test_the_page_shows_the_results_of_the_file():
+    text = page.FILE.read_text(encoding="utf-8")
+    assert page.with_results(text) == text, "run: make bench"
+
+
+def test_the_page_names_each_figure_with_what_is_promised(tmp_path: Path):
+    counts = {"published": 6.4, "transactions": 1.0, "statements": 2.0, "wal_syncs": 0.5}
+    run = replace(
+        RUN, counts=counts, post_ms={"p50": 1.0, "p95": 2.0, "p99": 3.0}, memory_mb={"order": 70.0, "load": 9}
+    )
+    file = tmp_path / "results" / "latest.json"
+    report.save(file, measured(hot=report.section({"spread": run}, {"hot_over_spread": 0.9})))
+    written = page.with_results(f"before {page.BEGINS}old{page.ENDS} after", file)
+    assert "| hot_over_spread | 0.9 | at least 0.7 |" in written
+    assert "| spread |  | 100 | 0 | 100 | 1/2/3 | 20 | 5.00 | 6.40 | 1.00 | 2.00 | 0.50 | 70 |" in written
+    assert written.startswith("before ")
+    assert written.endswith(" after")
+    assert "old" not in written
+
+
+def test_a_result_that_is_measured_again_replaces_its_section_alone(tmp_path: Path):
+    file = tmp_path / "latest.json"
+    report.save(file, {"hot": 1, "scale": 2})
+    report.save(file, {"hot": 3})
+    known = json.loads(file.read_text())
+    assert (known["hot"], known["scale"]) == (3, 2)
+
+
+@pytest.mark.parametrize("unmarked", ["", page.BEGINS, page.BEGINS + page.ENDS + page.BEGINS])
+def test_a_page_without_one_place_for_the_results_is_refused(unmarked: str):
+    with pytest.raises(ValueError, match="once"):
+        page.with_results(unmarked)
