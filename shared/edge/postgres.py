@@ -65,7 +65,8 @@ def connect(url: str, application: str, pool_size: int = 0, **settings: Any) -> 
     }
     pool: dict[str, Any] = {"poolclass": NullPool}
     if pool_size:
-        pool = {"pool_size": pool_size, "max_overflow": 0, "pool_timeout": POOL_TIMEOUT_S}
+        # The connection that was given back last is used first: the others rest, and it need not be tried out.
+        pool = {"pool_size": pool_size, "max_overflow": 0, "pool_timeout": POOL_TIMEOUT_S, "pool_use_lifo": True}
     engine = create_engine(
         url,
         **pool,
