@@ -25,11 +25,13 @@ from ops.local.stack import Interrupted, Progress, catch_signals, stopping_now
 
 STEADY = 0.6  # the part of the saturated rate at which latency is promised
 STEADY_CONNECTIONS = 96
+ALONE_PER_S = 2.0  # so few that each order has ended before the next one comes
 CURVE = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
 TITLES = {
     "ours": Ours.title,
     "backlog": "this project, from a backlog",
     "steady": f"this project at {STEADY:.0%} of its rate",
+    "alone": "this project, one order at a time",
     "floor": Floor.title,
     "faststream": FastStream.title,
     "nameko": Nameko.title,
@@ -44,12 +46,13 @@ class Size:
     connections: Sequence[int]
     load_s: float
     steady_s: float
+    alone_s: float
     orders: int  # of the floor and of the backlog
     curve_s: float
 
 
-FULL = Size(rounds=3, connections=(16, 48, 96), load_s=14, steady_s=30, orders=10_000, curve_s=12)
-SHORT = Size(rounds=1, connections=(48,), load_s=10, steady_s=15, orders=3_000, curve_s=0)
+FULL = Size(rounds=3, connections=(16, 48, 96), load_s=14, steady_s=30, alone_s=20, orders=10_000, curve_s=12)
+SHORT = Size(rounds=1, connections=(48,), load_s=10, steady_s=15, alone_s=10, orders=3_000, curve_s=0)
 
 
 @contextmanager
@@ -81,6 +84,7 @@ def one_round(rig: Rig, size: Size) -> dict[str, Run]:
         found["ours"] = saturated(rig, ours, size)
         rate = STEADY * found["ours"].ended_per_s
         found["steady"] = post(rig, ours, STEADY_CONNECTIONS, size.steady_s, rate=rate)
+        found["alone"] = post(rig, ours, 1, size.alone_s, rate=ALONE_PER_S)
         found["backlog"] = drain(rig, ours, size.orders, connections=48)
     for peer in (FastStream(), Nameko()):
         with running(rig, peer):

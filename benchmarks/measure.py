@@ -18,7 +18,7 @@ from ops.local.processes import StackFault
 
 # The first seconds of a load are left out of its rate, and out of nothing else.
 WARM_UP_S = 2.0
-DRAIN_S = 180.0
+DRAIN_S = 300.0
 # PostgreSQL's sessions report their transactions at most once a second.
 REPORTED_S = 1.2
 POLL_S = 0.25
@@ -32,22 +32,22 @@ class Run:
     """What one run measured. Times in milliseconds, memory in MB; CPU, statements and the like for one order."""
 
     contender: str
-    connections: int
-    offered_per_s: float | None  # None: as fast as answers come
     accepted: int
-    refused: int
-    refused_properly: int  # 503 with Retry-After
-    unanswered: int
-    accepted_per_s: float
     ended_per_s: float
-    ended_per_s_during_load: float
-    last_end_s: float  # how long after the load's end the last order ended
-    post_ms: Mapping[str, float]
-    saga_ms: Mapping[str, float]
     cpu_ms: Mapping[str, float]  # by group of processes; those of ASIDE are no part of the system
     counts: Mapping[str, float]
     memory_mb: Mapping[str, float]
-    ended_processes: Sequence[str] = field(default_factory=list)
+    # Where orders were posted over HTTP:
+    connections: int = 0
+    offered_per_s: float | None = None  # None: as fast as answers come
+    refused: int = 0
+    refused_properly: int = 0  # 503 with Retry-After
+    unanswered: int = 0
+    accepted_per_s: float = 0.0
+    ended_per_s_during_load: float = 0.0
+    last_end_s: float = 0.0  # how long after the load's end the last order ended
+    post_ms: Mapping[str, float] = field(default_factory=dict)
+    saga_ms: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def cpu_ms_per_order(self) -> float:
@@ -92,10 +92,12 @@ class Watch:
         """Return when every order has passed its last step."""
         deadline = time.monotonic() + patience_s
         created = self.steps("order.created")
+        self.rig.check_processes()
         while (ended := self.steps("inventory.committed")) < created:
             if time.monotonic() > deadline:
                 raise StackFault(f"{self.contender.name}: {created - ended} of {created} orders have not ended")
             time.sleep(POLL_S)
+        self.rig.check_processes()
 
     def spent(self) -> tuple[Usage, Counts]:
         """CPU, memory and counts since the beginning."""
@@ -140,7 +142,6 @@ def post(rig: Rig, contender: Contender, connections: int, seconds: float, **ask
         cpu_ms=_each({**usage.cpu_s, "load": load_s}, len(ends)),
         counts=counts.per(len(ends)),
         memory_mb=usage.memory_mb,
-        ended_processes=rig.ended_processes(),
     )
 
 
@@ -149,10 +150,7 @@ def create(rig: Rig, floor: Floor, count: int) -> Run:
     watch = Watch(rig, floor)
     cpu_s = floor.create(rig, count)
     watch.wait()
-    usage, counts = watch.spent()
-    ends = watch.ends()
-    created = watch.one("SELECT extract(epoch FROM min(at))::float8 FROM order_events WHERE id > %s", watch.last)
-    return _without_posts(rig, floor, ends, created, {**usage.cpu_s, "create": cpu_s}, usage, counts)
+    return _rated(watch, "order.created", {"create": cpu_s})
 
 
 def drain(rig: Rig, ours: Ours, count: int, connections: int) -> Run:
@@ -162,45 +160,25 @@ def drain(rig: Rig, ours: Ours, count: int, connections: int) -> Run:
         posts, _ = rig.post(Plan(ours.urls, ours.users, uuid.uuid4().hex[:8], connections, 600.0, posts=count))
         watch.begin_spending()
     watch.wait()
+    run = _rated(watch, "inventory.reserved", {})
+    if run.accepted < sum(post.status == 201 for post in posts):
+        raise StackFault("orders of the backlog are not PAID")
+    return run
+
+
+def _rated(watch: Watch, first: str, aside_cpu_s: Mapping[str, float]) -> Run:
+    """A run without posts, its rate counted from the first step of a type."""
     usage, counts = watch.spent()
     ends = watch.ends()
-    if len(ends) < sum(post.status == 201 for post in posts):
-        raise StackFault("orders of the backlog are not PAID")
-    first = watch.one(
-        "SELECT extract(epoch FROM min(at))::float8 FROM order_events WHERE id > %s AND type = 'inventory.reserved'",
-        watch.last,
-    )
-    return _without_posts(rig, ours, ends, first, usage.cpu_s, usage, counts)
-
-
-def _without_posts(
-    rig: Rig,
-    contender: Contender,
-    ends: Mapping[str, float],
-    began: float,
-    cpu_s: Mapping[str, float],
-    usage: Usage,
-    counts: Counts,
-) -> Run:
-    rate = len(ends) / (max(ends.values()) - began)
+    query = "SELECT extract(epoch FROM min(at))::float8 FROM order_events WHERE id > %s AND type = %s"
+    began = watch.one(query, watch.last, first)
     return Run(
-        contender=contender.name,
-        connections=0,
-        offered_per_s=None,
+        contender=watch.contender.name,
         accepted=len(ends),
-        refused=0,
-        refused_properly=0,
-        unanswered=0,
-        accepted_per_s=0.0,
-        ended_per_s=rate,
-        ended_per_s_during_load=rate,
-        last_end_s=0.0,
-        post_ms={},
-        saga_ms={},
-        cpu_ms=_each(cpu_s, len(ends)),
+        ended_per_s=len(ends) / (max(ends.values()) - began),
+        cpu_ms=_each({**usage.cpu_s, **aside_cpu_s}, len(ends)),
         counts=counts.per(len(ends)),
         memory_mb=usage.memory_mb,
-        ended_processes=rig.ended_processes(),
     )
 
 

@@ -24,6 +24,7 @@ SECTIONS = {
             "backlog_over_floor": "at least 0.6",
             "p95_post_ms": "under 150",
             "p95_saga_ms": "under 600",
+            "p50_alone_saga_ms": "",
             "cpu_ms_per_order": "at most 7",
         },
     ),

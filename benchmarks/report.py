@@ -45,6 +45,8 @@ def ratios(rounds: Mapping[str, Sequence[Run]]) -> dict[str, float]:
     if "steady" in rounds:
         found["p95_post_ms"] = median(run.post_ms["p95"] for run in rounds["steady"])
         found["p95_saga_ms"] = median(run.saga_ms["p95"] for run in rounds["steady"])
+    if "alone" in rounds:
+        found["p50_alone_saga_ms"] = median(run.saga_ms["p50"] for run in rounds["alone"])
     if "ours" in rounds:
         found["cpu_ms_per_order"] = median(run.cpu_ms_per_order for run in rounds["ours"])
     return {name: round(value, 2) for name, value in found.items()}

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import resource
+import secrets
 import shutil
 import signal
 import subprocess
@@ -28,8 +29,9 @@ from benchmarks.queues import BINDINGS, arguments_of, dead_letter_queue_of, exch
 from benchmarks.tables import BASES
 from ops.local.install import ROOT
 from ops.local.processes import Process, StackFault, end, spawn, tail, wait_until
-from ops.local.server import LOOPBACK, free_port, is_free
+from ops.local.server import LOOPBACK, PORT_RANGE, free_port, is_free
 from ops.local.stack import Progress, Stack
+from shared.config import PORTS_BETWEEN_REPLICAS
 
 NAME = "bench"
 REQUIREMENTS = ROOT / "benchmarks" / "requirements.txt"
@@ -73,7 +75,9 @@ class Rig:
             # What the user has set stays.
             os.environ.update(SETTINGS | {"PAYMENT_PROVIDER_URL": self.provider_url} | os.environ)
             try:
-                self.ports = self.stack.prepare(self.progress, self.replicas)
+                # Not where `make up` would start meanwhile: the load would reach a stack of somebody else.
+                first_port = PORT_RANGE[secrets.randbelow(100) * PORTS_BETWEEN_REPLICAS]
+                self.ports = self.stack.prepare(self.progress, self.replicas, first_port)
                 self._count_statements()
                 self._start_provider()
                 yield self
@@ -156,6 +160,11 @@ class Rig:
             for child in children:
                 child.wait()
         self.processes = {}
+
+    def check_processes(self) -> None:
+        """Raise StackFault if a process has ended."""
+        if ended := self.ended_processes():
+            raise StackFault(f"died: {', '.join(ended)}; logs in {self._log('x').parent}")
 
     def ended_processes(self) -> list[str]:
         """The groups of which a process has ended."""

@@ -185,13 +185,13 @@ class Stack:
         ports = self.prepare(progress, replicas)
         self.start_services(progress, ports, dict.fromkeys(START_ORDER, replicas))
 
-    def prepare(self, progress: Progress, replicas: int) -> dict[str, int]:
-        """Start everything but the services; the ports of their first replicas."""
+    def prepare(self, progress: Progress, replicas: int, first_port: int = FIRST_PORT) -> dict[str, int]:
+        """Start everything but the services; the ports of their first replicas, which begin at `first_port` if free."""
         self.keep(ready=False, children={}, servers=[server.name for server in self.servers.each()])
         install(progress, broker=self.servers.broker is not None, postgres=self.servers.postgres is not None)
         progress.begin_step()
         self.start_servers(progress)
-        ports = choose_ports(replicas, progress)
+        ports = choose_ports(replicas, progress, first_port)
         self.choose_environment(ports)
         own = ["--own-cluster"] if self.servers.postgres else []
         self._ecom(progress, "databases are migrated", "migrate", *own)  # while the broker is still starting
