@@ -105,12 +105,14 @@ def rounds(rig: Rig, size: Size) -> dict[str, Any]:
         found = one_round(rig, size)
         for name, run in found.items():
             measured.setdefault(name, []).append(run)
-        title = f"Round {n + 1} of {size.rounds}"
-        report.print_section(title, report.section({TITLES[name]: run for name, run in found.items()}, {}))
+        named = {TITLES[name]: run for name, run in found.items()}
+        own_ratios = report.ratios({name: [run] for name, run in found.items()})
+        report.print_section(f"Round {n + 1} of {size.rounds}", report.section(named, own_ratios))
     ratios = report.ratios(measured)
     medians = {TITLES[name]: report.middle(runs) for name, runs in measured.items()}
     sections = {"ratios": ratios, "rounds": report.section(medians, ratios)}
-    report.print_section("Medians", sections["rounds"])
+    if size.rounds > 1:
+        report.print_section("Medians", sections["rounds"])
     sections["rounds"]["all"] = {name: [report.as_json(run) for run in runs] for name, runs in measured.items()}
     if size.curve_s:
         curves = {
