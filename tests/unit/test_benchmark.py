@@ -117,3 +117,11 @@ def test_a_result_that_is_measured_again_replaces_its_section_alone(tmp_path: Pa
 def test_a_page_without_one_place_for_the_results_is_refused(unmarked: str):
     with pytest.raises(ValueError, match="once"):
         page.with_results(unmarked)
+
+
+def test_the_pictures_show_each_contender_against_what_it_was_offered(tmp_path: Path):
+    offered = [replace(RUN, offered_per_s=rate, ended_per_s_during_load=rate) for rate in (50.0, 100.0)]
+    report.draw({"this project": offered, "a peer": offered[:1]}, tmp_path)
+    throughput, latency = ((tmp_path / f"bench-{name}.svg").read_text() for name in ("throughput", "latency"))
+    assert [throughput.count(words) for words in ("this project", "a peer", "every order", "<circle")] == [1, 1, 1, 3]
+    assert [latency.count(words) for words in ("this project", "a peer", "every order", "<circle")] == [1, 1, 0, 3]
