@@ -210,8 +210,9 @@ class Relay(DependencyProvider):
                 self._recover()
                 self._housekeep(connection)
                 # Whatever has been committed since the rows were read has sent another wake.
+                at_once = self._wake.sent
                 if published < BATCH_SIZE and self._wake.wait(POLL_S):
-                    green.sleep(self._gathering.wait_s(0))
+                    green.sleep(self._gathering.wait_s(0, at_once))
             else:
                 self._recover()
                 if self._wake.wait(STANDBY_S):

@@ -23,6 +23,7 @@ from nameko.extensions import Entrypoint
 from shared.edge import green
 from shared.edge.batch import Batch, Unsettled
 from shared.edge.broker import BrokerConnection, run_connected
+from shared.edge.caution import Caution
 from shared.edge.database import Database
 from shared.edge.deliveries import delivery_of
 from shared.edge.gathering import ENOUGH, Gathering
@@ -43,10 +44,6 @@ BATCH_SIZE = 50
 # charged alone; it opens after the first that passed.
 PREFETCH = 100
 PREFETCH_CAREFUL = 1
-
-# A message that went back this often is suspected of killing its process.
-SUSPECT_DELIVERIES = 3
-CLEAN_TO_OPEN = 50
 
 # How often to look whether a call has ended for which a batch did not wait.
 LOOK_S = 0.05
@@ -153,14 +150,15 @@ class Handles(Entrypoint):
         self._connection = connection
         self._held.clear()
         self._going_on.clear()
-        self._clean_needed = 0
+        self._caution = Caution(self.queue, BATCH_SIZE)
         self._tag: str | None = None
         self._subscribe(PREFETCH_CAREFUL)
         self._broker_fault = None
         while not self._stopping:
             self._take_back()
-            if self._held or connection.read(timeout_s=LOOK_S if self._going_on else 0.5):
-                self._gather(connection)
+            at_once = bool(self._held) or connection.read(timeout_s=0)
+            if at_once or connection.read(timeout_s=LOOK_S if self._going_on else 0.5):
+                self._gather(connection, at_once)
                 self._handle_and_ack(self._take())
         self._cancel()
         while (self._held or self._going_on) and time.monotonic() < self._stop_by:
@@ -169,11 +167,11 @@ class Handles(Entrypoint):
                 self._take_back()
             self._handle_and_ack(self._take())
 
-    def _gather(self, connection: BrokerConnection) -> None:
+    def _gather(self, connection: BrokerConnection, at_once: bool) -> None:
         """Hold what has arrived, and what arrives while it is worth to wait for a fuller batch."""
         self._read_waiting(connection)
         careful = self._prefetch == PREFETCH_CAREFUL  # no second message comes before the first is settled
-        until = time.monotonic() + (0.0 if careful else self._gathering.wait_s(len(self._held)))
+        until = time.monotonic() + (0.0 if careful else self._gathering.wait_s(len(self._held), at_once))
         while len(self._held) < ENOUGH and (left_s := until - time.monotonic()) > 0:
             connection.read(left_s)
             self._read_waiting(connection)
@@ -212,22 +210,10 @@ class Handles(Entrypoint):
 
     def _take(self) -> list[Delivery]:
         """The next messages to handle together: up to BATCH_SIZE, or one while a message may be killing the process."""
-        suspects = [item for item in self._held if item.deliveries_before >= SUSPECT_DELIVERIES]
-        if suspects:
-            if not self._clean_needed:
-                log.warning("%s: a message was delivered often and never settled; going one by one", self.queue)
-            self._clean_needed = CLEAN_TO_OPEN
-            if self._prefetch != PREFETCH_CAREFUL:
-                self._subscribe(PREFETCH_CAREFUL)
-        if not self._clean_needed:
-            return [self._held.popleft() for _ in range(min(BATCH_SIZE, len(self._held)))]
-        # The unsuspected messages first: once they are acked, the next death is charged to the suspect alone.
-        chosen = next((item for item in self._held if item not in suspects), None)
-        if chosen is None and not self._held:
-            return []
-        chosen = chosen or self._held[0]
-        self._held.remove(chosen)
-        return [chosen]
+        self._caution.look(self._held)
+        if self._caution.holds and self._prefetch != PREFETCH_CAREFUL:
+            self._subscribe(PREFETCH_CAREFUL)
+        return self._caution.take(self._held)
 
     def _handle_and_ack(self, deliveries: list[Delivery]) -> None:
         if not deliveries:
@@ -239,9 +225,8 @@ class Handles(Entrypoint):
         finally:
             self._in_work = []
         self._going_on += going_on
-        if self._clean_needed:
-            self._clean_needed -= 1
-        opens = not self._clean_needed and self._prefetch != PREFETCH
+        self._caution.settled()
+        opens = not self._caution.holds and self._prefetch != PREFETCH
         if opens or self._stopping:
             # Before the ack: an ack makes room for messages that a cancelled consumer would get and be charged for.
             self._cancel()

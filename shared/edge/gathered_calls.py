@@ -57,6 +57,7 @@ class GatheredCalls(RpcProxy):
         self.one = one
         self.many = many
         self._open: _List | None = None
+        self._under_way = 0  # lists whose leaders have no answer yet
         self._reminder = Reminder()
 
     def setup(self) -> None:
@@ -73,11 +74,23 @@ class GatheredCalls(RpcProxy):
             self._open = _List()
         gathered, place = self._open, len(self._open.calls)
         gathered.calls.append({**worker_ctx.data, **arguments})
-        if place == 0:
-            self._lead(gathered, deadline)
-        elif place == MOST - 1:
+        if place == MOST - 1:
             self._open = None
             gathered.full.send()
+        if place:
+            return self._result(gathered, place, worker_ctx, arguments, deadline)
+        at_once = self._under_way > 0
+        self._under_way += 1
+        try:
+            self._lead(gathered, at_once, deadline)
+            return self._result(gathered, place, worker_ctx, arguments, deadline)
+        finally:
+            self._under_way -= 1
+
+    def _result(
+        self, gathered: _List, place: int, worker_ctx: WorkerContext, arguments: dict[str, Any], deadline: float
+    ) -> Any:
+        """The answer to one call of a list; where it must be made alone, this makes it."""
         answer = gathered.answered.wait()[place]
         if answer is ALONE:
             method, left_s = f"{self.service}.{self.one}", deadline - time.monotonic()
@@ -86,19 +99,19 @@ class GatheredCalls(RpcProxy):
             raise deserialize(answer["error"])
         return answer["result"]
 
-    def _lead(self, gathered: _List, deadline: float) -> None:
+    def _lead(self, gathered: _List, at_once: bool, deadline: float) -> None:
         answers: list[dict[str, Any] | None] | None = None
         try:
-            self._gather(gathered)
+            self._gather(gathered, at_once)
             answers = self._ask(gathered, deadline)
         finally:
             # A caller who is killed must not leave the others waiting.
             gathered.answered.send(answers or _all_refused(gathered, ServiceUnavailable("the service is stopping")))
 
-    def _gather(self, gathered: _List) -> None:
+    def _gather(self, gathered: _List, at_once: bool) -> None:
         """Wait for company. No call is added to the list afterwards."""
         try:
-            if wait_s := self._gathering.wait_s(1):
+            if wait_s := self._gathering.wait_s(1, at_once):
                 gathered.full.wait(wait_s)
         finally:
             if self._open is gathered:

@@ -17,6 +17,11 @@ class Wake:
         if not self._event.ready():
             self._event.send()
 
+    @property
+    def sent(self) -> bool:
+        """Whether the next wait returns at once."""
+        return bool(self._event.ready())
+
     def clear(self) -> None:
         """Forget that it was sent."""
         if self._event.ready():

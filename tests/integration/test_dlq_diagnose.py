@@ -98,7 +98,10 @@ class World:
 
     def snapshot(self) -> dict[str, Any]:
         """All rows of the service, without its inbox and its dead messages."""
-        tables = "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
+        tables = (
+            "SELECT relname AS tablename FROM pg_class"
+            " WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') AND NOT relispartition"
+        )
         found = {}
         for row in self.database.rows(self.bench.name, tables):
             if row["tablename"] not in NOT_BUSINESS:

@@ -47,7 +47,7 @@ class Patient:
     def note(self, count: int) -> None:
         """Nothing is measured."""
 
-    def wait_s(self, waiting: int) -> float:
+    def wait_s(self, waiting: int, at_once: bool) -> float:
         return 0.1
 
 

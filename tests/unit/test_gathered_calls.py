@@ -25,7 +25,7 @@ class Gathering:
     def note(self, count: int) -> None:
         self.noted += count
 
-    def wait_s(self, waiting: int) -> float:
+    def wait_s(self, waiting: int, at_once: bool) -> float:
         return self.wait
 
 
