@@ -163,7 +163,7 @@ class Settings:
     ))
     batch_wait_ms: float = one(Row(
         "BATCH_WAIT_MS", parsers.number(0), "how long a batch waits for more at most, in ms, where it fills fast",
-        SERVICES, "50",
+        SERVICES, "40",
     ))
     order_deadline_s: float = one(Row(
         "ORDER_DEADLINE_S", parsers.number(1), "after this time an unpaid order is cancelled",
