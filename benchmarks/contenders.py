@@ -116,52 +116,46 @@ class Floor(OnTables):
         return rig.run_aside("floor-create", "-m", "benchmarks.floor", "create", str(count))
 
 
-class FastStream(OnTables):
+class Peer(OnTables):
+    """A peer: an HTTP front and three workers, all of one module."""
+
+    module: str
+    front: str  # what its front is called, in the module and in the tables
+
+    urls: list[str]
+
+    def __init__(self) -> None:
+        self.urls = []
+        self.users = [f"X-User-Id: bench-{n}" for n in range(USERS)]
+
+    def start(self, rig: Rig) -> None:
+        """Start the front and the three workers."""
+        rig.make_contender(self.name)
+        for service in ("order", "inventory", "payment"):
+            rig.start_process(service, "-m", self.module, service)
+        port = free_port()
+        rig.start_process(self.front, "-m", self.module, self.front, str(port))
+        self.urls = [f"http://{LOOPBACK}:{port}"]
+        rig.wait_consumers(self.name)
+        rig.wait_port(port)
+
+
+class FastStream(Peer):
     """FastStream, SQLAlchemy's asyncio, FastAPI and uvicorn."""
 
     name = "faststream"
     title = "FastStream, FastAPI"
-
-    urls: list[str]
-
-    def __init__(self) -> None:
-        self.urls = []
-        self.users = [f"X-User-Id: bench-{n}" for n in range(USERS)]
-
-    def start(self, rig: Rig) -> None:
-        """Start the API and the three workers."""
-        rig.make_contender(self.name)
-        for service in ("order", "inventory", "payment"):
-            rig.start_process(service, "-m", "benchmarks.peers.fast", service)
-        port = free_port()
-        rig.start_process("api", "-m", "benchmarks.peers.fast", "api", str(port))
-        self.urls = [f"http://{LOOPBACK}:{port}"]
-        rig.wait_consumers(self.name)
-        rig.wait_port(port)
+    module = "benchmarks.peers.fast"
+    front = "api"
 
 
-class Nameko(OnTables):
+class Nameko(Peer):
     """Nameko as its documentation shows it: one message a transaction."""
 
     name = "nameko"
     title = "plain Nameko"
-
-    urls: list[str]
-
-    def __init__(self) -> None:
-        self.urls = []
-        self.users = [f"X-User-Id: bench-{n}" for n in range(USERS)]
-
-    def start(self, rig: Rig) -> None:
-        """Start the gateway and the three services."""
-        rig.make_contender(self.name)
-        for service in ("order", "inventory", "payment"):
-            rig.start_process(service, "-m", "benchmarks.peers.plain", service)
-        port = free_port()
-        rig.start_process("gateway", "-m", "benchmarks.peers.plain", "gateway", str(port))
-        self.urls = [f"http://{LOOPBACK}:{port}"]
-        rig.wait_consumers(self.name)
-        rig.wait_port(port)
+    module = "benchmarks.peers.plain"
+    front = "gateway"
 
 
 def _token(url: str, user: str) -> str:
