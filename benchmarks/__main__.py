@@ -98,8 +98,8 @@ def curve(rig: Rig, contender: Contender, rate: float, seconds: float) -> list[R
         return [post(rig, contender, STEADY_CONNECTIONS, seconds, rate=part * rate) for part in CURVE]
 
 
-def rounds(rig: Rig, size: Size) -> dict[str, Any]:
-    """Measure the rounds and the curves, print them as they end, and return what is to be saved."""
+def rounds(rig: Rig, size: Size) -> Iterator[dict[str, Any]]:
+    """Measure the rounds, then the curves; print what has ended, and give what is to be saved of it."""
     measured: dict[str, list[Run]] = {}
     for n in range(size.rounds):
         found = one_round(rig, size)
@@ -114,14 +114,21 @@ def rounds(rig: Rig, size: Size) -> dict[str, Any]:
     if size.rounds > 1:
         report.print_section("Medians", sections["rounds"])
     sections["rounds"]["all"] = {name: [report.as_json(run) for run in runs] for name, runs in measured.items()}
+    yield sections
     if size.curve_s:
         curves = {
             contender.title: curve(rig, contender, report.middle(measured[contender.name]).ended_per_s, size.curve_s)
             for contender in (Ours(), FastStream())
         }
-        sections["curves"] = {name: [report.as_json(run) for run in runs] for name, runs in curves.items()}
         report.draw(curves)
-    return sections
+        yield {"curves": {name: [report.as_json(run) for run in runs] for name, runs in curves.items()}}
+
+
+def one_experiment(rig: Rig, chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Run the experiment that was chosen, print it, and give what is to be saved of it."""
+    measured = experiments.EXPERIMENTS[chosen.only](rig, chosen.short)
+    report.print_section(chosen.only, measured)
+    yield {chosen.only: measured}
 
 
 def main(words: Sequence[str]) -> int:
@@ -130,19 +137,15 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--short", action="store_true", help="one short round: 5 minutes")
     parser.add_argument("--only", choices=experiments.EXPERIMENTS, help="one experiment instead of the rounds")
     chosen = parser.parse_args(words)
+    place = report.SHORT_RESULTS if chosen.short else report.RESULTS
     adopt_orphans()
     catch_signals()
     progress = Progress()
     try:
         with Rig(progress, replicas=experiments.MOST_REPLICAS if chosen.only == "scale" else 1).running() as rig:
-            if chosen.only:
-                measured = experiments.EXPERIMENTS[chosen.only](rig, chosen.short)
-                report.print_section(chosen.only, measured)
-                sections = {chosen.only: measured}
-            else:
-                sections = rounds(rig, SHORT if chosen.short else FULL)
-        place = report.SHORT_RESULTS if chosen.short else report.RESULTS
-        report.save(place, {"cores": os.cpu_count(), **sections})
+            measured = one_experiment(rig, chosen) if chosen.only else rounds(rig, SHORT if chosen.short else FULL)
+            for sections in measured:  # what was measured is saved even if what follows fails
+                report.save(place, {"cores": os.cpu_count(), **sections})
         if not chosen.short:
             page.main()
         progress(f"results are in {place}")

@@ -30,6 +30,7 @@ from shared.edge.gathering import ENOUGH, Gathering
 from shared.edge.pausing import Stopping
 from shared.edge.publisher import Publisher
 from shared.edge.settings import sender_rules, settings_of
+from shared.edge.subscription import PREFETCH, PREFETCH_CAREFUL, Subscription
 from shared.edge.tx import Events, Tx
 from shared.edge.worker import Abandoned, run_in_worker
 from shared.failures import Delivery
@@ -39,11 +40,6 @@ log = logging.getLogger(__name__)
 
 # At 50 a batch costs a third of what single messages cost; larger ones gain little and hold their locks longer.
 BATCH_SIZE = 50
-
-# Two batches: one in work, one on its way. A new process starts with 1, so that a message which kills it is
-# charged alone; it opens after the first that passed.
-PREFETCH = 100
-PREFETCH_CAREFUL = 1
 
 # How often to look whether a call has ended for which a batch did not wait.
 LOOK_S = 0.05
@@ -71,6 +67,7 @@ class Handles(Entrypoint):
         self._in_work: list[Delivery] = []
         self._going_on: list[Unsettled] = []
         self._gathering = Gathering(self.settings.batch_wait_ms / 1000)
+        self._subscription = Subscription(self.queue, self._receive)
         self._publisher = Publisher(self.settings.amqp_uri, self.settings.heartbeat_s)
         self.batch = Batch(
             self.queue,
@@ -151,7 +148,7 @@ class Handles(Entrypoint):
         self._held.clear()
         self._going_on.clear()
         self._caution = Caution(self.queue, BATCH_SIZE)
-        self._tag: str | None = None
+        self._subscription.forget()
         self._subscribe(PREFETCH_CAREFUL)
         self._broker_fault = None
         while not self._stopping:
@@ -170,7 +167,7 @@ class Handles(Entrypoint):
     def _gather(self, connection: BrokerConnection, at_once: bool) -> None:
         """Hold what has arrived, and what arrives while it is worth to wait for a fuller batch."""
         self._read_waiting(connection)
-        careful = self._prefetch == PREFETCH_CAREFUL  # no second message comes before the first is settled
+        careful = self._subscription.prefetch == PREFETCH_CAREFUL  # no second message comes before the first is settled
         until = time.monotonic() + (0.0 if careful else self._gathering.wait_s(len(self._held), at_once))
         while len(self._held) < ENOUGH and (left_s := until - time.monotonic()) > 0:
             connection.read(left_s)
@@ -188,21 +185,11 @@ class Handles(Entrypoint):
             self._held.extendleft(item.delivery for item in reversed(ended))
 
     def _subscribe(self, prefetch: int) -> None:
-        """Consume with another prefetch: it is fixed when a consumer starts (4.3 counts a global one per consumer)."""
-        if self._stopping:
-            return
-        self._cancel()
-        with self._connection.bounded():
-            self._connection.channel.basic_qos(0, prefetch, False)
-            self._tag = self._connection.channel.basic_consume(self.queue, callback=self._receive)
-        self._prefetch = prefetch
+        if not self._stopping:
+            self._subscription.take(self._connection, prefetch)
 
     def _cancel(self) -> None:
-        """Stop taking messages."""
-        if self._tag is not None:
-            with self._connection.bounded(self._stop_by):
-                self._connection.channel.basic_cancel(self._tag)
-            self._tag = None
+        self._subscription.cancel(self._connection, self._stop_by)
 
     def _receive(self, message: amqp.Message) -> None:
         self._gathering.note(1)
@@ -211,7 +198,7 @@ class Handles(Entrypoint):
     def _take(self) -> list[Delivery]:
         """The next messages to handle together: up to BATCH_SIZE, or one while a message may be killing the process."""
         self._caution.look(self._held)
-        if self._caution.holds and self._prefetch != PREFETCH_CAREFUL:
+        if self._caution.holds and self._subscription.prefetch != PREFETCH_CAREFUL:
             self._subscribe(PREFETCH_CAREFUL)
         return self._caution.take(self._held)
 
@@ -226,7 +213,7 @@ class Handles(Entrypoint):
             self._in_work = []
         self._going_on += going_on
         self._caution.settled()
-        opens = not self._caution.holds and self._prefetch != PREFETCH
+        opens = not self._caution.holds and self._subscription.prefetch != PREFETCH
         if opens or self._stopping:
             # Before the ack: an ack makes room for messages that a cancelled consumer would get and be charged for.
             self._cancel()

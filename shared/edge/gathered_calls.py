@@ -124,6 +124,8 @@ class GatheredCalls(RpcProxy):
         method, left_s = f"{self.service}.{self.many}", deadline - time.monotonic()
         try:
             answers: list[dict[str, Any] | None] = self.replies.call(method, [calls], {}, GATHERER, left_s)
+            if len(answers) != len(calls):
+                raise ValueError(f"{len(answers)} answers for {len(calls)} calls")
         except ServiceUnavailable as error:  # perhaps they were made: only their callers know whether to repeat them
             return _all_refused(gathered, error)
         except Exception as error:

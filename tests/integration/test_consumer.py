@@ -22,9 +22,10 @@ from inventory_service import queries
 from inventory_service.domain import State
 from ops.local.servers import Servers
 from shared.config import Settings
-from shared.edge.consumer import PREFETCH, Handles, handles
+from shared.edge.consumer import Handles, handles
 from shared.edge.database import Database
 from shared.edge.publisher import Outgoing
+from shared.edge.subscription import PREFETCH
 from shared.edge.tx import Events, Tx
 from shared.envelope import Envelope
 from shared.errors import CannotWork, PublishFailed
@@ -145,6 +146,33 @@ def test_the_broker_sees_a_prefetch_of_a_hundred_once_it_is_open(
     until(lambda: mail.waiting(QUEUE) == 50)
     throughout(lambda: mail.waiting(QUEUE) == 50, for_s=0.3)
     gate.open = True
+
+
+def test_one_replica_gets_every_message_and_another_those_for_which_it_has_no_room(
+    start: Start, database: Databases, mail: Mail
+) -> None:
+    gates = Gate(), Gate()
+    replicas = [start(gate) for gate in gates]
+    for gate in gates:
+        gate.open = True
+    singles = [orders(1) for _ in range(20)]
+    for number, single in enumerate(singles):
+        mail.publish(single)
+        until(lambda number=number: len(consumed(database)) == number + 1)
+    favoured, other = sorted((0, 1), key=lambda replica: len(gates[replica].batches), reverse=True)
+    assert (len(gates[favoured].batches), gates[other].batches) == (20, []), "without priorities they take turns"
+
+    gates[favoured].open = gates[other].open = False
+    mail.publish(orders(PREFETCH + 1))
+    until(lambda: gates[other].batches)  # the first one holds as many as it may
+    gates[favoured].open = gates[other].open = True
+    until(lambda: len(consumed(database)) == 20 + PREFETCH + 1)
+
+    seen = len(gates[other].batches)
+    replicas[favoured].stop()
+    mail.publish(orders(5))
+    until(lambda: len(consumed(database)) == 20 + PREFETCH + 1 + 5)
+    assert len(gates[other].batches) > seen
 
 
 def test_a_suspect_is_handled_alone_and_after_its_neighbours(start: Start, database: Databases, mail: Mail) -> None:
