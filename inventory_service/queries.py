@@ -25,6 +25,7 @@ _TOUCHED = {"updated_at": NOW}
 _given = unnest(ReservationRow, "order_id", "reservation_id")
 _CLAIM = (
     insert(_RESERVATIONS)
+    .execution_options(prepared=True)
     .from_select(
         ["order_id", "reservation_id", "state", "kind", "made_by"],
         select(
@@ -71,6 +72,7 @@ _RESERVATIONS_OF = (
     .select_from(_RESERVATIONS.outerjoin(_ITEMS, _ITEMS.c.order_id == _RESERVATIONS.c.order_id))
     .where(is_given(_RESERVATIONS.c.order_id))
     .order_by(_RESERVATIONS.c.order_id, _ITEMS.c.sku)
+    .execution_options(prepared=True)
 )
 _LOCKED_RESERVATIONS_OF = _RESERVATIONS_OF.with_for_update(of=_RESERVATIONS)
 
@@ -101,6 +103,7 @@ _STOCK_OF = (
     select(_STOCK.c.sku, _STOCK.c.on_hand, _STOCK.c.reserved, _STOCK.c.version)
     .where(is_given(_STOCK.c.sku))
     .order_by(_STOCK.c.sku)
+    .execution_options(prepared=True)
 )
 _LOCKED_STOCK_OF = _STOCK_OF.with_for_update()
 

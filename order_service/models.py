@@ -169,11 +169,14 @@ _ORDERS_OF = (
     )
     .where(is_given(_ORDERS.order_id))
     .order_by(_ORDERS.order_id)
+    .execution_options(prepared=True)
 )
 _LOCKED_ORDERS_OF = _ORDERS_OF.with_for_update()
 # A statement of its own: what waits for a lock sees of other tables what was committed before it waited.
-_FOLLOWED = select(_STEPS.order_id, _STEPS.type, _STEPS.subject_id).where(
-    is_given(_STEPS.order_id), _STEPS.message_id.is_not(None)
+_FOLLOWED = (
+    select(_STEPS.order_id, _STEPS.type, _STEPS.subject_id)
+    .where(is_given(_STEPS.order_id), _STEPS.message_id.is_not(None))
+    .execution_options(prepared=True)
 )
 
 

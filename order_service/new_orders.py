@@ -143,7 +143,7 @@ _ADD = text(
            jsonb_build_object('total', total, 'currency', currency)
     FROM given
     """
-)
+).execution_options(prepared=True)
 
 
 def add(session: Session, orders: Sequence[NewOrder]) -> None:

@@ -150,7 +150,7 @@ _REOPEN = (
     .where(_PAYMENTS.c.order_id == bindparam("given"), _PAYMENTS.c.status == Status.VOID, _PAYMENTS.c.cancelled)
     .values(status=Status.PENDING)
 )
-_READ_PAYMENTS = select(_PAYMENTS).where(is_given(_PAYMENTS.c.order_id))
+_READ_PAYMENTS = select(_PAYMENTS).where(is_given(_PAYMENTS.c.order_id)).execution_options(prepared=True)
 # In one order for everybody, so that transactions cannot deadlock.
 _LOCK_PAYMENTS = _READ_PAYMENTS.order_by(_PAYMENTS.c.order_id).with_for_update()
 _CLAIM_REFUNDS = insert_of(RefundRow, *_NEW_REFUND).on_conflict_do_nothing().returning(_REFUNDS.c.refund_id)

@@ -65,7 +65,8 @@ def insert_of(model: type[Base], *names: str) -> Insert:
     """
     given = unnest(model, *names, place="place")
     values = [_taken(given, table_of(model).c[name]) for name in names]
-    return insert(table_of(model)).from_select(names, select(*values).order_by(given.c.place), include_defaults=False)
+    statement = insert(table_of(model)).execution_options(prepared=True)
+    return statement.from_select(names, select(*values).order_by(given.c.place), include_defaults=False)
 
 
 def insert_many(session: Session, model: type[Base], rows: Sequence[Mapping[str, Any]]) -> None:
@@ -110,7 +111,12 @@ def _update_statement(
 ) -> Update:
     table, given, key = table_of(model), unnest(model, *names), names[0]
     values = {name: given.c[name] for name in names[1:]}
-    statement = update(table).where(table.c[key] == given.c[key]).values({**values, **dict(also)})
+    statement = (
+        update(table)
+        .execution_options(prepared=True)
+        .where(table.c[key] == given.c[key])
+        .values({**values, **dict(also)})
+    )
     return statement if returning is None else statement.returning(table.c[key], table.c[returning.key])
 
 

@@ -127,7 +127,8 @@ def claiming(is_used: str = "false") -> Claiming:
         ON CONFLICT DO NOTHING
         RETURNING user_id, key
     """
-    return Claiming(text(statement), text(f"SET LOCAL lock_timeout = {TOGETHER_LOCK_TIMEOUT_MS}; {statement}"))
+    together = f"SET LOCAL lock_timeout = {TOGETHER_LOCK_TIMEOUT_MS}; {statement}"
+    return Claiming(*(text(sql).execution_options(prepared=True) for sql in (statement, together)))
 
 
 _CLAIMING = claiming()

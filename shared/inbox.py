@@ -22,7 +22,8 @@ KEEP_DAYS = 90
 
 _given = unnest(ConsumedMessage, "message_id")
 _CLAIM = (
-    insert(cast(Table, ConsumedMessage.__table__))  # of the table: the ORM takes parameters for rows
+    insert(cast(Table, ConsumedMessage.__table__))
+    .execution_options(prepared=True)  # of the table: the ORM takes parameters for rows
     .from_select(
         ["consumer", "message_id"],
         # One order for everybody, so that two replicas with the same messages cannot deadlock.

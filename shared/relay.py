@@ -73,11 +73,13 @@ _READ = text(
     "  SELECT 1 FROM outbox held WHERE held.published_at IS NULL AND held.aggregate_id = o.aggregate_id"
     "  AND held.id <= o.id AND held.held_until > now())"
     " ORDER BY id LIMIT :limit"
-)
+).execution_options(prepared=True)
 # A row that is published moves into the partition of its day.
-_MARK = text(
-    "UPDATE outbox SET published_at = now(), held_until = NULL WHERE id = ANY(:ids) AND published_at IS NULL"
-).bindparams(bindparam("ids", type_=ARRAY(BigInteger)))
+_MARK = (
+    text("UPDATE outbox SET published_at = now(), held_until = NULL WHERE id = ANY(:ids) AND published_at IS NULL")
+    .bindparams(bindparam("ids", type_=ARRAY(BigInteger)))
+    .execution_options(prepared=True)
+)
 _HOLD = text(
     "UPDATE outbox SET attempts = attempts + 1, last_error = :error,"
     " held_until = now() + make_interval(secs => :seconds) WHERE id = :id AND published_at IS NULL"

@@ -14,6 +14,7 @@ from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.pool import NullPool
 
 from shared.edge.green import trampoline
+from shared.edge.prepared import prepare_on
 
 STATEMENT_TIMEOUT_MS = 5000
 LOCK_TIMEOUT_MS = 2000
@@ -81,6 +82,7 @@ def connect(url: str, application: str, pool_size: int = 0, **settings: Any) -> 
     )
     # SQLAlchemy names the level when it leaves AUTOCOMMIT, and psycopg2 then sends a SET with each change to and fro.
     engine.dialect.set_isolation_level = _set_autocommit  # type: ignore[method-assign, assignment]
+    prepare_on(engine)
     if pool_size:
         _ping_after_rest(engine)
     return engine

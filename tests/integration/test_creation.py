@@ -342,8 +342,7 @@ def test_a_list_of_posts_is_one_transaction_of_three_statements_and_two_more_wit
 ) -> None:
     measured = bench("order", url=wire.url(settings.database_url("order")))
     measured.called_by(SYSTEM)
-    with measured.sessions.read() as session:
-        session.connection()
+    create(measured, *(post(f"first-{n}") for n in range(number)))  # connects, and prepares the statements
     for limits, most in (({}, 3), ({"orders": 1000, "units": 10_000}, 5)):  # a lock and a count
         limit(measured, settings, **limits)
         wire.completed.clear()
