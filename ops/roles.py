@@ -66,6 +66,7 @@ def provision(settings: Settings, admin: URL, app: URL, service: str, replicas: 
         _make_role(connection, app.username, str(app.password or ""), BY_NAME[service].connections * replicas)
         _make_role(connection, READER, settings.reader_password, OTHERS_CONNECTIONS)
         _make_role(connection, OPERATOR, settings.operator_password, OTHERS_CONNECTIONS)
+        _join(connection, owner)
         cursor.execute("SELECT 1 FROM pg_database WHERE datname = %s", [app.database])
         if not cursor.fetchone():
             cursor.execute(
@@ -182,6 +183,14 @@ def _make_role(connection: Session, name: str, password: str = "", connections: 
                 sql.Literal(connections),
             )
         )
+
+
+def _join(connection: Session, role: str) -> None:
+    """Let an administrator who is no superuser act as a role that he has made. PostgreSQL 16 lets him only grant it."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT rolsuper FROM pg_roles WHERE rolname = current_user")
+        if cursor.fetchone() != (True,):
+            cursor.execute(sql.SQL("GRANT {} TO CURRENT_USER").format(sql.Identifier(role)))
 
 
 def _quoted(name: str) -> str:

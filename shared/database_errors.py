@@ -5,8 +5,8 @@ from __future__ import annotations
 import psycopg2
 from sqlalchemy.exc import DBAPIError, InterfaceError, TimeoutError
 
-# PostgreSQL's undefined_table.
-NOT_MIGRATED = "42P01"
+# PostgreSQL's undefined_table and undefined_column.
+UNDEFINED_TABLE, UNDEFINED_COLUMN = "42P01", "42703"
 
 # PostgreSQL's insufficient_privilege.
 NOT_ALLOWED = "42501"
@@ -34,9 +34,9 @@ def is_outage(error: BaseException) -> bool:
     if state is None:
         return isinstance(error.orig, psycopg2.OperationalError)
     # Classes 08 connection, 53 resources (disk full, too many connections), 58 system; 57P0x shutting down or
-    # starting; 25006 a standby that does not take writes; 42P01 a table is not there, so this is not migrated yet;
-    # 42501 a right is missing, as while another version's `ecom migrate` was the last one to run.
-    unable = ("25006", "25P03", NOT_ALLOWED, NOT_MIGRATED)
+    # starting; 25006 a standby that does not take writes; 42P01 and 42703 a table or a column is not there, so this is
+    # not the schema of this version; 42501 a right is missing, as while another version's `ecom migrate` ran last.
+    unable = ("25006", "25P03", NOT_ALLOWED, UNDEFINED_TABLE, UNDEFINED_COLUMN)
     return state[:2] in ("08", "53", "58") or state.startswith("57P") or state in unable
 
 

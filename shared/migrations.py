@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import sqlalchemy as sa
@@ -45,7 +46,7 @@ def create_indexes(
     PostgreSQL does this only outside a transaction. So a revision that creates indexes does nothing else, and it can
     run again after it was broken off: an index that is there is dropped first, since it may be invalid.
     """
-    with op.get_context().autocommit_block():
+    with _concurrently():
         for name, columns in indexes.items():
             op.drop_index(name, table, if_exists=True, postgresql_concurrently=True)
             chosen = sa.text(where) if where else None
@@ -56,9 +57,18 @@ def create_indexes(
 
 def drop_indexes(table: str, names: Iterable[str]) -> None:
     """Undo create_indexes; others read and write the table meanwhile."""
-    with op.get_context().autocommit_block():
+    with _concurrently():
         for name in names:
             op.drop_index(name, table, if_exists=True, postgresql_concurrently=True)
+
+
+@contextmanager
+def _concurrently() -> Iterator[None]:
+    """Outside a transaction, and without a limit to waits: nobody waits behind a build that waits for transactions."""
+    with op.get_context().autocommit_block():
+        op.execute("SET lock_timeout = 0")
+        yield
+        op.execute("RESET lock_timeout")
 
 
 def replace_primary_key(table: str, unique_index: str) -> None:

@@ -31,6 +31,7 @@ from shared import unsafe
 from shared.config import MIGRATE, ROLES, SERVICES, USER, masked
 from shared.config import read as read_settings
 from shared.errors import CannotWork, ConfigurationFault, Conflict, EcomError, NotFound, ValidationFailed
+from shared.revisions import PHASES
 from shared.version import VERSION
 from topology.services import DATABASES, REPLICAS
 
@@ -171,9 +172,16 @@ def _check_settings(refused: list[str], as_json: bool) -> None:
     is_flag=True,
     help="Nobody else uses this database server: close the databases postgres and template1 to all other roles.",
 )
+@click.option(
+    "--phase",
+    type=click.Choice((*PHASES, "all")),
+    default="all",
+    show_default=True,
+    help="expand adds what this version needs; contract takes away what neither it nor the version before needs.",
+)
 @json_option
-def migrate(service: str | None, replicas: int, own_cluster: bool, as_json: bool) -> None:
-    """Bring all databases, or that of SERVICE, to the newest version.
+def migrate(service: str | None, replicas: int, own_cluster: bool, phase: str, as_json: bool) -> None:
+    """Bring all databases, or that of SERVICE, to the newest version. A database of a newer version is left as it is.
 
     With DATABASE_ADMIN_URL it also makes the databases and their roles, and gives each role its rights and no others.
     """
@@ -181,7 +189,8 @@ def migrate(service: str | None, replicas: int, own_cluster: bool, as_json: bool
 
     if service and service not in DATABASES:
         raise click.BadParameter(f"{service!r} is not one of {', '.join(DATABASES)}", param_hint="SERVICE")
-    done = migrations.migrate(read(MIGRATE), [service] if service else DATABASES, replicas, own_cluster)
+    chosen = [service] if service else DATABASES
+    done = migrations.migrate(read(MIGRATE), chosen, replicas, own_cluster=own_cluster, phase=phase)
     if as_json:
         print_json({"migrated": done})
     else:

@@ -8,6 +8,8 @@ revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}
 branch_labels = None
 depends_on = None
+# "expand" adds what this version needs; "contract" takes away what neither it nor the version before needs.
+phase = "expand"
 
 
 def upgrade() -> None:

@@ -11,10 +11,12 @@ import nameko_sqlalchemy
 from nameko.containers import WorkerContext
 from sqlalchemy.orm import Session, sessionmaker
 
-from shared.database_errors import NOT_MIGRATED, is_conflict, is_hold_up, is_outage, sqlstate
+from shared.database_errors import UNDEFINED_TABLE, is_conflict, is_hold_up, is_outage, sqlstate
 from shared.edge import green
 from shared.edge.postgres import connect
+from shared.edge.settings import own_name
 from shared.errors import CannotWork
+from shared.revisions import lacking
 from shared.tables import Base
 from topology.services import POOL_SPARE
 
@@ -122,15 +124,15 @@ class Database(nameko_sqlalchemy.Database):
         return self.worker_sessions
 
     def not_ready_reason(self) -> str | None:
-        """Why the service cannot use its database now, for /readyz."""
+        """Why the service cannot use its database now: it is away, or its schema is older than this version needs."""
+        revision = None
         try:
             with green.Timeout(PROBE_S), self.sessions.read() as session:
-                session.connection().exec_driver_sql("SELECT FROM alembic_version")
+                revision = session.connection().exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
         except (Exception, green.Timeout) as error:
-            if sqlstate(error) == NOT_MIGRATED:
-                return "the database is not migrated; `ecom migrate` does it"
-            return f"the database does not answer ({type(error).__name__})"
-        return None
+            if sqlstate(error) != UNDEFINED_TABLE:
+                return f"the database does not answer ({type(error).__name__})"
+        return lacking(own_name(self.container), revision)
 
     def worker_teardown(self, worker_ctx: WorkerContext) -> None:
         """Nothing is left to tear down: each block has given its connection back."""

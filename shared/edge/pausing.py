@@ -67,7 +67,7 @@ class Pausing:
         if self.not_ready_reason is None:
             log.warning("%s is paused: %s", self.queue, in_a_line(error))
             PAUSES.labels(self.queue).inc()
-        self.not_ready_reason = f"{self.queue} is paused: {in_brief(error)}"
+        self.not_ready_reason = f"{self.queue} is paused: {in_brief(getattr(error, 'orig', error))}"
         green.sleep(wait_s)
         if self.stopping():
             raise Stopping

@@ -1,4 +1,4 @@
-"""Runs one service in this process: patches, reads the settings, starts the container, stops it gracefully.
+"""Runs one service in this process: patches, reads the settings, waits for the schema, starts the container, stops it.
 
 Import this module before any module that opens sockets, because eventlet must patch them first.
 """
@@ -22,6 +22,7 @@ from nameko.containers import ServiceContainer
 
 from shared import logs, unsafe
 from shared.config import Settings
+from shared.edge.schema_wait import wait_for_schema
 from shared.edge.settings import sender_rules
 from shared.errors import ConfigurationFault
 from shared.senders import SenderRules
@@ -81,7 +82,7 @@ def run(service: str, replica: int = 0) -> int:
     log_unchecked_senders(sender_rules(settings))
     for sentence in unsafe.allowed(settings, service) if settings.production else ():
         log.warning("%s", sentence)
-    container = ServiceContainer(service_class(service), nameko_config(settings, service, replica))
+    found, config = service_class(service), nameko_config(settings, service, replica)
     asked = Event()
 
     def ask_to_stop(number: int, frame: Any) -> None:
@@ -91,14 +92,19 @@ def run(service: str, replica: int = 0) -> int:
     signal.signal(signal.SIGTERM, ask_to_stop)
     signal.signal(signal.SIGINT, ask_to_stop)
 
+    # Python runs a signal handler only when the hub wakes up, and an idle hub sleeps up to 60 s.
+    green.spawn(_pulse)
+    if BY_NAME[service].has_database and not wait_for_schema(service, found, config, asked):
+        log.info("stopped on %s before it began to work", asked.wait())
+        return 0
+    container = ServiceContainer(found, config)
+
     def stop_when_asked() -> None:
         log.info("stopping on %s", asked.wait())
         container.stop()
         log.info("stopped")
 
     green.spawn(stop_when_asked)
-    # Python runs a signal handler only when the hub wakes up, and an idle hub sleeps up to 60 s.
-    green.spawn(_pulse)
     container.start()
     spare_the_collector()
     log.info("%s is up on %s", service, container.config["WEB_SERVER_ADDRESS"])

@@ -78,6 +78,19 @@ def database(databases: Databases) -> Databases:
 
 
 @pytest.fixture
+def scratch(settings: Settings, database: Databases, service: str) -> Iterator[Connection]:
+    """An empty database, as its owner."""
+    admin = make_url(settings.database_admin_url)
+    name = f"test_scratch_{service}"
+    database.run(service, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+    database.run(service, f"CREATE DATABASE {name} TEMPLATE template0")
+    engine = create_engine(admin.set(database=name), poolclass=NullPool)
+    with engine.connect() as connection:
+        yield connection
+    database.run(service, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
 def mail(settings: Settings) -> Iterator[Mail]:
     """Hands in the broker, whose queues are empty."""
     hands = Mail(settings)

@@ -14,10 +14,11 @@ from uuid import UUID, uuid4
 
 import amqp
 import eventlet
+from alembic.config import Config
 from amqp import spec
 from eventlet.green import socket
 from nameko.containers import ServiceContainer
-from sqlalchemy import event, make_url
+from sqlalchemy import Connection, event, make_url
 
 from ops.local.servers import Broker
 from payment_service.breaker import Breaker, Guarded
@@ -38,6 +39,7 @@ from shared.envelope import Envelope, envelope
 from shared.events import Identity, OrderCreated, Payload, PricedItem, Reserved
 from shared.failures import Delivery
 from shared.ids import new_trace_id
+from shared.revisions import ROOT
 from topology.services import POOL_SPARE
 from topology.table import BY_NAME, CONSUMERS, EVENTS_EXCHANGE, queue_arguments
 
@@ -310,6 +312,15 @@ def extension(container: ServiceContainer, kind: type[T], **attributes: Any) -> 
         for item in container.extensions
         if isinstance(item, kind) and all(getattr(item, name) == value for name, value in attributes.items())
     )
+
+
+def alembic(service: str, connection: Connection) -> Config:
+    """Alembic's configuration for one service's migrations, run on this connection."""
+    config = Config(str(ROOT / "setup.cfg"), ini_section=service)
+    migrations = ROOT / str(config.get_main_option("script_location"))
+    config.set_section_option(service, "script_location", str(migrations))
+    config.attributes["connection"] = connection
+    return config
 
 
 class Wire:

@@ -464,6 +464,25 @@ def test_an_empty_pool_pauses_the_consumer_and_sets_nothing_apart(
     assert mail.all(f"{VOIDS}.retry") == []
 
 
+def test_a_column_that_is_not_there_pauses_the_consumer_and_no_message_dies(
+    bench: Benches, database: Databases, mail: Mail
+) -> None:
+    payment, events = bench("payment"), cancellations(5)
+    batch = payment.batch(VOIDS)
+    database.run("payment", "ALTER TABLE payments RENAME COLUMN method TO of_another_version")
+    try:
+        settling = eventlet.spawn(batch.handle_batch, deliveries(events))
+        assert until(lambda: batch.pausing.not_ready_reason) == f"{VOIDS} is paused: UndefinedColumn"
+        throughout(lambda: not settling.dead and batch.pausing.not_ready_reason is not None, for_s=0.5)
+    finally:
+        database.run("payment", "ALTER TABLE payments RENAME COLUMN of_another_version TO method")
+    settling.wait()
+
+    assert effects(database) == orders_of(events)
+    assert mail.all(f"{VOIDS}.retry") == mail.all(f"{VOIDS}.dlq") == []
+    assert database.rows("payment", "SELECT 1 FROM dead_messages") == []
+
+
 def test_a_provider_that_is_closed_to_everybody_pauses_and_counts_nothing(
     bench: Benches, database: Databases, mail: Mail
 ) -> None:

@@ -171,6 +171,13 @@ def test_tables_that_are_not_there_are_an_outage_and_readiness_says_what_helps(
     assert migrated.database.not_ready_reason() is None
 
 
+def test_a_column_that_is_not_there_is_an_outage(bench: Benches) -> None:
+    with pytest.raises(DBAPIError) as raised, bench("payment").sessions.begin() as session:
+        session.execute(text("SELECT column_of_the_next_version FROM payments"))
+
+    assert is_outage(raised.value)
+
+
 def test_a_right_that_is_missing_is_an_outage(bench: Benches) -> None:
     with pytest.raises(DBAPIError) as raised, bench("payment").sessions.begin() as session:
         session.execute(text("DELETE FROM payments"))
@@ -179,7 +186,7 @@ def test_a_right_that_is_missing_is_an_outage(bench: Benches) -> None:
 
 
 def test_a_fault_of_the_statement_is_no_outage(bench: Benches) -> None:
-    for statement in ("SELECT 1 / 0", "SELECT nothing", "INSERT INTO payments VALUES (1)", "SELEC"):
+    for statement in ("SELECT 1 / 0", "SELECT no_function()", "INSERT INTO payments VALUES (1)", "SELEC"):
         with pytest.raises(DBAPIError) as raised, bench("payment").sessions.begin() as session:
             session.execute(text(statement))
         assert not is_outage(raised.value), statement

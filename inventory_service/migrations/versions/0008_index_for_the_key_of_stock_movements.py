@@ -6,6 +6,7 @@ revision = "0008"
 down_revision = "0007"
 branch_labels = None
 depends_on = None
+phase = "expand"
 
 INDEXES = {"uq_stock_movements_sku_id": ["sku", "id"]}
 

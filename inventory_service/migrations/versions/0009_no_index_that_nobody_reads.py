@@ -8,6 +8,7 @@ revision = "0009"
 down_revision = "0008"
 branch_labels = None
 depends_on = None
+phase = "contract"
 
 
 def upgrade() -> None:

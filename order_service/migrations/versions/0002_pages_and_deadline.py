@@ -7,6 +7,7 @@ revision = "0002"
 down_revision = "0001"
 branch_labels = None
 depends_on = None
+phase = "expand"
 
 BEFORE = {
     "ix_orders_status_order_id": ["status", "order_id"],

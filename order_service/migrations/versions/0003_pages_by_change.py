@@ -6,6 +6,7 @@ revision = "0003"
 down_revision = "0002"
 branch_labels = None
 depends_on = None
+phase = "expand"
 
 INDEXES = {
     "ix_orders_updated_at_order_id": ["updated_at", "order_id"],

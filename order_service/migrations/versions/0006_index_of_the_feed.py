@@ -6,6 +6,7 @@ revision = "0006"
 down_revision = "0005"
 branch_labels = None
 depends_on = None
+phase = "expand"
 
 INDEXES = {"ix_order_events_xid_id": ["xid", "id"]}
 

@@ -8,6 +8,7 @@ revision = "0012"
 down_revision = "0011"
 branch_labels = None
 depends_on = None
+phase = "contract"
 
 
 def upgrade() -> None:

@@ -7,6 +7,7 @@ revision = "0003"
 down_revision = "0002"
 branch_labels = None
 depends_on = None
+phase = "expand"
 
 # The service's own role may not write the log. So the functions run as their owner, who owns the log as well.
 FUNCTION = """

@@ -8,6 +8,7 @@ revision = "0008"
 down_revision = "0007"
 branch_labels = None
 depends_on = None
+phase = "contract"
 
 
 def upgrade() -> None:
