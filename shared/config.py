@@ -19,7 +19,7 @@ from shared.errors import ConfigurationFault
 from shared.setting import IN_URL, KEYS, NAMED_KEYS, WORD, Row, each, one
 from topology import broker_uri, services
 from topology.broker_uri import TlsFiles
-from topology.table import CONSUMERS
+from topology.table import CLASSIC, CONSUMERS, QUORUM, RPC_QUEUE_TYPES
 from topology.users import SHELL
 
 SERVICES, DATABASES = services.NAMES, services.DATABASES
@@ -91,6 +91,11 @@ class Settings:
     amqp_admin_uri: str = one(Row(
         "AMQP_ADMIN_URI", parsers.optional_broker_uri,
         "the broker as a user who may declare; AMQP_URI where it is not set", (TOPOLOGY,), secret=IN_URL,
+    ))
+    rpc_queue_type: str = one(Row(
+        "RPC_QUEUE_TYPE", parsers.one_of(*RPC_QUEUE_TYPES),
+        "of the queues of calls: `quorum` outlives a node of a cluster, `classic` writes to no disk", (TOPOLOGY,),
+        CLASSIC, production=QUORUM,
     ))
     accept_unsigned: bool = one(Row(
         "ACCEPT_UNSIGNED", parsers.flag, "1: messages of a version that did not say who sent them are accepted",
@@ -315,10 +320,10 @@ def read(environ: Mapping[str, str] | None = None, role: str | None = None) -> S
     Raises ConfigurationFault, naming the variable, for anything unusable.
     """
     environ = os.environ if environ is None else environ
-    env = _value(BY_VARIABLE["ECOM_ENV"], environ, "production")  # nobody is in development unless asked for
+    env = BY_VARIABLE["ECOM_ENV"].value_in(environ, "production")  # nobody is in development unless asked for
     values: dict[str, Any] = {}
     for row in TABLE:
-        value = _value(row, environ if role is None or role in row.roles else {}, env)
+        value = row.value_in(environ if role is None or role in row.roles else {}, env)
         if not row.key:
             values[row.attribute] = value
         elif value:
@@ -341,27 +346,6 @@ def _with_tls(settings: Settings) -> Settings:
         database_urls={name: parsers.with_verified_tls(url, files) for name, url in settings.database_urls.items()},
         database_admin_url=parsers.with_verified_tls(settings.database_admin_url, files),
     )
-
-
-def _value(row: Row, environ: Mapping[str, str], env: str) -> Any:
-    text = _text(row.variable, environ)
-    try:
-        return row.parse(row.default_in(env) if text is None else text)
-    except ValueError as error:
-        raise ConfigurationFault(f"{row.variable} {error}") from error
-
-
-def _text(variable: str, environ: Mapping[str, str]) -> str | None:
-    path = environ.get(f"{variable}_FILE")
-    if not path:
-        return environ.get(variable)
-    if variable in environ:
-        raise ConfigurationFault(f"set {variable} or {variable}_FILE, not both")
-    try:
-        with open(path, encoding="utf-8") as file:
-            return file.read().strip()
-    except OSError as error:
-        raise ConfigurationFault(f"{variable}_FILE: {error}") from error
 
 
 def environment_of(role: str, environ: Mapping[str, str]) -> dict[str, str]:

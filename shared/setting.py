@@ -7,6 +7,7 @@ from dataclasses import field
 from typing import Any, NamedTuple
 
 from shared import parsers
+from shared.errors import ConfigurationFault
 
 
 class Secret(NamedTuple):
@@ -32,6 +33,26 @@ class Row(NamedTuple):
     def default_in(self, env: str) -> str:
         """The text that counts where the variable is not set."""
         return self.default if self.production is None or env != "production" else self.production
+
+    def value_in(self, environ: Mapping[str, str], env: str) -> Any:
+        """Its value in an environment of the process. Raises ConfigurationFault, which names the variable."""
+        text = self._text_in(environ)
+        try:
+            return self.parse(self.default_in(env) if text is None else text)
+        except ValueError as error:
+            raise ConfigurationFault(f"{self.variable} {error}") from error
+
+    def _text_in(self, environ: Mapping[str, str]) -> str | None:
+        path = environ.get(f"{self.variable}_FILE")
+        if not path:
+            return environ.get(self.variable)
+        if self.variable in environ:
+            raise ConfigurationFault(f"set {self.variable} or {self.variable}_FILE, not both")
+        try:
+            with open(path, encoding="utf-8") as file:
+                return file.read().strip()
+        except OSError as error:
+            raise ConfigurationFault(f"{self.variable}_FILE: {error}") from error
 
     def of(self, settings: Any) -> Any:
         """Its value; None if it is one of a mapping and is not set."""

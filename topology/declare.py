@@ -3,6 +3,9 @@
     apply(amqp_uri)   declares what is missing; leaves what exists with other arguments, and raises TopologyDrift for it
     check(amqp_uri)   lists the drift and changes nothing
 
+A queue of calls of another type than RPC_QUEUE_TYPE is drift that `apply` does not raise: calls cross it all the same,
+and an upgrade from a version that had classic ones only must not stop there.
+
 `check` cannot see bindings over AMQP alone. The protocol has no passive bind, and the only probe, a message that is
 published through the binding, would reach the consumers. (In a transaction that is rolled back the broker routes the
 message but returns nothing.) With the URL of a management API `check` compares the bindings as well. Without one, run
@@ -16,7 +19,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pika
 from pika.adapters.blocking_connection import BlockingChannel
@@ -60,6 +63,12 @@ class Drift:
         return f"{f'{self.kind} {self.name}'.strip()}: {self.problem}"
 
 
+TYPE_OF_CALLS = (
+    "{problem}. Calls cross it all the same. To replace it, when few calls come: `rabbitmqctl delete_queue -p VHOST "
+    "{name}`, then `ecom topology apply`. To keep it: set RPC_QUEUE_TYPE to its type"
+)
+
+
 @dataclass(frozen=True)
 class Thing:
     """An exchange or a queue as the table wants it."""
@@ -69,36 +78,41 @@ class Thing:
     properties: Properties
 
 
-def things() -> list[Thing]:
+def things(rpc_queue_type: str = table.CLASSIC) -> list[Thing]:
     """Every exchange and queue. Targets come before sources, so that a dead letter always finds its target."""
     exchanges = [Thing("exchange", name, {"type": kind, **DURABLE}) for name, kind in table.exchanges().items()]
     arguments = table.queue_arguments()
     dead = [table.dead_letter_queue(queue.name) for queue in table.QUEUES]
     main = [queue.name for queue in table.QUEUES]
     retry = [name for queue in table.QUEUES for name in table.retry_queues(queue.name)]
-    calls = [Thing("queue", name, {**DURABLE}) for name in table.rpc_queues()]
+    of_calls = {**DURABLE, **table.rpc_queue_arguments(rpc_queue_type)}
+    calls = [Thing("queue", name, of_calls) for name in table.rpc_queues()]
     return exchanges + [Thing("queue", name, {**DURABLE, **arguments[name]}) for name in (*dead, *main, *retry)] + calls
 
 
-def apply(amqp_uri: str) -> None:
+def apply(amqp_uri: str, rpc_queue_type: str = table.CLASSIC) -> list[Drift]:
     """Declare what the broker lacks. It may be repeated, also by two processes at the same time.
 
     What exists with other properties than in the table is left as it is, and everything else is declared. Then
     TopologyDrift is raised with the list of differences. Raises CannotWork when the broker is away or refuses.
+    Returns the queues of calls that have another type than they should, which is no reason to raise.
     """
     with _broker(amqp_uri) as broker:
-        drift = [found for thing in things() for found in broker.declare(thing)]
+        found = [difference for thing in things(rpc_queue_type) for difference in broker.declare(thing)]
+        left = [_with_advice(difference) for difference in found if _is_type_of_calls(difference)]
+        drift = [difference for difference in found if not _is_type_of_calls(difference)]
         for binding in table.bindings():
             drift += broker.bind(*binding)
         drift += broker.at_least_once_drift()
     if drift:
         raise TopologyDrift(
             f"the broker does not look like the table: {'; '.join(map(str, drift))}",
-            {"drift": [vars(found) for found in drift]},
+            {"drift": [vars(difference) for difference in (*drift, *left)]},
         )
+    return left
 
 
-def check(amqp_uri: str, management_url: str = "") -> list[Drift]:
+def check(amqp_uri: str, management_url: str = "", rpc_queue_type: str = table.CLASSIC) -> list[Drift]:
     """The differences between broker and table; empty when there are none. Changes nothing.
 
     Bindings are compared only when `management_url` (http://host:15672) is given; the top of this module says why.
@@ -106,14 +120,24 @@ def check(amqp_uri: str, management_url: str = "") -> list[Drift]:
     """
     with _broker(amqp_uri) as broker:
         drift = []
-        for thing in things():
+        for thing in things(rpc_queue_type):
             # A declare would create what is missing, so first ask whether it exists.
             drift += broker.declare(thing) if broker.has(thing) else [Drift(thing.kind, thing.name, "is missing")]
+        drift = [_with_advice(found) if _is_type_of_calls(found) else found for found in drift]
         drift += broker.at_least_once_drift()
     if management_url:
         vhost = broker_uri.parse(amqp_uri).vhost
         drift += binding_drift(management_of(management_url, amqp_uri).bindings(vhost))
     return drift
+
+
+def _is_type_of_calls(found: Drift) -> bool:
+    return found.name in table.rpc_queues() and found.problem.startswith("x-queue-type is ")
+
+
+def _with_advice(found: Drift) -> Drift:
+    problem = found.problem.replace("not set", table.CLASSIC)  # which is what a broker makes of a queue without a type
+    return replace(found, problem=TYPE_OF_CALLS.format(problem=problem, name=found.name))
 
 
 def management_of(url: str, amqp_uri: str) -> Management:

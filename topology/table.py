@@ -19,6 +19,9 @@ RPC_EXCHANGE = "nameko-rpc"
 # reach no queue.
 HINTS_EXCHANGE = "ecom.hints"
 
+# The types that the queues of calls may have: RPC_QUEUE_TYPE chooses.
+CLASSIC, QUORUM = RPC_QUEUE_TYPES = ("classic", "quorum")
+
 # A message that fails is tried again after each of these waits, in seconds, and then goes to the DLQ.
 RETRY_WAITS_S = (1, 2, 4)
 
@@ -92,9 +95,18 @@ def rpc_queue(rpc_name: str) -> str:
 def rpc_queues() -> dict[str, str]:
     """The queue of the calls to each service that others call, with the routing key it is bound to.
 
-    A message in one is a call whose caller waits: transient, in a durable queue without arguments, as in stock Nameko.
+    A message in one is a call whose caller waits. It expires when its caller gives up, so that none is left over.
     """
     return {rpc_queue(service.rpc_name): f"{service.rpc_name}.*" for service in SERVICES if service.has_rpc}
+
+
+def rpc_queue_arguments(type_: str) -> dict[str, Argument]:
+    """The arguments of the queues of calls. A classic one has none, as stock Nameko and older versions declare it.
+
+    A classic queue lives on one node of a cluster, and with that node its service cannot be called. A quorum queue
+    costs each call a write to the disks of several nodes.
+    """
+    return {} if type_ == CLASSIC else {"x-queue-type": type_}
 
 
 @lru_cache

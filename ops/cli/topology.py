@@ -40,6 +40,7 @@ def topology() -> None:
 def apply(users: bool, management: str, as_json: bool) -> None:
     """Declare what the broker lacks. What differs from the table is reported and not changed.
 
+    A queue of calls that has another type than RPC_QUEUE_TYPE is reported, and is no reason to exit with 1.
     With --users it also creates or changes the users whose URIs are set as ORDER_AMQP_URI and so on, with their
     passwords and rights, and deletes users of ours that are not in the table. Where the broker has no management API,
     `ecom topology users` prints what rabbitmqctl can load.
@@ -50,14 +51,14 @@ def apply(users: bool, management: str, as_json: bool) -> None:
         raise click.UsageError("--users needs --management URL; without a management API see `ecom topology users`")
     settings = read(TOPOLOGY)
     wanted = wanted_users(settings) if users else None
-    drift = []
+    drift, left = [], []
     try:
-        declare.apply(settings.administrator_uri)
+        left = declare.apply(settings.administrator_uri, settings.rpc_queue_type)
     except TopologyDrift as error:
         drift = [declare.Drift(**found) for found in error.details["drift"]]
     if wanted:
         drift += permissions.apply(wanted, declare.management_of(management, settings.administrator_uri))
-    _report(drift, as_json, "applied", users=wanted)
+    _report(drift, as_json, "applied", left=left, users=wanted)
 
 
 @topology.command()
@@ -81,7 +82,7 @@ def check(management: str, definitions: TextIO | None, as_json: bool) -> None:
     settings = read(TOPOLOGY)
     wanted = wanted_users(settings) if settings.amqp_uris and (management or definitions) else None
     seen = _definitions_in(definitions) if definitions else None
-    drift = declare.check(settings.administrator_uri, management)
+    drift = declare.check(settings.administrator_uri, management, settings.rpc_queue_type)
     if wanted:
         if seen is None:
             seen = declare.management_of(management, settings.administrator_uri).definitions()
@@ -141,9 +142,18 @@ def _definitions_in(file: TextIO) -> Mapping[str, Any]:
 
 
 def _report(
-    drift: Sequence[Any], as_json: bool, done: str, bindings_seen: bool = True, users: Users | None = None
+    drift: Sequence[Any],
+    as_json: bool,
+    done: str,
+    *,
+    left: Sequence[Any] = (),
+    bindings_seen: bool = True,
+    users: Users | None = None,
 ) -> None:
-    """Print the drift, or that there is none with what was looked at; exit 1 when there is any."""
+    """Print the drift, or that there is none with what was looked at; exit 1 when there is any.
+
+    What is `left` is printed as well, and is no reason to exit with 1.
+    """
     from topology import table
 
     seen = {
@@ -154,14 +164,15 @@ def _report(
         "users": len(users.rights) if users else None,
     }
     if as_json:
-        print_json({"drift": [vars(found) for found in drift], "compared": seen})
-    elif drift:
-        for found in drift:
-            click.echo(found)
+        lists = {name: [vars(found) for found in rows] for name, rows in (("drift", drift), ("left", left))}
+        print_json({**lists, "compared": seen})
     else:
-        counts = ", ".join(f"{count} {name}" for name, count in seen.items() if count is not None)
-        click.echo(f"{done}: {counts}")
-        if not bindings_seen:
-            click.echo(UNSEEN_BINDINGS)
+        for found in (*drift, *left):
+            click.echo(found)
+        if not drift:
+            counts = ", ".join(f"{count} {name}" for name, count in seen.items() if count is not None)
+            click.echo(f"{done}: {counts}")
+            if not bindings_seen:
+                click.echo(UNSEEN_BINDINGS)
     if drift:
         sys.exit(FOUND)

@@ -22,6 +22,7 @@ from shared.edge.rpc_proxy import Replies, RpcProxy
 from shared.errors import BelowReserved, Conflict, ServiceUnavailable, VersionMoved
 from shared.roles import ROLES
 from tests.integration.support import TIMEOUT_S, Mail, container_of, extension, until, wire_to_broker
+from topology import declare, table
 
 # For calls without an answer.
 SHORT_S = 1.0
@@ -309,6 +310,47 @@ def test_a_reply_does_not_steal_frames_from_the_reader(settings: Settings) -> No
     with eventlet.Timeout(TIMEOUT_S):
         assert asking.wait().queue
     line.abort()
+
+
+@pytest.fixture(params=table.RPC_QUEUE_TYPES)
+def queue_of_calls(request: pytest.FixtureRequest, settings: Settings, mail: Mail) -> Iterator[str]:
+    """The queue of calls to inventory, of each type; afterwards it is again as it was."""
+    queue = table.rpc_queue("inventory_service")
+    mail.channel.queue_delete(queue)
+    declare.apply(settings.amqp_uri, request.param)
+    yield queue
+    mail.channel.queue_delete(queue)
+    declare.apply(settings.amqp_uri)
+
+
+def test_a_call_to_a_service_that_has_not_started_is_gone_when_its_caller_has_given_up(
+    queue_of_calls: str, settings: Settings, mail: Mail, call: Call
+) -> None:
+    with pytest.raises(ServiceUnavailable):
+        call("sleep", 0, timeout_s=SHORT_S)
+    until(lambda: mail.waiting(queue_of_calls) == 0)
+
+    container = container_of(settings, Stock)
+    Stock.started = 0
+    container.start()
+    try:
+        assert call("double", 2) == 4
+        assert Stock.started == 0
+    finally:
+        container.kill()
+
+
+def test_a_service_whose_queue_of_calls_is_replaced_answers_again_by_itself(
+    queue_of_calls: str, stock: ServiceContainer, settings: Settings, mail: Mail, call: Call
+) -> None:
+    assert call("double", 1) == 2
+    mail.channel.queue_delete(queue_of_calls)
+    until(lambda: "ecom topology apply" in (extension(stock, RpcServer).not_ready_reason() or ""))
+
+    declare.apply(settings.amqp_uri, table.QUORUM)
+
+    until(lambda: extension(stock, RpcServer).not_ready_reason() is None)
+    assert call("double", 2) == 4
 
 
 def test_a_caller_and_a_callee_whose_connections_are_cut_find_each_other_again(settings: Settings, mail: Mail) -> None:

@@ -281,6 +281,47 @@ def test_what_services_of_the_previous_version_declared_for_their_calls_is_no_dr
     assert declare.check(amqp_uri) == []
 
 
+@pytest.fixture
+def quorum_calls(amqp_uri, channel, monkeypatch):
+    """`ecom topology` as in production; the queues of calls are classic again afterwards."""
+    monkeypatch.setenv("AMQP_URI", amqp_uri)
+    monkeypatch.setenv("RPC_QUEUE_TYPE", table.QUORUM)
+    yield
+    for queue in table.rpc_queues():
+        channel.queue_delete(queue)
+
+
+def test_classic_queues_of_calls_of_an_older_version_are_left_and_the_operator_is_told_how_to_replace_them(
+    channel, quorum_calls, capsys
+):
+    queue = next(iter(table.rpc_queues()))
+    assert ecom("topology", "apply") == 0
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == len(table.rpc_queues()) + 1
+    assert said[0].startswith(f"queue {queue}: x-queue-type is classic, the table says quorum. Calls cross it")
+    assert f"`rabbitmqctl delete_queue -p VHOST {queue}`, then `ecom topology apply`" in said[0]
+    assert said[-1].startswith("applied: ")
+    assert ecom("topology", "apply", "--json") == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["drift"], [found["name"] for found in answer["left"]]) == ([], list(table.rpc_queues()))
+    assert ecom("topology", "check") == 1
+    assert capsys.readouterr().out.splitlines() == said[:-1]
+
+    for name in table.rpc_queues():
+        channel.queue_delete(name)
+    assert ecom("topology", "apply") == 0
+    assert capsys.readouterr().out.startswith("applied: ")
+    assert ecom("topology", "check") == 0
+
+
+def test_other_drift_of_a_queue_of_calls_is_drift(amqp_uri, channel):
+    queue = next(iter(table.rpc_queues()))
+    channel.queue_delete(queue)
+    channel.queue_declare(queue, durable=True, arguments={"x-message-ttl": 5})
+    with pytest.raises(TopologyDrift, match=f"queue {queue}: x-message-ttl is 5, the table says not set"):
+        declare.apply(amqp_uri, table.CLASSIC)
+
+
 @pytest.mark.parametrize(
     ("uri", "said"),
     [
@@ -354,6 +395,7 @@ def test_the_command_line_applies_and_checks(amqp_uri, channel, monkeypatch, cap
     assert ecom("topology", "check", "--json") == 1
     assert json.loads(capsys.readouterr().out) == {
         "drift": [{"kind": "queue", "name": RETRY, "problem": "is missing"}],
+        "left": [],
         "compared": {"exchanges": 6, "queues": 45, "bindings": None, "users": None},
     }
     channel.queue_declare(RETRY, durable=False)

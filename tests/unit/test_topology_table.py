@@ -2,6 +2,8 @@
 
 import pytest
 
+from shared import config
+from shared.errors import ConfigurationFault
 from topology import services, table
 from topology.declare import Drift, Thing, _difference, binding_drift, things
 
@@ -115,16 +117,31 @@ def test_a_binding_matches_as_in_a_topic_exchange(binding, routing_key, matches)
     assert table.hears(table.Queue("q.x.y", "x", (binding,)), routing_key) == matches
 
 
+def calls_of(things):
+    return [thing for thing in things if thing.name in table.rpc_queues()]
+
+
 def test_each_service_that_others_call_has_a_queue_for_its_calls_as_stock_nameko_declares_it():
     called = {name for row in services.SERVICES for name in row.calls}
     assert table.rpc_queues() == {
         f"rpc-{name}_service": f"{name}_service.*" for name in sorted(called, key=names.index)
     }
-    for thing in things():
-        if thing.name in table.rpc_queues():
-            assert thing == Thing("queue", thing.name, {"durable": True, "auto_delete": False})
+    stock = {"durable": True, "auto_delete": False}
+    assert calls_of(things()) == [Thing("queue", name, stock) for name in table.rpc_queues()]
     for queue, key in table.rpc_queues().items():
         assert ("nameko-rpc", queue, key) in table.bindings()
+
+
+def test_queues_of_calls_may_be_quorum_queues():
+    properties = {"durable": True, "auto_delete": False, "x-queue-type": "quorum"}
+    assert calls_of(things(table.QUORUM)) == [Thing("queue", name, properties) for name in table.rpc_queues()]
+
+
+@pytest.mark.parametrize(("environment", "type_"), [("development", "classic"), ("production", "quorum")])
+def test_production_has_quorum_queues_of_calls(environment, type_):
+    assert config.read({"ECOM_ENV": environment}, config.TOPOLOGY).rpc_queue_type == type_
+    with pytest.raises(ConfigurationFault, match="RPC_QUEUE_TYPE must be classic or quorum"):
+        config.read({"ECOM_ENV": environment, "RPC_QUEUE_TYPE": "stream"}, config.TOPOLOGY)
 
 
 def test_results_do_not_reach_the_queues_of_commands():
