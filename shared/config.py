@@ -213,6 +213,10 @@ class Settings:
     gateway_tls_key: str = one(Row(
         "GATEWAY_TLS_KEY_FILE", parsers.key_file, "the private key of GATEWAY_TLS_CERT_FILE", ("gateway",)
     ))
+    rate_shares: int = one(Row(
+        "RATE_SHARES", parsers.integer(1), "how many gateways share the two limits below: each allows its part",
+        ("gateway",), "1",
+    ))
     rate_user_per_min: int = one(Row(
         "RATE_USER_PER_MIN", parsers.limit, "requests of a user in a minute; 0: any number", ("gateway",), "0",
         production="100",

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from shared.version import VERSION
+
+BUILD_INFO = Gauge("ecom_build_info", "1, labelled with the version of this process.", ["version"])
+BUILD_INFO.labels(VERSION).set(1)
 REQUESTS = Counter("ecom_http_requests_total", "HTTP requests answered.", ["service", "method", "route", "status"])
 REQUEST_SECONDS = Histogram("ecom_http_request_seconds", "Time to answer an HTTP request.", ["service", "route"])
 EVENTS = Counter("ecom_events_total", "Messages settled, by what became of them.", ["service", "queue", "outcome"])

@@ -1,4 +1,6 @@
-"""Rate limits by address and by user. Each replica of the gateway counts only the requests it answers itself."""
+"""Rate limits by address and by user. Each replica of the gateway counts only the requests it answers itself, so each
+allows its share of a limit.
+"""
 
 from __future__ import annotations
 
@@ -24,16 +26,17 @@ MAX_TRACKED = 10_000
 
 
 class Rate:
-    """At most `amount` requests of each name in a window; 0 means no limit.
+    """At most `amount` requests of each name in a window, `shares` replicas together; 0 means no limit.
 
-    The window slides: requests of the previous fixed window count by the share of it that is still inside.
+    One replica allows its share, and at least one request. The window slides: requests of the previous fixed window
+    count by the part of it that is still inside.
     """
 
-    def __init__(self, who: str, amount: int, window_s: int = WINDOW_S) -> None:
+    def __init__(self, who: str, amount: int, window_s: int = WINDOW_S, shares: int = 1) -> None:
         self.who = who
         self.amount = amount
         if amount:
-            self._limit = RateLimitItemPerSecond(amount, window_s)
+            self._limit = RateLimitItemPerSecond(max(1, amount // shares), window_s)
             self._storage = MemoryStorage()
             self._window = SlidingWindowCounterRateLimiter(self._storage)
 
@@ -56,8 +59,9 @@ class Rates:
     """The limits of a gateway."""
 
     def __init__(self, settings: Settings) -> None:
-        self._of_address = Rate("address", settings.rate_address_per_min)
-        self._of_user = Rate("user", settings.rate_user_per_min)
+        shares = settings.rate_shares
+        self._of_address = Rate("address", settings.rate_address_per_min, shares=shares)
+        self._of_user = Rate("user", settings.rate_user_per_min, shares=shares)
 
     def check_address(self, address: str) -> None:
         """Count a request of a client's address. Raises RateLimited."""

@@ -42,6 +42,21 @@ def test_a_user_with_too_many_requests_gets_429_with_retry_after(gateway):
     assert len(BEHIND.asked) == 3
 
 
+@limits(rate_user_per_min=7, rate_address_per_min=100, rate_shares=3)
+def test_a_gateway_that_shares_its_limits_with_others_allows_its_part_and_names_the_whole(gateway):
+    assert [stocks(gateway)[0] for _ in range(3)] == [200, 200, 429]
+    assert stocks(gateway)[2]["error"]["details"]["limit"] == 7
+    for sub in range(100):  # 29 of the 33 that are its part are left for their address
+        if stocks(gateway, sub=f"user-{sub}")[0] == 429:
+            break
+    assert sub == 29
+
+
+@limits(rate_user_per_min=2, rate_shares=3)
+def test_a_share_is_at_least_one_request(gateway):
+    assert [stocks(gateway)[0] for _ in range(2)] == [200, 429]
+
+
 @limits(rate_user_per_min=3)
 def test_each_user_has_one_limit_for_all_routes(gateway):
     for path in ("/api/stocks", "/api/v1/stocks", "/api/stocks/release-events"):  # the last is 403

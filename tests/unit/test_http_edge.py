@@ -22,6 +22,7 @@ from shared.edge.database import Database
 from shared.edge.http import BODY, Probes, Route
 from shared.edge.shares import max_connections
 from shared.errors import ConfigurationFault
+from shared.version import VERSION
 from tests.unit.serving import ask, dial, hear, say, server_of, serving
 
 route = Route.decorator
@@ -253,7 +254,9 @@ def test_probes_answer_while_every_worker_is_busy(server):
     eventlet.sleep(0.1)
     assert ask(server, "GET", "/healthz")[2] == {"status": "ok"}
     assert ask(server, "GET", "/readyz")[2] == {"ready": True, "reasons": [], "warnings": []}
-    assert "ecom_http_requests_total" in ask(server, "GET", "/metrics")[2]
+    metrics = ask(server, "GET", "/metrics")[2]
+    assert "ecom_http_requests_total" in metrics
+    assert f'ecom_build_info{{version="{VERSION}"}} 1.0' in metrics
     Echo.let_go.send()
     assert [thread.wait()[2] for thread in waiting] == ["0", "1", "2", "3"]
 
