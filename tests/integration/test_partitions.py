@@ -15,7 +15,7 @@ from ops.roles import connect
 from shared import inbox, migrations, partitions
 from shared.config import Settings
 from shared.ids import uuid7
-from tests.integration.test_migrations import alembic, scratch  # noqa: F401
+from tests.integration.support import alembic
 
 BEFORE = "0007"
 QUEUE = "q.test"
@@ -97,14 +97,14 @@ def first_id_of(connection: Connection, moment: str) -> UUID:
 
 
 @pytest.fixture
-def new(scratch: Connection, service: str) -> Connection:  # noqa: F811
+def new(scratch: Connection, service: str) -> Connection:
     """A new database of this version."""
     upgrade(scratch, service)
     return scratch
 
 
 @pytest.fixture
-def old(scratch: Connection, service: str) -> Connection:  # noqa: F811
+def old(scratch: Connection, service: str) -> Connection:
     """A database of the version before."""
     upgrade(scratch, service, BEFORE)
     return scratch

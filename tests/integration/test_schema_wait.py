@@ -119,7 +119,7 @@ def test_a_database_at_the_newest_revision_or_at_one_that_nobody_here_knows_is_n
 ) -> None:
     upgrade(scratch, service, "head")
     if newer:
-        scratch.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+        scratch.execute(text("UPDATE alembic_version SET version_num = '0000c0ffee'"))
         scratch.commit()
 
     wait, _ = waiting(settings, scratch, WEB_SERVER_ADDRESS=f"127.0.0.1:{free_port()}")

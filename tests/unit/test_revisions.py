@@ -59,7 +59,7 @@ def test_a_migration_without_a_phase_is_refused(tmp_path, monkeypatch):
         revisions_of.__wrapped__("order")
 
 
-@pytest.mark.parametrize("found", ["0003", "0004", "9999", "a-hash-of-tomorrow"])
+@pytest.mark.parametrize("found", ["0003", "0004", "9999", "0000c0ffee"])
 def test_what_was_added_is_there_at_the_needed_revision_at_later_ones_and_at_unknown_ones(order, found):
     assert lacking(order, found) is None
 
