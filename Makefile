@@ -53,7 +53,7 @@ coverage: ## line coverage by all tests; fails where a package is under 90 %
 	@set -e; for package in $(MEASURED); do \
 		printf '%-18s ' $$package; $(COVERAGE) report --include="$$package/*" --format=total; done
 
-check: ## format, lint, types, import rules
+check: ## format, lint, types, import rules, and whether this can run beside the last release
 	@$(STACK) check
 
 lock: ## bring requirements.lock up to setup.cfg; ARGS=--upgrade takes the newest of everything

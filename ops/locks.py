@@ -22,7 +22,7 @@ from shared.times import timestamp
 # The name of a database session that works on dead messages: this prefix, then the name of its operator.
 SESSION_PREFIX = "ecom dlq "
 
-_LOCK_CLASS = 0x646C71
+LOCK_CLASS = 0x646C71
 _LOCK_NOT_AVAILABLE = "55P03"
 
 
@@ -71,7 +71,7 @@ class Holder:
         return f"{work} ({shown})"
 
 
-_KEY = {"class": _LOCK_CLASS}
+_KEY = {"class": LOCK_CLASS}
 _WAIT = text("SELECT pg_advisory_lock(:class, hashtext(:queue))")
 _TRY = text("SELECT pg_try_advisory_lock(:class, hashtext(:queue))")
 _LOCKS = (

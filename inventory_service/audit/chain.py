@@ -32,8 +32,9 @@ ROWS_PER_SEAL = 1000
 
 # Only one process seals at a time: the leader's timer or an export. Others skip their turn instead of waiting. The lock
 # number is arbitrary. If a sealer freezes between two statements, PostgreSQL ends its session, which frees the lock.
+SEAL_LOCK = 1936023916
 _SEAL_ALONE = text(
-    "SELECT pg_try_advisory_xact_lock(1936023916), set_config('idle_in_transaction_session_timeout', '2000', true)"
+    f"SELECT pg_try_advisory_xact_lock({SEAL_LOCK}), set_config('idle_in_transaction_session_timeout', '2000', true)"
 )
 
 # Transaction ids only grow within one cluster. A new cluster starts again at low ids, so new rows would fall into

@@ -24,6 +24,7 @@ from ops.cli.home import environment, hint, read
 from ops.cli.orders import order
 from ops.cli.outbox import outbox
 from ops.cli.queues import queues
+from ops.cli.release import release
 from ops.cli.tables import Table, show_record
 from ops.cli.topology import topology
 from ops.closed_pipes import outlive_readers
@@ -309,6 +310,7 @@ ecom.add_command(order)
 ecom.add_command(queues)
 ecom.add_command(dlq)
 ecom.add_command(audit)
+ecom.add_command(release)
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ CHECKS = {
     "lint": ("ruff", "check", "."),
     "types": ("mypy", *TYPED),
     "imports": ("lint-imports",),
+    "release": ("ecom", "release", "check"),
 }
 
 
@@ -158,7 +159,7 @@ def execute(command: Sequence[str]) -> int:
 
 
 def check() -> int:
-    """Format, lint, types, import rules: all run, and one that fails fails the whole."""
+    """Format, lint, types, import rules, the last release: all run, and one that fails fails the whole."""
     packages(Progress())
     failed = []
     for what, words in CHECKS.items():
@@ -227,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     test_parser.add_argument("arguments", nargs=argparse.REMAINDER, help="--long, and whatever pytest takes")
     exec_parser = commands.add_parser("exec", help="run a command in the running stack's environment")
     exec_parser.add_argument("words", nargs=argparse.REMAINDER)
-    commands.add_parser("check", help="format, lint, types, import rules")
+    commands.add_parser("check", help="format, lint, types, import rules, the last release")
     commands.add_parser("install", help="make .venv")
     commands.add_parser("clean", help="stop everything and delete its data")
     words = list(sys.argv[1:] if argv is None else argv)
