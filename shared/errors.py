@@ -240,6 +240,10 @@ class UnknownType(DeadMessage):
     code = "unknown_type"
 
 
+# The codes of messages that the consumer cannot read; another version may have written them.
+UNREADABLE = (Poison.code, InvalidSchema.code, UnknownType.code)
+
+
 class Forged(DeadMessage):
     """The event does not come from the service that publishes its type."""
 

@@ -15,11 +15,14 @@ FORGED = Counter("ecom_forged_messages_total", "Events refused because of the us
 REFUSED_CALLS = Counter(
     "ecom_refused_calls_total", "Calls and replies refused because of the user who sent them.", ["service", "user"]
 )
+CALLS = Counter("ecom_rpc_calls_total", "RPC calls answered: done, refused or failed.", ["service", "outcome"])
+CALL_SECONDS = Histogram("ecom_rpc_seconds", "Time to answer an RPC call.", ["service"])
 BATCH_SECONDS = Histogram("ecom_batch_seconds", "Time to settle one batch of messages.", ["service", "queue"])
 PAUSES = Counter("ecom_pauses_total", "Times a consumer paused because its service could not work.", ["queue"])
 OLDEST_UNSETTLED = Gauge(
     "ecom_oldest_unsettled_seconds", "Age of the oldest message that came to a consumer and is not settled.", ["queue"]
 )
+DEATHS = Counter("ecom_dead_messages_total", "Messages sent to a DLQ, by reason.", ["queue", "reason"])
 DEAD_LETTERS = Gauge("ecom_dead_letters", "Messages in a DLQ, also those that somebody reads.", ["queue"])
 QUEUE_MESSAGES = Gauge("ecom_queue_messages", "Messages ready in a main or retry queue.", ["queue"])
 QUEUE_CONSUMERS = Gauge("ecom_queue_consumers", "Consumers of a main queue.", ["queue"])
@@ -32,3 +35,6 @@ CIRCUIT_OPEN = Gauge("ecom_provider_circuit_open", "1 while this replica leaves 
 AUDIT_UNSEALED = Gauge("ecom_audit_unsealed", "Release events that no seal covers yet.", ["service"])
 AUDIT_OLDEST = Gauge("ecom_audit_unsealed_oldest_seconds", "Age of the oldest release event without seal.", ["service"])
 AUDIT_TROUBLE = Gauge("ecom_audit_trouble", "1 while the release audit cannot be sealed or was changed.", ["service"])
+READY = Gauge("ecom_ready", "1 if the last readiness probe was answered with yes.", ["service"])
+WAS_READY = Gauge("ecom_was_ready", "1 once a readiness probe of this process was answered with yes.", ["service"])
+UNREADY = Counter("ecom_unready_total", "Readiness probes answered with no, after the first yes.", ["service"])

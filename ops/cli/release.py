@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from ops.cli.console import FOUND, json_option, print_json
+from ops.cli.console import COULD_NOT, FOUND, json_option, print_json
 
 
 @click.group()
@@ -27,6 +27,39 @@ def freeze(as_json: bool) -> None:
         print_json({"release": path.stem, "file": str(path)})
     else:
         click.echo(f"{path} holds what version {path.stem} shares with others")
+
+
+@release.command()
+@click.option(
+    "--old", multiple=True, required=True, metavar="PODS", help="The pods of the old version; may be repeated."
+)
+@click.option(
+    "--new", multiple=True, required=True, metavar="PODS", help="The pods of the new version; may be repeated."
+)
+@click.option("--prometheus", metavar="URL", default="", help='Ask this server; PODS are labels then: version="1.2.3".')
+@click.option("--old-window", metavar="TIME", default="", help="With --prometheus: the old version's time, such as 1h.")
+@click.option("--watch", "watch_s", type=click.IntRange(0), default=300, show_default=True, metavar="SECONDS")
+@json_option
+def judge(
+    old: tuple[str, ...], new: tuple[str, ...], prometheus: str, old_window: str, watch_s: int, as_json: bool
+) -> None:
+    """Compare a new version that runs with the old one beside it: is it good, bad or unknown?
+
+    Without --prometheus PODS are addresses such as http://127.0.0.1:8001, whose /metrics and /readyz are read. A bad
+    version ends the command at once with 1; a good one ends it with 0 after --watch; 3 says that after 30 minutes too
+    few requests came to tell, so that a person must decide.
+    """
+    from ops.release.judge import Word
+    from ops.release.pages import Pages
+    from ops.release.prometheus import Prometheus
+    from ops.release.watch import watch
+
+    look = Prometheus(prometheus, ",".join(old), ",".join(new), old_window).look if prometheus else Pages(old, new).look
+    verdict = watch(look, watch_s, say=lambda one: None if as_json else click.echo(f"{one.word}: {one.reason}"))
+    if as_json:
+        print_json({"verdict": verdict.word, "reason": verdict.reason})
+    if verdict.word is not Word.GOOD:
+        sys.exit(FOUND if verdict.word is Word.BAD else COULD_NOT)
 
 
 @release.command()
@@ -66,14 +99,16 @@ def check(as_json: bool) -> None:
     else:
         for one in found:
             click.echo(str(one))
-        click.echo(_said(old["version"], new, len(found), semver.breaks(old, new), str(least)))
+        click.echo(_said(old["version"], len(found), semver.breaks(old, new), str(least)))
         if too_low:
             click.echo(f"setup.cfg says {new['version']}, which is too low")
     if found or too_low:
         sys.exit(FOUND)
 
 
-def _said(last: str, new: dict[str, object], found: int, breaks: list[str], least: str) -> str:
-    side = f"{found} change{'s' * (found != 1)} that release {last} would not survive" if found else f"runs beside release {last}"
+def _said(last: str, found: int, breaks: list[str], least: str) -> str:
+    side = f"runs beside release {last}"
+    if found:
+        side = f"{found} change{'s' * (found > 1)} that release {last} would not survive"
     why = f", because clients must change: {'; '.join(breaks)}" if breaks else ""
     return f"{side}; the next version is at least {least}{why}"

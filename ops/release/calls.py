@@ -104,7 +104,7 @@ def _result(method: Any) -> list[str] | None:
     for value in returned:
         if not isinstance(value, ast.Dict):
             return None
-        fields |= {key.value for key in value.keys if isinstance(key, ast.Constant)}
+        fields |= {str(key.value) for key in value.keys if isinstance(key, ast.Constant)}
     return sorted(fields) or None
 
 

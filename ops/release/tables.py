@@ -9,7 +9,15 @@ from types import ModuleType
 from typing import Any
 
 from alembic.script import ScriptDirectory
-from sqlalchemy import CheckConstraint, Column, ForeignKeyConstraint, PrimaryKeyConstraint, Table, UniqueConstraint
+from sqlalchemy import (
+    CheckConstraint,
+    Column,
+    ColumnCollectionConstraint,
+    ForeignKeyConstraint,
+    PrimaryKeyConstraint,
+    Table,
+    UniqueConstraint,
+)
 from sqlalchemy.dialects import postgresql
 
 from shared.tables import Base
@@ -19,6 +27,12 @@ ROOT = Path(__file__).resolve().parents[2]
 DIALECT = postgresql.dialect()
 
 EXPAND, CONTRACT = "expand", "contract"
+KINDS: dict[type, str] = {
+    PrimaryKeyConstraint: "primary key",
+    UniqueConstraint: "unique",
+    ForeignKeyConstraint: "refers",
+}
+
 # The operations of Alembic that take away what an older version may still use.
 TAKES_AWAY = frozenset({"drop_column", "drop_table", "rename_table"})
 
@@ -88,13 +102,13 @@ def _default(column: Column[Any]) -> str | None:
 
 def _keys(table: Table) -> list[str]:
     """What the rows of a table must satisfy, in words; also what ON CONFLICT may name."""
-    words = {PrimaryKeyConstraint: "primary key", UniqueConstraint: "unique", ForeignKeyConstraint: "refers"}
     found = []
     for constraint in table.constraints:
         if isinstance(constraint, CheckConstraint):
             found.append(f"check {constraint.sqltext}")
-        elif type(constraint) in words and constraint.columns:
-            found.append(f"{words[type(constraint)]} ({', '.join(column.name for column in constraint.columns)})")
+        elif isinstance(constraint, ColumnCollectionConstraint) and constraint.columns:
+            kind = KINDS[type(constraint)]
+            found.append(f"{kind} ({', '.join(column.name for column in constraint.columns)})")
     for index in table.indexes:
         if index.unique:
             where = index.dialect_options["postgresql"]["where"]

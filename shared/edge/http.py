@@ -25,6 +25,7 @@ from shared.edge.probe_server import ProbeServer
 from shared.edge.settings import settings_of
 from shared.edge.webserver import WebServer, plain_refusal, protect
 from shared.errors import EcomError, ServiceUnavailable
+from shared.metrics import READY, UNREADY, WAS_READY
 
 __all__ = ["BODY", "HELD", "Environ", "Probes", "ProbesApart", "Route", "Shared"]
 
@@ -140,6 +141,10 @@ class Health(DependencyProvider):
     def setup(self) -> None:
         for path, respond in {"/healthz": self.healthz, "/readyz": self.readyz, "/metrics": self.metrics}.items():
             self.server.register_provider(Probe(path, respond))
+        self._service = self.container.service_name
+        self._was_ready = False
+        for metric in (READY, WAS_READY, UNREADY):
+            metric.labels(self._service)  # there from the start, as 0: Prometheus cannot see a first step from nothing
 
     def get_dependency(self, worker_ctx: WorkerContext) -> Health:
         return self
@@ -151,9 +156,18 @@ class Health(DependencyProvider):
     def readyz(self) -> Response:
         """The service can do its work now, or why not."""
         reasons = self.reasons()
+        self._count(ready=not reasons)
         return _json(
             {"ready": not reasons, "reasons": reasons, "warnings": self.all_warnings()}, 503 if reasons else 200
         )
+
+    def _count(self, ready: bool) -> None:
+        READY.labels(self._service).set(ready)
+        if ready:
+            self._was_ready = True
+            WAS_READY.labels(self._service).set(1)
+        elif self._was_ready:
+            UNREADY.labels(self._service).inc()
 
     def metrics(self) -> Response:
         """This process's own numbers."""

@@ -26,8 +26,8 @@ from nameko.extensions import Entrypoint, ProviderCollector, SharedExtension
 from shared import errors
 from shared.edge.broker import BROKER_ERRORS, BrokerConnection, run_connected
 from shared.edge.settings import sender_rules, settings_of
-from shared.errors import EcomError, Forbidden, ServiceUnavailable
-from shared.metrics import REFUSED_CALLS
+from shared.errors import CannotWork, EcomError, Forbidden, ServiceUnavailable
+from shared.metrics import CALL_SECONDS, CALLS, REFUSED_CALLS
 from shared.senders import known
 from topology.table import RPC_EXCHANGE as RPC_EXCHANGE
 from topology.table import rpc_queue
@@ -99,6 +99,8 @@ class RpcServer(ConnectedExtension):
 
     def setup(self) -> None:
         self._user = settings_of(self.container).broker_user
+        for outcome in CALL_OUTCOMES:
+            CALLS.labels(self.container.service_name, outcome)
 
     def stop(self) -> None:
         """Take no more calls and finish those at work."""
@@ -124,7 +126,7 @@ class RpcServer(ConnectedExtension):
             connection.read(timeout_s=0.05)
 
     def _receive(self, connection: BrokerConnection, message: amqp.Message) -> None:
-        reply = partial(self._reply, connection, message)
+        reply = partial(self._count_and_reply, connection, message, time.perf_counter())
         self._at_work += 1
         try:
             self._check_caller(message)
@@ -155,6 +157,14 @@ class RpcServer(ConnectedExtension):
             REFUSED_CALLS.labels(service, known(user)).inc()
             log.warning("%s", refusal)
             raise
+
+    def _count_and_reply(
+        self, connection: BrokerConnection, message: amqp.Message, began: float, worker: Any, result: Any, exc_info: Any
+    ) -> tuple[Any, Any]:
+        service = self.container.service_name
+        CALLS.labels(service, outcome_of_call(exc_info[1] if exc_info else None)).inc()
+        CALL_SECONDS.labels(service).observe(time.perf_counter() - began)
+        return self._reply(connection, message, worker, result, exc_info)
 
     def _reply(
         self, connection: BrokerConnection, message: amqp.Message, worker: Any, result: Any, exc_info: Any
@@ -193,6 +203,18 @@ class RpcServer(ConnectedExtension):
         finally:
             self._at_work -= 1
         return result, exc_info
+
+
+# What may become of a call.
+CALL_DONE, CALL_REFUSED, CALL_FAILED = CALL_OUTCOMES = ("done", "refused", "failed")
+
+
+def outcome_of_call(error: BaseException | None) -> str:
+    """Whether a call was done, refused by a rule, or failed: the service could not work, or did not know the call."""
+    if error is None:
+        return CALL_DONE
+    answered = isinstance(error, EcomError) and not isinstance(error, CannotWork | ServiceUnavailable)
+    return CALL_REFUSED if answered else CALL_FAILED
 
 
 def serialized(error: BaseException) -> dict[str, Any]:

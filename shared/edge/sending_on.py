@@ -14,8 +14,9 @@ from shared.deaths import record_deaths
 from shared.edge.database import Sessions
 from shared.edge.pausing import Pausing
 from shared.edge.publisher import Outgoing, Publisher, with_publishers
-from shared.errors import CannotWork, Poison
+from shared.errors import UNREADABLE, CannotWork, Poison
 from shared.failures import FailedDelivery, Failure, classify_failure, exchange_of
+from shared.metrics import DEATHS
 from shared.outcomes import Outcome, outcome_of
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,8 @@ class SendingOn:
         self.sessions = sessions
         self.publisher = publisher
         self.pausing = pausing
+        for reason in UNREADABLE:
+            DEATHS.labels(queue, reason)  # there from the start, as 0: Prometheus cannot see a first step from nothing
 
     def send_on(self, failed: list[FailedDelivery]) -> Counter[Outcome]:
         """On return each message is safe in its next queue; how many of them were RETRY, LATER and DEAD."""
@@ -52,6 +55,7 @@ class SendingOn:
         if refused:
             self.pausing.until_able(publish_the_rest)
         for failure in dead:
+            DEATHS.labels(self.queue, failure.reason).inc()
             _log_death(failure)
         return Counter(failure.outcome for failure in failures)
 

@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 import amqp
 import pytest
 from nameko.containers import ServiceContainer
+from prometheus_client import REGISTRY
 
 from inventory_service import queries
 from inventory_service.domain import State
@@ -215,6 +216,7 @@ def test_a_hopeless_message_dies_at_once_and_reaches_no_other_queue(
     reason, body = unreadable()[wrong]
     neighbours, message_id = orders(49), str(uuid4())
     start()
+    before = deaths_counted(reason)
     outgoing = [Outgoing(EVENTS_EXCHANGE, e.type, e.to_json(), str(e.message_id), e.type) for e in neighbours]
     outgoing.insert(20, Outgoing(EVENTS_EXCHANGE, "order.created", body, message_id))
     mail.send(outgoing)
@@ -231,6 +233,14 @@ def test_a_hopeless_message_dies_at_once_and_reaches_no_other_queue(
     (listed,) = [one for one in ecom_here("dlq", "ls", "--json", code=1).answer["queues"] if one["messages"]]
     assert (listed["dlq"], listed["messages"], listed["recorded"]) == (DLQ, 1, 1)
     assert listed["reasons"] == [{"reason": reason, "count": 1}]
+    assert deaths_counted(reason) == before + 1
+
+
+def deaths_counted(reason: str) -> float:
+    """How many messages the metrics of this process say died of a reason; there before the first one died."""
+    counted = REGISTRY.get_sample_value("ecom_dead_messages_total", {"queue": QUEUE, "reason": reason})
+    assert counted is not None
+    return counted
 
 
 def test_a_message_that_kills_its_process_ends_in_the_dlq_and_its_neighbours_each_take_effect_once(

@@ -13,6 +13,7 @@ import pytest
 from nameko.containers import ServiceContainer
 from nameko.exceptions import IncorrectSignature, MethodNotFound, RemoteError
 from nameko.standalone.rpc import ClusterRpcProxy
+from prometheus_client import REGISTRY
 
 from shared.config import Settings
 from shared.edge.broker import BrokerConnection
@@ -150,6 +151,22 @@ def test_an_unknown_method_and_wrong_arguments_are_told(stock: ServiceContainer,
         call("forget")
     with pytest.raises(IncorrectSignature):
         call("double")
+
+
+def test_calls_are_counted_as_done_refused_or_failed(stock: ServiceContainer, call: Call) -> None:
+    def counted() -> list[float | None]:
+        sample = REGISTRY.get_sample_value
+        labels = [{"service": "inventory_service", "outcome": outcome} for outcome in ("done", "refused", "failed")]
+        timed = sample("ecom_rpc_seconds_count", {"service": "inventory_service"})
+        return [*(sample("ecom_rpc_calls_total", one) for one in labels), timed]
+
+    before = counted()
+    call("double", 1)
+    for method, error in (("refuse", BelowReserved), ("crash", RemoteError), ("forget", MethodNotFound)):
+        with pytest.raises(error):
+            call(method)
+
+    assert [now - then for now, then in zip(counted(), before, strict=True)] == [1, 1, 2, 4]
 
 
 def test_a_service_that_was_never_there_is_known_at_once(call: Call) -> None:

@@ -267,6 +267,29 @@ def test_a_service_in_trouble_is_not_ready_and_says_why(server, monkeypatch):
     assert lives(server)
 
 
+def probes_counted():
+    names = ("ecom_ready", "ecom_was_ready", "ecom_unready_total")
+    return tuple(REGISTRY.get_sample_value(name, {"service": "stranger"}) for name in names)
+
+
+class Stranger(Probes):
+    name = "stranger"
+    trouble = Trouble()
+
+
+def test_probes_count_as_failed_only_after_the_first_success(monkeypatch):
+    with serving(Stranger) as server:
+        monkeypatch.setattr(Trouble, "words", "the well is dry")
+        ask(server, "GET", "/readyz")
+        assert probes_counted() == (0, 0, 0)
+        monkeypatch.setattr(Trouble, "words", "")
+        ask(server, "GET", "/readyz")
+        assert probes_counted() == (1, 1, 0)
+        monkeypatch.setattr(Trouble, "words", "the well is dry")
+        ask(server, "GET", "/readyz")
+        assert probes_counted() == (0, 1, 1)
+
+
 class DeadDatabase(Database):
     """A database that answers nothing."""
 

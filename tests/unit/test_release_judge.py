@@ -1,0 +1,328 @@
+"""A bad new version is rolled back, and no good one: the triggers, the verdict, and where the figures come from."""
+
+import random
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from ops.cli.release import release
+from ops.release import prometheus
+from ops.release.judge import Verdict, Window, Word, judge
+from ops.release.pages import Pages
+from ops.release.prometheus import Prometheus
+from ops.release.triggers import EVERY_S, FIGURES, READY_WITHIN_S, TRIGGERS, WAIT_S
+from ops.release.watch import watch
+from shared import metrics
+from shared.errors import CannotWork
+
+GOOD = {
+    **dict.fromkeys(FIGURES, 0.0),
+    **{"requests": 1000.0, "calls": 1000.0, "events": 1000.0, "ready": 2.0},
+    **{"p99_of_requests": 0.2, "p99_of_calls": 0.2, "p99_of_batches": 0.2},
+    **{"failed_requests": 10.0, "failed_calls": 10.0, "failed_events": 10.0},
+}
+
+# The trigger, what is different in the old version, and in the new one: the least that meets it, and the most that
+# does not.
+ROWS: list[tuple[str, dict[str, float], dict[str, float], dict[str, float]]] = [
+    ("error-rate-requests", {}, {"failed_requests": 61}, {"failed_requests": 60}),
+    ("error-rate-calls", {}, {"failed_calls": 61}, {"failed_calls": 60}),
+    ("error-rate-events", {}, {"failed_events": 61}, {"failed_events": 60}),
+    ("latency-requests", {}, {"p99_of_requests": 0.41}, {"p99_of_requests": 0.4}),
+    ("latency-calls", {}, {"p99_of_calls": 0.41}, {"p99_of_calls": 0.4}),
+    ("latency-batches", {}, {"p99_of_batches": 0.41}, {"p99_of_batches": 0.4}),
+    ("latency-requests", {"p99_of_requests": 0.01}, {"p99_of_requests": 0.26}, {"p99_of_requests": 0.25}),
+    ("health", {}, {"failed_probes": 4}, {"failed_probes": 3}),
+    ("crash-loop", {}, {"restarts": 2}, {"restarts": 1}),
+    ("never-ready", {}, {"never_ready_s": READY_WITHIN_S + 1}, {"never_ready_s": READY_WITHIN_S}),
+    ("dead-letters", {}, {"unreadable": 1}, {"unreadable": 0}),
+]
+
+
+@pytest.mark.parametrize(("name", "old", "bad", "good"), ROWS)
+def test_a_trigger_rolls_back_at_its_limit_and_not_below(
+    name: str, old: dict[str, float], bad: dict[str, float], good: dict[str, float]
+) -> None:
+    worse, well = Window({**GOOD, **old}, {**GOOD, **bad}), Window({**GOOD, **old}, {**GOOD, **good})
+
+    verdict = judge([worse, worse])
+    assert (verdict.word, verdict.reason.split()[0]) == (Word.BAD, name)
+    assert judge([well, well]).word is Word.GOOD
+
+
+def test_every_trigger_has_a_row() -> None:
+    assert {name for name, *_ in ROWS} == {trigger.name for trigger in TRIGGERS}
+
+
+@pytest.mark.parametrize(("name", "old", "bad", "good"), ROWS)
+def test_a_trigger_that_is_met_once_is_no_verdict(name: str, old: Any, bad: Any, good: Any) -> None:
+    worse, well = Window({**GOOD, **old}, {**GOOD, **bad}), Window({**GOOD, **old}, {**GOOD, **good})
+
+    assert judge([worse]).word is Word.UNKNOWN
+    assert judge([well, worse]).word is Word.UNKNOWN
+    assert judge([worse, worse, well]).word is Word.GOOD
+    assert judge([worse, well, worse]).word is Word.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    "both",
+    [
+        {"failed_requests": 500.0, "failed_calls": 500.0, "failed_events": 500.0},
+        {"p99_of_requests": 9.0, "p99_of_calls": 9.0, "p99_of_batches": 9.0},
+        {"failed_probes": 20.0, "ready": 0.0},
+        {"failed_probes": 20.0, "fewest_failed_probes": 18.0},
+        {"unreadable": 7.0},
+    ],
+)
+def test_what_both_versions_suffer_is_no_fault_of_the_new_one(both: dict[str, float]) -> None:
+    window = Window({**GOOD, **both}, {**GOOD, **both})
+
+    assert judge([window, window]) == Verdict(Word.GOOD, "no trigger is met")
+
+
+@pytest.mark.parametrize("side", ["old", "new"])
+def test_under_50_requests_and_events_nothing_is_known(side: str) -> None:
+    few = {**GOOD, "requests": 49.0, "calls": 0.0, "events": 0.0, "failed_requests": 49.0, "p99_of_requests": 9.0}
+    window = Window(few, GOOD) if side == "old" else Window(GOOD, few)
+
+    verdict = judge([window, window])
+
+    assert verdict.word is Word.UNKNOWN
+    assert "49" in verdict.reason
+
+
+def test_a_crash_loop_needs_no_request() -> None:
+    window = Window(dict.fromkeys(FIGURES, 0.0), {**dict.fromkeys(FIGURES, 0.0), "restarts": 2.0})
+
+    assert judge([window, window]).word is Word.BAD
+
+
+class FakeClock:
+    def __init__(self) -> None:
+        self.now = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class FakePod:
+    """A process of a service: answers 2 requests, 2 calls and 2 events a second, and is asked whether it is ready."""
+
+    def __init__(self, clock: FakeClock, chance: random.Random, **bad: Any) -> None:
+        self.clock, self.chance = clock, chance
+        self.errors: float = bad.get("errors", 0.01)
+        self.slower: float = bad.get("slower", 1.0)
+        self.lives_s: float = bad.get("lives_s", float("inf"))
+        self.is_ready: Callable[[float], bool] = bad.get("is_ready", lambda age: True)
+        self.poison: bool = bad.get("poison", False)
+        self.begin()
+
+    def begin(self) -> None:
+        self.started = self.seen = self.clock.now
+        self.registry = CollectorRegistry()
+        kinds = {"registry": self.registry}
+        self.requests = Counter("ecom_http_requests", "", ["route", "status"], **kinds)
+        self.calls = Counter("ecom_rpc_calls", "", ["outcome"], **kinds)
+        self.events = Counter("ecom_events", "", ["outcome"], **kinds)
+        self.seconds = [
+            Histogram("ecom_http_request_seconds", "", ["route"], **kinds).labels("/api/orders"),
+            Histogram("ecom_rpc_seconds", "", **kinds),
+            Histogram("ecom_batch_seconds", "", **kinds),
+        ]
+        self.dead = Counter("ecom_dead_messages", "", ["reason"], **kinds)
+        self.ready, self.was_ready = (Gauge(f"ecom_{name}", "", **kinds) for name in ("ready", "was_ready"))
+        self.unready = Counter("ecom_unready", "", **kinds)
+        Gauge("process_start_time_seconds", "", **kinds).set(self.started)
+
+    def get(self, path: str) -> str:
+        while self.clock.now - self.started > self.lives_s:
+            began = self.started + self.lives_s
+            self.begin()
+            self.started = self.seen = began
+            self.registry._names_to_collectors["process_start_time_seconds"].set(began)  # type: ignore[attr-defined]
+        ready = self.is_ready(self.clock.now - self.started)
+        if path == "/readyz":
+            self.ready.set(ready)
+            if ready:
+                self.was_ready.set(1)
+            elif self.was_ready._value.get():
+                self.unready.inc()
+            return ""
+        if ready:
+            self.work(int(2 * (self.clock.now - self.seen)))
+        self.seen = self.clock.now
+        return generate_latest(self.registry).decode()
+
+    def work(self, times: int) -> None:
+        for _ in range(times):
+            failed = self.chance.random() < self.errors
+            self.requests.labels("/api/orders", "500" if failed else "201").inc()
+            self.calls.labels("failed" if failed else "done").inc()
+            self.events.labels("retry" if failed else "done").inc()
+            for one in self.seconds:
+                one.observe(self.slower * self.chance.lognormvariate(-2.3, 0.5))
+        if times and self.poison:
+            self.dead.labels("poison").inc()
+
+
+def verdict_of(bad: dict[str, Any], chance: random.Random, watch_s: float = 600, **old: Any) -> tuple[Verdict, float]:
+    """Watch two good pods of the old version beside one of the new version; the verdict, and after how many seconds."""
+    clock = FakeClock()
+    pods = {
+        "http://old-0": FakePod(clock, chance, **old),
+        "http://old-1": FakePod(clock, chance, **old),
+    }
+    clock.sleep(600)  # they have run for long
+    for pod in pods.values():
+        pod.get("/readyz")
+        pod.get("/metrics")
+    pods["http://new-0"] = FakePod(clock, chance, **bad)
+
+    def get(url: str) -> str:
+        address, _, path = url.rpartition("/")
+        return pods[address].get(f"/{path}")
+
+    pages = Pages(["http://old-0", "http://old-1"], ["http://new-0"], get, clock)
+    began = clock.now
+    verdict = watch(pages.look, watch_s, clock=clock, sleep=clock.sleep)
+    return verdict, clock.now - began
+
+
+BAD_VERSIONS: dict[str, dict[str, Any]] = {
+    "error-rate-requests": {"errors": 0.11},
+    "latency-requests": {"slower": 3.0},
+    "never-ready": {"is_ready": lambda age: False},
+    "health": {"is_ready": lambda age: age < 20},
+    "crash-loop": {"lives_s": 40.0},
+    "dead-letters": {"poison": True},
+}
+
+
+@pytest.mark.parametrize("trigger", BAD_VERSIONS)
+def test_each_bad_version_is_rolled_back_within_three_minutes(trigger: str) -> None:
+    verdict, seconds = verdict_of(BAD_VERSIONS[trigger], random.Random(1))
+
+    assert verdict.word is Word.BAD
+    assert trigger in verdict.reason
+    assert seconds <= 180
+
+
+@pytest.mark.parametrize("run", range(5))
+def test_no_good_version_is_rolled_back(run: int) -> None:
+    verdict, seconds = verdict_of({"is_ready": lambda age: age > 10}, random.Random(run))
+
+    assert verdict == Verdict(Word.GOOD, "no trigger is met")
+    assert seconds == 600
+
+
+def test_an_outage_of_both_versions_rolls_nothing_back() -> None:
+    verdict, _ = verdict_of(
+        {"is_ready": lambda age: not 100 < age < 300, "errors": 0.3},
+        random.Random(1),
+        is_ready=lambda age: not 700 < age < 900,
+        errors=0.3,
+    )
+
+    assert verdict.word is Word.GOOD
+
+
+def test_a_version_without_requests_is_given_to_a_person_after_half_an_hour() -> None:
+    nothing = dict.fromkeys(FIGURES, 0.0)
+    clock = FakeClock()
+    began, said = clock.now, []
+
+    verdict = watch(lambda: Window(nothing, nothing), 300, said.append, clock, clock.sleep)
+
+    assert verdict.word is Word.UNKNOWN
+    assert clock.now - began == WAIT_S
+    assert [one.word for one in said] == [Word.UNKNOWN] * 2  # one window; then two without a request
+
+
+def test_a_pod_that_never_answers_was_never_ready() -> None:
+    clock = FakeClock()
+    pages = Pages(["http://old"], ["http://new"], lambda url: None if "new" in url else "", clock)
+
+    verdict = watch(pages.look, 600, clock=clock, sleep=clock.sleep)
+
+    assert verdict.word is Word.BAD
+    assert "never-ready" in verdict.reason
+
+
+# Where the figures come from.
+
+
+def test_every_metric_of_a_figure_is_one_that_the_services_have() -> None:
+    known = {
+        sample_name
+        for metric in vars(metrics).values()
+        if isinstance(metric, Counter | Gauge | Histogram)
+        for family in metric.describe()
+        for sample_name in (family.name, f"{family.name}_total", f"{family.name}_bucket")
+    }
+    used = set(re.findall(r"(ecom_\w+)\{", " ".join(FIGURES.values())))
+
+    assert len(used) > 8
+    assert used <= known
+
+
+@pytest.mark.parametrize("trigger", TRIGGERS, ids=lambda trigger: trigger.name)
+def test_the_query_of_a_trigger_asks_for_old_and_new_pods(trigger: Any) -> None:
+    query = trigger.query('hash="a"', 'hash="b"', old_window="1h")
+
+    assert query.count("(") == query.count(")")
+    assert 'hash="b"' in query
+    assert "$" not in query
+    assert ("[1h]" in query) == ('hash="a"' in query)
+    assert (">= 50" in query) == bool(trigger.enough)
+
+
+def test_prometheus_is_asked_for_each_figure_of_each_version() -> None:
+    asked = []
+
+    def ask(query: str) -> Any:
+        asked.append(query)
+        value = "7" if 'version="2"' in query else "3"
+        return {"status": "success", "data": {"result": [{"metric": {}, "value": [0, value]}]}}
+
+    window = Prometheus("http://x", 'version="1"', 'version="2"', "1h", ask).look()
+
+    assert window == Window(dict.fromkeys(FIGURES, 3.0), dict.fromkeys(FIGURES, 7.0))
+    assert all(("[1h]" in query) <= ('version="1"' in query) for query in asked)
+    assert sum("[300s]" in query for query in asked) == sum("[1h]" in query for query in asked) > 10
+
+
+def test_a_prometheus_that_refuses_or_is_away_is_a_failure_and_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(CannotWork, match="parse error"):
+        Prometheus("http://x", "", "", ask=lambda query: {"status": "error", "error": "parse error"}).look()
+
+    def away(*args: Any, **kwargs: Any) -> None:
+        raise prometheus.requests.ConnectionError("refused")
+
+    monkeypatch.setattr(prometheus.requests, "get", away)
+    with pytest.raises(CannotWork, match="does not answer: refused"):
+        Prometheus("http://x", "", "").look()
+
+
+@pytest.mark.parametrize(
+    ("new", "code", "word"),
+    [(GOOD, 0, "good"), ({**GOOD, "restarts": 2.0}, 1, "bad"), ({**GOOD, "restarts": 1.0}, 0, "good")],
+)
+def test_the_command_exits_with_the_verdict(
+    monkeypatch: pytest.MonkeyPatch, new: dict[str, float], code: int, word: str
+) -> None:
+    monkeypatch.setattr(Pages, "look", lambda self: Window(GOOD, new))
+    monkeypatch.setattr("ops.release.watch.time.sleep", lambda seconds: None)
+    monkeypatch.setattr(watch, "__defaults__", (watch.__defaults__[0], lambda: 0.0, lambda seconds: None))
+
+    result = CliRunner().invoke(release, ["judge", "--old", "http://a", "--new", "http://b", "--watch", "0"])
+
+    assert result.exit_code == code, result.output
+    assert result.output.splitlines()[-1].startswith(f"{word}: ")
+    assert EVERY_S == 30
