@@ -10,7 +10,7 @@ COVERAGE = .venv/bin/coverage
 # Found by every process of the run, in whatever folder it works.
 export COVERAGE_FILE = $(CURDIR)/.run/coverage
 
-.PHONY: help demo up down restart status shell test test-long bench coverage check lock audit sbom clean
+.PHONY: help demo up down restart status shell test test-long bench coverage check lock audit sbom image scan sign release clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -68,6 +68,19 @@ sbom: ## write sbom.cdx.json: the packages of the image with versions and hashes
 	@$(STACK) install
 	@$(PYTHON) deploy/requirements.py setup.cfg requirements.lock > .run/runtime.txt
 	@.venv/bin/cyclonedx-py requirements .run/runtime.txt --output-reproducible --output-file sbom.cdx.json
+
+image: ## build ecom:VERSION-BUILD with docker or podman; BUILD=... instead of the commit
+	@$(PYTHON) deploy/supply.py image
+
+scan: ## look for known faults in the image, the operating system's too, with trivy or grype
+	@$(PYTHON) deploy/supply.py scan
+
+sign: ## sign IMAGE=host/ecom@sha256:... with cosign and COSIGN_KEY, and attest sbom.cdx.json
+	@$(PYTHON) deploy/supply.py sign
+
+release: ## VERSION=1.2.3: close the changelog, freeze docs/releases, commit, and a tag signed by SSH
+	@$(STACK) install
+	@.venv/bin/python -m ops.release.making '$(VERSION)'
 
 clean: ## stop everything and delete its data and logs
 	@$(STACK) clean

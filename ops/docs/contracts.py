@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ops.docs import architecture, budgets, diagrams, readme, settings
+from ops.release import compatibility
 from shared.envelope import CONTRACT_VERSION, json_schema
 from shared.events import CATALOGUE
 from shared.version import VERSION
@@ -118,7 +119,8 @@ def text(document: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Write docs/contracts, docs/sagas.md, docs/settings.md, the architecture's picture, and two tables in other pages.
+    """Write docs/contracts, docs/sagas.md, docs/settings.md, docs/compatibility.md, the architecture's picture, and two
+    tables in other pages.
 
     These are the processes in README.md and the budgets in docs/performance.md.
     """
@@ -130,6 +132,7 @@ def main() -> None:
     architecture.main()
     readme.main()
     settings.main()
+    compatibility.main()
     budgets.main()
 
 

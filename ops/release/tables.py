@@ -12,13 +12,13 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import (
     CheckConstraint,
     Column,
-    ColumnCollectionConstraint,
     ForeignKeyConstraint,
     PrimaryKeyConstraint,
     Table,
     UniqueConstraint,
 )
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.schema import ColumnCollectionConstraint
 
 from shared.tables import Base
 from topology.services import DATABASES, SERVICES

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from deploy import audit, pin_images
+from deploy import audit, pin_images, supply
 from tests.unit.test_compose import DEPLOY, ROOT
 
 OLD, NEW = f"sha256:{'0' * 64}", f"sha256:{'a' * 64}"
@@ -89,3 +89,70 @@ def test_an_advisory_service_out_of_reach_is_no_pass_and_is_said_in_a_line(tmp_p
     assert capsys.readouterr().err == (
         "audit: the database of known faults cannot be asked: OSError: Failed to resolve api.osv.dev\n"
     )
+
+
+# What each step of the image needs and, with it, what is run.
+STEPS = [
+    ("image", "docker or podman", "podman", "podman build --file deploy/Dockerfile --tag ecom:"),
+    ("scan", "trivy or grype", "trivy", "trivy image --severity HIGH,CRITICAL --ignore-unfixed --exit-code 1 ecom:"),
+    ("scan", "trivy or grype", "grype", "grype ecom:"),
+    ("sign", "cosign", "cosign", "cosign sign --yes --key k.key host/ecom@sha256:0"),
+]
+
+
+def supply_step(tmp_path, step, *tools, **environ):
+    """Run a step where only these programs are installed, each of which only says its arguments."""
+    for name in tools:
+        (tmp_path / name).write_text(f"#!/bin/sh\necho {name} $*\n")
+        (tmp_path / name).chmod(0o755)
+    command = [sys.executable, DEPLOY / "supply.py", step]
+    env = {"PATH": str(tmp_path), "BUILD": "b7", **environ}
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(("step", "needed", "tool", "runs"), STEPS)
+def test_a_step_without_its_tool_says_in_a_line_what_it_needs(tmp_path, step, needed, tool, runs):
+    ended = supply_step(tmp_path, step)
+    assert (ended.returncode, ended.stdout) == (3, "")
+    assert ended.stderr == f"{step}: {needed} is needed, and is not installed\n"
+
+
+@pytest.mark.parametrize(("step", "needed", "tool", "runs"), STEPS)
+def test_a_step_runs_the_tool_that_is_there(tmp_path, monkeypatch, step, needed, tool, runs):
+    (tmp_path / "sbom.cdx.json").write_text("{}")
+    monkeypatch.setattr(supply.shutil, "which", lambda name: name if name == tool else None)
+    monkeypatch.setattr(supply, "SBOM", str(tmp_path / "sbom.cdx.json"))
+    monkeypatch.setenv("BUILD", "b7")
+    if step == "sign":
+        monkeypatch.setenv("IMAGE", "host/ecom@sha256:0")
+        monkeypatch.setenv("COSIGN_KEY", "k.key")
+    ran = []
+    monkeypatch.setattr(supply, "_run", lambda command: ran.append(" ".join(command)) or 0)
+    assert supply.main([step]) == 0
+    assert ran[0].startswith(runs)
+    if step != "sign":
+        assert "-b7" in ran[0]
+    else:
+        assert ran[1].startswith("cosign attest --yes --key k.key --type cyclonedx")
+
+
+@pytest.mark.parametrize(
+    ("environ", "says"),
+    [
+        ({}, "IMAGE must name an image of a registry by digest"),
+        ({"IMAGE": "host/ecom:1"}, "IMAGE must name an image of a registry by digest"),
+        ({"IMAGE": "host/ecom@sha256:0"}, "COSIGN_KEY must name the key"),
+    ],
+)
+def test_only_an_image_with_a_digest_is_signed_and_only_with_a_key(tmp_path, environ, says):
+    ended = supply_step(tmp_path, "sign", "cosign", **environ)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert says in ended.stderr
+
+
+def test_a_failing_tool_fails_its_step(monkeypatch, tmp_path):
+    (tmp_path / "podman").write_text("#!/bin/sh\nexit 5\n")
+    (tmp_path / "podman").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("BUILD", "b7")
+    assert supply.main(["image"]) == 5
