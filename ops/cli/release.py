@@ -63,11 +63,13 @@ def judge(
 
 
 @release.command()
+@click.option("--running", metavar="VERSION", default="", help="Also: may this version replace that one, in one step?")
 @json_option
-def check(as_json: bool) -> None:
+def check(running: str, as_json: bool) -> None:
     """Compare this code with the last release: may both run side by side, and what is the least next version?
 
-    Exit 1 for each change that the last release would not survive, and for a version that is too low.
+    Exit 1 for a change that the last release would not survive, and for a version that is too low. Exit 3 for a running
+    version that is more than one release away.
     """
     import ops.cli.green  # noqa: F401
     from ops.release import releases, semver
@@ -75,6 +77,8 @@ def check(as_json: bool) -> None:
     from ops.release.tree import tree
 
     old, new = releases.last(), tree()
+    if running:
+        releases.check_step(running, new["version"])
     found, least = breaches(old, new), semver.least(old, new)
     too_low = semver.version(old["version"]) < semver.version(new["version"]) < least
     if as_json:

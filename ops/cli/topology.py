@@ -103,6 +103,26 @@ def users(as_json: bool) -> None:
     print_json(definitions.definitions(wanted.vhost, wanted.passwords, wanted.rights))
 
 
+@topology.command()
+@click.argument("queue")
+@click.option("--management", metavar="URL", required=True, help="The management API: http://host:15672.")
+@json_option
+def retire(queue: str, management: str, as_json: bool) -> None:
+    """Unbind QUEUE, which the table binds no more; delete it, once the table has it no more and it is empty.
+
+    Run it when the release that took the bindings out of the table runs everywhere, and again with the release that
+    took the queue out. Its retry queues and its DLQ go with it.
+    """
+    from topology import retire as retiring
+
+    done = retiring.retire(read(TOPOLOGY).administrator_uri, management, queue)
+    if as_json:
+        print_json({"unbound": done.unbound, "deleted": done.deleted})
+        return
+    click.echo(f"unbound from {', '.join(done.unbound)}" if done.unbound else f"{queue} was not bound")
+    click.echo(f"deleted {', '.join(done.deleted)}" if done.deleted else "nothing deleted: the next release may")
+
+
 def wanted_users(settings: Settings) -> Users:
     """The users of the services, by the URIs that are set. Raises ConfigurationFault where one is missing or wrong."""
     from shared.events import CATALOGUE

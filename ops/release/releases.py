@@ -41,6 +41,21 @@ def last(folder: Path = FOLDER) -> Tree:
     return _read(max(versions), folder)
 
 
+def check_step(running: str, wanted: str, folder: Path = FOLDER) -> None:
+    """Raise Conflict unless one version may replace another that runs: the same, the next or the one before.
+
+    `wanted` may be newer than every frozen release. Raises NotFound for a running version that is not frozen.
+    """
+    frozen = [one["version"] for one in every(folder)]
+    versions = frozen if wanted in frozen else [*frozen, wanted]
+    if running not in frozen:
+        raise NotFound(f"release {running} is not in {folder}")
+    here, there = versions.index(running), versions.index(wanted)
+    if abs(there - here) > 1:
+        between = versions[here + (1 if there > here else -1)]
+        raise Conflict(f"{running} runs, and {wanted} is {abs(there - here)} releases away: go to {between} first")
+
+
 def _read(one: Version, folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / f"{one}.json").read_text(encoding="utf-8")))
 

@@ -57,8 +57,8 @@ RULES = (
     Rule(
         "queues and bindings",
         "new ones are added; messages wait for their consumer",
-        "give changed arguments a new name; to remove a queue, unbind it in this release, let it drain, and run "
-        "`ecom topology retire QUEUE` in the next",
+        "give changed arguments a new name; to remove a queue, take its bindings out of the table in this release, and "
+        "the queue in the next; run `ecom topology retire QUEUE` with each",
         comparisons.queues,
     ),
     Rule(

@@ -46,7 +46,7 @@ def tables() -> dict[str, dict[str, Any]]:
         models = importlib.import_module(f"{service.package}.models")
         for name in sorted(models.TABLES):
             found[f"{service.name}.{name}"] = {
-                "columns": _columns(Base.metadata.tables[name]),
+                "columns": columns_of(Base.metadata.tables[name]),
                 "keys": _keys(Base.metadata.tables[name]),
                 "rights": _rights(models, name),
             }
@@ -73,7 +73,7 @@ def migrations() -> dict[str, dict[str, Any]]:
     return found
 
 
-def _columns(table: Table) -> dict[str, dict[str, Any]]:
+def columns_of(table: Table) -> dict[str, dict[str, Any]]:
     """A column that the models have and no class maps is neither read nor written: only the database still has it."""
     mapped = {
         column.name

@@ -114,6 +114,17 @@ class Trigger:
     above: float
     enough: str = ""
 
+    @property
+    def bad(self) -> str:
+        """The failureCondition of an AnalysisTemplate. Where neither condition holds, as without an answer, the
+        analysis is inconclusive: unknown."""
+        return f"len(result) > 0 && result[0] > {self.above:g}"
+
+    @property
+    def good(self) -> str:
+        """The successCondition of an AnalysisTemplate."""
+        return f"len(result) > 0 && result[0] <= {self.above:g}"
+
     def query(self, old: str, new: str, window: str = "5m", old_window: str = "") -> str:
         """The question for Prometheus: how much worse. No answer where there is too little to tell.
 

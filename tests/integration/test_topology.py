@@ -13,8 +13,9 @@ from kombu import Connection
 from nameko.standalone.events import get_event_exchange
 
 from ops.cli import main as cli
-from shared.errors import CannotWork, ConfigurationFault, TopologyDrift
+from shared.errors import CannotWork, ConfigurationFault, Conflict, TopologyDrift
 from topology import declare, table
+from topology.retire import Retired, retire
 
 QUEUE = "q.order.payment-result"
 RETRY = f"{QUEUE}.retry"
@@ -257,6 +258,52 @@ def test_a_refusal_of_the_management_api_is_one_line(amqp_uri, channel, manageme
     with pytest.raises(CannotWork, match=r"management API at .* 404") as refused:
         declare.check(amqp_uri, management_url)
     assert "\n" not in str(refused.value)
+
+
+OLD = "q.order.retired"
+
+
+@pytest.fixture
+def old_queue(channel, management_url):
+    """A queue that the table does not have, with its DLQ, bound to two keys as the management API says."""
+    names = (OLD, table.dead_letter_queue(OLD))
+    for name in names:
+        channel.queue_declare(name, durable=True)
+    for key in ("old.one", "old.*"):
+        channel.queue_bind(OLD, table.EVENTS_EXCHANGE, key)
+        row = {"source": table.EVENTS_EXCHANGE, "destination": OLD, "routing_key": key, "destination_type": "queue"}
+        Management.rows.append(row)
+    yield
+    for name in names:
+        channel.queue_delete(name)
+
+
+def test_a_queue_that_the_table_binds_is_not_retired(amqp_uri, channel, management_url):
+    with pytest.raises(Conflict, match=r"the table binds q.order.payment-result to payment\.\*"):
+        retire(amqp_uri, management_url, QUEUE)
+    assert lines(declare.check(amqp_uri)) == []
+
+
+def test_a_queue_whose_bindings_left_the_table_is_unbound_and_stays(
+    amqp_uri, channel, management_url, old_queue, monkeypatch
+):
+    monkeypatch.setitem(table.BY_NAME, OLD, table.Queue(OLD, "order", ()))
+    assert retire(amqp_uri, management_url, OLD) == Retired(("old.*", "old.one"), ())
+    assert exists(amqp_uri, OLD)
+    channel.confirm_delivery()
+    with pytest.raises(pika.exceptions.UnroutableError):
+        channel.basic_publish(table.EVENTS_EXCHANGE, "old.one", b"{}", mandatory=True)
+
+
+def test_a_queue_that_left_the_table_is_deleted_when_it_is_empty(amqp_uri, channel, management_url, old_queue):
+    channel.confirm_delivery()
+    channel.basic_publish("", table.dead_letter_queue(OLD), b"{}")
+    with pytest.raises(Conflict, match=r"nothing is deleted: q\.order\.retired\.dlq has 1 messages and 0 consumers"):
+        retire(amqp_uri, management_url, OLD)
+    assert exists(amqp_uri, OLD)
+    channel.queue_purge(table.dead_letter_queue(OLD))
+    assert retire(amqp_uri, management_url, OLD).deleted == (OLD, table.dead_letter_queue(OLD))
+    assert not exists(amqp_uri, OLD)
 
 
 def test_nameko_and_apply_declare_the_events_exchange_alike(amqp_uri, channel):

@@ -1,8 +1,12 @@
 """A bad new version is rolled back, and no good one: the triggers, the verdict, and where the figures come from."""
 
+import json
 import random
 import re
+import shutil
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -281,6 +285,88 @@ def test_the_query_of_a_trigger_asks_for_old_and_new_pods(trigger: Any) -> None:
     assert "$" not in query
     assert ("[1h]" in query) == ('hash="a"' in query)
     assert (">= 50" in query) == bool(trigger.enough)
+    assert (trigger.bad, trigger.good) == (
+        f"len(result) > 0 && result[0] > {trigger.above:g}",
+        f"len(result) > 0 && result[0] <= {trigger.above:g}",
+    )
+
+
+# The answer of each trigger for the series below, which last 5 minutes. Of every kind the old version has
+# 1,000 with 1 % failed and a p99 of 0.0995 s, the new one 1,000 with 11 % failed and a p99 of 0.4975 s.
+ANSWERS = {
+    "error-rate-requests": 0.1,
+    "error-rate-calls": 0.1,
+    "error-rate-events": 0.1,
+    "latency-requests": 0.2475,
+    "latency-calls": 0.2475,
+    "latency-batches": 0.2475,
+    "health": 9,  # 10 in the new version, 1 in the old one
+    "crash-loop": 2,
+    "never-ready": 200,
+    "dead-letters": 10,
+}
+
+
+def series() -> dict[str, str]:
+    """Each series with its values, one every 30 s."""
+    found = {}
+    for pods, failed, slow in (("a", 1, "0.1"), ("b", 11, "0.5")):
+        labels = f'hash="{pods}",instance="{pods}"'
+        for name, good, bad in (
+            ("ecom_http_requests_total", 'route="/api/orders",status="201"', 'route="/api/orders",status="500"'),
+            ("ecom_rpc_calls_total", 'outcome="done"', 'outcome="failed"'),
+            ("ecom_events_total", 'outcome="done"', 'outcome="retry"'),
+        ):
+            found[f"{name}{{{labels},{good}}}"] = f"0+{100 - failed}x10"
+            found[f"{name}{{{labels},{bad}}}"] = f"0+{failed}x10"
+        found[f'ecom_http_requests_total{{{labels},route="/readyz",status="503"}}'] = (
+            "0+100x10"  # a probe is no request
+        )
+        for name in ("ecom_http_request_seconds", "ecom_rpc_seconds", "ecom_batch_seconds"):
+            for bound in ("0.05", "0.1", "0.25", "0.5", "+Inf"):
+                counted = 0 if float(bound) < float(slow) else 100
+                found[f'{name}_bucket{{{labels},le="{bound}"}}'] = f"0+{counted}x10"
+        found[f"ecom_ready{{{labels}}}"] = "1x10"
+        found[f"ecom_unready_total{{{labels}}}"] = "0+1x10" if pods == "b" else "0 1x9"
+        dead = f'ecom_dead_messages_total{{{labels},queue="q",reason="poison"}}'
+        found[dead] = "0+1x10" if pods == "b" else "0x10"
+    found['process_start_time_seconds{hash="a",instance="a"}'] = "0x10"
+    found['process_start_time_seconds{hash="b",instance="b"}'] = "10x3 50x3 100x3"  # two restarts
+    found['ecom_was_ready{hash="a",instance="a"}'] = "1x10"
+    found['ecom_was_ready{hash="b",instance="b"}'] = "0x10"
+    return found
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian: prometheus)")
+def test_prometheus_answers_a_trigger_as_the_judge_does(tmp_path: Path) -> None:
+    expected = [
+        {
+            "expr": trigger.query('hash="a"', 'hash="b"'),
+            "eval_time": "5m",
+            "exp_samples": [{"labels": "{}", "value": ANSWERS[trigger.name]}],
+        }
+        for trigger in TRIGGERS
+    ] + [
+        {"expr": trigger.query('hash="a"', 'hash="nobody"'), "eval_time": "5m", "exp_samples": []}
+        for trigger in TRIGGERS
+        if trigger.enough
+    ]
+    tests = {
+        "evaluation_interval": "30s",
+        "tests": [
+            {
+                "interval": "30s",
+                "input_series": [{"series": name, "values": values} for name, values in series().items()],
+                "promql_expr_test": expected,
+            }
+        ],
+    }
+    file = tmp_path / "tests.yml"
+    file.write_text(json.dumps(tests))  # JSON is YAML
+
+    ended = subprocess.run(["promtool", "test", "rules", file], capture_output=True, text=True, check=False)
+
+    assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
 def test_prometheus_is_asked_for_each_figure_of_each_version() -> None:

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from sqlalchemy import Column, Text, select
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 import ops.cli.green  # noqa: F401
 from ops.cli.release import release
-from ops.release import releases, semver
+from ops.release import releases, semver, tables
 from ops.release.rules import RULES, breaches
 from ops.release.tree import LOCKS, NAMESPACES, tree
 from shared.envelope import decode
@@ -54,6 +56,24 @@ def test_a_version_and_itself_have_no_breach(read: Tree) -> None:
 
 def test_two_readings_of_one_version_are_the_same_text(read: Tree) -> None:
     assert releases.as_text(read) == releases.as_text(tree())
+
+
+def test_a_column_that_no_class_maps_is_read_as_one_that_nobody_uses(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Base(DeclarativeBase):
+        pass
+
+    class Lamp(Base):
+        __tablename__ = "lamps"
+        __table_args__ = (Column("colour", Text),)
+        __mapper_args__ = {"exclude_properties": ["colour"]}  # noqa: RUF012
+        sku: Mapped[str] = mapped_column(primary_key=True)
+
+    monkeypatch.setattr(tables, "Base", Base)
+
+    columns = tables.columns_of(Base.metadata.tables["lamps"])
+
+    assert {name: about["mapped"] for name, about in columns.items()} == {"colour": False, "sku": True}
+    assert "colour" not in str(select(Lamp))
 
 
 # Parts of a version to change, by their place.
@@ -398,6 +418,20 @@ def test_the_last_release_is_that_with_the_highest_number(read: Tree, tmp_path: 
 
     assert [one["version"] for one in releases.every(tmp_path)] == ["0.9.0", "0.10.0"]
     assert releases.last(tmp_path)["version"] == "0.10.0"
+
+
+def test_one_release_is_replaced_by_a_neighbour_only(read: Tree, tmp_path: Path) -> None:
+    for version in ("0.2.0", "0.3.0", "0.10.0"):
+        releases.freeze({**read, "version": version}, tmp_path)
+
+    for running, wanted in [("0.3.0", "0.10.0"), ("0.10.0", "0.3.0"), ("0.3.0", "0.3.0"), ("0.10.0", "0.11.0")]:
+        releases.check_step(running, wanted, tmp_path)
+    with pytest.raises(Conflict, match=r"0\.2\.0 runs, and 0\.10\.0 is 2 releases away: go to 0\.3\.0 first"):
+        releases.check_step("0.2.0", "0.10.0", tmp_path)
+    with pytest.raises(Conflict, match=r"go to 0\.10\.0 first"):
+        releases.check_step("0.3.0", "0.11.0", tmp_path)
+    with pytest.raises(NotFound, match=r"release 0\.1\.0 is not in"):
+        releases.check_step("0.1.0", "0.2.0", tmp_path)
 
 
 def test_the_command_names_each_breach_and_exits_with_1(read: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
