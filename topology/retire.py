@@ -46,8 +46,9 @@ def retire(amqp_uri: str, management_url: str, queue: str) -> Retired:
     """
     known = table.BY_NAME.get(queue)
     if known is not None and known.bindings:
-        keys = ", ".join(known.bindings)
-        raise Conflict(f"the table binds {queue} to {keys}: only a queue that it does not bind can be retired")
+        raise Conflict(
+            f"the table binds {queue} to {', '.join(known.bindings)}: only a queue that it does not bind can be retired"
+        )
     seen = management_of(management_url, amqp_uri).bindings(broker_uri.parse(amqp_uri).vhost)
     keys = sorted(key for exchange, name, key in seen if (exchange, name) == (table.EVENTS_EXCHANGE, queue))
     try:

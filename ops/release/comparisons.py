@@ -109,7 +109,7 @@ def queues(old: Tree, new: Tree) -> Found:
     for name, was in old["queues"].items():
         now = new["queues"].get(name)
         if now is None:
-            if was["consumer"] and any(queue == name for queue, _ in _bindings(old)):
+            if any(queue == name for queue, _ in _bindings(old)):
                 yield f"queue {name}", "is gone, and the last release has it bound"
             continue
         if now["consumer"] != was["consumer"]:

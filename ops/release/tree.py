@@ -241,7 +241,7 @@ def _route(operation: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-_PROSE = frozenset({"description", "example", "examples", "title"})
+_PROSE = frozenset({"deprecated", "description", "example", "examples", "title"})
 
 
 def _shape(schema: Any) -> Any:

@@ -77,10 +77,10 @@ class Query(str):
     def __rsub__(self, other: object) -> Query:
         return Query(f"({other} - {self})")
 
-    def __mul__(self, other: object) -> Query:  # type: ignore[override]
+    def __mul__(self, other: object) -> Query:
         return Query(f"({self} * {other})")
 
-    def __rmul__(self, other: object) -> Query:  # type: ignore[override]
+    def __rmul__(self, other: object) -> Query:
         return Query(f"({other} * {self})")
 
     def __truediv__(self, other: object) -> Query:

@@ -201,6 +201,7 @@ REFUSED: list[tuple[str, Change, str]] = [
     ),
     ("tables", lambda new: new["tables"]["order.orders"]["rights"].remove("change reason"), "right `change reason`"),
     ("migrations", lambda new: new["migrations"]["order"]["revisions"].pop("0007"), "migration order 0007: is gone"),
+    ("migrations", lambda new: new["migrations"].pop("ops"), "database ops: has no migrations any more"),
     ("migrations", lambda new: new["migrations"]["order"].update(heads=["0012", "0013"]), "has 2 newest migrations"),
     ("migrations", migration(["orders.colour"], "expand"), "migration order 9999: takes away orders.colour"),
     ("RPC", lambda new: new["rpc"].pop("order_service.get_order"), "RPC order_service.get_order: is gone"),
