@@ -49,6 +49,8 @@ def new_event_types(old: Tree, new: Tree) -> Found:
     """An event type that the last release does not know reaches none of its consumers."""
     heard = _bindings(old) | _bindings(new)
     for type_ in new["events"].keys() - old["events"].keys():
+        if not new["events"][type_]["published"]:
+            continue
         for queue, key in sorted(heard):
             if _consumed(old, queue) and matches(key, type_):
                 yield (

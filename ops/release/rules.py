@@ -45,7 +45,8 @@ RULES = (
     Rule(
         "a new event type",
         "no queue that the last release consumes hears it",
-        "add the type and the rule of each consumer in this release, and publish it in the next; or bind a new queue",
+        "add the type and the rule of each consumer in this release (NOT_WRITTEN in ops/release/tree.py), and publish "
+        "it in the next; or bind a new queue",
         comparisons.new_event_types,
     ),
     Rule(
@@ -89,7 +90,7 @@ RULES = (
     Rule(
         "states, reasons, roles, cursors, cookies, tokens",
         "this version reads the old and the new, and writes the old",
-        "read it in this release (NOT_WRITTEN_YET in ops/release/tree.py), and write it in the next",
+        "read it in this release (NOT_WRITTEN in ops/release/tree.py), and write it in the next",
         comparisons.words,
     ),
     Rule(

@@ -6,14 +6,12 @@ every service, so shared.edge.patched must be imported first (ops.cli.green does
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import importlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
-from functools import cache
 from typing import Any, get_args, get_origin, get_type_hints
 from uuid import UUID
 
@@ -40,7 +38,7 @@ from shared.roles import ROLES
 from shared.seals import Place
 from shared.version import from_setup
 from topology import table
-from topology.services import BY_NAME, SERVICES, publisher_of
+from topology.services import SERVICES, publisher_of
 
 # Advisory locks: the module and the name of each number. Two versions lock each other out by the same number only.
 LOCKS = {
@@ -85,9 +83,9 @@ FORMATS: dict[str, Callable[[], str]] = {
     "fingerprint of a request": lambda: KeyedRequest("ann", "POST /", "key", {"b": 1, "a": "é"}).fingerprint,
 }
 
-# What this version reads and does not write yet, by the name of its list: words, or examples of a format. The release
-# after this one may write it.
-NOT_WRITTEN_YET: dict[str, tuple[str, ...]] = {}
+# What this version reads and does not write, not yet or no more, by the name of its list: event types under "event",
+# words, examples of a format. The release after this one may write it, or not read it any more.
+NOT_WRITTEN: dict[str, tuple[str, ...]] = {"event": ()}
 
 Tree = dict[str, Any]
 
@@ -118,15 +116,14 @@ def tree() -> Tree:
 
 
 def events() -> dict[str, Any]:
-    """Each type: who publishes it, whether its code still makes it, its fields, and a message with all of them."""
+    """Each type: who publishes it, whether this version does, its fields, and a message with all of them."""
     found = {}
     for type_, payload in CATALOGUE.items():
-        publisher = BY_NAME[publisher_of(type_) or ""]
         defaults = dict(_defaults(payload, "payload"))
         found[type_] = {
             "version": MESSAGE_VERSION,
-            "publisher": publisher.name,
-            "published": payload.__name__ in _names_in(publisher.package),
+            "publisher": publisher_of(type_),
+            "published": type_ not in NOT_WRITTEN["event"],
             "fields": {
                 path: about | ({} if about["required"] else {"default": defaults.get(path)})
                 for path, about in fields_of(json_schema(type_))
@@ -180,9 +177,9 @@ def words() -> dict[str, dict[str, list[str]]]:
     lists["order reason"] = ([word.value for word in Reason], sorted({rule.reason for rule in LIFE if rule.reason}))
     lists["role"] = (list(ROLES), list(ROLES))
     for name, example in FORMATS.items():
-        lists[name] = ([example(), *NOT_WRITTEN_YET.get(name, ())], [example()])
+        lists[name] = ([example(), *NOT_WRITTEN.get(name, ())], [example()])
     return {
-        name: {"reads": reads, "writes": [word for word in writes if word not in NOT_WRITTEN_YET.get(name, ())]}
+        name: {"reads": reads, "writes": [word for word in writes if word not in NOT_WRITTEN.get(name, ())]}
         for name, (reads, writes) in lists.items()
     }
 
@@ -261,8 +258,3 @@ def _shape(schema: Any) -> Any:
 
 def _named(module: str, name: str) -> Any:
     return getattr(importlib.import_module(module), name)
-
-
-@cache
-def _names_in(package: str) -> frozenset[str]:
-    return frozenset(node.id for one in calls.trees(package) for node in ast.walk(one) if isinstance(node, ast.Name))

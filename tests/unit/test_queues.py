@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ops.dlq.diagnose import PREDICTORS
+from ops.release.tree import NOT_WRITTEN
 from order_service import domain
 from shared.edge.consumer import Handles
 from shared.edge.rpc import Rpc
@@ -50,7 +51,10 @@ def test_every_event_is_made_somewhere_in_its_publisher(type_: str) -> None:
     package = services.BY_NAME[services.publisher_of(type_) or ""].package
     made = {node.id for tree in trees(package) for node in ast.walk(tree) if isinstance(node, ast.Name)}
 
-    assert CATALOGUE[type_].__name__ in made, f"nothing in {package} makes {type_}"
+    if type_ in NOT_WRITTEN["event"]:
+        assert CATALOGUE[type_].__name__ not in made, f"{package} makes {type_}: take it out of NOT_WRITTEN"
+    else:
+        assert CATALOGUE[type_].__name__ in made, f"nothing in {package} makes {type_}"
 
 
 def test_every_call_of_the_gateway_has_an_rpc_method() -> None:
