@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from ops.cli.release import release
 from ops.release import prometheus
 from ops.release.judge import Verdict, Window, Word, judge
-from ops.release.pages import Pages
+from ops.release.pages import Pages, Pod, figures
 from ops.release.prometheus import Prometheus
 from ops.release.triggers import EVERY_S, FIGURES, READY_WITHIN_S, TRIGGERS, WAIT_S
 from ops.release.watch import watch
@@ -260,6 +260,28 @@ def test_a_pod_that_never_answers_was_never_ready() -> None:
 
 
 # Where the figures come from.
+
+
+def calls_of(*pages: tuple[float, float, float]) -> tuple[float, float]:
+    """Read one pod at these times, with this start of its process and count of its calls: what it had in the window."""
+    pod, window = Pod("http://new"), {}
+    for at, started, count in pages:
+        text = f'process_start_time_seconds {started}\necom_rpc_calls_total{{outcome="done"}} {count}\n'
+        pod.read(lambda url, text=text: text if url.endswith("/metrics") else "", at)
+        window = figures([pod])
+    return window["calls"], window["restarts"]
+
+
+def test_the_calls_before_the_first_reading_do_not_count() -> None:
+    assert calls_of((100, 1, 70), (130, 1, 75), (160, 1, 81)) == (11, 0)
+
+
+def test_the_counters_of_a_new_process_begin_at_0() -> None:
+    assert calls_of((100, 1, 70), (130, 110, 72), (160, 110, 75)) == (72 + 3, 1)
+
+
+def test_what_is_older_than_five_minutes_is_forgotten() -> None:
+    assert calls_of((100, 1, 10), (130, 120, 20), (425, 120, 50), (430, 120, 60)) == (60 - 20, 0)
 
 
 def test_every_metric_of_a_figure_is_one_that_the_services_have() -> None:
