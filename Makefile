@@ -10,7 +10,7 @@ COVERAGE = .venv/bin/coverage
 # Found by every process of the run, in whatever folder it works.
 export COVERAGE_FILE = $(CURDIR)/.run/coverage
 
-.PHONY: help demo up down restart status shell test test-long bench coverage check lock audit sbom image scan sign release clean
+.PHONY: help demo up down restart status shell test test-long bench coverage check lock audit sbom clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -68,6 +68,8 @@ sbom: ## write sbom.cdx.json: the packages of the image with versions and hashes
 	@$(STACK) install
 	@$(PYTHON) deploy/requirements.py setup.cfg requirements.lock > .run/runtime.txt
 	@.venv/bin/cyclonedx-py requirements .run/runtime.txt --output-reproducible --output-file sbom.cdx.json
+
+.PHONY: image scan sign release
 
 image: ## build ecom:VERSION-BUILD with docker or podman; BUILD=... instead of the commit
 	@$(PYTHON) deploy/supply.py image
