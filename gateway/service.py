@@ -5,6 +5,7 @@ The gateway checks each request and its sender and calls the services by RPC. It
 
 from __future__ import annotations
 
+from gateway.api.versions import Versions
 from gateway.feed import Feed
 from gateway.operations import Operations
 from gateway.orders import Orders
@@ -21,4 +22,5 @@ class GatewayService(Tokens, Orders, Feed, Stocks, Releases, Payments, Operation
     """Every route of the gateway, by subject."""
 
     name = "gateway"
+    api_versions = Versions()
     settings = Setting()

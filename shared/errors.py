@@ -49,6 +49,12 @@ class InvalidCursor(BadRequest):
     code = "invalid_cursor"
 
 
+class VersionMismatch(BadRequest):
+    """X-API-Version names another version than the path."""
+
+    code = "version_mismatch"
+
+
 class IdempotencyKeyRequired(BadRequest):
     """An Idempotency-Key header is required."""
 
@@ -115,6 +121,12 @@ class VersionMoved(Conflict):
     """The stock changed since that version was read."""
 
     code = "version_moved"
+
+
+class VersionGone(EcomError):
+    """This version of the API, or this route, has ended. Link and details name what replaces it."""
+
+    code = "version_gone"
 
 
 class PreconditionFailed(EcomError):

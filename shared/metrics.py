@@ -10,6 +10,9 @@ BUILD_INFO = Gauge("ecom_build_info", "1, labelled with the version of this proc
 BUILD_INFO.labels(VERSION).set(1)
 REQUESTS = Counter("ecom_http_requests_total", "HTTP requests answered.", ["service", "method", "route", "status"])
 REQUEST_SECONDS = Histogram("ecom_http_request_seconds", "Time to answer an HTTP request.", ["service", "route"])
+DEPRECATED_REQUESTS = Counter(
+    "ecom_deprecated_requests_total", "Requests for what is deprecated.", ["route", "version"]
+)
 EVENTS = Counter("ecom_events_total", "Messages settled, by what became of them.", ["service", "queue", "outcome"])
 FORGED = Counter("ecom_forged_messages_total", "Events refused because of the user who sent them.", ["queue", "user"])
 REFUSED_CALLS = Counter(

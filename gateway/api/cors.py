@@ -9,7 +9,7 @@ from werkzeug.wrappers import Response
 from shared.edge.http import Environ
 from shared.edge.webserver import SECURITY_HEADERS
 
-MAY_SEND = "Authorization, Content-Type, Idempotency-Key, Last-Event-ID, X-Correlation-ID, traceparent"
+MAY_SEND = "Authorization, Content-Type, Idempotency-Key, Last-Event-ID, X-API-Version, X-Correlation-ID, traceparent"
 # Browsers let pages read these without being told (Fetch: CORS-safelisted response-header name).
 SAFELISTED = frozenset(
     {"cache-control", "content-language", "content-length", "content-type", "expires", "last-modified", "pragma"}

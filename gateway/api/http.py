@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 import marshmallow
@@ -29,10 +30,12 @@ from gateway.api.reading import (
     read_object,
     trace_of,
 )
+from gateway.api.strict_json import read_json
+from gateway.api.versions import Part, Versions, deprecated_in, in_version, is_api, is_sent
 from shared import auth, errors
 from shared.auth import ADMIN, AUDITOR, CUSTOMER, OPERATOR
 from shared.config import Settings
-from shared.edge.connection import HAS_GONE
+from shared.edge.connection import BODY, HAS_GONE
 from shared.edge.http import Environ, Route, Shared
 from shared.edge.settings import settings_of
 from shared.edge.webserver import allowed
@@ -56,8 +59,6 @@ TOLD_BY_SERVER = (errors.BadRequest, errors.NotImplementedHere, errors.ServiceUn
 _reminder = Reminder()
 _METHOD_OF_SERVICE = re.compile(r"\b(\w+_service)\.\w+")
 
-PREFIXES = ("/api/", "/api/v1/")
-
 
 @dataclass(frozen=True)
 class Call:
@@ -70,6 +71,7 @@ class Call:
     key: str = ""
     expires_at: int = 0  # when the token expires, in seconds since 1970
     token_id: str = ""  # the token's own id
+    version: int = 1  # of the API
     has_gone: Callable[[], bool] = lambda: False  # whether the client has closed its connection
 
 
@@ -81,7 +83,8 @@ class Api(Route):
     lists the errors particular to this route; errors of roles, bodies and keys need no mention. `in_path` has a field
     for each piece of plain text in the path. A body that is `passed_on` is validated by the service that gets it: its
     schema only documents it. A route whose query has a cursor links to the next page in a Link header. `example` holds
-    the values of the answer that differ from the examples of its schema.
+    the values of the answer that differ from the examples of its schema. `since` is the first version of the API that
+    has the route; a route with the same method and path and a later `since` takes over from there.
     """
 
     rates = Shared(Rates)
@@ -113,6 +116,7 @@ class Api(Route):
         in_path: Mapping[str, marshmallow.fields.Field] | None = None,
         passed_on: bool = False,
         example: Mapping[str, Any] | None = None,
+        since: int = 1,
     ) -> None:
         super().__init__(method, path)
         self.roles = None if roles is None else frozenset(roles)
@@ -128,6 +132,12 @@ class Api(Route):
         self.in_path = in_path or {}
         self.passed_on = passed_on
         self.example = dict(example or {})
+        self.since = since
+
+    @cached_property
+    def name(self) -> str:
+        """The route as tables name it: GET /api/orders/{order_id}."""
+        return f"{self.method} {self.label}"
 
     def setup(self) -> None:
         super().setup()
@@ -139,33 +149,57 @@ class Api(Route):
         self.server.is_proxy = self._proxies.trusts
         self._body = self.body() if self.body else None
         self._query = self.query() if self.query else None
+        self._versions: Versions = self.container.service_cls.api_versions
+        self._old_in_body = deprecated_in(self._body, self._versions.parts)
+        self._old_in_query = deprecated_in(self._query, self._versions.parts)
 
     def url_rules(self) -> Iterable[Rule]:
-        """`/api/v1/...` leads to the same handler as `/api/...`."""
-        for path in dict.fromkeys(self.url.replace(PREFIXES[0], prefix, 1) for prefix in PREFIXES):
+        """Its path in each version that it serves; `/api/v1/...` is the same as `/api/...`."""
+        others = [other for other in self.container.entrypoints if isinstance(other, Api)]
+        for version in self._versions.serving(self, others):
+            path = in_version(version.number, self.url)
             yield Rule(path, methods=[self.method])
+            if version.number == 1 and is_api(path):
+                yield Rule(path.replace("/api/", "/api/v1/", 1), methods=[self.method])
+            if not is_api(path):
+                return
 
     def prepare(self, request: Request) -> tuple[tuple[Call], dict[str, Any]]:
         """Check the caller first and the request second, so that a stranger learns nothing about schemas or keys."""
         environ = request.environ
         trace_id = trace_of(environ).trace_id
+        self._versions.begin(environ, self.name, request.path_values)  # type: ignore[attr-defined]
         address = self._proxies.client_address(environ)
         self.rates.made.check_address(address)
         if self._proxies.trusts(environ["REMOTE_ADDR"]):  # else the connection itself counts
             self.held.made.hold_request(address, environ)
         claims = self._claims(environ)
         identity = claims.identity if claims else None
+        self._versions.check_header(environ)
         query = self.read_query(request)
         if self.paged and query["cursor"] is not None:
             query["cursor"] = self._cursors.open(query["cursor"])
         body = self.read_body(environ, self._body) if self._body else {}
         key = idempotency_key(environ) if self.idempotent else ""
         check_conditions(environ)
+        self._versions.note_use(environ, self.label, identity.user_id if identity else "somebody", self._old(request))
         context: dict[str, Any] = {"trace_id": trace_id}
         if identity is not None:
             context |= {"user_id": identity.user_id, "roles": list(identity.roles)}
         expires_at, token_id = (claims.expires_at, claims.token_id) if claims else (0, "")
-        return (Call(trace_id, identity, body, query, key, expires_at, token_id, environ[HAS_GONE]),), context
+        asked = self._versions.asked(environ["PATH_INFO"])
+        version = (asked or self._versions.newest).number
+        call = Call(trace_id, identity, body, query, key, expires_at, token_id, version, environ[HAS_GONE])
+        return (call,), context
+
+    def _old(self, request: Request) -> Iterator[Part]:
+        """The deprecated fields that a request has."""
+        if self._old_in_query:
+            sent = query_of(request)
+            yield from (part for (name,), part in self._old_in_query if name in sent)
+        if self._old_in_body:
+            body = read_json(request.environ[BODY])
+            yield from (part for names, part in self._old_in_body if is_sent(body, names))
 
     def _claims(self, environ: Environ) -> auth.Claims | None:
         if self.roles is None:
@@ -194,6 +228,11 @@ class Api(Route):
     def answer(self, request: Request, result: Any) -> Response:
         result = result if isinstance(result, Answer) else Answer(result)
         body, headers = result.body, result.headers
+        version = self._versions.asked(request.path)
+        if version is not None and version.number > 1:  # services say where something is in version 1
+            headers = tuple(
+                (name, in_version(version.number, to) if name == "Location" else to) for name, to in headers
+            )
         if self.paged and isinstance(body, Mapping) and body.get("next_cursor"):
             cursor = self._cursors.sign(body["next_cursor"])
             body, headers = {**body, "next_cursor": cursor}, (*headers, ("Link", next_page(request, cursor)))
@@ -217,6 +256,10 @@ class Api(Route):
             preflight = self._cors.preflight(environ, error.valid_methods or ())
             if preflight is not None:
                 return preflight
+        try:
+            self._versions.check_unmatched(environ)
+        except errors.VersionGone as gone:
+            return self.respond_with_error(environ, gone)
         kind = REFUSALS.get(error.code or INTERNAL, errors.BadRequest)
         message = error.description if kind in TOLD_BY_SERVER else None
         return self.respond_with_error(environ, kind(message or ""), allowed(error))
@@ -229,6 +272,7 @@ class Api(Route):
 
     def finish(self, response: Response, environ: Environ) -> None:
         super().finish(response, environ)
+        self._versions.finish(response, environ)
         self._cors.finish(response, environ)
 
 

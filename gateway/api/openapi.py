@@ -6,7 +6,7 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -20,13 +20,16 @@ from gateway.api.errors import REFUSALS, RETRY_AFTER_S, STATUS, ErrorAnswer
 from gateway.api.examples import NULL, example_of
 from gateway.api.fields import IDEMPOTENCY_KEY, MAX_ROW_ID, Id, OneOf, WholeNumber, Word
 from gateway.api.http import Api
+from gateway.api.versions import Part, Versions, deprecated_in, in_version, is_api
 from shared import errors
 from shared.edge.connection import MAX_BODY_BYTES
 from shared.errors import EcomError
 from shared.version import VERSION
 
 DESCRIPTION = """\
-Orders, stock and payments. `/api/v1/...` is the same as `/api/...`.
+Orders, stock and payments. {version} Every answer names its version in `X-API-Version`. A request may do
+so too: another version than that of its path is 400. Of what is deprecated, answers say when it ends and what replaces
+it: `Deprecation`, `Sunset` and `Link`; past its end it is 410.
 
 Sign in at `/api/auth/token` and send `Authorization: Bearer <access_token>` with every call. Money is an integer of
 minor units: 1999 is 19.99 EUR. Times are RFC 3339 in UTC.
@@ -50,36 +53,58 @@ KEY_SHAPE = rf'^(?:{IDEMPOTENCY_KEY.pattern}|"{IDEMPOTENCY_KEY.pattern}")$'
 IN_PATHS: dict[str, marshmallow.fields.Field] = {"uuid": Id(), "int": WholeNumber(1, MAX_ROW_ID, 7)}
 
 HEADERS = {
+    "X-API-Version": (
+        "The version of the API, and after a point the release that serves it.",
+        {"type": "string", "pattern": "^[0-9]+[.][0-9]+$"},
+    ),
+    "Deprecation": ("Since when this is deprecated (RFC 9745): seconds since 1970.", {"type": "string"}),
+    "Sunset": ("From when on this is 410 (RFC 8594).", {"type": "string"}),
+    "X-Deprecated-Fields": (
+        "The deprecated fields of the request: a list of their names, each with the parameters `deprecated` and"
+        " `sunset` (RFC 9651).",
+        {"type": "string"},
+    ),
     "X-Correlation-ID": ("The correlation id that the client sent, else the trace id.", {"type": "string"}),
     "traceparent": ("The trace, in the form of W3C Trace Context.", {"type": "string"}),
     "Retry-After": ("After how many seconds to retry.", {"type": "integer", "minimum": 1}),
     "WWW-Authenticate": ("How to sign in.", {"type": "string"}),
     "Accept-Encoding": ("The content codings that a request body may have.", {"type": "string"}),
     "Location": ("The address of what was created.", {"type": "string", "format": "uri-reference"}),
-    "Link": ('`<...>; rel="next"`: the next page, unless this is the last one.', {"type": "string"}),
+    "Link": (
+        '`<...>; rel="next"`: the next page, unless this is the last one. Of what is deprecated `deprecation`, `sunset`'
+        " and `successor-version`.",
+        {"type": "string"},
+    ),
     "Idempotent-Replayed": (
         "The answer was made for an earlier request with this key.",
         {"const": "true"},
     ),
 }
-ALWAYS = ("X-Correlation-ID", "traceparent")
+ALWAYS = ("X-API-Version", "X-Correlation-ID", "traceparent")
+OF_AN_END = ("Deprecation", "Sunset", "Link")
 
 
 @cache
-def document(service: type) -> dict[str, Any]:
-    """The document of the routes of a service."""
+def document(service: type, number: int = 1) -> dict[str, Any]:
+    """The document of the routes of a service, as they are in one version of its API."""
+    versions: Versions = service.api_versions  # type: ignore[attr-defined]
     plugin = MarshmallowPlugin()
     spec = APISpec(
         "ecom",
         VERSION,
         "3.1.0",
-        info={"description": _description(), "contact": {"name": "The operators of this installation"}},
+        info={"description": _description(number), "contact": {"name": "The operators of this installation"}},
         plugins=[plugin],
         servers=[{"url": "/"}],
     )
     _show_enumerations(spec, plugin)
     spec.components.security_scheme("bearer", {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"})
-    documented = [(name, method, route) for name, method, route in routes(service) if route.in_document]
+    every = [route for _, _, route in routes(service)]
+    documented = [
+        (name, method, route)
+        for name, method, route in routes(service)
+        if route.in_document and number in [version.number for version in versions.serving(route, every)]
+    ]
     headers = dict(HEADERS)
     for _, _, route in documented:
         headers |= route.answer_headers
@@ -90,7 +115,7 @@ def document(service: type) -> dict[str, Any]:
             if shape is not None and not isinstance(shape, str):
                 _add_schema(spec, shape)
         operation = _operation(name, method, route, plugin)
-        spec.path(route.label, operations={route.method.lower(): operation})
+        spec.path(in_version(number, route.label), operations={route.method.lower(): operation})
     for tag, description in _tags(service, [(name, route) for name, _, route in documented]).items():
         spec.tag({"name": tag, "description": description})
     made = spec.to_dict()
@@ -100,15 +125,58 @@ def document(service: type) -> dict[str, Any]:
         made["components"]["schemas"][name].setdefault("description", _doc(shape))
     for _, _, route in documented:
         if route.example:
-            answer = made["paths"][route.label][route.method.lower()]["responses"][str(route.status)]
+            answer = _shown(made, number, route)["responses"][str(route.status)]
             for content in answer["content"].values():
                 content["example"] = example_of(content["schema"], made["components"]["schemas"]) | route.example
-    return json.loads(json.dumps(made))  # plain values that no schema shares
+    made = json.loads(json.dumps(made))  # plain values that no schema shares
+    for _, _, route in documented:
+        _mark_deprecated(_shown(made, number, route), number, route, versions)
+    for part in versions.parts.values():
+        name, _, field = part.name.partition(".")
+        if name in made["components"]["schemas"]:
+            _deprecate(made["components"]["schemas"][name]["properties"][field], part)
+    used = set(re.findall(r'"#/components/headers/([^"]+)"', json.dumps(made)))
+    made["components"]["headers"] = {
+        name: header for name, header in made["components"]["headers"].items() if name in used
+    }
+    return made
 
 
-def _description() -> str:
+def _shown(made: Mapping[str, Any], number: int, route: Api) -> dict[str, Any]:
+    """The operation of a route in a document."""
+    shown: dict[str, Any] = made["paths"][in_version(number, route.label)][route.method.lower()]
+    return shown
+
+
+def _mark_deprecated(operation: dict[str, Any], number: int, route: Api, versions: Versions) -> None:
+    """Say of a route and its parameters what of them is deprecated, and list the headers that say so."""
+    told: tuple[str, ...] = ()
+    ending = versions.ending(number, in_version(number, route.label), route.name)
+    if ending is not None and is_api(route.label):
+        operation["deprecated"] = True
+        operation["description"] += f"\n\nDeprecated: {ending}"
+        told = OF_AN_END
+    in_query = deprecated_in(route.query() if route.query else None, versions.parts)
+    for (name,), part in in_query:
+        for parameter in operation["parameters"]:
+            if (parameter["in"], parameter["name"]) == ("query", name):
+                _deprecate(parameter, part)
+    if in_query or deprecated_in(route.body() if route.body else None, versions.parts):
+        told += ("X-Deprecated-Fields",)
+    for answer in operation["responses"].values():
+        answer["headers"] |= _headers(told)
+
+
+def _deprecate(shown: dict[str, Any], part: Part) -> None:
+    words = f"{shown['description']}. " if shown.get("description") else ""
+    shown |= {"deprecated": True, "description": f"{words}Deprecated: {part.instead}"}
+
+
+def _description(number: int) -> str:
     refusals = " ".join(f"`{kind.code}` ({status}): {_doc(kind)}" for status, kind in REFUSALS.items())
-    return DESCRIPTION.replace("{limit}", str(MAX_BODY_BYTES // 1024)).replace("{refusals}", refusals)
+    version = "`/api/v1/...` is the same as `/api/...`." if number == 1 else f"This is version {number}."
+    values = {"{version}": version, "{limit}": str(MAX_BODY_BYTES // 1024), "{refusals}": refusals}
+    return re.sub("|".join(map(re.escape, values)), lambda found: values[found[0]], DESCRIPTION)
 
 
 def _show_enumerations(spec: APISpec, plugin: MarshmallowPlugin) -> None:
@@ -169,6 +237,8 @@ def routes(service: type) -> Iterator[tuple[str, Any, Api]]:
 def failures(route: Api) -> dict[int, list[type[EcomError]]]:
     """The errors that a route can answer, by status, beside those of any request: REFUSALS."""
     kinds: list[type[EcomError]] = [errors.UnknownParameter, errors.PreconditionFailed, *route.fails]
+    if is_api(route.label):
+        kinds.append(errors.VersionMismatch)
     if route.query is not None or route.reads_headers:
         kinds.append(errors.BadRequest)
     if route.paged:

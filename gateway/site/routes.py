@@ -139,12 +139,12 @@ class Site(Combined):
     @api("GET", "/api/openapi.json", roles=None, answer=None, summary="Read this document")
     def openapi_document(self, call: Call) -> dict[str, Any]:
         """The OpenAPI document of the API."""
-        return self._document()
+        return self._document(call.version)
 
     @docs_route("GET", "/docs", roles=None, answer=None, summary="Read about the API")
     def docs_page(self, call: Call) -> dict[str, Any]:
         """The same document as a page for people. It loads nothing from other servers."""
-        return self._document()
+        return self._document(call.version)
 
     def _page(self, filters: dict[str, Any], query: Mapping[str, Any]) -> dict[str, Any]:
         limit, before, cursor = query["limit"], query["before"], query["cursor"]
@@ -155,9 +155,9 @@ class Site(Combined):
         following = page["next_cursor"]
         return {**page, "next_cursor": following and Cursors(self.settings.auth_keys, sessions.HOME).sign(following)}
 
-    def _document(self) -> dict[str, Any]:
+    def _document(self, version: int) -> dict[str, Any]:
         service: type = type(self)
-        return openapi.document(service)
+        return openapi.document(service, version)
 
     def _visitor(self, call: Call) -> Visitor:
         assert call.identity is not None

@@ -50,6 +50,7 @@ def test_a_preflight_answer_lists_what_the_browser_may_send(gateway, path):
         "Content-Type",
         "Idempotency-Key",
         "Last-Event-ID",
+        "X-API-Version",
         "X-Correlation-ID",
         "traceparent",
     }
@@ -82,6 +83,7 @@ def unavailable(gateway):
 
 # Each header of the document, and an answer that has it.
 ANSWERS = {
+    "X-API-Version": a_page_of_many,
     "X-Correlation-ID": a_page_of_many,
     "traceparent": a_page_of_many,
     "Link": a_page_of_many,

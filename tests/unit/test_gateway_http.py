@@ -274,7 +274,7 @@ def test_the_table_has_every_error_that_a_client_can_get():
     reported = {errors.ServiceUnavailable, errors.RateLimited, errors.IdempotencyKeyReused, errors.VersionMoved}
     assert all(any(kind in STATUS for kind in error.__mro__) for error in reported)
     assert {STATUS[kind] for kind in STATUS} == {
-        *{400, 401, 403, 404, 405, 408, 409, 412, 413, 414, 415, 417, 422, 429, 431},
+        *{400, 401, 403, 404, 405, 408, 409, 410, 412, 413, 414, 415, 417, 422, 429, 431},
         *{501, 503, 505},
     }
 
