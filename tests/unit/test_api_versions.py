@@ -16,8 +16,9 @@ from gateway.api.http import READERS, api
 from gateway.api.openapi import document, routes
 from gateway.api.versions import DEPRECATED, VERSIONS, Part, Version, Versions
 from gateway.service import GatewayService
+from shared.config import Settings
 from shared.version import VERSION
-from tests.unit.serving import ask, say, serving
+from tests.unit.serving import KEYS, ask, say, serving
 from tests.unit.test_gateway_http import BEHIND, JSON, ORDER, ORDER_ID, Gateway, bearer, code
 
 # What clients are promised.
@@ -283,6 +284,18 @@ def test_past_its_sunset_a_version_is_410_with_its_successor(gateway, path):
     assert ask(gateway, "GET", f"/api/v2{path}", headers=bearer("customer"))[0] in (200, 404, 405)
     assert code(ask(gateway, "GET", f"/api/v3{path}")) == (404, "not_found")
     assert ask(gateway, "GET", "/dashboard/sign-in")[0] == 200
+
+
+def test_a_page_of_another_origin_may_read_that_a_version_ends_and_has_ended():
+    shop = "https://shop.example"
+    asks = {"Origin": shop, "Access-Control-Request-Method": "GET"}
+    with serving(Two, settings=Settings(auth_keys=KEYS, cors_origins=(shop,))) as server:
+        for CLOCK.day, status in ((date(2026, 9, 1), 200), (SUNSET, 410)):
+            BEHIND.answer = {}
+            assert ask(server, "OPTIONS", "/api/stocks", headers=asks)[0] == 204
+            answered, headers, _ = ask(server, "GET", "/api/stocks", headers={"Origin": shop, **bearer("customer")})
+            readable = set(headers["Access-Control-Expose-Headers"].split(", "))
+            assert (answered, readable >= {"X-API-Version", "Deprecation", "Sunset", "Link"}) == (status, True)
 
 
 def test_a_deprecated_route_ends_by_itself(gateway):

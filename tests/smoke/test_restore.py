@@ -1,0 +1,156 @@
+"""The page about restoring, command by command: orders from before the backup go on, later ones are unknown."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import make_url, text
+
+from ops.local.postgres import find_postgres
+from ops.local.processes import wait_until
+from tests.e2e.system import ROOT, System, eventually
+from tests.e2e.test_runbook import Runbook
+from tests.ledger import disagreements
+from topology.services import DATABASES
+
+PAGE = ROOT / "docs" / "restore.md"
+
+
+class Restore(Runbook):
+    """The page's scenes: what happens to the system between its commands."""
+
+    def __init__(self, system: System, directory: Path) -> None:
+        super().__init__(system, directory)
+        self.flow = system.flow()
+        self.sku, self.slow = f"restore-{uuid.uuid4().hex[:8]}", f"slow-{uuid.uuid4().hex[:8]}"
+        self.paid: dict[str, Any] = {}
+        self.under_way, self.lost, self.half_lost = "", "", ""
+        self.holding = ExitStack()
+
+    def services_stop(self) -> None:
+        """One order is paid at T, and the first message of another waits at the broker.
+
+        Nothing else works or is written, so the dumps are of one moment without the time that a stop takes.
+        """
+        for sku in (self.sku, self.slow):
+            self.flow.stock(sku, 10)
+        self.paid = self.flow.at_rest(self.flow.order(self.sku)["order_id"])
+        self.flow.timeline(self.paid["order_id"], last="inventory.committed")
+        self.under_way = self.order_that_waits()
+
+    def order_that_waits(self) -> str:
+        """An order whose first message waits at the broker: its row of stock is locked."""
+        self.holding.enter_context(locked(self.system, self.slow))
+        order_id = str(self.flow.order(self.slow)["order_id"])
+        waiting = "SELECT id FROM outbox WHERE published_at IS NULL"
+        eventually(lambda: self.system.databases.rows("order", waiting), lambda rows: not rows)
+        return order_id
+
+    def services_start_and_work_goes_on(self) -> None:
+        """After T: the waiting order is paid, another is made and paid, and a third one waits."""
+        self.holding.close()
+        assert self.flow.at_rest(self.under_way)["status"] == "PAID"
+        self.flow.timeline(self.under_way, last="inventory.committed")
+        self.lost = self.flow.at_rest(self.flow.order(self.sku)["order_id"])["order_id"]
+        self.flow.timeline(self.lost, last="inventory.committed")
+        self.half_lost = self.order_that_waits()
+
+    def services_stop_again(self) -> None:
+        self.stopped = ExitStack()
+        self.stopped.enter_context(all_stopped(self.system))
+        self.holding.close()
+        self.system.databases.close()  # pools: a database that is used cannot be renamed
+
+    def services_start(self) -> None:
+        self.stopped.close()
+        self.system.wait_ready()
+        eventually(self.system.deaths, lambda deaths: len(deaths) == 2, otherwise="not dead")
+
+
+@contextmanager
+def all_stopped(system: System) -> Iterator[None]:
+    """No service runs inside the block; after it the supervisor starts all of them."""
+    supervisor = system.supervisor
+    supervisor.run_once = lambda: 0  # type: ignore[method-assign]  # else it starts them again at once
+    try:
+        supervisor.stop()
+        yield
+    finally:
+        del supervisor.run_once  # type: ignore[method-assign]
+
+
+@contextmanager
+def locked(system: System, sku: str) -> Iterator[None]:
+    """Somebody holds the row of a sku's stock, so that its orders wait."""
+    engine = system.databases.engines["inventory"].execution_options(isolation_level="READ COMMITTED")
+    with engine.connect() as somebody:
+        somebody.execute(text("SELECT FROM stock_items WHERE sku = :sku FOR UPDATE"), {"sku": sku})
+        yield
+
+
+def point_tools_at(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the page lets its reader export."""
+    admin = make_url(system.settings.database_admin_url)
+    monkeypatch.setenv("PGHOST", str(admin.host))
+    monkeypatch.setenv("PGPORT", str(admin.port))
+    monkeypatch.setenv("PGUSER", str(admin.username))
+    monkeypatch.setenv("PGPASSWORD", str(admin.password))
+    for name in DATABASES:
+        monkeypatch.setenv(name, str(make_url(system.settings.database_url(name)).database))
+    monkeypatch.setenv("PATH", f"{find_postgres()}:{os.environ['PATH']}")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(240)  # the services stop and start, and each command takes a second
+def test_a_restore_brings_back_what_was_and_tells_what_is_missing(
+    system: System, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    point_tools_at(system, monkeypatch)
+    text_of_page = PAGE.read_text(encoding="utf-8")
+    book = Restore(system, tmp_path)
+    written = book.follow(text_of_page)
+    if os.environ.get("RUNBOOK") == "write":
+        PAGE.write_text(written, encoding="utf-8")
+    assert book.wrong == [], "\n\n".join(book.wrong)
+    assert text_of_page.count("    $ ") >= 18
+
+    flow = book.flow
+    assert flow.get(f"/api/orders/{book.paid['order_id']}") == book.paid
+    assert flow.at_rest(book.under_way)["status"] == "PAID", "its message was published again"
+    for order_id in (book.lost, book.half_lost):
+        assert flow.send("GET", f"/api/orders/{order_id}").status_code == 404
+    flow.timeline(book.under_way, last="inventory.committed")
+    again = flow.at_rest(flow.order(book.sku)["order_id"])
+    assert again["status"] == "PAID"
+    flow.timeline(again["order_id"], last="inventory.committed")
+
+    def strange() -> list[str]:
+        return disagreements(system.databases)
+
+    wrong = [f"{book_} for an order {book.half_lost} that is not there" for book_ in ("reservation", "payment")]
+    assert wait_until(lambda: strange() == wrong, 20), strange()
+    forget(system, book.half_lost, book.slow)
+
+
+def forget(system: System, order_id: str, sku: str) -> None:
+    """Take away what inventory and payment have done for an order that does not exist."""
+    for name, statement in (
+        ("inventory", "DELETE FROM reservation_items WHERE order_id = :id"),
+        ("inventory", "DELETE FROM reservations WHERE order_id = :id"),
+        ("inventory", "DELETE FROM outbox WHERE aggregate_id = :id"),
+        ("payment", "DELETE FROM outbox WHERE aggregate_id = :id"),
+        ("payment", "DELETE FROM payment_log WHERE order_id = :id"),
+        ("payment", "DELETE FROM provider_ledger WHERE order_id = :id"),
+        ("payment", "DELETE FROM payments WHERE order_id = :id"),
+    ):
+        with system.databases.engines[name].connect() as connection:
+            connection.execute(text("SET session_replication_role = replica"))  # the log refuses a DELETE
+            assert connection.execute(text(statement), {"id": order_id}).rowcount, statement
+            connection.execute(text("SET session_replication_role = DEFAULT"))
+    system.databases.run("inventory", "UPDATE stock_items SET reserved = 0 WHERE sku = :sku", sku=sku)
