@@ -36,7 +36,7 @@ PYTEST_TIMEOUT_S = 15.0
 # Playwright and real threads do not work in a process patched by eventlet; of the other tests some need one replica of
 # each service and some two. The last run takes longest.
 TEST_RUNS = {
-    "patched": ("tests/unit", "tests/integration"),
+    "patched": ("tests/unit", "tests/deploy", "tests/integration"),
     "single": ("tests/smoke", "tests/audit", "tests/tls"),
     "plain": ("tests/e2e", "tests/chaos"),
 }
@@ -145,7 +145,7 @@ def _as_in_the_whole_run(kind: str, paths: Iterable[str]) -> list[str]:
 def needs_servers(file: str) -> bool:
     """Whether the tests of a file use the broker or the database server."""
     folder, _, _ = file.rpartition("/")
-    return folder != "tests" and not f"{folder}/".startswith("tests/unit/")
+    return folder != "tests" and not f"{folder}/".startswith(("tests/unit/", "tests/deploy/"))
 
 
 def _is_in(file: str, word: str) -> bool:

@@ -746,6 +746,7 @@ UNIT, INTEGRATION, E2E = "tests/unit/test_cli.py", "tests/integration/test_users
         ([f"{UNIT}::a", f"{UNIT}::b"], ["-k", "words"], {"patched": ([UNIT], False)}),
         ([f"{UNIT}::a"], [f"{UNIT}::a"], {"patched": ([f"{UNIT}::a"], False)}),
         (["tests/test_architecture.py::a"], ["-k", "a"], {"patched": (["tests/test_architecture.py"], False)}),
+        (["tests/deploy/test_flows.py::a"], ["-k", "a"], {"patched": (["tests/deploy/test_flows.py"], False)}),
         ([f"{UNIT}::a", f"{INTEGRATION}::a"], ["-k", "a"], {"patched": ([UNIT, INTEGRATION], True)}),
         ([f"{INTEGRATION}::a"], ["tests/integration"], {"patched": (["tests/integration"], True)}),
         (
