@@ -10,11 +10,11 @@ COVERAGE = .venv/bin/coverage
 # Found by every process of the run, in whatever folder it works.
 export COVERAGE_FILE = $(CURDIR)/.run/coverage
 
-.PHONY: help demo up down restart status shell test test-long bench coverage check lock audit sbom clean
+.PHONY: help demo up down restart status shell test test-long compose-test bench coverage check lock audit sbom clean
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## install, start everything, show orders on their way, stop
 	@$(STACK) demo $(ARGS)
@@ -39,6 +39,10 @@ test: ## all tests, on servers of their own; ARGS='-k words' or a path runs only
 
 test-long: ## the same tests at full size
 	@$(STACK) test --long $(ARGS)
+
+compose-test: ## deploy/README.md on a container engine, with what goes wrong there; needs Docker, or root on Debian 12
+	@$(STACK) install
+	@.venv/bin/python -m pytest -q --containers tests/containers $(ARGS)
 
 bench: ## this project beside its peers and its floor, in 40 minutes; ARGS=--short takes 5
 	@$(STACK) install

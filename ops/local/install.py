@@ -239,6 +239,11 @@ def _is_debian() -> bool:
         return False
 
 
+def debian_packages(names: Sequence[str]) -> None:
+    """Install these with apt, starting none of their servers. Raises StackFault."""
+    _apt(names)
+
+
 def _apt(names: Sequence[str]) -> None:
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     with _APT, _starting_forbidden():

@@ -43,6 +43,7 @@ RIGHTS = {  # of the servers, whose images have this user
     "cap_drop": ["ALL"],
     "security_opt": ["no-new-privileges:true"],
 }
+BUILDS = "migrate"  # which `up` starts first; a second service that builds would make a second image
 BY_HAND = {"audit": ("audit", "verify")}  # a person starts it; `up` does not
 KEYS = {"AUTH_KEYS": "auth_keys", "AUDIT_KEY": "audit_keys"}  # a setting, and its attribute
 # What the operator of a production names in .env. Here that is the mock provider, by name.
@@ -124,9 +125,12 @@ def _command_faults(name, service):
 
 
 def _container_faults(name, service):
-    if (service["build"], service["image"]) != ({"context": ".", "dockerfile": "deploy/Dockerfile"}, "ecom:local"):
+    if service["image"] != "ecom:local":
         yield f"{name}: is of another image"
-    if service.get("pull_policy") != "build":
+    build = {"context": ".", "dockerfile": "deploy/Dockerfile"} if name == BUILDS else None
+    if service.get("build") != build:
+        yield f"{name}: must build the image, or must not"
+    if service.get("pull_policy") != ("build" if build else "never"):
         yield f"{name}: its image could be pulled from a registry"
     if not service.get("init") or not service.get("read_only") or service.get("cap_drop") != ["ALL"]:
         yield f"{name}: runs with more rights than it needs"
@@ -263,7 +267,7 @@ def _health_faults(name, service):
         return
     if name in config.SERVICES:
         port = config.read({}).port(config.PROBES.get(name, name))
-        if check["test"] != ["CMD", "python", "deploy/ready.py", str(port)]:
+        if check["test"] != ["CMD", "bash", "deploy/ready", str(port)]:
             yield f"{name}: its health check is {check['test']}, and it listens on {port}"
     elif check["test"][:2] not in (["CMD", "rabbitmq-diagnostics"], ["CMD", "pg_isready"]):
         yield f"{name}: its health check is {check['test']}"
@@ -371,6 +375,8 @@ MUTATIONS = {
     ),
     "auth: is of another image": broken("auth", "image", to="auth"),
     "auth: its image could be pulled from a registry": broken("auth", "pull_policy"),
+    "auth: must build the image, or must not": broken("auth", "build", to={"context": "."}),
+    "migrate: must build the image, or must not": broken("migrate", "build"),
     "auth: runs with more rights than it needs": broken("auth", "cap_drop"),
     "order: no setting is read from ORDER_DEADLINE": broken("order", "environment", "ORDER_DEADLINE", to="900"),
     "order: no setting is read from DATABASE_URL_FILE": broken("order", "environment", "DATABASE_URL_FILE", to="x"),
@@ -445,7 +451,7 @@ MUTATIONS = {
     "order: its log grows without limit": broken("order", "logging"),
     "payment: has no health check": broken("payment", "healthcheck"),
     "payment: its health check is": broken(
-        "payment", "healthcheck", "test", to=["CMD", "python", "deploy/ready.py", "8001"]
+        "payment", "healthcheck", "test", to=["CMD", "bash", "deploy/ready", "8001"]
     ),
     "rabbitmq: its health check is": broken("rabbitmq", "healthcheck", "test", to=["CMD", "true"]),
     "postgres: is healthy while": broken("postgres", "healthcheck", "test", to=["CMD", "pg_isready"]),
@@ -578,6 +584,7 @@ def test_git_ignores_secrets():
 
 
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
+COMPOSE = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
 DOCKERIGNORE = (ROOT / ".dockerignore").read_text(encoding="utf-8")
 
 
@@ -595,7 +602,7 @@ def is_sent(path, dockerignore=DOCKERIGNORE):
 
 
 def project_files():
-    """Every file of every package in setup.cfg, and the files that pip needs."""
+    """Every file of every package in setup.cfg, and the files that the build needs."""
     setup = ConfigParser()
     setup.read(ROOT / "setup.cfg")
     include = setup["options.packages.find"]["include"].split()
@@ -603,7 +610,7 @@ def project_files():
     assert tops >= {"ops", "shared", "topology", "gateway", "order_service"}
     files = [path for top in tops for path in (ROOT / top).rglob("*") if path.is_file()]
     names = [str(path.relative_to(ROOT)) for path in files if "__pycache__" not in path.parts]
-    return [*names, "setup.cfg", "pyproject.toml", "README.md", "requirements.lock"]
+    return [*names, "setup.cfg", "requirements.lock"]
 
 
 def is_local(name):
@@ -622,8 +629,10 @@ def test_the_image_holds_every_package_with_its_migrations():
     files = project_files()
     assert any(name.startswith("auth_service/migrations/versions/") for name in files)
     assert [name for name in files if not is_sent(name) and not is_local(name)] == []
-    for script in re.findall(r"deploy/\w+\.py", DOCKERFILE + (ROOT / "docker-compose.yml").read_text()):
-        assert is_sent(script) or script == "deploy/make_secrets.py"
+    used = "\n".join(re.findall(r"^COPY .*|test: .*", DOCKERFILE + COMPOSE, re.M))
+    scripts = re.findall(r"deploy/\w+(?:\.py)?\b", used)
+    assert set(scripts) == {"deploy/ready", "deploy/requirements.py"}
+    assert all(is_sent(script) for script in scripts)
 
 
 NOT_IN_THE_IMAGE = [
@@ -653,12 +662,20 @@ def test_a_package_missing_from_dockerignore_is_noticed():
 def test_the_image_runs_without_root_and_installs_with_hashes():
     last = DOCKERFILE.rpartition("\nFROM ")[2]
     assert re.search(r"^USER 10001:10001$", last, re.M)
-    installs = re.findall(r"pip install (.*(?:\\\n.*)*)", DOCKERFILE)
-    assert len(installs) == 3
-    assert all("--require-hashes" in words or "--no-index" in words for words in installs)
-    # Both stages have the same Python, which setup.cfg lists.
+    installs = re.findall(r" install (.*?)--requirement", DOCKERFILE.replace("\\\n", ""))
+    assert len(installs) == 2
+    assert all("--require-hashes" in words for words in installs)
+    # All stages have the same Python, which setup.cfg lists.
     (version,) = set(re.findall(r"^FROM python:(3\.\d+)-slim", DOCKERFILE, re.M))
     assert f"Python :: {version}\n" in (ROOT / "setup.cfg").read_text(encoding="utf-8")
+
+
+def test_the_ecom_of_the_image_runs_what_that_of_an_installation_runs():
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    script = setup["options.entry_points"]["console_scripts"].strip()
+    module, function = re.fullmatch(r"ecom = ([\w.]+):(\w+)", script).groups()
+    assert f"from {module} import {function}\\n\\n{function}()\\n' > /venv/bin/ecom" in DOCKERFILE
 
 
 def test_the_image_has_the_packages_of_the_services_and_not_of_the_tests():
@@ -698,10 +715,8 @@ def probe():
 
 
 def ready(port):
-    # This proxy does not exist, so a request through it would fail.
-    env = {**os.environ, "http_proxy": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9"}
-    command = [sys.executable, DEPLOY / "ready.py", str(port)]
-    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=30, check=False)
+    command = ["bash", DEPLOY / "ready", str(port)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
 
 
 def test_a_container_is_healthy_when_its_service_is_ready(probe):

@@ -61,7 +61,7 @@ def lines_of_compose(rows, ports):
     for service in rows:
         name = service.name
         yield name, f"command: [ecom, run, {name}]"
-        yield name, f'deploy/ready.py, "{ports[name]}"'
+        yield name, f'deploy/ready, "{ports[name]}"'
         yield name, f"AMQP_URI_FILE: /run/secrets/amqp_uri_{name}"
         yield name, f"secret amqp_uri_{name}"
         yield TOPOLOGY, f"{name.upper()}_AMQP_URI_FILE: /run/secrets/amqp_uri_{name}"
@@ -131,7 +131,7 @@ def has_line(compose, block, line):
         return line.removeprefix("secret ") in container.get("secrets", ())
     if line.startswith("command"):
         return container.get("command") == yaml.safe_load(line)["command"]
-    if line.startswith("deploy/ready.py"):
+    if line.startswith("deploy/ready,"):
         return line == '{}, "{}"'.format(*container.get("healthcheck", {}).get("test", ["", ""])[-2:])
     if line.endswith("{condition: service_healthy}"):
         return yaml.safe_load(line).items() <= container.get("depends_on", {}).items()

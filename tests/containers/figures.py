@@ -1,0 +1,43 @@
+"""What a run measures, for docs/measurements.md: printed at its end and kept in .run/containers/figures.txt."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+
+from tests.containers.site import Site, eventually
+
+IS_UP = re.compile(r"(?m)^(\S+) .* is up on ")
+
+
+class Figures:
+    """Figures by what they are about."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, dict[str, str]] = {}
+
+    def note(self, about: str, name: str, value: str) -> None:
+        """Keep a figure."""
+        self.found.setdefault(about, {})[name] = value
+
+    def lines(self) -> list[str]:
+        """The figures, a line for each thing."""
+        return [
+            f"{about}: {', '.join(f'{name} {value}' for name, value in row.items())}"
+            for about, row in self.found.items()
+        ]
+
+
+def seconds_to_start(site: Site, container: str) -> float:
+    """From the start of a container to the moment from which its service answers."""
+    started = site.inspect(container)["State"]["StartedAt"]
+
+    def said() -> list[str]:
+        return IS_UP.findall(site.run(f"docker logs --timestamps --since {started} {container}"))
+
+    return (_time(eventually(said)[0]) - _time(started)).total_seconds()
+
+
+def _time(text: str) -> datetime:
+    """A time as Docker writes it, to the microsecond."""
+    return datetime.fromisoformat(re.sub(r"(\.\d{6})\d*Z$", r"\1+00:00", text))

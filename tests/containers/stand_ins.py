@@ -1,0 +1,124 @@
+"""Images of Debian 13 in place of those that no registry gives.
+
+    python:3.13-slim           python3.13 of Debian, as /usr/local/bin/python
+    postgres:17                postgresql-17 of Debian, with an entrypoint that reads the same variables
+    rabbitmq:4.2-management    rabbitmq-server 4.0 of Debian, with the management plugin
+
+Each has the user, the folders and the command of the image it stands for, so that docker-compose.yml runs as it is.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.containers.engine import MIRROR, SUITE, Engine, say
+
+FILES = Path(__file__).resolve().parent / "stand_ins"
+# mmdebstrap leaves them out, as the images of Debian do.
+UNREAD = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*")
+CLEAN = 'rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/*; find "$1/var/log" -type f -delete'
+PYTHON = "python:3.13-slim"
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """One image: Debian's packages, what is changed in their files, and what the image says of itself."""
+
+    image: str
+    packages: tuple[str, ...]
+    changes: tuple[str, ...]  # shell; $1 is the root of the image, $FILES the folder stand_ins
+    says: tuple[str, ...]  # instructions of a Dockerfile
+
+
+def _as_user_999(name: str, home: str) -> str:
+    return f'chroot "$1" sh -c "usermod -u 999 {name} && groupmod -g 999 {name} && chown -R 999:999 {home}"'
+
+
+STAND_INS = (
+    StandIn(
+        PYTHON,
+        ("python3", "python3-venv", "ca-certificates"),
+        ('ln -s /usr/bin/python3 "$1/usr/local/bin/python"',),
+        ('CMD ["python"]',),
+    ),
+    StandIn(
+        "postgres:17",
+        ("postgresql-17",),
+        (
+            'install -m 755 "$FILES/postgres-entrypoint" "$1/usr/local/bin/docker-entrypoint"',
+            'rm -rf "$1/var/lib/postgresql" && install -d "$1/var/lib/postgresql/data"',
+            'install -d "$1/run/postgresql"',
+            _as_user_999("postgres", "/var/lib/postgresql /run/postgresql"),
+        ),
+        (
+            "ENV PATH=/usr/lib/postgresql/17/bin:/usr/local/bin:/usr/bin:/bin",
+            "ENV PGDATA=/var/lib/postgresql/data",
+            "ENV LANG=C.UTF-8",
+            "VOLUME /var/lib/postgresql/data",
+            'ENTRYPOINT ["docker-entrypoint"]',
+            'CMD ["postgres"]',
+            "STOPSIGNAL SIGINT",
+        ),
+    ),
+    StandIn(
+        "rabbitmq:4.2-management",
+        ("rabbitmq-server",),
+        (
+            'install -D -m 644 "$FILES/rabbitmq.conf" "$1/etc/rabbitmq/conf.d/10-defaults.conf"',
+            'echo "[rabbitmq_management,rabbitmq_prometheus]." > "$1/etc/rabbitmq/enabled_plugins"',
+            'rm -rf "$1/var/lib/rabbitmq" && install -d "$1/var/lib/rabbitmq"',
+            _as_user_999("rabbitmq", "/var/lib/rabbitmq /var/log/rabbitmq"),
+        ),
+        (
+            "ENV PATH=/usr/lib/rabbitmq/bin:/usr/local/bin:/usr/bin:/bin",
+            "ENV HOME=/var/lib/rabbitmq",
+            "ENV LANG=C.UTF-8",
+            "VOLUME /var/lib/rabbitmq",
+            'CMD ["rabbitmq-server"]',
+        ),
+    ),
+)
+
+
+def make_missing(engine: Engine, index: str) -> list[str]:
+    """Make those images that are not here and that no registry gives; the names of the stand-ins in use.
+
+    Builds on that of python install from this index.
+    """
+    used = []
+    for one in STAND_INS:
+        if not _is_ours(engine, one.image):
+            if engine.works("image", "inspect", one.image) or engine.works("pull", "--quiet", one.image):
+                continue
+            say(f"no registry gives {one.image}: {one.packages[0]} of Debian 13 stands in for it")
+            _import(engine, one)
+        says = [f"FROM {one.image}-bare", *one.says, "LABEL standin=yes"]
+        if one.image == PYTHON:
+            host = index.split("/")[2].rpartition(":")[0]
+            says.append(f"ENV PIP_INDEX_URL={index} PIP_TRUSTED_HOST={host}")
+        engine.run("build", "--quiet", "--tag", one.image, "-", said="\n".join(says))
+        used.append(one.image)
+    return used
+
+
+def _is_ours(engine: Engine, image: str) -> bool:
+    label = engine.run("image", "inspect", "--format", "{{.Config.Labels.standin}}", image, codes=(0, 1))
+    return label.strip() == "yes"
+
+
+def _import(engine: Engine, one: StandIn) -> None:
+    """Its files, without what the image says of itself. Raises OSError."""
+    command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(one.packages)}"]
+    command += [f"--dpkgopt=path-exclude={path}" for path in UNREAD]
+    command += [f"--customize-hook={change}" for change in (*one.changes, CLEAN)]
+    environment = engine.environment | {"FILES": str(FILES)}
+    bare = f"{one.image}-bare"
+    with subprocess.Popen([*command, SUITE, "-", MIRROR], stdout=subprocess.PIPE, env=environment) as tree:
+        subprocess.run(
+            ["docker", "import", "-", bare], stdin=tree.stdout, env=environment, check=True, capture_output=True
+        )
+    if tree.returncode:
+        engine.run("image", "rm", bare)
+        raise OSError(f"mmdebstrap could not make {one.image}: exit {tree.returncode}")
