@@ -6,7 +6,9 @@ import re
 from datetime import datetime
 
 from tests.containers.site import Site, eventually
+from topology.services import NAMES
 
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 IS_UP = re.compile(r"(?m)^(\S+) .* is up on ")
 
 
@@ -26,6 +28,17 @@ class Figures:
             f"{about}: {', '.join(f'{name} {value}' for name, value in row.items())}"
             for about, row in self.found.items()
         ]
+
+
+def memory_mb(site: Site) -> dict[str, float]:
+    """The memory of each service's container now, as the engine counts it."""
+    found = {}
+    for name in ("rabbitmq", "postgres", *NAMES):
+        (container,) = site.containers(name)
+        said = site.run(f"docker stats --no-stream --format '{{{{.MemUsage}}}}' {container}")
+        number, unit = re.findall(r"^([\d.]+)([KMG])iB", said)[0]
+        found[name] = float(number) * UNITS[unit] / 1e6
+    return found
 
 
 def seconds_to_start(site: Site, container: str) -> float:

@@ -32,6 +32,8 @@ default_ulimits = ["nofile=1024:4096", "nproc=1024:4096"]
 runtime = "runc"
 cgroup_manager = "cgroupfs"
 events_logger = "file"
+[network]
+network_backend = "netavark"
 """
 COMMAND_S = 300
 # A cluster's own: podman asks no probe without systemd, and a limit is the node's to keep.
@@ -84,7 +86,7 @@ class Podman:
         """Remove every pod, volume and network of this storage."""
         self.run("pod", "rm", "--all", "--force", codes=(0, 1, 125))
         self.run("volume", "rm", "--all", "--force", codes=(0, 1, 125))
-        self.run("network", "rm", "--force", NETWORK, codes=(0, 1))
+        self.run("network", "rm", "--force", NETWORK, codes=(0, 1, 125))
 
 
 class Cluster:

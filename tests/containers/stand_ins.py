@@ -9,6 +9,7 @@ Each has the user, the folders and the command of the image it stands for, so th
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,12 @@ class StandIn:
     changes: tuple[str, ...]  # shell; $1 is the root of the image, $FILES the folder stand_ins
     says: tuple[str, ...]  # instructions of a Dockerfile
 
+    @property
+    def bare(self) -> str:
+        """The image of its files alone, named for what they are made of."""
+        made_of = [*self.packages, *self.changes, *(path.read_text() for path in sorted(FILES.iterdir()))]
+        return f"stand-in:{hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]}"
+
 
 def _as_user_999(name: str, home: str) -> str:
     return f'chroot "$1" sh -c "usermod -u 999 {name} && groupmod -g 999 {name} && chown -R 999:999 {home}"'
@@ -49,7 +56,7 @@ STAND_INS = (
         (
             'install -m 755 "$FILES/postgres-entrypoint" "$1/usr/local/bin/docker-entrypoint"',
             'rm -rf "$1/var/lib/postgresql" && install -d "$1/var/lib/postgresql/data"',
-            'install -d "$1/run/postgresql"',
+            'install -d -m 3777 "$1/run/postgresql"',
             _as_user_999("postgres", "/var/lib/postgresql /run/postgresql"),
         ),
         (
@@ -70,6 +77,7 @@ STAND_INS = (
             'echo "[rabbitmq_management,rabbitmq_prometheus]." > "$1/etc/rabbitmq/enabled_plugins"',
             'rm -rf "$1/var/lib/rabbitmq" && install -d "$1/var/lib/rabbitmq"',
             _as_user_999("rabbitmq", "/var/lib/rabbitmq /var/log/rabbitmq"),
+            'chmod 1777 "$1/var/lib/rabbitmq" "$1/var/log/rabbitmq"',
         ),
         (
             "ENV PATH=/usr/lib/rabbitmq/bin:/usr/local/bin:/usr/bin:/bin",
@@ -89,12 +97,13 @@ def make_missing(engine: Engine, index: str) -> list[str]:
     """
     used = []
     for one in STAND_INS:
-        if not _is_ours(engine, one.image):
-            if engine.works("image", "inspect", one.image) or engine.works("pull", "--quiet", one.image):
+        if not engine.works("image", "inspect", one.bare):
+            is_real = engine.works("image", "inspect", one.image) and not _stands_in(engine, one.image)
+            if is_real or engine.works("pull", "--quiet", one.image):
                 continue
             say(f"no registry gives {one.image}: {one.packages[0]} of Debian 13 stands in for it")
             _import(engine, one)
-        says = [f"FROM {one.image}-bare", *one.says, "LABEL standin=yes"]
+        says = [f"FROM {one.bare}", *one.says, "LABEL standin=yes"]
         if one.image == PYTHON:
             host = index.split("/")[2].rpartition(":")[0]
             says.append(f"ENV PIP_INDEX_URL={index} PIP_TRUSTED_HOST={host}")
@@ -103,22 +112,20 @@ def make_missing(engine: Engine, index: str) -> list[str]:
     return used
 
 
-def _is_ours(engine: Engine, image: str) -> bool:
-    label = engine.run("image", "inspect", "--format", "{{.Config.Labels.standin}}", image, codes=(0, 1))
-    return label.strip() == "yes"
+def _stands_in(engine: Engine, image: str) -> bool:
+    return engine.run("image", "inspect", "--format", "{{.Config.Labels.standin}}", image).strip() == "yes"
 
 
 def _import(engine: Engine, one: StandIn) -> None:
     """Its files, without what the image says of itself. Raises OSError."""
     command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(one.packages)}"]
-    command += [f"--dpkgopt=path-exclude={path}" for path in UNREAD]
+    command += ["--dpkgopt=force-unsafe-io", *(f"--dpkgopt=path-exclude={path}" for path in UNREAD)]
     command += [f"--customize-hook={change}" for change in (*one.changes, CLEAN)]
     environment = engine.environment | {"FILES": str(FILES)}
-    bare = f"{one.image}-bare"
     with subprocess.Popen([*command, SUITE, "-", MIRROR], stdout=subprocess.PIPE, env=environment) as tree:
         subprocess.run(
-            ["docker", "import", "-", bare], stdin=tree.stdout, env=environment, check=True, capture_output=True
+            ["docker", "import", "-", one.bare], stdin=tree.stdout, env=environment, check=True, capture_output=True
         )
     if tree.returncode:
-        engine.run("image", "rm", bare)
+        engine.run("image", "rm", one.bare)
         raise OSError(f"mmdebstrap could not make {one.image}: exit {tree.returncode}")

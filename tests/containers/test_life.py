@@ -9,11 +9,12 @@ import pytest
 
 from tests.containers.customers import Customers
 from tests.containers.engine import say
-from tests.containers.figures import Figures, seconds_to_start
+from tests.containers.figures import Figures, memory_mb, seconds_to_start
 from tests.containers.site import Site, eventually
 from topology.services import NAMES
 
 START_S = 3.0
+MEMORY_MB = 512.0  # what deploy/k8s gives most of them
 GRACE_S = 40.0  # stop_grace_period of docker-compose.yml
 KILLED = 137
 
@@ -110,6 +111,15 @@ def test_a_wrong_password_is_named_by_the_service_that_has_it_and_hurts_no_other
         path.write_text(right)
     site.compose("up --wait --no-deps --force-recreate payment")
     assert flow.at_rest(order, 60)["status"] == "PAID"
+
+
+def test_every_service_keeps_within_its_memory_under_load(site: Site, figures: Figures) -> None:
+    with Customers(site) as customers:
+        eventually(lambda: len(customers.orders), lambda n: n > 200)
+        used = memory_mb(site)
+    for name, megabytes in used.items():
+        figures.note(name, "memory", f"{megabytes:.0f} MB")
+    assert {name: used[name] for name in NAMES if used[name] > MEMORY_MB} == {}
 
 
 @pytest.mark.parametrize("name", NAMES)
