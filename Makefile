@@ -10,7 +10,7 @@ COVERAGE = .venv/bin/coverage
 # Found by every process of the run, in whatever folder it works.
 export COVERAGE_FILE = $(CURDIR)/.run/coverage
 
-.PHONY: help demo up down restart status shell test test-long compose-test bench coverage check lock audit sbom clean
+.PHONY: help demo up down restart status shell test test-long compose-test bench coverage check lock audit sbom upgrade-test clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -43,6 +43,9 @@ test-long: ## the same tests at full size
 compose-test: ## deploy/README.md on a container engine, with what goes wrong there; needs Docker, or root on Debian 12
 	@$(STACK) install
 	@.venv/bin/python -m pytest -q --containers tests/containers $(ARGS)
+
+upgrade-test: ## the last release and this code side by side under load, in two minutes; ARGS='--load-s 600' takes ten
+	@$(STACK) test --long --load-s 0 tests/upgrade/test_rolling.py $(ARGS)
 
 bench: ## this project beside its peers and its floor, in 40 minutes; ARGS=--short takes 5
 	@$(STACK) install

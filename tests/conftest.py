@@ -24,6 +24,8 @@ os.environ.setdefault("ECOM_ENV", "development")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="the same tests at full size")
     parser.addoption("--containers", action="store_true", help="the tests that need a container engine")
+    parser.addoption("--load-s", type=float, default=600.0, help="how long customers order during an upgrade, at least")
+    parser.addoption("--upgrade-from", metavar="COMMIT", help="instead of the last release, or of HEAD before any")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -61,6 +61,7 @@ class Child:
     host: str = LOOPBACK  # as a URL writes it
     probe_port: int = 0  # where it answers probes, if not on its only port
     scheme: str = "http"
+    checkout: Path | None = None  # where its code is, if not where that of the others is
 
     @property
     def name(self) -> str:
@@ -107,6 +108,19 @@ class Supervisor:
         for child in self.children:
             self._start(child)
         self.changed()
+
+    def add(self, child: Child) -> None:
+        """Start one more child, not waiting for it."""
+        self.children = [*self.children, child]
+        self._start(child)
+        self.changed()
+
+    def remove(self, child: Child) -> bool:
+        """Stop one child for good; whether SIGTERM was enough."""
+        self.children = [other for other in self.children if other is not child]
+        polite = self._end([child])
+        self.changed()
+        return polite
 
     def run_once(self) -> int:
         """Notice the dead and start those whose time has come; returns how many were started."""
@@ -165,21 +179,27 @@ class Supervisor:
     def stop(self) -> None:
         """Stop the gateway first, so that nothing new comes in, then the others side by side."""
         for is_gateway in (True, False):
-            running = [child for child in self.children if child.popen and (child.service == "gateway") == is_gateway]
-            processes = {child.name: Process.of(child.popen.pid) for child in running if child.popen}
-            end([process for process in processes.values() if process], signal.SIGTERM, STOP_TIMEOUT_S)
-            for child in running:
-                if child.popen:
-                    child.popen.wait()
-                child.popen = None
+            self._end([child for child in self.children if (child.service == "gateway") == is_gateway])
 
     def pids(self) -> dict[str, int]:
         """The running processes by name."""
         return {child.name: child.popen.pid for child in self.children if child.popen}
 
+    @staticmethod
+    def _end(children: Sequence[Child]) -> bool:
+        """Stop these children side by side; whether SIGTERM was enough."""
+        popens = [child.popen for child in children if child.popen]
+        processes = [Process.of(popen.pid) for popen in popens]
+        polite = end([process for process in processes if process], signal.SIGTERM, STOP_TIMEOUT_S)
+        for popen in popens:
+            popen.wait()
+        for child in children:
+            child.popen = None
+        return polite
+
     def _start(self, child: Child) -> None:
-        env = environment_of(child.service, self.env)
-        child.popen = spawn(self.command(child), log=child.log, env=env, cwd=self.cwd, dies_with_us=signal.SIGTERM)
+        env, cwd = environment_of(child.service, self.env), child.checkout or self.cwd
+        child.popen = spawn(self.command(child), log=child.log, env=env, cwd=cwd, dies_with_us=signal.SIGTERM)
         child.restarts.started_at = time.monotonic()
 
     def _say_died(self, name: str, code: int, wait: float) -> None:

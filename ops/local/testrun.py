@@ -38,7 +38,7 @@ PYTEST_TIMEOUT_S = 15.0
 TEST_RUNS = {
     "patched": ("tests/unit", "tests/deploy", "tests/integration"),
     "single": ("tests/smoke", "tests/audit", "tests/tls"),
-    "plain": ("tests/e2e", "tests/chaos"),
+    "plain": ("tests/e2e", "tests/chaos", "tests/upgrade"),
 }
 TEST_REPLICAS = 3  # the most that a test starts
 BROWSER_TESTS = "tests/e2e/test_dashboard.py"

@@ -144,6 +144,12 @@ def depths(amqp_uri: str, queues: Iterable[str]) -> dict[str, int]:
         return {name: opened.queue_declare(name, passive=True).method.message_count for name in queues}
 
 
+def consumers(amqp_uri: str, queues: Iterable[str]) -> dict[str, int]:
+    """How many consumers each queue has."""
+    with channel(amqp_uri) as opened:
+        return {name: opened.queue_declare(name, passive=True).method.consumer_count for name in queues}
+
+
 def purge_all(amqp_uri: str) -> None:
     """Empty every queue of the topology."""
     with channel(amqp_uri) as opened:

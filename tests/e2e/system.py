@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -65,22 +66,29 @@ class System:
             for service in START_ORDER
             for replica in range(replicas)
         ]
-        self._logs_read = dict.fromkeys((child.name for child in children), 0)
+        self._logs_read: dict[Path, int] = defaultdict(int)
+        self.died: list[str] = []  # who, and how
         payment_mode = f"down_while:{self.outage_file}"
         # Every client of a test has the same address, and most crowds are one user.
         unlimited = {"CONNECTIONS_PER_ADDRESS": "0", "WAITS_PER_USER": "0"}
         # The server may list a method that its provider lacks.
         methods = {"PAYMENT_METHODS": f"{MOCK_METHODS},no_such_method"}
         environment = {**os.environ, "PAYMENT_MODE": payment_mode, **methods, **unlimited, **settings, MARK: self.mark}
-        self.supervisor = Supervisor(children, _command, environment, ROOT, say=lambda text: None)
+        self.supervisor = Supervisor(children, _command, environment, ROOT, say=self.died.append)
         # One thread starts, restarts and stops: a child gets SIGTERM when the thread that started it ends.
         self._thread = threading.Thread(target=self._supervise, name="supervisor")
 
     def start(self) -> None:
         """Make databases and broker as a first start finds them, start everything, return when all is ready."""
+        self._set_up()
+        self._start_processes()
+
+    def _set_up(self) -> None:
         set_up()
         self.databases.empty()
         purge_all(self.amqp_uri)
+
+    def _start_processes(self) -> None:
         self._thread.start()
         self._ready.wait()
         if self._fault:
@@ -101,23 +109,26 @@ class System:
     def faults(self, allowed: Iterable[str] = ()) -> list[str]:
         """The faults in the logs since the last call, without those that are allowed."""
         found = []
-        for child in self.supervisor.children:
+        for path in sorted(self.directory.glob("*.log")):
             # Up to the end of a line: a service may be writing the next one.
-            log = child.log.read_bytes()
-            log = log[self._logs_read[child.name] : log.rfind(b"\n") + 1]
-            self._logs_read[child.name] += len(log)
-            found += [f"{child.log}: {fault}" for fault in faults_in(log.decode(errors="replace"), allowed)]
+            log = path.read_bytes()
+            log = log[self._logs_read[path] : log.rfind(b"\n") + 1]
+            self._logs_read[path] += len(log)
+            found += [f"{path}: {fault}" for fault in faults_in(log.decode(errors="replace"), allowed)]
         return found
 
     def stop(self) -> list[str]:
         """Stop everything; returns the faults: processes left or killed, errors in logs."""
-        self._stopping.set()
-        self._thread.join()
+        self._stop_processes()
         self.databases.close()
         wrong = [f"the supervisor failed: {self._fault!r}"] if self._fault else []
         wrong += [f"{child.name} did not end by itself" for child in self.supervisor.children if not _ended(child.log)]
         wrong += [f"left running: {process}" for process in psutil.process_iter() if _has_mark(process, self.mark)]
         return wrong + self.faults()
+
+    def _stop_processes(self) -> None:
+        self._stopping.set()
+        self._thread.join()
 
     def flow(self, replica: int = 0) -> Flow:
         """A client of one gateway. It has one connection: each thread needs its own."""

@@ -1,0 +1,32 @@
+"""Changes that need two releases, made in one: the upgrade under load finds each of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ops.local.processes import StackFault
+from tests.upgrade.conftest import StartFleet
+from tests.upgrade.fleet import FORWARD
+from tests.upgrade.upgrade import upgrade
+from tests.upgrade.versions import NOW, planted
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ("required_field", "q.inventory.order-created.*invalid_schema"),
+        ("dropped_column", "POST /api/orders: .*(unavailable|cannot_work)"),
+        ("renamed_argument", "POST /api/orders: .*internal_error"),
+        ("new_event", "q.order.inventory-result.*unknown_type"),
+    ],
+)
+def test_a_change_that_needs_two_releases_fails_the_upgrade(
+    start_fleet: StartFleet, tmp_path: Path, change: str, found: str
+) -> None:
+    fleet, broken = start_fleet(NOW), planted(change, tmp_path / change)
+    with pytest.raises((AssertionError, StackFault), match=found):
+        upgrade(fleet, broken, [(broken, FORWARD)])
