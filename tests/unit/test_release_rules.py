@@ -85,6 +85,10 @@ def column(read: Tree, name: str, table: str = "order.orders") -> Tree:
     return read["tables"][table]["columns"][name]
 
 
+def route(read: Tree, label: str = "GET /api/orders") -> Tree:
+    return read["http"]["routes"][label]
+
+
 def put(place: Tree, **values: Any) -> None:
     place.update(values)
 
@@ -392,6 +396,18 @@ def test_every_row_has_changes_that_are_refused_and_changes_that_are_allowed(rul
         (lambda new: new["http"]["schemas"]["OrderStatus"]["enum"].remove("PAID"), {"1.2.3": "2.0.0"}),
         (lambda new: new["http"]["routes"]["GET /api/orders"]["roles"].remove("customer"), {"1.2.3": "2.0.0"}),
         (lambda new: event(new)["fields"].pop("payload.customer_id"), {"1.2.3": "2.0.0"}),
+        (lambda new: route(new)["parameters"].pop("query status"), {"1.2.3": "2.0.0"}),
+        (lambda new: route(new)["answers"].pop("200"), {"1.2.3": "2.0.0"}),
+        (lambda new: route(new)["answers"]["400"].update(new="Error"), {"1.2.3": "1.3.0"}),
+        (lambda new: route(new)["answers"]["400"].clear(), {"1.2.3": "1.3.0"}),
+        (lambda new: route(new, "GET /api/openapi.json").update(roles=["admin"]), {"1.2.3": "2.0.0"}),
+        (lambda new: route(new, "POST /api/orders").update(body="Other"), {"1.2.3": "2.0.0"}),
+        (
+            lambda new: new["http"]["schemas"]["Order"]["properties"].update(total={"type": "string"}),
+            {"1.2.3": "2.0.0"},
+        ),
+        (lambda new: new["http"]["schemas"]["Order"]["properties"].update(why={"type": "string"}), {"1.2.3": "1.3.0"}),
+        (lambda new: new["http"]["schemas"]["OrderStatus"]["enum"].append("SHIPPED"), {"1.2.3": "1.3.0"}),
     ],
 )
 def test_the_least_version_says_what_a_change_means_for_clients(
