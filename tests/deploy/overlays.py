@@ -19,8 +19,8 @@ from topology.services import NAMES
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 K8S = "deploy/k8s"
-DEV = "dev"
-OVERLAYS = (DEV,)
+DEV, PROD = "dev", "prod"
+OVERLAYS = (DEV, PROD)
 KUBECTL = Path(sys.executable).with_name("kubectl")
 
 # The commands that run as Jobs and CronJobs, with the role whose settings each reads.
@@ -29,6 +29,15 @@ CRON_JOBS = {"audit": config.AUDIT}
 OURS = (*NAMES, *JOBS, *CRON_JOBS)
 CONTAINER = "ecom"
 SECRETS = "/run/secrets"
+
+# The files with all resources of one kind.
+HOMES = {
+    "Secret": "dev/kustomization.yaml",
+    "ExternalSecret": "prod/secrets.yaml",
+    "Certificate": "prod/certificates.yaml",
+}
+# Files that contain no resources of their own.
+PATCHES = {"settings.yaml"}
 
 Resource = dict[str, Any]
 
@@ -108,12 +117,14 @@ class Overlay:
         return [workload for workload in self.workloads() if workload.name in NAMES]
 
     def file_of(self, kind: str, name: str) -> str:
-        """Where a person looks for this resource; for a workload that is not there, where it should be."""
+        """Where a person looks for this resource; for one that is not there, where it should be."""
         written = "Deployment" if kind == "Rollout" else kind
-        return self.files.get((written, name), f"{K8S}/base/{name}.yaml")
+        return self.files.get((written, name), f"{K8S}/{HOMES.get(kind, f'base/{name}.yaml')}")
 
     def secrets_of(self, name: str) -> dict[str, str]:
-        """The files of a Secret whose values the overlay contains."""
+        """The files of a Secret: in dev what each contains, in prod under which key the store has it."""
+        if store := self.find("ExternalSecret", name):
+            return {entry["secretKey"]: entry["remoteRef"]["key"] for entry in store["spec"]["data"]}
         secret = self.find("Secret", name) or {"data": {}}
         return {key: base64.b64decode(value).decode() for key, value in secret["data"].items()}
 
@@ -139,8 +150,10 @@ def _files(overlay: str) -> dict[tuple[str, str], str]:
     found: dict[tuple[str, str], str] = {}
     for folder in ("base", overlay):
         for path in sorted((ROOT / K8S / folder).glob("*.yaml")):
+            if path.name in PATCHES:
+                continue
             for resource in yaml.safe_load_all(path.read_text(encoding="utf-8")):
-                if resource and "metadata" in resource:
+                if isinstance(resource, dict) and "metadata" in resource:
                     key = resource["kind"], resource["metadata"]["name"]
                     found.setdefault(key, str(path.relative_to(ROOT)))
     return found

@@ -14,7 +14,9 @@ from ops.local.supervisor import STOP_TIMEOUT_S
 from shared import config, relay
 from shared.edge import consumer, rpc, webserver
 from shared.setting import Row
-from tests.deploy.overlays import CRON_JOBS, JOBS, SECRETS, Overlay, Workload
+from tests.deploy.overlays import CRON_JOBS, DEV, JOBS, PROD, SECRETS, Overlay, Workload
+from topology import services
+from topology.flows import PUBLIC
 from topology.services import SERVICES, Service
 from topology.users import SHELL
 
@@ -28,8 +30,7 @@ LARGER = {"payment": ("1Gi", "500m")}
 TEMPORARY = {"ops": "1Gi"}  # of /tmp, where operators write what they copy out of a DLQ
 TEMPORARY_ELSEWHERE = "64Mi"
 GRACE_S = 40
-# The services that others than probes reach: they have a Service, and their address is gone before they stop.
-REACHED = ("gateway",)
+# What clients reach has a Service, and its address is gone so long before it stops.
 GONE_S = 5
 PROBES = {
     "startupProbe": {"path": "/healthz", "periodSeconds": 2, "failureThreshold": 60},
@@ -88,7 +89,8 @@ def _missing(overlay: Overlay, rows: Sequence[Service]) -> Iterator[tuple[str, s
     wanted += [("Job", name) for name in JOBS] + [("CronJob", name) for name in CRON_JOBS]
     names = [name for kind, name in wanted if kind != "PodDisruptionBudget"]
     wanted += [("ServiceAccount", name) for name in names]
-    wanted += [("Secret", name) for name in names if overlay.name == "dev"]
+    wanted += [("Secret" if overlay.name == DEV else "ExternalSecret", name) for name in names]
+    wanted += [("Certificate", name) for name in names if overlay.name == PROD]
     return ((kind, name) for kind, name in wanted if overlay.find(kind, name) is None)
 
 
@@ -182,12 +184,12 @@ def _settings(overlay: Overlay, workload: Workload) -> Faults:
     for row in _places(role):
         if not given.get(row.variable):
             yield f"lacks {row.variable}"
-    if overlay.name == "dev":
-        held, read = overlay.secrets_of(workload.name), {given[variable] for variable in found}
-        for path in sorted(read - {f"{SECRETS}/{key}" for key in held}):
-            yield f"reads {path}, which its Secret does not hold"
-        for path in sorted({f"{SECRETS}/{key}" for key in held} - read):
-            yield f"holds {path} in its Secret and does not read it"
+    held = {f"{SECRETS}/{key}" for key in overlay.secrets_of(workload.name)}
+    read = {given[variable] for variable in found}
+    for path in sorted(read - held):
+        yield f"reads {path}, which its Secret does not hold"
+    for path in sorted(held - read):
+        yield f"holds {path} in its Secret and does not read it"
 
 
 def _secrets(role: str) -> Iterator[Row]:
@@ -214,9 +216,9 @@ def _places(role: str) -> list[Row]:
 def _replicas(overlay: Overlay, workload: Workload) -> Faults:
     fewest, most = replicas_of(overlay, workload)
     wanted = REPLICAS.get(workload.name, LATER)
-    if overlay.name != "dev" and (fewest, most) != wanted:
+    if overlay.name != DEV and (fewest, most) != wanted:
         yield f"has {fewest} to {most} replicas, not {wanted[0]} to {wanted[1]}"
-    if overlay.name == "dev" and (fewest, most) != (1, 1):
+    if overlay.name == DEV and (fewest, most) != (1, 1):
         yield f"has {fewest} to {most} replicas on one machine"
 
 
@@ -231,7 +233,7 @@ def replicas_of(overlay: Overlay, workload: Workload) -> tuple[int, int]:
 
 def _ports(overlay: Overlay, workload: Workload) -> Faults:
     wanted = {"probes": config.PORTS[config.PROBES.get(workload.name, workload.name)]}
-    wanted |= {"http": config.PORTS[workload.name]} if workload.name in REACHED else {}
+    wanted |= {"http": config.PORTS[workload.name]} if workload.name in PUBLIC else {}
     found = {port["name"]: port["containerPort"] for port in workload.container.get("ports", ())}
     if found != wanted:
         yield f"has the ports {found}, not {wanted}"
@@ -249,7 +251,7 @@ def _probes(overlay: Overlay, workload: Workload) -> Faults:
 
 def _stop(overlay: Overlay, workload: Workload) -> Faults:
     gone = workload.container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
-    wanted = GONE_S if workload.name in REACHED else 0
+    wanted = GONE_S if workload.name in PUBLIC else 0
     if gone != wanted:
         yield f"sleeps {gone} s before it stops, not {wanted} s"
     grace = workload.pod.get("terminationGracePeriodSeconds")
@@ -287,9 +289,9 @@ def _disruptions(overlay: Overlay, workload: Workload) -> Faults:
 
 
 def _step(overlay: Overlay, workload: Workload) -> Faults:
-    jobs = {**dict.fromkeys(JOBS, "preparation"), **dict.fromkeys(REACHED, "edge")}
+    jobs = {**dict.fromkeys(JOBS, "preparation"), **dict.fromkeys(PUBLIC, "edge")}
     wanted = jobs.get(workload.name, "service")
-    if workload.resource["metadata"]["labels"].get(STEP) != wanted:
+    if workload.resource["metadata"].get("labels", {}).get(STEP) != wanted:
         yield f"is not applied in the step {wanted}"
 
 
@@ -301,8 +303,6 @@ def _ends(overlay: Overlay, workload: Workload) -> Faults:
         yield f"has the restartPolicy {workload.pod.get('restartPolicy')}: the log of a failure would be lost"
     if workload.name in CRON_JOBS and workload.spec.get("concurrencyPolicy") != "Forbid":
         yield "may run twice at once"
-    if workload.name in JOBS:
-        yield from _step(overlay, workload)
 
 
 # What holds for an overlay as a whole.
@@ -311,9 +311,9 @@ def _ends(overlay: Overlay, workload: Workload) -> Faults:
 def _services(overlay: Overlay) -> Faults:
     for service in overlay.of("Service"):
         name = service["metadata"]["name"]
-        if service["spec"].get("selector", {}).get(NAME) in {row.name for row in SERVICES} - set(REACHED):
+        if service["spec"].get("selector", {}).get(NAME) in {row.name for row in SERVICES} - set(PUBLIC):
             yield f"{overlay.file_of('Service', name)}: the Service {name} leads to what only probes may reach"
-    for name in REACHED:
+    for name in PUBLIC:
         if overlay.find("Service", name) is None:
             yield f"{overlay.file_of('Service', name)}: there is no Service {name}"
 
@@ -337,20 +337,23 @@ def _connections(overlay: Overlay, rows: Sequence[Service]) -> Faults:
 
 
 def _migrate_replicas(overlay: Overlay) -> int:
-    words = Workload(overlay.find("Job", "migrate") or {}).arguments if overlay.find("Job", "migrate") else []
-    return int(words[words.index("--replicas") + 1]) if "--replicas" in words else 4
+    migrate = overlay.find("Job", "migrate")
+    words = Workload(migrate).arguments if migrate else []
+    return int(words[words.index("--replicas") + 1]) if "--replicas" in words else services.REPLICAS
 
 
 def _max_connections(overlay: Overlay) -> tuple[str, int]:
-    server = overlay.find("StatefulSet", "postgres")
-    assert server is not None
-    words = Workload(server).arguments
+    if cluster := overlay.find("Cluster", "postgres"):
+        return overlay.file_of("Cluster", "postgres"), int(
+            cluster["spec"]["postgresql"]["parameters"]["max_connections"]
+        )
+    words = Workload(overlay.find("StatefulSet", "postgres") or {}).arguments
     (found,) = [word.partition("=")[2] for word in words if word.startswith("max_connections=")]
     return overlay.file_of("StatefulSet", "postgres"), int(found)
 
 
 Rule = Callable[[Overlay, Workload], Faults]
-OF_EVERY: tuple[Rule, ...] = (_command, _resources, _security, _pod, _volumes, _settings)
+OF_EVERY: tuple[Rule, ...] = (_command, _resources, _security, _pod, _volumes, _settings, _step)
 OF_SERVICES: tuple[Rule, ...] = (
     _replicas,
     _ports,
@@ -359,6 +362,5 @@ OF_SERVICES: tuple[Rule, ...] = (
     _rolling,
     _spread,
     _disruptions,
-    _step,
 )
 OF_JOBS: tuple[Rule, ...] = (_ends,)
