@@ -41,6 +41,9 @@ exec runc "$@"
 """
 
 
+UNLIMITED = FOLDER / "bin" / "runc-unlimited"
+
+
 class NoEngine(Exception):
     """There is none and none can be installed. The text is one line that says what to do."""
 
@@ -94,6 +97,7 @@ def start() -> Engine:
     programs.mkdir(parents=True, exist_ok=True)
     if shutil.which("sudo") is None and os.geteuid() == 0:
         _script(programs / "sudo", '#!/bin/sh\nexec "$@"\n')
+    _script(UNLIMITED, RUNTIME)
     own = Engine(programs, {}, None)
     if shutil.which("docker") and own.works("info") and own.works("compose", "version"):
         return own
@@ -103,7 +107,6 @@ def start() -> Engine:
         _install()
     except (StackFault, OSError) as fault:
         raise NoEngine(str(fault)) from fault
-    _script(programs / "runc-unlimited", RUNTIME)
     environment = {"DOCKER_HOST": f"unix://{FOLDER}/docker.sock", "DOCKER_CONFIG": str(FOLDER / "config")}
     return _running(Engine(programs, environment, _daemon()))
 
@@ -147,7 +150,7 @@ def _daemon() -> subprocess.Popen[bytes]:
     command = [
         *("dockerd", "--host", f"unix://{FOLDER}/docker.sock", "--pidfile", f"{FOLDER}/docker.pid"),
         *("--data-root", f"{FOLDER}/engine", "--exec-root", f"{FOLDER}/exec"),
-        *("--add-runtime", f"unlimited={FOLDER}/bin/runc-unlimited", "--default-runtime", "unlimited"),
+        *("--add-runtime", f"unlimited={UNLIMITED}", "--default-runtime", "unlimited"),
         *("--oom-score-adjust", "0"),  # a lower one is a right that not every root has
     ]
     with (FOLDER / "engine.log").open("wb") as log:

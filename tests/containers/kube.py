@@ -18,20 +18,20 @@ from typing import Any
 import yaml
 
 from ops.local.install import debian_packages
-from tests.containers.engine import FOLDER, Engine
+from tests.containers.engine import FOLDER, UNLIMITED, Engine
 
 Resource = dict[str, Any]
 
 NETWORK, SUBNET = "ecom-kube-test", "10.89.137"
 PACKAGES = ("podman", "runc", "netavark", "aardvark-dns")
-# crun, Debian's default, fails where cgroups are hybrid. Nobody may raise a limit on every machine.
-SETTINGS = """\
-[containers]
-default_ulimits = ["nofile=1024:4096", "nproc=1024:4096"]
+# crun, Debian's default, fails where cgroups are hybrid.
+SETTINGS = f"""\
 [engine]
-runtime = "runc"
+runtime = "unlimited"
 cgroup_manager = "cgroupfs"
 events_logger = "file"
+[engine.runtimes]
+unlimited = ["{UNLIMITED}"]
 [network]
 network_backend = "netavark"
 """

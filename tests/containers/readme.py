@@ -30,7 +30,7 @@ SAID = {r"ecom user add": f"{PASSWORD}\n"}
 CODES = {
     r"pin_images\.py$": (0, 3),
     r"pin_images\.py --check$": (0, 1),
-    r"make audit$": (0, 1, 3),
+    r"make audit$": (0, 2),  # make says 2, whatever its command says
     r"ecom config --check": (1,),  # it lists what production refuses
 }
 

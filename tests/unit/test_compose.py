@@ -33,6 +33,7 @@ DEPLOY = ROOT / "deploy"
 
 SERVERS = {"rabbitmq": "rabbitmq:4.2-management", "postgres": "postgres:17"}
 MANAGEMENT = "http://rabbitmq:15672"
+LISTENS = ["CMD", "bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/5672"]  # the broker, by no program that starts an Erlang
 ONCE = {
     "migrate": ("migrate", "--own-cluster"),
     "topology": ("topology", "apply", "--users", "--management", MANAGEMENT),
@@ -271,7 +272,7 @@ def _health_faults(name, service):
         port = config.read({}).port(config.PROBES.get(name, name))
         if check["test"] != ["CMD", "bash", "deploy/ready", str(port)]:
             yield f"{name}: its health check is {check['test']}, and it listens on {port}"
-    elif check["test"][:2] not in (["CMD", "rabbitmq-diagnostics"], ["CMD", "pg_isready"]):
+    elif check["test"] != LISTENS and check["test"][:2] != ["CMD", "pg_isready"]:
         yield f"{name}: its health check is {check['test']}"
     elif check["test"][1] == "pg_isready" and "127.0.0.1" not in check["test"]:
         yield f"{name}: is healthy while it is still being set up"
@@ -456,7 +457,9 @@ MUTATIONS = {
     "payment: its health check is": broken(
         "payment", "healthcheck", "test", to=["CMD", "bash", "deploy/ready", "8001"]
     ),
-    "rabbitmq: its health check is": broken("rabbitmq", "healthcheck", "test", to=["CMD", "true"]),
+    "rabbitmq: its health check is": broken(
+        "rabbitmq", "healthcheck", "test", to=["CMD", "rabbitmq-diagnostics", "-q", "check_port_connectivity"]
+    ),
     "postgres: is healthy while": broken("postgres", "healthcheck", "test", to=["CMD", "pg_isready"]),
     "order: is unhealthy while it starts slowly": broken("order", "healthcheck", "start_period"),
     "order: does not wait for migrate": broken("order", "depends_on", "migrate"),

@@ -111,6 +111,8 @@ def test_every_process_reads_settings_that_verify_broker_and_databases(secrets):
 
 def test_the_servers_hear_nobody_in_clear_text():
     broker = (DEPLOY / "tls" / "rabbitmq.conf").read_text()
+    (port,) = re.findall(r"^listeners.ssl.default = (\d+)$", broker, re.M)
+    assert OVERRIDE["rabbitmq"]["healthcheck"]["test"][-1].endswith(f"/{port}")
     assert "listeners.tcp = none" in broker
     assert "ssl_options.fail_if_no_peer_cert = true" in broker
     lines = [line.split() for line in (DEPLOY / "tls" / "pg_hba.conf").read_text().splitlines() if line[0] != "#"]
