@@ -56,8 +56,9 @@ STAND_INS = (
         (
             'install -m 755 "$FILES/postgres-entrypoint" "$1/usr/local/bin/docker-entrypoint"',
             'rm -rf "$1/var/lib/postgresql" && install -d "$1/var/lib/postgresql/data"',
-            'install -d -m 3777 "$1/run/postgresql"',
+            'install -d "$1/run/postgresql"',
             _as_user_999("postgres", "/var/lib/postgresql /run/postgresql"),
+            'chmod 3777 "$1/run/postgresql"',
         ),
         (
             "ENV PATH=/usr/lib/postgresql/17/bin:/usr/local/bin:/usr/bin:/bin",
@@ -119,6 +120,7 @@ def _stands_in(engine: Engine, image: str) -> bool:
 def _import(engine: Engine, one: StandIn) -> None:
     """Its files, without what the image says of itself. Raises OSError."""
     command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(one.packages)}"]
+    command += ["--skip=cleanup/run"]  # runc gives a folder in memory the mode of the image's folder at a restart
     command += ["--dpkgopt=force-unsafe-io", *(f"--dpkgopt=path-exclude={path}" for path in UNREAD)]
     command += [f"--customize-hook={change}" for change in (*one.changes, CLEAN)]
     environment = engine.environment | {"FILES": str(FILES)}

@@ -85,8 +85,6 @@ def faults(compose, secrets):
         rights = {key: services[name].get(key) for key in RIGHTS}
         if rights != RIGHTS:
             found.append(f"{name}: runs with more rights than it needs: {rights}")
-        if [folder for folder in services[name]["tmpfs"] if folder != "/tmp" and not folder.endswith(":mode=1777")]:
-            found.append(f"{name}: cannot write into a folder in memory after a restart")
         if not services[name].get("volumes"):
             found.append(f"{name}: its data is deleted with its container")
     for name in ours:
@@ -371,7 +369,6 @@ MUTATIONS = {
     "services: ['nginx'] are": lambda compose: compose["services"].update(nginx={}),
     "rabbitmq: the image is rabbitmq:latest": broken("rabbitmq", "image", to="rabbitmq:latest"),
     "postgres: its data is deleted with its container": broken("postgres", "volumes"),
-    "postgres: cannot write into a folder in memory": broken("postgres", "tmpfs", to=["/tmp", "/var/run/postgresql"]),
     "order: the command is": broken("order", "command", to=["ecom", "run", "payment"]),
     "order: there is no ['ecom', 'run', 'ordering']": broken("order", "command", to=["ecom", "run", "ordering"]),
     "topology: there is no ['ecom', 'topology', 'declare']": broken(
