@@ -44,8 +44,8 @@ compose-test: ## deploy/README.md on a container engine, with what goes wrong th
 	@$(STACK) install
 	@.venv/bin/python -m pytest -q --containers tests/containers $(ARGS)
 
-upgrade-test: ## the last release and this code side by side under load, in two minutes; ARGS='--load-s 600' takes ten
-	@$(STACK) test --long --load-s 0 tests/upgrade/test_rolling.py $(ARGS)
+upgrade-test: ## the last release and this code side by side under load, in some minutes
+	@$(STACK) test --long --load-s 0 --orders-per-s 10 tests/upgrade/test_rolling.py $(ARGS)
 
 bench: ## this project beside its peers and its floor, in 40 minutes; ARGS=--short takes 5
 	@$(STACK) install

@@ -25,6 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="the same tests at full size")
     parser.addoption("--containers", action="store_true", help="the tests that need a container engine")
     parser.addoption("--load-s", type=float, default=600.0, help="how long customers order during an upgrade, at least")
+    parser.addoption("--orders-per-s", type=float, default=20.0, help="how many they post then")
     parser.addoption("--upgrade-from", metavar="COMMIT", help="instead of the last release, or of HEAD before any")
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from tests.e2e.conftest import refuse_patched_process
 from tests.e2e.system import Systems
+from tests.upgrade.customers import Load
 from tests.upgrade.fleet import Fleet
 from tests.upgrade.versions import Version, released
 
@@ -21,9 +22,9 @@ def last_release(request: pytest.FixtureRequest) -> Version:
 
 
 @pytest.fixture(scope="session")
-def load_s(request: pytest.FixtureRequest) -> float:
-    """How many seconds customers order at least."""
-    return float(request.config.getoption("--load-s"))
+def load(request: pytest.FixtureRequest) -> Load:
+    """What the options ask for."""
+    return Load(request.config.getoption("--orders-per-s"), request.config.getoption("--load-s"))
 
 
 @pytest.fixture

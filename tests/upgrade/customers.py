@@ -15,8 +15,7 @@ import requests
 from ops.cli.flow import Flow
 from tests.upgrade.fleet import Fleet
 
-PER_S = 20.0
-AT_ONCE = 60  # at 20 a second, so many are under way when each takes 3 s
+AT_ONCE = 60  # at 20 orders a second, so many are under way when each takes 3 s
 
 
 @dataclass(frozen=True)
@@ -41,14 +40,23 @@ REFUNDED = Kind("CANCELLED", goes_on=_cancel_paid)
 KINDS = (PLAIN, CANCELLED, PLAIN, PLAIN, REFUNDED, PLAIN, PLAIN, DECLINED, PLAIN, PLAIN)
 
 
+@dataclass(frozen=True)
+class Load:
+    """So many orders a second, for so many seconds at least."""
+
+    orders_per_s: float = 20.0
+    seconds: float = 0.0
+
+
 class Customers:
     """They post while the block runs."""
 
-    def __init__(self, fleet: Fleet, per_s: float = PER_S) -> None:
+    def __init__(self, fleet: Fleet, load: Load) -> None:
         self.fleet = fleet
-        self.per_s = per_s
+        self.load = load
         self.sku = f"upgrade-{uuid.uuid4().hex[:8]}"
         self.kinds: dict[str, Kind] = {}  # by key
+        self.began = time.monotonic()
         self.accepted: dict[str, str] = {}  # the order of each key
         self.refused: list[str] = []
         self.slowest_s = 0.0
@@ -57,6 +65,7 @@ class Customers:
         self._own = threading.local()
 
     def __enter__(self) -> Customers:
+        self.began = time.monotonic()
         flow = self.fleet.flow()
         flow.stock(self.sku, 1_000_000)
         flow.token("customer")
@@ -68,10 +77,9 @@ class Customers:
         self._thread.join()
 
     def _come(self) -> None:
-        began = time.monotonic()
         with ThreadPoolExecutor(AT_ONCE) as pool:
             for n in count():
-                if self._stopping.wait(max(0.0, began + n / self.per_s - time.monotonic())):
+                if self._stopping.wait(max(0.0, self.began + n / self.load.orders_per_s - time.monotonic())):
                     return
                 key, kind = str(uuid.uuid4()), KINDS[n % len(KINDS)]
                 self.kinds[key] = kind
@@ -81,10 +89,15 @@ class Customers:
         began = time.monotonic()
         try:
             flow = self._flow()
-            order_id = flow.order(self.sku, payment=kind.payment, key=key)["order_id"]
+            items = [{"sku": self.sku, "quantity": 1, "unit_price": 1000}]
+            body = {"currency": "EUR", "payment_method": kind.payment, "items": items}
+            answer = flow.send("POST", "/api/orders", body, Idempotency_Key=key)
             self.slowest_s = max(self.slowest_s, time.monotonic() - began)
-            self.accepted[key] = order_id
-            kind.goes_on(flow, order_id)
+            if answer.status_code != 201:
+                self.refused.append(f"POST /api/orders: {answer.status_code} {answer.text}")
+                return
+            self.accepted[key] = answer.json()["order_id"]
+            kind.goes_on(flow, self.accepted[key])
         except requests.HTTPError as error:
             self.refused.append(f"{error.request.method} {error.request.path_url}: {error.response.text}")
         except Exception as error:
@@ -100,9 +113,9 @@ class Customers:
         """How much there was, and how long it took."""
         return f"{len(self.accepted)} orders, the slowest post took {self.slowest_s:.2f} s"
 
-    def go_on_until(self, moment: float) -> None:
-        """Return at this time.monotonic()."""
-        self._stopping.wait(max(0.0, moment - time.monotonic()))
+    def go_on(self, part: float) -> None:
+        """Return when this part of the load's time is over."""
+        self._stopping.wait(max(0.0, self.began + part * self.load.seconds - time.monotonic()))
 
     def check_posts(self) -> None:
         """Every post was answered 201, and everything else as it should be, at the first try."""

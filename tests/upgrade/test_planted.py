@@ -8,11 +8,14 @@ import pytest
 
 from ops.local.processes import StackFault
 from tests.upgrade.conftest import StartFleet
+from tests.upgrade.customers import Load
 from tests.upgrade.fleet import FORWARD
 from tests.upgrade.upgrade import upgrade
 from tests.upgrade.versions import NOW, planted
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
+
+FEW = Load(orders_per_s=5)
 
 
 @pytest.mark.parametrize(
@@ -29,4 +32,4 @@ def test_a_change_that_needs_two_releases_fails_the_upgrade(
 ) -> None:
     fleet, broken = start_fleet(NOW), planted(change, tmp_path / change)
     with pytest.raises((AssertionError, StackFault), match=found):
-        upgrade(fleet, broken, [(broken, FORWARD)])
+        upgrade(fleet, broken, [(broken, FORWARD)], FEW)

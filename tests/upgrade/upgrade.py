@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 from tests.upgrade import journeys
-from tests.upgrade.customers import Customers
+from tests.upgrade.customers import Customers, Load
 from tests.upgrade.fleet import Fleet
 from tests.upgrade.versions import Version
 
@@ -14,19 +13,22 @@ from tests.upgrade.versions import Version
 Turn = tuple[Version, tuple[str, ...]]
 
 
-def upgrade(fleet: Fleet, new: Version, turns: Sequence[Turn], load_s: float = 0.0) -> Customers:
-    """Take all turns while customers order, for `load_s` at least: no customer may notice.
+def upgrade(fleet: Fleet, new: Version, turns: Sequence[Turn], load: Load) -> Customers:
+    """Take all turns while customers order: no customer may notice.
 
-    Before each turn a message dies, and after it an operator replays it: one version buries what the other revives.
+    Before each turn a message dies, and after it an operator replays it: one version buries what the other revives. It
+    fails as soon as anything is wrong.
     """
-    began = time.monotonic()
-    with Customers(fleet) as customers:
+    with Customers(fleet, load) as customers:
         fleet.prepare(new)
         for done, (version, order) in enumerate(turns, start=1):
             dead = journeys.die(fleet)
-            fleet.roll(version, order)
+            for service in order:
+                fleet.replace(service, version)
+                customers.check_posts()
+                fleet.check_deaths(journeys.COMMITS)
             journeys.replay(fleet, dead)
-            customers.go_on_until(began + load_s * done / len(turns))
+            customers.go_on(done / len(turns))
     customers.check_posts()
     fleet.check()
     customers.check_orders()
