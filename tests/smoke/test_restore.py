@@ -13,10 +13,8 @@ import pytest
 from sqlalchemy import make_url, text
 
 from ops.local.postgres import find_postgres
-from ops.local.processes import wait_until
 from tests.e2e.system import ROOT, System, eventually
 from tests.e2e.test_runbook import Runbook
-from tests.ledger import disagreements
 from topology.services import DATABASES
 
 PAGE = ROOT / "docs" / "restore.md"
@@ -122,35 +120,8 @@ def test_a_restore_brings_back_what_was_and_tells_what_is_missing(
 
     flow = book.flow
     assert flow.get(f"/api/orders/{book.paid['order_id']}") == book.paid
-    assert flow.at_rest(book.under_way)["status"] == "PAID", "its message was published again"
-    for order_id in (book.lost, book.half_lost):
-        assert flow.send("GET", f"/api/orders/{order_id}").status_code == 404
-    flow.timeline(book.under_way, last="inventory.committed")
-    again = flow.at_rest(flow.order(book.sku)["order_id"])
-    assert again["status"] == "PAID"
-    flow.timeline(again["order_id"], last="inventory.committed")
-
-    def strange() -> list[str]:
-        return disagreements(system.databases)
-
-    wrong = [f"{book_} for an order {book.half_lost} that is not there" for book_ in ("reservation", "payment")]
-    assert wait_until(lambda: strange() == wrong, 20), strange()
-    forget(system, book.half_lost, book.slow)
-
-
-def forget(system: System, order_id: str, sku: str) -> None:
-    """Take away what inventory and payment have done for an order that does not exist."""
-    for name, statement in (
-        ("inventory", "DELETE FROM reservation_items WHERE order_id = :id"),
-        ("inventory", "DELETE FROM reservations WHERE order_id = :id"),
-        ("inventory", "DELETE FROM outbox WHERE aggregate_id = :id"),
-        ("payment", "DELETE FROM outbox WHERE aggregate_id = :id"),
-        ("payment", "DELETE FROM payment_log WHERE order_id = :id"),
-        ("payment", "DELETE FROM provider_ledger WHERE order_id = :id"),
-        ("payment", "DELETE FROM payments WHERE order_id = :id"),
-    ):
-        with system.databases.engines[name].connect() as connection:
-            connection.execute(text("SET session_replication_role = replica"))  # the log refuses a DELETE
-            assert connection.execute(text(statement), {"id": order_id}).rowcount, statement
-            connection.execute(text("SET session_replication_role = DEFAULT"))
-    system.databases.run("inventory", "UPDATE stock_items SET reserved = 0 WHERE sku = :sku", sku=sku)
+    assert flow.send("GET", f"/api/orders/{book.lost}").status_code == 404
+    for order_id in (book.under_way, book.half_lost, flow.order(book.sku)["order_id"]):
+        assert flow.at_rest(order_id)["status"] == "PAID"
+        flow.timeline(order_id, last="inventory.committed")
+    # What the fixture asks for after every test holds here, too: all books agree, and no message is dead.
