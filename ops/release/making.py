@@ -35,18 +35,18 @@ def make(wanted: str, root: Path = ROOT) -> str:
     Raises ValidationFailed for no version or one that is too low, Conflict for a work tree that is not clean, a change
     that the last release would not survive, an empty Unreleased, or no signing key.
     """
-    changelog, setup = root / "CHANGELOG.md", root / "setup.cfg"
+    changelog, setup, folder = root / "CHANGELOG.md", root / "setup.cfg", root / releases.IN_REPOSITORY
     check_signing(root)
     if _git(root, "status", "--porcelain"):
         raise Conflict("the work tree has changes: commit them first")
     now = {**tree(), "version": wanted}
-    check(releases.last(), now)
+    check(releases.last(folder), now)
     closed = with_closed(changelog.read_text(encoding="utf-8"), wanted, datetime.now(UTC).strftime("%F"))
     numbered = with_version(setup.read_text(encoding="utf-8"), wanted)
 
     changelog.write_text(closed, encoding="utf-8")
     setup.write_text(numbered, encoding="utf-8")
-    releases.freeze(now)
+    releases.freeze(now, folder)
     subprocess.run([sys.executable, "-m", "ops.docs.contracts"], cwd=root, check=True)
     _git(root, "add", "--all")
     _git(root, "commit", "--quiet", "--message", f"Release {wanted}")

@@ -10,7 +10,8 @@ from ops.release.comparisons import Tree
 from ops.release.semver import Version, version
 from shared.errors import Conflict, NotFound
 
-FOLDER = Path(__file__).resolve().parents[2] / "docs" / "releases"
+IN_REPOSITORY = Path("docs", "releases")
+FOLDER = Path(__file__).resolve().parents[2] / IN_REPOSITORY
 
 # A value that fits is one line, so that a change of it is one line of a diff.
 MAX_LINE = 160

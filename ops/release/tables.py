@@ -47,7 +47,7 @@ def tables() -> dict[str, dict[str, Any]]:
         for name in sorted(models.TABLES):
             found[f"{service.name}.{name}"] = {
                 "columns": columns_of(Base.metadata.tables[name]),
-                "keys": _keys(Base.metadata.tables[name]),
+                "keys": keys_of(Base.metadata.tables[name]),
                 "rights": _rights(models, name),
             }
     return found
@@ -65,7 +65,7 @@ def migrations() -> dict[str, dict[str, Any]]:
                 script.revision: {
                     "before": script.down_revision,
                     "phase": getattr(script.module, "phase", EXPAND),
-                    "takes_away": sorted(_taken_away(Path(script.path))),
+                    "takes_away": sorted(taken_away(Path(script.path))),
                 }
                 for script in reversed(list(directory.walk_revisions()))
             },
@@ -100,7 +100,7 @@ def _default(column: Column[Any]) -> str | None:
     return None if given is None else str(given)
 
 
-def _keys(table: Table) -> list[str]:
+def keys_of(table: Table) -> list[str]:
     """What the rows of a table must satisfy, in words; also what ON CONFLICT may name."""
     found = []
     for constraint in table.constraints:
@@ -133,7 +133,7 @@ def _rights(models: ModuleType, table: str) -> list[str]:
     )
 
 
-def _taken_away(path: Path) -> set[str]:
+def taken_away(path: Path) -> set[str]:
     """What `upgrade` of a migration drops or renames, by the operations of Alembic."""
     module = ast.parse(path.read_text(encoding="utf-8"))
     upgrade = next(node for node in module.body if isinstance(node, ast.FunctionDef) and node.name == "upgrade")

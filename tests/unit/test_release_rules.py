@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from sqlalchemy import Column, Text, select
+from sqlalchemy import Column, Index, Text, select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 import ops.cli.green  # noqa: F401
@@ -58,13 +58,43 @@ def test_two_readings_of_one_version_are_the_same_text(read: Tree) -> None:
     assert releases.as_text(read) == releases.as_text(tree())
 
 
+def test_an_rpc_method_is_read_with_its_arguments_its_result_and_its_errors(read: Tree) -> None:
+    method = read["rpc"]["order_service.list_orders"]
+    assert method["arguments"] == [
+        {"name": "limit", "required": True},
+        {"name": "cursor", "required": False, "default": None},
+        {"name": "filters", "required": False, "default": None},
+    ]
+    assert method["result"] == ["items", "next_cursor"]
+    assert read["rpc"]["order_service.get_order"]["result"] is None
+    # A function that it calls raises UnknownOrder; the docstring of introspect promises RoleMissing.
+    assert "UnknownOrder" in read["rpc"]["inventory_service.release_reservation"]["errors"]
+    introspect = read["rpc"]["auth_service.introspect"]["errors"]
+    assert "RoleMissing" in introspect
+    assert "Unauthenticated" not in introspect, "it catches that"
+    assert read["calls"]["gateway"]["order_service.create_order"] == {"positional": 0, "keywords": ["key", "order"]}
+
+
+def test_a_migration_is_read_with_what_it_takes_away(tmp_path: Path) -> None:
+    migration = tmp_path / "0001.py"
+    migration.write_text(
+        "def downgrade():\n    op.drop_column('a', 'b')\n"
+        "def upgrade():\n    op.drop_column('orders', 'colour')\n    op.drop_table('lamps')\n"
+    )
+
+    assert tables.taken_away(migration) == {"orders.colour", "lamps"}
+
+
 def test_a_column_that_no_class_maps_is_read_as_one_that_nobody_uses(monkeypatch: pytest.MonkeyPatch) -> None:
     class Base(DeclarativeBase):
         pass
 
     class Lamp(Base):
         __tablename__ = "lamps"
-        __table_args__ = (Column("colour", Text),)
+        __table_args__ = (
+            Column("colour", Text),
+            Index("one", "sku", "colour", unique=True, postgresql_where=text("true")),
+        )
         __mapper_args__ = {"exclude_properties": ["colour"]}  # noqa: RUF012
         sku: Mapped[str] = mapped_column(primary_key=True)
 
@@ -74,6 +104,10 @@ def test_a_column_that_no_class_maps_is_read_as_one_that_nobody_uses(monkeypatch
 
     assert {name: about["mapped"] for name, about in columns.items()} == {"colour": False, "sku": True}
     assert "colour" not in str(select(Lamp))
+    assert tables.keys_of(Base.metadata.tables["lamps"]) == [
+        "primary key (sku)",
+        "unique (lamps.sku, lamps.colour) where true",
+    ]
 
 
 # Parts of a version to change, by their place.
