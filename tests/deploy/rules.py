@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import click
+import yaml
 
 from ops.cli import main as cli
 from ops.local.supervisor import STOP_TIMEOUT_S
 from shared import config, relay
 from shared.edge import consumer, rpc, webserver
 from shared.setting import Row
-from tests.deploy.overlays import CRON_JOBS, DEV, JOBS, PROD, SECRETS, Overlay, Workload
+from tests.deploy.overlays import CRON_JOBS, DEV, JOBS, PROD, ROOT, SECRETS, Overlay, Workload
 from topology import services
 from topology.flows import PUBLIC
 from topology.services import SERVICES, Service
@@ -76,7 +77,7 @@ def faults(overlay: Overlay, rows: Sequence[Service] = SERVICES) -> list[str]:
             rules = (_unknown,)
         said = [fault for rule in rules for fault in rule(overlay, workload)]
         found += [f"{overlay.file_of(kind, workload.name)}: {workload.name} {fault}" for fault in said]
-    return [*found, *_services(overlay), *_connections(overlay, rows)]
+    return [*found, *_services(overlay), *_servers(overlay), *_connections(overlay, rows)]
 
 
 def workload_kind(overlay: Overlay) -> str:
@@ -316,6 +317,23 @@ def _services(overlay: Overlay) -> Faults:
     for name in PUBLIC:
         if overlay.find("Service", name) is None:
             yield f"{overlay.file_of('Service', name)}: there is no Service {name}"
+
+
+def _servers(overlay: Overlay) -> Faults:
+    """The servers of dev are those of docker-compose.yml, with as few rights as everything in the namespace."""
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))["services"]
+    for server in map(Workload, overlay.of("StatefulSet")):
+        file = overlay.file_of("StatefulSet", server.name)
+        if server.container["image"].partition("@")[0] != compose[server.name]["image"].partition("@")[0]:
+            yield f"{file}: {server.name} has the image {server.container['image']}, and not that of docker-compose.yml"
+        pod = server.pod.get("securityContext", {})
+        rights = {key: pod.get(key) for key in ("runAsNonRoot", "seccompProfile")}
+        if rights != {key: POD_SECURITY[key] for key in rights}:
+            yield f"{file}: {server.name} has the securityContext {pod}"
+        if server.container.get("securityContext") != CONTAINER_SECURITY:
+            yield f"{file}: {server.name} has the container securityContext {server.container.get('securityContext')}"
+        if server.pod.get("enableServiceLinks", True) or server.pod.get("automountServiceAccountToken", True):
+            yield f"{file}: {server.name} gets a token of the cluster, or variables for each Service"
 
 
 def _connections(overlay: Overlay, rows: Sequence[Service]) -> Faults:

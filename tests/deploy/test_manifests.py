@@ -254,6 +254,18 @@ MUTATIONS = {
     f"{BASE}migrate.yaml: migrate gives the role of payment connections for 1 pods": broken(
         "Job", "migrate", "container", "args", to=["ecom", "migrate", "--replicas", "1"]
     ),
+    "deploy/k8s/dev/servers.yaml: rabbitmq has the image rabbitmq:3": broken(
+        "StatefulSet", "rabbitmq", "container", "image", to="rabbitmq:3"
+    ),
+    "deploy/k8s/dev/servers.yaml: postgres has the securityContext": broken(
+        "StatefulSet", "postgres", "pod", "securityContext", "runAsNonRoot"
+    ),
+    "deploy/k8s/dev/servers.yaml: postgres has the container securityContext": broken(
+        "StatefulSet", "postgres", "container", "securityContext", "capabilities"
+    ),
+    "deploy/k8s/dev/servers.yaml: rabbitmq gets a token": broken(
+        "StatefulSet", "rabbitmq", "pod", "enableServiceLinks"
+    ),
     "deploy/k8s/dev/servers.yaml: max_connections is 300": broken(
         "StatefulSet", "postgres", "container", "args", 2, to="max_connections=300"
     ),
