@@ -10,7 +10,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from shared import metrics
 from tests.deploy.overlays import K8S, OURS, ROOT, Overlay
-from tests.deploy.rules import faults
+from tests.deploy.rules import faults, replicas_of
 from topology.flows import PUBLIC
 from topology.services import SERVICES
 from topology.table import CONSUMERS
@@ -121,6 +121,14 @@ def _templates(analysis: dict[str, Any]) -> list[str]:
 
 def _row(name: str) -> Any:
     return next(row for row in SERVICES if row.name == name)
+
+
+def _shares(overlay: Overlay) -> Faults:
+    """A client's limits are shared by as many gateways as there are at least."""
+    for workload in overlay.services():
+        fewest, shares = replicas_of(overlay, workload)[0], workload.environment.get("RATE_SHARES")
+        if workload.name in PUBLIC and shares != str(fewest):
+            yield f"{K8S}/prod/settings.yaml: {workload.name} has RATE_SHARES {shares}, and {fewest} replicas at least"
 
 
 def _broker(overlay: Overlay) -> Faults:
@@ -248,6 +256,7 @@ RULES = (
     _images,
     _scaling,
     _rollouts,
+    _shares,
     _broker,
     _database,
     _certificates,

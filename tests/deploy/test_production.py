@@ -105,6 +105,9 @@ MUTATIONS = {
     f"{P}kustomization.yaml: order has the image ecom:1.0": of_container(
         "Rollout", "order", lambda container: container.update(image="ecom:1.0")
     ),
+    f"{P}settings.yaml: gateway has RATE_SHARES 3, and 4 replicas": changed(
+        "HorizontalPodAutoscaler", "gateway", "spec", "minReplicas", to=4
+    ),
     f"{P}scaling.yaml: payment must be scaled": changed(
         "HorizontalPodAutoscaler", "payment", "metadata", "name", to="payments"
     ),
