@@ -20,8 +20,10 @@ def used(system: System) -> set[Flow]:
     for service in NAMES:
         for pid in system.replicas_of(service).values():
             connections = psutil.Process(pid).net_connections("tcp")
-            own = {one.laddr.port for one in connections if one.status == psutil.CONN_LISTEN}
-            others = {one.raddr.port for one in connections if one.raddr and one.laddr.port not in own}
+            served = {one.laddr.port for one in connections if one.status == psutil.CONN_LISTEN}
+            itself = {one.laddr.port for one in connections}  # as eventlet's threads tell the loop that they are done
+            opened = [one for one in connections if one.raddr and one.laddr.port not in served]
+            others = {one.raddr.port for one in opened} - itself
             found |= {Flow(service, *servers.get(port, ("nobody known", port))) for port in others}
     return found
 
