@@ -36,7 +36,7 @@ for word; do
     esac
     before=$word
 done
-[ -z "$file" ] || sed -i -E 's/"rlimits":\\[[^]]*\\],//' "$file"
+[ -z "$file" ] || sed -i -E 's/"rlimits":\\[[^]]*\\],//; s/,"rlimits":\\[[^]]*\\]//' "$file"
 exec runc "$@"
 """
 

@@ -10,10 +10,12 @@ Each has the user, the folders and the command of the image it stands for, so th
 from __future__ import annotations
 
 import hashlib
+import signal
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from ops.local.processes import tie
 from tests.containers.engine import MIRROR, SUITE, Engine, say
 
 FILES = Path(__file__).resolve().parent / "stand_ins"
@@ -124,7 +126,9 @@ def _import(engine: Engine, one: StandIn) -> None:
     command += ["--dpkgopt=force-unsafe-io", *(f"--dpkgopt=path-exclude={path}" for path in UNREAD)]
     command += [f"--customize-hook={change}" for change in (*one.changes, CLEAN)]
     environment = engine.environment | {"FILES": str(FILES)}
-    with subprocess.Popen([*command, SUITE, "-", MIRROR], stdout=subprocess.PIPE, env=environment) as tree:
+    with subprocess.Popen(
+        [*command, SUITE, "-", MIRROR], stdout=subprocess.PIPE, env=environment, preexec_fn=tie(signal.SIGTERM)
+    ) as tree:
         subprocess.run(
             ["docker", "import", "-", one.bare], stdin=tree.stdout, env=environment, check=True, capture_output=True
         )
