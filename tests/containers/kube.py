@@ -81,6 +81,10 @@ class Podman:
         """Run a pod, with the volumes that it names, at an address of the network."""
         text = yaml.safe_dump_all(resources).encode()
         self.run("kube", "play", "--network", NETWORK, "--ip", address, "-", said=text)
+        for volume in resources[-1]["spec"]["volumes"]:
+            if "emptyDir" in volume:  # in a cluster everybody may write into it, as into /tmp
+                where = self.run("volume", "inspect", "--format", "{{.Mountpoint}}", volume["name"]).strip()
+                Path(where).chmod(0o1777)
 
     def remove_all(self) -> None:
         """Remove every pod, volume and network of this storage."""
@@ -125,6 +129,9 @@ class Cluster:
             for port in container.get("ports", ()):
                 if port["name"] == "http":
                     port.update(hostPort=self._port, hostIP="127.0.0.1")
+        # podman makes one volume of a name, for whatever pod.
+        for named in (*spec["volumes"], *(mount for one in spec["containers"] for mount in one["volumeMounts"])):
+            named["name"] = f"{name}-{named['name']}"
         spec["restartPolicy"] = "Never" if workload["kind"] == "Job" else "Always"
         spec["hostAliases"] = list(self._hosts())
         return [*needed, {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}]
