@@ -22,8 +22,8 @@ FEW = Load(orders_per_s=5)
     ("change", "found"),
     [
         ("required_field", "q.inventory.order-created.*invalid_schema"),
-        ("dropped_column", "POST /api/orders: .*(unavailable|cannot_work)"),
-        ("renamed_argument", "POST /api/orders: .*internal_error"),
+        ("dropped_column", "POST /api/orders: 50[03] "),
+        ("renamed_argument", "POST /api/orders: 500 "),
         ("new_event", "q.order.inventory-result.*unknown_type"),
     ],
 )
