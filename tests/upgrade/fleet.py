@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
 from ops.cli.flow import Flow
+from ops.local.servers import Servers
 from ops.local.supervisor import Child
 from shared.config import PROBES
 from tests.e2e.broker import channel
@@ -36,6 +38,9 @@ class Fleet(System):
             "run", child.service, "--replica", str(child.replica)
         )
         self.balancer = Balancer()
+        broker = Servers.attach(os.environ["ECOM_TEST_STACK"]).broker
+        assert broker
+        self.broker = broker
         self.checked = False  # whether all was well, so that nothing may be found when it stops
 
     def _set_up(self) -> None:
@@ -49,11 +54,16 @@ class Fleet(System):
                 opened.queue_delete(queue)
         self.prepare(self.first)
 
-    @staticmethod
-    def prepare(version: Version) -> None:
-        """What is done before the first process of a version starts. A way back undoes nothing of it."""
+    def prepare(self, version: Version) -> None:
+        """What is done before the first process of a version starts. A way back undoes nothing of it.
+
+        The users get their rights by rabbitmqctl, because the broker of the tests has no management API.
+        """
         version.run("migrate")
         version.run("topology", "apply")
+        users = self.directory / "users.json"
+        users.write_text(version.run("topology", "users"))
+        self.broker.rabbitmqctl("import_definitions", str(users))
 
     def _start_processes(self) -> None:
         for service in START_ORDER:
