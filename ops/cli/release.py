@@ -11,13 +11,16 @@ from ops.cli.console import COULD_NOT, FOUND, json_option, print_json
 
 @click.group()
 def release() -> None:
-    """Releases: what one shares with the next, and whether two may run side by side."""
+    """Releases: what two versions share, side by side."""
 
 
 @release.command()
 @json_option
 def freeze(as_json: bool) -> None:
-    """Write docs/releases/VERSION.json: what this version shares with others. A release that exists never changes."""
+    """Write what this version shares: docs/releases/VERSION.json.
+
+    A release that exists never changes.
+    """
     import ops.cli.green  # noqa: F401
     from ops.release import releases
     from ops.release.tree import tree
@@ -43,7 +46,9 @@ def freeze(as_json: bool) -> None:
 def judge(
     old: tuple[str, ...], new: tuple[str, ...], prometheus: str, old_window: str, watch_s: int, as_json: bool
 ) -> None:
-    """Compare a new version that runs with the old one beside it: is it good, bad or unknown?
+    """Compare the pods of a new version with the old ones.
+
+    The verdict is good, bad or unknown.
 
     Without --prometheus PODS are addresses such as http://127.0.0.1:8001, whose /metrics and /readyz are read. A bad
     version ends the command at once with 1; a good one ends it with 0 after --watch; 3 says that after 30 minutes too
@@ -66,7 +71,9 @@ def judge(
 @click.option("--running", metavar="VERSION", default="", help="Also: may this version replace that one, in one step?")
 @json_option
 def check(running: str, as_json: bool) -> None:
-    """Compare this code with the last release: may both run side by side, and what is the least next version?
+    """Compare this code with the last release.
+
+    It says whether both may run side by side, and which number the next version has at least.
 
     Exit 1 for a change that the last release would not survive, and for a version that is too low. Exit 3 for a running
     version that is more than one release away.

@@ -108,7 +108,10 @@ def users(as_json: bool) -> None:
 @click.option("--management", metavar="URL", required=True, help="The management API: http://host:15672.")
 @json_option
 def retire(queue: str, management: str, as_json: bool) -> None:
-    """Unbind QUEUE, which the table binds no more; delete it, once the table has it no more and it is empty.
+    """Take QUEUE out of the broker, in two releases.
+
+    It unbinds a queue that the table does not bind any more. It deletes the queue when the table does not have it any
+    more and it is empty.
 
     Run it when the release that took the bindings out of the table runs everywhere, and again with the release that
     took the queue out. Its retry queues and its DLQ go with it.

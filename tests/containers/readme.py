@@ -13,7 +13,7 @@ from pathlib import Path
 from tests.containers.site import ROOT
 
 PAGE = ROOT / "deploy" / "README.md"
-PASSWORD = "a-long-enough-password"
+PASSWORD = "correct horse battery"
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,8 @@ def test_the_build_of_an_index_waits_for_a_writer_as_long_as_it_takes(
     assert waits == []
 
 
-ADMINISTRATOR, PASSWORD = "test_administrator", "no-superuser"
+ADMINISTRATOR = "test_administrator"
+PASSWORD = "demo-administrator"
 
 
 @pytest.fixture
