@@ -67,7 +67,7 @@ class Handles(Entrypoint):
         self._in_work: list[Delivery] = []
         self._going_on: list[Unsettled] = []
         self._gathering = Gathering(self.settings.batch_wait_ms / 1000)
-        self._subscription = Subscription(self.queue, self._receive)
+        self._subscription = Subscription(self.queue, self._receive, in_turn=self.ask is not None)
         self._publisher = Publisher(self.settings.amqp_uri, self.settings.heartbeat_s)
         self.batch = Batch(
             self.queue,

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 from sqlalchemy import Engine, event
 
 _PARAMETER = re.compile(r"%\((\w+)\)s|%%")
+_VERB, _TABLE = re.compile(r"\w+"), re.compile(r"\b(?:INTO|FROM|UPDATE) +(\w+)")
 
 
 class Divided(NamedTuple):
@@ -23,6 +24,11 @@ class Divided(NamedTuple):
     head: str
     sql: str
     names: tuple[str, ...]
+
+    def name(self, number: int) -> str:
+        """What it is prepared as. pg_stat_activity shows this name and not the text: select_orders_3."""
+        verb, table = _VERB.search(self.sql), _TABLE.search(self.sql)
+        return "_".join([*(found[found.lastindex or 0].lower() for found in (verb, table) if found), str(number)])
 
     def execute(self, name: str, types: Sequence[str]) -> str:
         """What executes it when it is prepared by this name. An array of texts is not taken for one of ids: cast it."""
@@ -51,15 +57,16 @@ def prepare_on(engine: Engine) -> None:
             return False
         of_connection = texts.setdefault(cursor.connection, {})
         if statement not in of_connection:
-            of_connection[statement] = _prepare(cursor, f"s{len(of_connection)}", divided(statement))
+            of_connection[statement] = _prepare(cursor, divided(statement), len(of_connection))
         cursor.execute(of_connection[statement], parameters)
         return True
 
     event.listen(engine, "do_execute", execute)
 
 
-def _prepare(cursor: Any, name: str, statement: Divided) -> str:
-    """Prepare a statement by this name, and return what executes it."""
+def _prepare(cursor: Any, statement: Divided, number: int) -> str:
+    """Prepare a statement, and return what executes it. The number is its own on this connection."""
+    name = statement.name(number)
     cursor.execute(f"PREPARE {name} AS {statement.sql}")
     cursor.execute(f"SELECT parameter_types::text[] FROM pg_prepared_statements WHERE name = '{name}'")
     ((types,),) = cursor.fetchall()

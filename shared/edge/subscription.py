@@ -15,18 +15,21 @@ from shared.edge.broker import BrokerConnection
 PREFETCH = 100
 PREFETCH_CAREFUL = 1
 
-# RabbitMQ delivers to the consumer with the highest priority that has room. Each consumer draws its own, so that one
-# replica gets full batches of a queue, and the others what it has no room for (docs/decisions/0026).
+# RabbitMQ delivers to the consumer with the highest priority that has room. Each draws its own: so one replica gets full
+# batches of a queue, and the others what it has no room for (docs/decisions/0026).
 PRIORITIES = 1_000_000
 
 
 class Subscription:
-    """At most one at a time on the connection's channel. `prefetch` is that of the last one, 0 before the first."""
+    """At most one at a time on the connection's channel. `prefetch` is that of the last one, 0 before the first.
 
-    def __init__(self, queue: str, receive: Callable[[amqp.Message], None]) -> None:
+    `in_turn`: the replicas get messages in turn, because what takes long is calls, and each has places for some.
+    """
+
+    def __init__(self, queue: str, receive: Callable[[amqp.Message], None], in_turn: bool = False) -> None:
         self.queue, self.receive = queue, receive
         self.prefetch = 0
-        self._arguments = {"x-priority": random.randrange(PRIORITIES)}
+        self._arguments = {} if in_turn else {"x-priority": random.randrange(PRIORITIES)}
         self._tag: str | None = None
 
     def forget(self) -> None:

@@ -222,7 +222,9 @@ def test_a_cancel_that_waited_for_a_payment_gives_the_money_back(order: Bench, d
         session.execute(text("SELECT 1 FROM orders FOR UPDATE"))
         session.execute(text("UPDATE orders SET status = 'PAID', version = version + 1"))
         cancel = eventlet.spawn(order.service.cancel_order, str(order_id), "key")
-        waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%FOR UPDATE%'"
+        waiting = (
+            "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'EXECUTE select_orders%'"
+        )
         until(lambda: database.rows("order", waiting))
     assert cancel.wait()["body"]["status"] == "REFUND_PENDING"
     told = {row["event_type"] for row in database.rows("order", "SELECT event_type FROM outbox")}
@@ -269,7 +271,9 @@ def test_a_deadline_that_waited_for_a_payment_changes_nothing(order: Bench, data
         session.execute(text("SELECT 1 FROM orders FOR UPDATE"))
         session.execute(text("UPDATE orders SET status = 'PAID'"))
         clock = eventlet.spawn(order.service.cancel_overdue)
-        waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%FOR UPDATE%'"
+        waiting = (
+            "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'EXECUTE select_orders%'"
+        )
         until(lambda: database.rows("order", waiting))
     clock.wait()
     assert database.rows("order", "SELECT status FROM orders") == [{"status": "PAID"}]

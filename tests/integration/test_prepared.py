@@ -28,7 +28,7 @@ def test_a_statement_is_prepared_once_for_each_connection_and_executed_each_time
         for number in range(3):
             connection.execute(_CLAIM, {"sku": f"sku-{number}", "on_hand": number})
         assert connection.execute(_PREPARED).all() == [
-            ("PREPARE s0 AS INSERT INTO stock_items (sku, on_hand) VALUES ($1, $2)", 3)
+            ("PREPARE insert_stock_items_0 AS INSERT INTO stock_items (sku, on_hand) VALUES ($1, $2)", 3)
         ]
     engine.dispose()
     with engine.begin() as connection:
