@@ -185,6 +185,20 @@ class Connection(amqp.Connection):
         kind = _TlsTransport if ssl else _TcpTransport
         return kind(host, connect_timeout=connect_timeout, ssl=ssl, socket_settings=socket_settings)
 
+    @property
+    def transport(self) -> Any:
+        """The socket's side. Raises RecoverableConnectionError once the connection is closed.
+
+        py-amqp would connect again by itself, in whatever greenlet came too late.
+        """
+        if self._transport is None:
+            raise RecoverableConnectionError("the connection is closed")
+        return self._transport
+
+    @transport.setter
+    def transport(self, transport: Any) -> None:
+        self._transport = transport
+
     def connect(self, callback: Any = None) -> Any:
         super().connect(callback)
         # The broker knows by now that we hear of alarms. py-amqp would also read from the connection before each

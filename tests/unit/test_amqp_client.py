@@ -4,11 +4,11 @@ import struct
 from itertools import pairwise
 
 import pytest
-from amqp.exceptions import UnexpectedFrame
+from amqp.exceptions import RecoverableConnectionError, UnexpectedFrame
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.edge.amqp_client import _TcpTransport
+from shared.edge.amqp_client import Connection, _TcpTransport
 
 FRAMES = [(1, 1, b"method"), (2, 1, b""), (3, 65535, bytes(range(256))), (8, 0, b"")]
 
@@ -110,3 +110,11 @@ def test_what_was_written_before_an_error_is_sent():
         write_two()
 
     assert writer.sock.sent == [b"one"]
+
+
+def test_a_connection_that_was_closed_does_not_connect_again_by_itself():
+    connection = Connection("127.0.0.1:1")
+    connection.collect()
+    for use in (connection.in_one_piece, connection.blocking_read):
+        with pytest.raises(RecoverableConnectionError, match="the connection is closed"):
+            use()
