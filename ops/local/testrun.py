@@ -6,7 +6,6 @@ import os
 import secrets
 import signal
 import subprocess
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -33,10 +32,6 @@ from shared.config import PORTS_BETWEEN_REPLICAS
 STACK_FILE_VARIABLE = "ECOM_TEST_STACK"  # where a test finds the servers, see ops.local.servers.Servers.attach
 
 PYTEST_TIMEOUT_S = 15.0
-LOOK_S = 0.1
-
-# A run keeps about one core busy; the machine for which the time of `make test` is promised has two.
-AT_ONCE = 2
 
 # Playwright and real threads do not work in a process patched by eventlet; of the other tests some need one replica of
 # each service and some two. The last run takes longest.
@@ -64,7 +59,7 @@ class Part:
 
 
 def test(arguments: Sequence[str]) -> int:
-    """Run all tests, or those that the arguments choose: two runs at a time, each on its own servers.
+    """Run all tests, or those that the arguments choose: the longest run beside the others, each on its own servers.
 
     With servers that the user brings, the runs follow one another: two at once would disturb each other.
     """
@@ -189,35 +184,24 @@ def wants_browser(paths: Sequence[str]) -> bool:
 
 def _in_turn(stacks: Mapping[str, Stack], paths: Mapping[str, list[str]], arguments: Sequence[str]) -> dict[str, int]:
     """One run after the other, in the terminal. Their exit codes."""
-    codes = {}
-    for kind, stack in stacks.items():
-        run = _pytest(stack, paths[kind], arguments)
-        _wait(run)
-        codes[kind] = run.returncode
-    return codes
+    return {kind: _ended(_pytest(stack, paths[kind], arguments)) for kind, stack in stacks.items()}
 
 
 def _side_by_side(
     stacks: Mapping[str, Stack], paths: Mapping[str, list[str]], arguments: Sequence[str]
 ) -> dict[str, int]:
-    """Two runs at a time; when one has ended, the next begins. Their exit codes.
-
-    The last run, which mostly waits for what it has killed, is in the terminal; what the others print follows it.
+    """The last run, which mostly waits for what it has killed, in the terminal; beside it the others, one after the
+    other, and what they print after it.
     """
     *beside, longest = stacks
     print(f"{' and '.join(beside)} tests run beside these; what they print follows", flush=True)
-    running = {longest: _pytest(stacks[longest], paths[longest], arguments)}
-    waiting, logs = list(beside), {kind: stacks[kind].directory / "pytest.log" for kind in beside}
-    codes: dict[str, int] = {}
-    while running:
-        while waiting and len(running) < AT_ONCE:
-            kind = waiting.pop(0)
-            with logs[kind].open("wb") as output:
-                running[kind] = _pytest(stacks[kind], paths[kind], ["--color=no", *arguments], output)
-        _wait(*running.values())
-        codes |= {kind: code for kind, run in running.items() if (code := run.poll()) is not None}
-        running = {kind: run for kind, run in running.items() if kind not in codes}
-    for log in logs.values():
+    shown = _pytest(stacks[longest], paths[longest], arguments)
+    codes, logs = {}, [stacks[kind].directory / "pytest.log" for kind in beside]
+    for kind, log in zip(beside, logs, strict=True):
+        with log.open("wb") as output:
+            codes[kind] = _ended(_pytest(stacks[kind], paths[kind], ["--color=no", *arguments], output))
+    codes[longest] = _ended(shown)
+    for log in logs:
         print(log.read_text(encoding="utf-8", errors="replace"), flush=True)
     return codes
 
@@ -278,16 +262,14 @@ def _pytest(
     )
 
 
-def _wait(*runs: subprocess.Popen[bytes]) -> None:
-    """Wait until one of these runs of pytest has ended."""
+def _ended(run: subprocess.Popen[bytes]) -> int:
+    """The exit code of a run of pytest."""
     try:
-        while all(run.poll() is None for run in runs):
-            time.sleep(LOOK_S)
+        return run.wait()
     except Interrupted as interrupted:
         if interrupted.number != signal.SIGINT:  # that one the terminal sends to pytest too, and two are one too many
-            for run in runs:
-                run.send_signal(signal.SIGINT)  # let it take down what its fixtures put up
-        wait_until(lambda: all(run.poll() is not None for run in runs), PYTEST_TIMEOUT_S)
+            run.send_signal(signal.SIGINT)  # let it take down what its fixtures put up
+        wait_until(lambda: run.poll() is not None, PYTEST_TIMEOUT_S)
         raise
 
 
