@@ -15,7 +15,7 @@ from shared.edge.broker import BrokerConnection
 PREFETCH = 100
 PREFETCH_CAREFUL = 1
 
-# RabbitMQ delivers to the consumer with the highest priority that has room. Each draws its own: so one replica gets full
+# RabbitMQ delivers to the consumer of the highest priority that has room. Each draws its own: so one replica gets full
 # batches of a queue, and the others what it has no room for (docs/decisions/0026).
 PRIORITIES = 1_000_000
 

@@ -118,9 +118,10 @@ def watch(started: Started, reasons: Mapping[str, set[str]]) -> None:
 
 
 def lacking(started: Started, reasons: Mapping[str, set[str]]) -> list[str]:
+    """What differs from these reasons. A process opens its port anew in the moment in which its schema is there."""
     try:
         started.check_reasons(reasons)
-    except AssertionError as wrong:
+    except (AssertionError, requests.ConnectionError) as wrong:
         return [str(wrong)]
     return []
 
