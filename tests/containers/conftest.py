@@ -25,7 +25,8 @@ def docker() -> Iterator[Engine]:
     with ExitStack() as held:
         held.callback(found.stop)
         here = found.run("network", "inspect", "--format", "{{(index .IPAM.Config 0).Gateway}}", "bridge").strip()
-        if stand_ins.PYTHON in stand_ins.make_missing(found, mirror.url(here)):
+        index = mirror.url(here)
+        if stand_ins.PYTHON in stand_ins.make_missing(found, index) and index:
             held.enter_context(mirror.serve(here))
         remove_all(found)
         yield found

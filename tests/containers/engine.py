@@ -22,7 +22,7 @@ from ops.local.processes import StackFault, tie
 FOLDER = Path(__file__).resolve().parent.parent.parent / ".run" / "containers"
 PROGRAMS = ("dockerd", "docker", "docker-init", "iptables", "mmdebstrap", "openssl")
 PACKAGES = ("docker.io", "tini", "iptables", "mmdebstrap", "openssl")
-SUITE, MIRROR = "trixie", "http://deb.debian.org/debian"
+SUITE = "trixie"  # Debian 13
 START_S, COMMAND_S = 60, 300
 
 # Where a process may not raise its limits, runc cannot give a container those that docker-compose.yml asks for.
@@ -123,13 +123,22 @@ def _install() -> None:
         shutil.copy(_compose_of_debian_13(), plugin)
 
 
+def debian_mirror() -> str:
+    """Where apt on this machine takes Debian from; its other releases are there too. Raises OSError."""
+    asked = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages", "Codename: bookworm"]
+    found = subprocess.run(asked, capture_output=True, text=True, timeout=COMMAND_S, check=True).stdout.split()
+    if not found:
+        raise OSError("apt knows no mirror of Debian 12; `apt-get update` reads those of its sources")
+    return found[0]
+
+
 def _compose_of_debian_13() -> Path:
     """The program, out of Debian's package, which apt checks by its signature. Raises OSError."""
     folder = FOLDER / "debian-13"
     for name in ("lists/partial", "cache/archives/partial"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     signed = "signed-by=/usr/share/keyrings/debian-archive-keyring.gpg"
-    (folder / "sources.list").write_text(f"deb [{signed}] {MIRROR} {SUITE} main\n")
+    (folder / "sources.list").write_text(f"deb [{signed}] {debian_mirror()} {SUITE} main\n")
     options = {
         "Dir::Etc::sourcelist": folder / "sources.list",
         "Dir::Etc::sourceparts": "-",

@@ -1,7 +1,8 @@
-"""An index of Python packages for builds in stand-ins: what the machine's own index gives, passed on.
+"""An index of Python packages for builds in stand-ins: what the index gives that pip is set to here, passed on.
 
-A build sees neither the settings nor the certificates by which this machine reaches an index. The hashes of
-requirements.lock are checked by the pip of the build as always.
+A build sees neither this machine's settings of pip nor the certificates by which it reaches that index. Without such a
+setting nothing is passed on: a build asks the index of pip itself. The pip of the build checks the hashes of
+requirements.lock, as always.
 """
 
 from __future__ import annotations
@@ -18,13 +19,12 @@ from urllib.parse import urljoin
 import requests
 
 PORT = 38413  # always the same: it is in an image, and builds shall find their layers again
-PYPI = "https://pypi.org/simple"
 FETCH_S = 60
 
 
-def url(address: str) -> str:
-    """The index as pip asks for it, served at this address."""
-    return f"http://{address}:{PORT}/simple"
+def url(address: str) -> str | None:
+    """The index as pip asks for it, served at this address; None if pip is not set to one here."""
+    return f"http://{address}:{PORT}/simple" if _index() else None
 
 
 @contextmanager
@@ -43,10 +43,10 @@ def serve(address: str) -> Iterator[None]:
 
 
 def _index() -> str:
-    """The index that pip asks on this machine."""
+    """The index to which pip is set on this machine, or nothing."""
     asked = [sys.executable, "-m", "pip", "config", "get", "global.index-url"]
     said = subprocess.run(asked, capture_output=True, text=True, timeout=30, check=False).stdout.strip()
-    return (said or PYPI).rstrip("/")
+    return said.rstrip("/")
 
 
 def _here(url: str) -> str:

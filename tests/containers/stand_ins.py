@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ops.local.processes import tie
-from tests.containers.engine import MIRROR, SUITE, Engine, say
+from tests.containers.engine import SUITE, Engine, debian_mirror, say
 
 FILES = Path(__file__).resolve().parent / "stand_ins"
 # mmdebstrap leaves them out, as the images of Debian do.
@@ -93,10 +93,10 @@ STAND_INS = (
 )
 
 
-def make_missing(engine: Engine, index: str) -> list[str]:
+def make_missing(engine: Engine, index: str | None) -> list[str]:
     """Make those images that are not here and that no registry gives; the names of the stand-ins in use.
 
-    Builds on that of python install from this index.
+    Builds on that of python install from this index; None is that of pip.
     """
     used = []
     for one in STAND_INS:
@@ -107,7 +107,7 @@ def make_missing(engine: Engine, index: str) -> list[str]:
             say(f"no registry gives {one.image}: {one.packages[0]} of Debian 13 stands in for it")
             _import(engine, one)
         says = [f"FROM {one.bare}", *one.says, "LABEL standin=yes"]
-        if one.image == PYTHON:
+        if one.image == PYTHON and index:
             host = index.split("/")[2].rpartition(":")[0]
             says.append(f"ENV PIP_INDEX_URL={index} PIP_TRUSTED_HOST={host}")
         engine.run("build", "--quiet", "--tag", one.image, "-", said="\n".join(says))
@@ -127,7 +127,7 @@ def _import(engine: Engine, one: StandIn) -> None:
     command += [f"--customize-hook={change}" for change in (*one.changes, CLEAN)]
     environment = engine.environment | {"FILES": str(FILES)}
     with subprocess.Popen(
-        [*command, SUITE, "-", MIRROR], stdout=subprocess.PIPE, env=environment, preexec_fn=tie(signal.SIGTERM)
+        [*command, SUITE, "-", debian_mirror()], stdout=subprocess.PIPE, env=environment, preexec_fn=tie(signal.SIGTERM)
     ) as tree:
         subprocess.run(
             ["docker", "import", "-", one.bare], stdin=tree.stdout, env=environment, check=True, capture_output=True

@@ -38,8 +38,9 @@ class Restore(Runbook):
         """
         for sku in (self.sku, self.slow):
             self.flow.stock(sku, 10)
-        self.paid = self.flow.at_rest(self.flow.order(self.sku)["order_id"])
-        self.flow.timeline(self.paid["order_id"], last="inventory.committed")
+        paid = self.flow.at_rest(self.flow.order(self.sku)["order_id"])["order_id"]
+        self.flow.timeline(paid, last="inventory.committed")
+        self.paid = self.flow.get(f"/api/orders/{paid}")  # read now: the sale of its stock changes its version
         self.under_way = self.order_that_waits()
 
     def order_that_waits(self) -> str:
