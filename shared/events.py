@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Annotated, TypeVar
 from uuid import UUID
 
+from shared.ids import aggregate_of
+from shared.prices import Price
 from shared.schema import Amount, Count, Currency, Limits, Quantity, ShortText, Sku, Word
 
 
@@ -229,6 +231,43 @@ class RefundFailed(OrderPayload):
     payment_id: UUID
     refund_id: UUID
     reason: Word
+
+
+@_event("catalog.offer_changed")
+@dataclass(frozen=True)
+class OfferChanged(Payload):
+    """What is sold under a sku, as it is after a change: its whole state, and what has changed.
+
+    `prices` are those in force and those to come, as they were set. `version` grows with each change of the sku.
+    """
+
+    item_id: UUID
+    sku: Sku
+    version: Amount
+    name: ShortText
+    category: ShortText | None
+    sellable: bool
+    prices: tuple[Price, ...]
+    changed: tuple[Word, ...]  # listed, name, price, availability, withdrawn
+
+    @property
+    def aggregate_id(self) -> UUID:
+        return self.item_id
+
+
+@_event("stock.availability_changed")
+@dataclass(frozen=True)
+class AvailabilityChanged(Payload):
+    """Whether a sku is sold out. `few` is what is left of it where that is 1 to 10."""
+
+    sku: Sku
+    sold_out: bool
+    few: Count | None
+    version: Amount
+
+    @property
+    def aggregate_id(self) -> UUID:
+        return aggregate_of("sku", self.sku)
 
 
 def type_of(payload: Payload) -> str:

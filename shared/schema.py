@@ -26,6 +26,7 @@ from uuid import UUID
 
 from shared.errors import InvalidSchema
 from shared.ids import UUID_TEXT
+from shared.times import timestamp
 
 # Totals stay exact in every JSON reader: 2^53 - 1 is the largest integer a double holds.
 MAX_AMOUNT = 2**53 - 1
@@ -172,6 +173,12 @@ def _integer(value: Any) -> int:
     return value
 
 
+def _flag(value: Any) -> bool:
+    if type(value) is not bool:
+        raise _unlike("true or false", value)
+    return value
+
+
 def _uuid(value: Any) -> UUID:
     if not isinstance(value, str) or not UUID_TEXT.fullmatch(value):
         raise _unlike("a UUID", value)
@@ -194,6 +201,12 @@ def _moment(value: Any) -> datetime:
     except (ValueError, OverflowError):
         pass  # it looks like a time and is none: the 30th of February, or a moment before the year 1 of UTC
     raise _unlike("an RFC 3339 time with its zone, in the years 1 to 9999 of UTC", value)
+
+
+def _moment_text(value: Any) -> str:
+    if not isinstance(value, datetime):
+        raise _unlike("a time", value)
+    return timestamp(value)
 
 
 def _limited(inner: _Convert, limits: Limits) -> _Convert:
@@ -308,15 +321,17 @@ def _required(kind: Any) -> list[str]:
     return [field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING]
 
 
-_SAME_IN_JSON: dict[type, _Convert] = {str: _text, int: _integer}
+_SAME_IN_JSON: dict[type, _Convert] = {str: _text, int: _integer, bool: _flag}
 _DECODING = _Way({**_SAME_IN_JSON, UUID: _uuid, datetime: _moment}, _list_decoder, _object_decoder)
-_ENCODING = _Way({**_SAME_IN_JSON, UUID: _uuid_text}, _list_encoder, _object_encoder)
+_ENCODING = _Way({**_SAME_IN_JSON, UUID: _uuid_text, datetime: _moment_text}, _list_encoder, _object_encoder)
 
 
 def encode(value: Any) -> Any:
     """A payload, or a part of one, as plain JSON values."""
     if isinstance(value, UUID):
         return str(value)
+    if isinstance(value, datetime):
+        return timestamp(value)
     if isinstance(value, tuple | list):
         return [encode(element) for element in value]
     if dataclasses.is_dataclass(value):
@@ -353,6 +368,7 @@ def schema_of(annotation: Any) -> dict[str, Any]:
     return {
         str: {"type": "string"},
         int: {"type": "integer"},
+        bool: {"type": "boolean"},
         UUID: {"type": "string", "format": "uuid", "pattern": f"^{UUID_TEXT.pattern}$"},
         datetime: {"type": "string", "format": "date-time", "pattern": f"^{_TIME.pattern}$"},
     }[annotation].copy()

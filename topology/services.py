@@ -70,15 +70,16 @@ SERVICES = (
         has_database=False,
         workers=200,
         needs=("AUTH_KEYS",),
-        calls=("order", "inventory", "payment", "auth", "ops"),
+        calls=("order", "inventory", "payment", "auth", "ops", "catalog"),
         hints="hears",
     ),
     Service(
         "order",
         "order_service",
         purpose="owns orders; decides from each event what an order becomes; cancels orders at their deadline",
-        start_order=4,
+        start_order=5,
         publishes=("order", "inventory.release", "inventory.commit", "payment.refund"),
+        calls=("catalog",),
         hints="publishes",
     ),
     # Inventory seals the release audit. Without a key rows would wait for a seal, and nobody would notice.
@@ -87,7 +88,7 @@ SERVICES = (
         "inventory_service",
         purpose="owns stock and reservations; writes and seals the release audit",
         start_order=2,
-        publishes=("inventory",),
+        publishes=("inventory", "stock"),
         needs=("AUDIT_KEY",),
     ),
     Service(
@@ -103,9 +104,16 @@ SERVICES = (
         "ops",
         "ops",
         purpose="counts, shows and replays dead messages; keeps the operators' ledger and copies of the audit's seals",
-        start_order=5,
+        start_order=6,
         replays=True,
         other_connections=40,  # sessions on a DLQ: the census, one for each call, and `ecom` at terminals
+    ),
+    Service(
+        "catalog",
+        "catalog_service",
+        purpose="owns what is sold and its prices; tells the order service about each change of an offer",
+        start_order=4,  # before the order service, which asks it where its copy of the offers leaves a doubt
+        publishes=("catalog",),
     ),
 )
 

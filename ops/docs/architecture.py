@@ -40,6 +40,7 @@ WORDS = {
     "inventory": "owns stock, reservations and the release audit",
     "payment": "owns payments; calls the payment provider",
     "auth": "owns users; issues tokens",
+    "catalog": "owns what is sold, and its prices",
     OPS: "replays dead messages; keeps copies of the audit's seals",
 }
 

@@ -20,6 +20,15 @@ VALUES: dict[str, Any] = {
     "shortages": [{"sku": "lamp", "requested": 5, "available": 4}],
     "provider_reference": "ref-1",
     "customer_id": "ann",
+    "sku": "lamp",
+    "version": 1768386600123,
+    "name": "A lamp",
+    "category": "lamps",
+    "sellable": True,
+    "prices": [{"currency": "EUR", "min_quantity": 1, "unit_price": 1999, "valid_from": "2026-01-14T10:30:00.000Z"}],
+    "changed": ["price"],
+    "sold_out": False,
+    "few": 3,
 }
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
