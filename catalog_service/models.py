@@ -6,7 +6,7 @@ import uuid
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, CheckConstraint, Computed, ForeignKey, Index, UniqueConstraint, text
+from sqlalchemy import BigInteger, CheckConstraint, Computed, ForeignKey, Index, text
 from sqlalchemy import Identity as IdentityColumn
 from sqlalchemy.dialects.postgresql import JSONB, TSVECTOR
 from sqlalchemy.orm import Mapped, mapped_column
@@ -123,8 +123,17 @@ RIGHTS = MESSAGING_RIGHTS | {
         read=("category_id", "slug", "name", "position", "version"),
     ),
     "items": Rights(
-        changed=("name", "description", "category_id", "images", "position", "status", "version", "published_at")
-        + ("updated_at",),
+        changed=(
+            "name",
+            "description",
+            "category_id",
+            "images",
+            "position",
+            "status",
+            "version",
+            "published_at",
+            "updated_at",
+        ),
         deleted_because="a draft that was never published may be thrown away",
         read=("item_id", "name", "category_id", "position", "status", "version", "published_at", "updated_at"),
     ),
