@@ -138,7 +138,7 @@ RIGHTS = MESSAGING_RIGHTS | {
         read=("item_id", "name", "category_id", "position", "status", "version", "published_at", "updated_at"),
     ),
     "variants": Rights(
-        changed=("item_id", "name", "position", "on_sale", "offer_version"),
+        changed=("name", "position", "on_sale", "offer_version"),
         deleted_because="the skus of a draft that was never published go with it",
         read=("sku", "item_id", "name", "position", "on_sale", "offer_version"),
     ),
