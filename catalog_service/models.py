@@ -97,7 +97,7 @@ class ItemVersionRow(Base):
 
     __tablename__ = "item_versions"
 
-    item_id: Mapped[uuid.UUID] = mapped_column(ForeignKey(ItemRow.item_id), primary_key=True)
+    item_id: Mapped[uuid.UUID] = mapped_column(primary_key=True)  # no reference: it outlives a draft
     version: Mapped[int] = mapped_column(BigInteger, primary_key=True)
     document: Mapped[dict[str, Any]] = mapped_column(JSONB)
     changed_by: Mapped[str]

@@ -54,11 +54,12 @@ QUEUES = (
     Queue("q.payment.order-cancelled", "payment", ("order.cancelled",)),
     Queue("q.order.inventory-result", "order", ("inventory.*",)),
     Queue("q.order.payment-result", "order", ("payment.*",)),
+    Queue("q.catalog.stock-availability", "catalog", ("stock.availability_changed",)),
 )
 
 # Events that are published although no queue is bound to them yet. The relay publishes every other event `mandatory`,
 # so that an event that reaches no queue stays in the outbox.
-UNHEARD = frozenset({"order.paid", "catalog.offer_changed", "stock.availability_changed"})
+UNHEARD = frozenset({"order.paid", "catalog.offer_changed"})
 
 BY_NAME = {queue.name: queue for queue in QUEUES}
 

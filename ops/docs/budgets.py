@@ -41,6 +41,7 @@ BUDGETS: dict[str, tuple[Cost, Cost]] = {
     "q.inventory.release-requested": (Cost(9, 1, 1, 3), Cost(9, 1, 45, 135)),
     "q.payment.order-cancelled": (Cost(2, 1, 0, 0), Cost(4, 1, 0, 0)),
     "q.payment.refund-requested": (Cost(8, 1, 1, 3), Cost(8, 1, 50, 150)),
+    "q.catalog.stock-availability": (Cost(2, 1, 0, 0), Cost(2, 1, 0, 0)),
 }
 
 

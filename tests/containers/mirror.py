@@ -1,8 +1,8 @@
-"""An index of Python packages for builds in stand-ins: what the index gives that pip is set to here, passed on.
+"""An index of Python packages for builds in stand-ins: what pip's index gives here, passed on.
 
-A build sees neither this machine's settings of pip nor the certificates by which it reaches that index. Without such a
-setting nothing is passed on: a build asks the index of pip itself. The pip of the build checks the hashes of
-requirements.lock, as always.
+A build sees neither this machine's settings of pip nor the certificates by which it reaches an index. Where pip is set
+to an index or a certificate, what it reaches is passed on; elsewhere a build asks the index itself. The pip of the
+build checks the hashes of requirements.lock, as always.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urljoin
 
 import requests
+from pip._internal.models.index import PyPI
 
 PORT = 38413  # always the same: it is in an image, and builds shall find their layers again
 FETCH_S = 60
 
 
 def url(address: str) -> str | None:
-    """The index as pip asks for it, served at this address; None if pip is not set to one here."""
+    """The index as pip asks for it, served at this address; None if a build reaches it as well."""
     return f"http://{address}:{PORT}/simple" if _index() else None
 
 
@@ -43,10 +44,18 @@ def serve(address: str) -> Iterator[None]:
 
 
 def _index() -> str:
-    """The index to which pip is set on this machine, or nothing."""
-    asked = [sys.executable, "-m", "pip", "config", "get", "global.index-url"]
-    said = subprocess.run(asked, capture_output=True, text=True, timeout=30, check=False).stdout.strip()
-    return said.rstrip("/")
+    """The index that pip asks here, or nothing if it needs no setting for that."""
+    if set_to := _setting("index-url"):
+        return set_to.rstrip("/")
+    return str(PyPI.simple_url).rstrip("/") if _setting("cert") else ""
+
+
+def _setting(name: str) -> str:
+    """A setting of pip, by its environment or its files."""
+    asked = [sys.executable, "-m", "pip", "config", "list"]
+    said = subprocess.run(asked, capture_output=True, text=True, timeout=30, check=False).stdout
+    found = re.search(rf"(?m)^\S+\.{name}='(.*)'$", said)
+    return found[1] if found else ""
 
 
 def _here(url: str) -> str:

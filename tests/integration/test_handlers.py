@@ -14,6 +14,7 @@ from shared.config import Settings
 from shared.edge.publisher import Outgoing, Publisher
 from shared.envelope import Envelope
 from shared.events import (
+    AvailabilityChanged,
     CommitRequested,
     OrderCancelled,
     PaymentFailed,
@@ -53,6 +54,7 @@ REFUNDS = "q.payment.refund-requested"
 VOIDS = "q.payment.order-cancelled"
 INVENTORY_RESULTS = "q.order.inventory-result"
 PAYMENT_RESULTS = "q.order.payment-result"
+AVAILABILITY = "q.catalog.stock-availability"
 
 
 def stock(database: Databases, on_hand: int = 100_000) -> None:
@@ -147,6 +149,10 @@ def to_follow_payment(bench: Bench, database: Databases) -> list[Envelope]:
     ]
 
 
+def to_learn_availability(bench: Bench, database: Databases) -> list[Envelope]:
+    return [emitted(AvailabilityChanged(f"sku-{n}", n % 2 == 0, n if n % 3 else None, n + 1)) for n in range(BATCH)]
+
+
 # What has taken effect when all 50 have; the statement must return one row, and its value.
 CASES: dict[str, tuple[Callable[[Bench, Databases], list[Envelope]], str, int]] = {
     CREATED: (to_reserve, "SELECT count(*) AS n FROM reservations WHERE state IN ('RESERVED', 'REFUSED')", 50),
@@ -157,6 +163,7 @@ CASES: dict[str, tuple[Callable[[Bench, Databases], list[Envelope]], str, int]] 
     VOIDS: (to_void, "SELECT count(*) AS n FROM payments WHERE status = 'VOID' OR cancelled", 50),
     INVENTORY_RESULTS: (to_follow_inventory, "SELECT count(*) AS n FROM orders WHERE status <> 'PENDING'", 50),
     PAYMENT_RESULTS: (to_follow_payment, "SELECT count(*) AS n FROM orders WHERE status <> 'PENDING'", 50),
+    AVAILABILITY: (to_learn_availability, "SELECT count(*) AS n FROM availability", 50),
 }
 
 

@@ -99,7 +99,6 @@ def upgrade() -> None:
         sa.Column("changed_by", sa.Text, nullable=False),
         sa.Column("trace_id", sa.Text, nullable=False),
         sa.Column("at", MOMENT, server_default=NOW, nullable=False),
-        sa.ForeignKeyConstraint(["item_id"], ["items.item_id"], name="fk_item_versions_item_id"),
         sa.PrimaryKeyConstraint("item_id", "version", name="pk_item_versions"),
     )
     op.create_table(
