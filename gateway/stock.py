@@ -36,6 +36,7 @@ MAX_SKU = 64
 MAX_ITEMS = 100
 MAX_QUANTITY = 10_000
 MAX_ON_HAND = 10**9
+MAX_RECONCILED = 200
 
 
 def sku_field(**kwargs: Any) -> Text:
@@ -69,6 +70,18 @@ class ReserveRequest(RequestSchema):
 
     order_id = Id(required=True)
     items = fields.List(fields.Nested(ReserveItem), validate=validate.Length(1, MAX_ITEMS), required=True)
+
+
+class ReconcileRequest(RequestSchema):
+    """The skus of which to tell; without them, all."""
+
+    skus = fields.List(sku_field(), validate=validate.Length(1, MAX_RECONCILED))
+
+
+class Reconciled(AnswerSchema):
+    """What was done."""
+
+    told = integer_field(2, "of so many skus the availability was published")
 
 
 class Stock(AnswerSchema):
@@ -185,3 +198,16 @@ class Stocks:
     def commit_reservation(self, call: Call, reservation_id: UUID) -> dict[str, Any]:
         """The reserved stock leaves the stock on hand."""
         return self.inventory.commit_reservation(str(reservation_id))
+
+    @api(
+        "POST",
+        "/api/inventory/reconcile",
+        roles=(ADMIN, SERVICE),
+        body=ReconcileRequest,
+        answer=Reconciled,
+        status=202,
+        summary="Tell the availability of skus again",
+    )
+    def reconcile_availability(self, call: Call) -> dict[str, Any]:
+        """The menu shows within seconds what is in stock now, whatever it has missed."""
+        return self.inventory.tell_availability(call.body.get("skus"))

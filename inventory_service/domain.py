@@ -244,6 +244,15 @@ def may_read_stock(caller: Identity) -> bool:
     return has_role(caller, *ROLES)
 
 
+# So much of a sku is few: the menu says how many are left.
+FEW = 10
+
+
+def may_tell_availability(caller: Identity) -> bool:
+    """Whether someone may have the availability of skus told again."""
+    return has_role(caller, ADMIN, SERVICE)
+
+
 def may_set_stock(caller: Identity) -> bool:
     """Whether someone may set what is on hand."""
     return has_role(caller, ADMIN)

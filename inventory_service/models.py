@@ -82,6 +82,18 @@ class ReservationItem(Base):
     quantity: Mapped[int] = mapped_column(BigInteger)
 
 
+class StockSignal(Base):
+    """What was last told about a sku: whether it is sold out, and what is left where that is little."""
+
+    __tablename__ = "stock_signals"
+
+    sku: Mapped[str] = mapped_column(primary_key=True)
+    sold_out: Mapped[bool]
+    few: Mapped[int | None] = mapped_column(BigInteger)
+    version: Mapped[int] = mapped_column(BigInteger)
+    since: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
 class ReleaseEvent(Base):
     """The release audit: stock that became available again, why and by whom. Append only."""
 
@@ -157,6 +169,9 @@ RIGHTS = MESSAGING_RIGHTS | {
         read=("order_id", "reservation_id", "state", "kind", "made_by", "expires_at", "created_at", "updated_at"),
     ),
     "reservation_items": Rights(read=("order_id", "sku", "quantity")),
+    "stock_signals": Rights(
+        changed=("sold_out", "few", "version", "since"), read=("sku", "sold_out", "few", "version", "since")
+    ),
     # The evidence of the release audit, which `ecom audit verify` reads.
     "inventory_release_events": Rights(
         read=(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from inventory_service import domain, queries
+from inventory_service import domain, queries, signals
 from inventory_service.audit.entrypoints import ReleaseAudit
 from inventory_service.domain import COMMIT, RELEASE, Kind, Outcome, State
 from shared.edge.consumer import handles
@@ -26,6 +26,9 @@ from shared.relay import Relay
 MANUAL_HOLD_S = 900
 EXPIRED = Identity("system:expiry", ("system",))
 EXPIRE_BATCH = 100
+
+WATCH = Identity("system:watch", ("system",))
+WATCH_EVERY_S = 1
 
 
 class InventoryService(ReleaseAudit, Probes):
@@ -191,6 +194,28 @@ class InventoryService(ReleaseAudit, Probes):
             overdue = queries.expired(session, EXPIRE_BATCH)
         if held_up := each_alone(overdue, self._expire):
             raise held_up
+
+    @every(WATCH_EVERY_S)
+    def watch(self) -> None:
+        """Tell which skus are sold out, or are not any more, and how many are left of those that are few."""
+        told = signals.BATCH
+        while told == signals.BATCH:
+            with self.db.begin() as session:
+                told = signals.tell_changes(session, WATCH, new_trace_id())
+
+    @rpc
+    def tell_availability(self, skus: list[str] | None = None) -> dict[str, Any]:
+        """Tell the availability of these skus, or of all, once more with a new version: {told}, their number.
+
+        It mends the copies of those who have missed something.
+        """
+        self.context.require(domain.may_tell_availability)
+        told, after, more = 0, "", True
+        while more:
+            with self.db.begin() as session:
+                some, after = signals.tell_again(session, skus, after, *self._caller())
+            told, more = told + some, bool(after)
+        return {"told": told}
 
     def _expire(self, order_id: UUID) -> None:
         with self.db.begin() as session:

@@ -18,6 +18,7 @@ CHANGES = {
     "idempotency_keys": "an answer is promised for a day",
     "orders": "an order goes on to its next state; order_events has every step",
     "stock_items": "the stock as it is now; stock_movements has every change",
+    "stock_signals": "what was told last; inventory tells it again when it changes",
     "reservations": "a reservation is committed or released; movements and release events say so",
     "release_exports": "an export finishes once",
     "payments": "a payment goes on to its next state; payment_log has every step",

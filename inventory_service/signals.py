@@ -1,0 +1,99 @@
+"""What others are told about the availability of skus: found by comparing, never by the code that moves stock.
+
+So no path that moves stock can forget to tell, and a sale pays nothing for it. What comes and goes between two looks is
+not told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Row, text
+from sqlalchemy.orm import Session
+
+from inventory_service.domain import FEW
+from shared import outbox
+from shared.envelope import envelope
+from shared.events import AvailabilityChanged, Identity
+
+SERVICE = "inventory_service"
+
+# Few skus change in a second; after an import all have.
+BATCH = 500
+
+_COMPUTED = f"""
+    SELECT sku, on_hand - reserved < 1 AS sold_out,
+           CASE WHEN on_hand - reserved BETWEEN 1 AND {FEW} THEN on_hand - reserved END AS few
+    FROM stock_items
+"""
+# One scan of narrow rows. An index would have to be changed with each reservation.
+_CHANGED = text(
+    f"""
+    SELECT computed.sku, computed.sold_out, computed.few, coalesce(told.version, 0) AS version
+    FROM ({_COMPUTED}) AS computed LEFT JOIN stock_signals AS told USING (sku)
+    WHERE told.sku IS NULL OR told.sold_out <> computed.sold_out OR told.few IS DISTINCT FROM computed.few
+    LIMIT {BATCH}
+    """
+)
+_SOME = text(
+    f"""
+    SELECT computed.sku, computed.sold_out, computed.few, coalesce(told.version, 0) AS version
+    FROM ({_COMPUTED} WHERE sku > :after AND (CAST(:skus AS text[]) IS NULL OR sku = ANY(CAST(:skus AS text[])))
+          ORDER BY sku LIMIT {BATCH}) AS computed
+    LEFT JOIN stock_signals AS told USING (sku) ORDER BY computed.sku
+    """
+)
+# The version that was seen guards the row: of two that look at once, one tells. It also grows after a backup was
+# restored, since those who heard of a later version would not hear of an earlier one.
+_TELL = text(
+    """
+    WITH given AS (
+        SELECT * FROM unnest(
+            CAST(:skus AS text[]), CAST(:sold_out AS boolean[]), CAST(:few AS bigint[]), CAST(:versions AS bigint[])
+        ) AS given (sku, sold_out, few, seen)
+    )
+    INSERT INTO stock_signals AS told (sku, sold_out, few, version)
+    SELECT sku, sold_out, few, greatest(seen + 1, CAST(extract(epoch FROM now()) * 1000 AS bigint))
+    FROM given ORDER BY sku
+    ON CONFLICT (sku) DO UPDATE
+    SET sold_out = excluded.sold_out, few = excluded.few, version = excluded.version, since = now()
+    WHERE told.version = (SELECT seen FROM given WHERE given.sku = told.sku)
+    RETURNING sku, sold_out, few, version
+    """
+)
+
+
+def tell_changes(session: Session, identity: Identity, trace_id: str) -> int:
+    """Tell what differs from what was told last, of at most BATCH skus; how many. At most three statements."""
+    return _tell(session, session.execute(_CHANGED).all(), identity, trace_id)
+
+
+def tell_again(
+    session: Session, skus: Sequence[str] | None, after: str, identity: Identity, trace_id: str
+) -> tuple[int, str]:
+    """Tell the availability of these skus, or of all, with a new version, whether it has changed or not.
+
+    Begins after the sku `after` and tells of at most BATCH. Returns how many, and after which sku to go on: none is
+    left if that is "".
+    """
+    rows = session.execute(_SOME, {"skus": skus if skus is None else list(skus), "after": after}).all()
+    told = _tell(session, rows, identity, trace_id)
+    return told, rows[-1].sku if len(rows) == BATCH else ""
+
+
+def _tell(session: Session, rows: Sequence[Row[Any]], identity: Identity, trace_id: str) -> int:
+    if not rows:
+        return 0
+    told = session.execute(
+        _TELL,
+        {
+            "skus": [row.sku for row in rows],
+            "sold_out": [row.sold_out for row in rows],
+            "few": [row.few for row in rows],
+            "versions": [row.version for row in rows],
+        },
+    ).all()
+    events = [AvailabilityChanged(row.sku, row.sold_out, row.few, row.version) for row in told]
+    outbox.emit(session, [envelope(SERVICE, event, trace_id, identity) for event in events])
+    return len(events)
