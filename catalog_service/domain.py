@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
+from shared.enumerations import ItemStatus as Status
 from shared.errors import Conflict, ValidationFailed, VersionMoved
 from shared.events import AvailabilityChanged, Identity, OfferChanged
 from shared.prices import Price
@@ -30,14 +30,6 @@ def may_edit(identity: Identity) -> bool:
 def may_read_editor(identity: Identity) -> bool:
     """Whether a user may see drafts, versions and who set which price when."""
     return has_role(identity, ADMIN, AUDITOR)
-
-
-class Status(StrEnum):
-    """A draft is nobody's but the editors'. What was published once is withdrawn, and never a draft again."""
-
-    DRAFT = "draft"
-    PUBLISHED = "published"
-    WITHDRAWN = "withdrawn"
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,11 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from catalog_service import domain, store
-from catalog_service.domain import Item, Listing, Status
+from catalog_service.domain import Item, Listing
 from catalog_service.models import CategoryRow, ItemRow, ItemVersionRow, PriceRow
 from catalog_service.store import Change, Editor
 from shared.bulk import table_of
+from shared.enumerations import ItemStatus as Status
 from shared.errors import CannotWork, Conflict, NotFound, VersionMoved
 from shared.ids import uuid7
 from shared.paging import decode_cursor, encode_cursor, page_of, row_position

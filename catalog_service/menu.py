@@ -11,9 +11,9 @@ from sqlalchemy import ColumnElement, Row, exists, func, or_, select, text
 from sqlalchemy.orm import Session
 
 from catalog_service import domain, store
-from catalog_service.domain import Status
 from catalog_service.models import AvailabilityRow, CategoryRow, ItemRow, VariantRow
 from shared.bulk import is_given, table_of
+from shared.enumerations import ItemStatus as Status
 from shared.errors import NotFound
 from shared.paging import decode_cursor, encode_cursor, id_position, page_of
 from shared.times import timestamp

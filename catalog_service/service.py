@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from catalog_service import availability, domain, editor, menu, store
-from catalog_service.domain import Listing, Status
+from catalog_service.domain import Listing
 from catalog_service.store import Editor
 from shared import idempotency
 from shared.edge.consumer import handles
@@ -19,6 +19,7 @@ from shared.edge.rpc import rpc
 from shared.edge.settings import Setting
 from shared.edge.timer import every
 from shared.edge.tx import Events, Tx
+from shared.enumerations import ItemStatus as Status
 from shared.errors import ValidationFailed
 from shared.idempotency import KeyedAnswer, KeyedRequest
 from shared.prices import Price

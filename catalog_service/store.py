@@ -12,10 +12,11 @@ from sqlalchemy import delete, select, text
 from sqlalchemy.orm import Session
 
 from catalog_service import domain
-from catalog_service.domain import Item, Status, Variant
+from catalog_service.domain import Item, Variant
 from catalog_service.models import CategoryRow, ItemRow, ItemVersionRow, PriceRow, VariantRow
 from shared import outbox
 from shared.bulk import insert_many, is_given, table_of, update_many
+from shared.enumerations import ItemStatus as Status
 from shared.envelope import envelope
 from shared.errors import NotFound, ValidationFailed
 from shared.events import Identity, OfferChanged

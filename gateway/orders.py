@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
@@ -10,6 +9,7 @@ from uuid import UUID
 from marshmallow import ValidationError, fields, validate
 
 from gateway.api.answering import Answer
+from gateway.api.currencies import currency_field
 from gateway.api.enumerations import AWAITED_FROM, ORDER_EVENT, ORDER_REASON, ORDER_STATUS, QUEUE_NAME
 from gateway.api.fields import (
     EXAMPLE_TIME,
@@ -55,22 +55,6 @@ PAYMENT_METHODS_IN_WORDS = (
     " mock_timeout_charged and mock_refund_declined"
 )
 
-# The ISO 4217 codes of money in use: without metals, bond units, the test code and "no currency".
-CURRENCIES = frozenset(
-    re.findall(
-        r"\w+",
-        """
-        AED AFN ALL AMD AOA ARS AUD AWG AZN BAM BBD BDT BHD BIF BMD BND BOB BOV BRL BSD BTN BWP BYN BZD CAD CDF CHE CHF
-        CHW CLF CLP CNY COP COU CRC CUP CVE CZK DJF DKK DOP DZD EGP ERN ETB EUR FJD FKP GBP GEL GHS GIP GMD GNF GTQ GYD
-        HKD HNL HTG HUF IDR ILS INR IQD IRR ISK JMD JOD JPY KES KGS KHR KMF KPW KRW KWD KYD KZT LAK LBP LKR LRD LSL LYD
-        MAD MDL MGA MKD MMK MNT MOP MRU MUR MVR MWK MXN MXV MYR MZN NAD NGN NIO NOK NPR NZD OMR PAB PEN PGK PHP PKR PLN
-        PYG QAR RON RSD RUB RWF SAR SBD SCR SDG SEK SGD SHP SLE SOS SRD SSP STN SVC SYP SZL THB TJS TMT TND TOP TRY TTD
-        TWD TZS UAH UGX USD USN UYI UYU UYW UZS VED VES VND VUV WST XAF XCD XCG XOF XPF YER ZAR ZMW ZWG
-        """,
-    )
-)
-
-
 # From the tables, so that no list of them is out of date.
 STATES_IN_WORDS = "{} are in progress; {} are at rest: the order waits for nothing but a person".format(
     *(", ".join(status for status in Status if (status in AT_REST) is rests) for rests in (False, True))
@@ -89,12 +73,7 @@ class OrderItem(RequestSchema):
 class OrderRequest(RequestSchema):
     """An order. A line (quantity x unit_price) and the total are at most 2^53 - 1, which JSON readers hold exactly."""
 
-    currency = Text(
-        "EUR",
-        "an ISO 4217 code",
-        validate=validate.OneOf(sorted(CURRENCIES), error="Must be an ISO 4217 code."),
-        required=True,
-    )
+    currency = currency_field(required=True)
     payment_method = Text(DEVELOPMENT_PAYMENT_METHOD, PAYMENT_METHODS_IN_WORDS)
     items = fields.List(fields.Nested(OrderItem), validate=validate.Length(1, MAX_ITEMS), required=True)
 

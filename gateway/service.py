@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from gateway.api.versions import Versions
 from gateway.feed import Feed
+from gateway.menu import Menu
+from gateway.menu_editor import MenuEditor
 from gateway.operations import Operations
 from gateway.orders import Orders
 from gateway.payments import Payments
@@ -18,7 +20,7 @@ from shared.edge.http import ProbesApart
 from shared.edge.settings import Setting
 
 
-class GatewayService(Tokens, Orders, Feed, Stocks, Releases, Payments, Operations, Site, ProbesApart):
+class GatewayService(Tokens, Orders, Feed, Menu, MenuEditor, Stocks, Releases, Payments, Operations, Site, ProbesApart):
     """Every route of the gateway, by subject."""
 
     name = "gateway"

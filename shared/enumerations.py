@@ -55,3 +55,11 @@ class OperationStatus(StrEnum):
     STOPPED = "stopped"  # it ended itself, or was asked to, before it was through
     FAILED = "failed"  # it could not go on
     INTERRUPTED = "interrupted"  # its process died, or was cut off from the ledger, and has not said how it ended
+
+
+class ItemStatus(StrEnum):
+    """Whether an item is on the menu. A draft is seen by editors alone; what was published once is no draft again."""
+
+    DRAFT = "draft"
+    PUBLISHED = "published"
+    WITHDRAWN = "withdrawn"

@@ -11,7 +11,14 @@ from enum import StrEnum
 
 from gateway.api.fields import Enumeration
 from shared.auth import OPERATOR, ROLES
-from shared.enumerations import OperationKind, OperationStatus, PaymentStatus, ReleaseReason, ReservationState
+from shared.enumerations import (
+    ItemStatus,
+    OperationKind,
+    OperationStatus,
+    PaymentStatus,
+    ReleaseReason,
+    ReservationState,
+)
 from shared.events import CATALOGUE, OrderCreated
 from shared.order_states import Command, Reason, Status
 from topology.services import BY_NAME, PUBLISHERS
@@ -50,3 +57,4 @@ DLQ_NAME = Enumeration(
 )
 OPERATION_KIND = _of("OperationKind", OperationKind)
 OPERATION_STATUS = _of("OperationStatus", OperationStatus)
+ITEM_STATUS = _of("ItemStatus", ItemStatus)

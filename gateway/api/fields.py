@@ -42,7 +42,7 @@ def field_metadata(example: Any, description: str = "", **more: Any) -> dict[str
 
 
 class Text(fields.String):
-    """Text that every part of the system can store: not empty, limited in length, no NUL, no lone surrogate."""
+    """Text that every part of the system can store: mostly not empty, limited in length, no NUL, no lone surrogate."""
 
     def __init__(
         self,
@@ -50,19 +50,21 @@ class Text(fields.String):
         description: str = "",
         at_most: int = MAX_TEXT,
         pattern: re.Pattern[str] | None = None,
+        at_least: int = 1,
         **kwargs: Any,
     ) -> None:
         shape = f"^(?:{pattern.pattern})$" if pattern else r"^[^\x00]*$"
         super().__init__(
-            metadata=field_metadata(example, description, minLength=1, maxLength=at_most, pattern=shape), **kwargs
+            metadata=field_metadata(example, description, minLength=at_least, maxLength=at_most, pattern=shape),
+            **kwargs,
         )
-        self.at_most = at_most
+        self.at_least, self.at_most = at_least, at_most
         self.pattern = pattern
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
         text: str = super()._deserialize(value, attr, data, **kwargs)
-        if not 1 <= len(text) <= self.at_most:
-            raise ValidationError(f"Must be 1 to {self.at_most} characters long.")
+        if not self.at_least <= len(text) <= self.at_most:
+            raise ValidationError(f"Must be {self.at_least} to {self.at_most} characters long.")
         if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
             raise ValidationError("Has a character that cannot be stored: NUL, or half of a surrogate pair.")
         if self.pattern and not self.pattern.fullmatch(text):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from http import HTTPStatus
 from typing import Any, ClassVar
 
 import marshmallow
@@ -78,18 +80,20 @@ class Call:
 class Api(Route):
     """A route under /api. Its decorator declares everything about it, also for the OpenAPI document.
 
-    `answer` is the schema of what the method returns with `status`; `also` maps further statuses to their schemas, or
-    to words if there is no body. A `located` answer has a Location header with the address of what was created. `fails`
-    lists the errors particular to this route; errors of roles, bodies and keys need no mention. `in_path` has a field
-    for each piece of plain text in the path. A body that is `passed_on` is validated by the service that gets it: its
-    schema only documents it. A route whose query has a cursor links to the next page in a Link header. `example` holds
-    the values of the answer that differ from the examples of its schema. `since` is the first version of the API that
-    has the route; a route with the same method and path and a later `since` takes over from there.
+    `answer` is the schema of what the method returns with `status`, or words if there is no body; `also` maps further
+    statuses to their schemas, or to words. A `located` answer has a Location header with the address of what was
+    created. `fails` lists the errors particular to this route; errors of roles, bodies and keys need no mention.
+    `in_path` has a field for each piece of plain text in the path. A body that is `passed_on` is validated by the
+    service that gets it: its schema only documents it. A route whose query has a cursor links to the next page in a
+    Link header. `example` holds the values of the answer that differ from the examples of its schema. `since` is the
+    first version of the API that has the route; a route with the same method and path and a later `since` takes over
+    from there.
     """
 
     rates = Shared(Rates)
     held = Shared(Held)
     content_type = "application/json"
+    cache_control = "no-store"
     in_document = True  # whether the OpenAPI document shows the route
     streams = False  # whether a client may choose Server-Sent Events by its Accept header
     samples: ClassVar[dict[str, str]] = {}  # programs that call the route, by language
@@ -105,7 +109,7 @@ class Api(Route):
         *,
         roles: Iterable[str] | None,
         summary: str,
-        answer: type[marshmallow.Schema] | None,
+        answer: type[marshmallow.Schema] | str | None,
         status: int = 200,
         also: Mapping[int, type[marshmallow.Schema] | str] | None = None,
         body: type[marshmallow.Schema] | None = None,
@@ -236,7 +240,11 @@ class Api(Route):
         if self.paged and isinstance(body, Mapping) and body.get("next_cursor"):
             cursor = self._cursors.sign(body["next_cursor"])
             body, headers = {**body, "next_cursor": cursor}, (*headers, ("Link", next_page(request, cursor)))
-        return respond(request.environ, result.status or self.status, self.encode(body), headers, self.content_type)
+        status = result.status or self.status
+        text = "" if status == HTTPStatus.NO_CONTENT else self.encode(body)
+        response = respond(request.environ, status, text, headers, self.content_type)
+        response.headers["Cache-Control"] = self.cache_control
+        return response
 
     def encode(self, body: Any) -> str:
         """The result of the method as text of the route's content type."""
@@ -276,6 +284,32 @@ class Api(Route):
         self._cors.finish(response, environ)
 
 
+class ForAnyone(Api):
+    """A route that anyone may read, and that a cache may keep for some seconds.
+
+    Its ETag is a hash of the body and no number of a change: prices also change by the clock.
+    """
+
+    cache_control = "public, max-age=5"
+    answer_headers: ClassVar[dict[str, tuple[str, dict[str, Any]]]] = {
+        "ETag": ("send it as If-None-Match: the answer is 304 while nothing has changed", {"type": "string"}),
+    }
+    reads_headers: ClassVar[dict[str, tuple[str, dict[str, Any]]]] = {
+        "If-None-Match": ("the ETag of an answer that is known", {"type": "string"}),
+    }
+
+    def answer(self, request: Request, result: Any) -> Response:
+        response = super().answer(request, result)
+        response.set_etag(hashlib.sha256(response.get_data()).hexdigest())
+        return response.make_conditional(request)
+
+
+class ForEditors(Api):
+    """A route whose answers no cache may keep, since they tell what is not public yet."""
+
+    cache_control = "private, no-store"
+
+
 class SigningIn(Api):
     """A route that checks a password. Few may do so at once, because it is slow on purpose."""
 
@@ -300,4 +334,6 @@ class Holding(Api):
 
 
 api = Api.decorator
+for_anyone = ForAnyone.decorator
+for_editors = ForEditors.decorator
 sign_in = SigningIn.decorator

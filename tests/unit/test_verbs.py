@@ -17,6 +17,7 @@ from uuid import UUID
 import pytest
 
 from auth_service.service import AuthService
+from catalog_service.service import CatalogService
 from inventory_service.service import InventoryService
 from ops.service import OpsService
 from order_service.models import OrderRow
@@ -32,7 +33,8 @@ from tests.unit.serving import KEYS
 from tests.unit.test_gateway_http import documented_words
 
 SERVICES = {
-    service.name: service for service in (OrderService, InventoryService, PaymentService, AuthService, OpsService)
+    service.name: service
+    for service in (OrderService, InventoryService, PaymentService, AuthService, OpsService, CatalogService)
 }
 OWNER, STRANGER = "alice", "mallory"
 SOME_ID = "01a1fcf8-0515-7912-9139-7154577473a5"
@@ -65,6 +67,19 @@ METHODS = {
     "inventory_service.open_release_export": "GET /api/stocks/release-events/export",
     "inventory_service.release_export_page": "GET /api/stocks/release-events/export",
     "inventory_service.close_release_export": "GET /api/stocks/release-events/export",
+    "inventory_service.tell_availability": "POST /api/inventory/reconcile",
+    "catalog_service.put_offers": "PUT /api/menu/offers",
+    "catalog_service.put_offer": "PUT /api/menu/offers/{}",
+    "catalog_service.put_category": "PUT /api/menu/categories/{}",
+    "catalog_service.delete_category": "DELETE /api/menu/categories/{}",
+    "catalog_service.create_item": "POST /api/menu/items",
+    "catalog_service.put_item": "PUT /api/menu/items/{}",
+    "catalog_service.delete_item": "DELETE /api/menu/items/{}",
+    "catalog_service.revert_item": "POST /api/menu/items/{}/revert",
+    "catalog_service.editor_items": "GET /api/menu/editor/items",
+    "catalog_service.editor_item": "GET /api/menu/editor/items/{}",
+    "catalog_service.item_versions": "GET /api/menu/editor/items/{}/versions",
+    "catalog_service.item_prices": "GET /api/menu/editor/items/{}/prices",
     "payment_service.get_payment": "GET /api/payments/{}",
     "payment_service.payment_of_order": "GET /api/payments",
     "auth_service.introspect": "POST /api/auth/introspect",
@@ -81,6 +96,12 @@ FOR_ANYBODY = {
     "auth_service.issue_token": "whoever signs in has no identity yet; the password decides",
     "auth_service.issue_session": "whoever signs in has no identity yet; the password decides",
     "auth_service.issue_mock_token": "whoever signs in has no identity yet; the setting AUTH_MOCK decides",
+    "catalog_service.list_categories": "the menu is public",
+    "catalog_service.list_items": "the menu is public",
+    "catalog_service.get_item": "the menu is public; a draft is not found",
+    "catalog_service.get_offers": "the menu is public; a draft is not found",
+    "catalog_service.offers_of": "the menu is public; of drafts it says nothing",
+    "catalog_service.offer_versions": "the menu is public; of drafts it says nothing",
 }
 
 DONE, FORBIDDEN, NOT_THERE = "done", "forbidden", "not there"
@@ -138,6 +159,16 @@ ARGUMENTS: dict[str, Any] = {
     "known": {},
     "limit": 10,
     "on_hand": 3,
+    "offers": [],
+    "unit_price": 1,
+    "slug": "lamps",
+    "name": "Lamps",
+    "position": 1,
+    "item": {},
+    "item_id": SOME_ID,
+    "document": {},
+    "to_version": 1,
+    "version": 2,
     "order": ORDER,
     "order_id": SOME_ID,
     "order_ids": [SOME_ID],
