@@ -295,8 +295,14 @@ class ForAnyone(Api):
         "ETag": ("send it as If-None-Match: the answer is 304 while nothing has changed", {"type": "string"}),
     }
     reads_headers: ClassVar[dict[str, tuple[str, dict[str, Any]]]] = {
-        "If-None-Match": ("the ETag of an answer that is known", {"type": "string"}),
+        "If-None-Match": (
+            "the ETag of an answer that is known",
+            {"type": "string", "examples": ['"3f79bb7b435b05321651daefd374cdc681dc06faa65e374e38337b88ca046dea"']},
+        ),
     }
+
+    def __init__(self, method: str, path: str, **declared: Any) -> None:
+        super().__init__(method, path, also={304: "Nothing has changed since the answer with this ETag."}, **declared)
 
     def answer(self, request: Request, result: Any) -> Response:
         response = super().answer(request, result)

@@ -23,6 +23,9 @@ RIGHT = (
     "Does not go with a list that is sorted by updated_at.",
     "Must not be before since.",
     "Must not be given together with cursor.",
+    "A price cannot change the past.",
+    "There is no category",
+    "Each sku stands here once.",
     "of the order is too large.",  # a line or the total, which no schema multiplies
 )
 

@@ -454,10 +454,11 @@ EXAMPLES: dict[str, Any] = {"string": "text", "integer": 7, "array": [], "object
 
 def wrong(schema: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Values that this schema refuses."""
+    kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
     for kind, example in EXAMPLES.items():
-        if kind != schema["type"]:
+        if kind not in kinds:
             yield kind, example
-    if schema["type"] == "integer":
+    if "integer" in kinds:
         yield "too small", schema["minimum"] - 1
         yield "too large", schema["maximum"] + 1
         yield "huge", HUGE
@@ -465,16 +466,18 @@ def wrong(schema: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         yield "a float", 1.5
         yield "1.0", 1.0
         yield "a text", "7"
-    elif schema["type"] == "string":
-        yield "empty", ""
+    elif "string" in kinds:
+        if schema.get("minLength") != 0:
+            yield "empty", ""
         yield "with NUL", "a\0b"
         yield "half a character", "\ud800"
         if "maxLength" in schema:
             yield "too long", "a" * (schema["maxLength"] + 1)
-    elif schema["type"] == "array":
-        yield "empty", []
+    elif "array" in kinds:
+        if schema.get("minItems"):
+            yield "empty", []
         yield "a list of null", [None]
-    elif schema["type"] == "boolean":
+    elif "boolean" in kinds:
         yield "1", 1
         yield "a text", "true"
 
@@ -562,6 +565,10 @@ def test_real_answers_match_the_document_exactly(system: System, api: Api) -> No
         flow.get(f"/api/stocks/release-events?order_id={of['order_id']}", "auditor")["items"][0]["id"]
         for of in (refused, by_hand)
     ]
+    draft = {"name": "A lamp", "variants": [{"sku": f"contract-{uuid.uuid4().hex[:8]}"}]}
+    item = flow.send("POST", "/api/menu/items", draft, "admin", Idempotency_Key=key).json()
+    document, an_item = {**draft, "status": "published", "version": 1}, f"items/{item['item_id']}"
+    an_offer = {"currency": "EUR", "unit_price": 5}
     a_reservation = {"order_id": dead, "items": [{"sku": "contract", "quantity": 1}]}
 
     an_order = {"currency": "EUR", "items": [{"sku": "contract", "quantity": 1, "unit_price": 1}]}
@@ -600,6 +607,21 @@ def test_real_answers_match_the_document_exactly(system: System, api: Api) -> No
         ("GET", unmended, "admin", None),
         ("POST", "/api/stocks/reserve", "service", a_reservation),
         ("POST", f"{letters}/replays", "operator", {"all": True}),
+        ("POST", "/api/inventory/reconcile", "service", {"skus": ["contract"]}),
+        ("PUT", "/api/menu/categories/contract", "admin", {"name": "Lamps"}),
+        ("DELETE", "/api/menu/categories/contract", "admin", None),
+        ("PUT", "/api/menu/offers/contract", "admin", an_offer),
+        ("PUT", "/api/menu/offers", "admin", {"offers": [{"sku": "contract", **an_offer}]}),
+        ("GET", "/api/menu/offers?skus=contract,nothing", "customer", None),
+        ("POST", "/api/menu/items", "admin", {"name": "Another"}),
+        ("PUT", f"/api/menu/{an_item}", "admin", document),
+        ("PUT", f"/api/menu/{an_item}", "admin", {**document, "name": "A red lamp", "version": 2}),
+        ("POST", f"/api/menu/{an_item}/revert", "admin", {"to_version": 2, "version": 3}),
+        ("GET", f"/api/menu/{an_item}", "customer", None),
+        ("GET", f"/api/menu/editor/{an_item}", "auditor", None),
+        ("GET", f"/api/menu/editor/{an_item}/versions?limit=2", "auditor", None),
+        ("GET", f"/api/menu/editor/{an_item}/prices", "auditor", None),
+        ("DELETE", f"/api/menu/{an_item}", "admin", None),
         ("GET", "/api/openapi.json", "customer", None),
     ]
     # Every other operation that needs nothing to be there.
@@ -617,7 +639,8 @@ def test_real_answers_match_the_document_exactly(system: System, api: Api) -> No
         response = operation.documented["responses"].get(str(answer.status_code))
         assert answer.status_code < 300, f"{method} {path}: {answer.text}"
         assert response is not None, f"{operation}: {answer.status_code} is not in the document"
-        conform(api, answer.json(), response["content"]["application/json"]["schema"])
+        if answer.status_code != 204:
+            conform(api, answer.json(), response["content"]["application/json"]["schema"])
         answered.add(str(operation))
     assert flow.at_rest(kept)["status"] == "REFUND_FAILED"
     assert answered | OTHER_ANSWERS == {str(operation) for operation in api.operations}
