@@ -2,7 +2,6 @@
 
 import time
 import uuid
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -22,8 +21,8 @@ def flow(system: System) -> Flow:
 
 
 @pytest.fixture
-def sku() -> Iterator[str]:
-    yield f"menu-{uuid.uuid4().hex[:10]}"
+def sku() -> str:
+    return f"menu-{uuid.uuid4().hex[:10]}"
 
 
 def put_offer(flow: Flow, sku: str, unit_price: int, user: str = "admin", **more: Any) -> requests.Response:
