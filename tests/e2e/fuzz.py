@@ -24,7 +24,11 @@ RIGHT = (
     "Must not be before since.",
     "Must not be given together with cursor.",
     "A price cannot change the past.",
+    '"unknown_sku"',
+    '"no_price"',
     "There is no category",
+    "so it stays. Set on_sale to false.",
+    "An item that was published is no draft any more.",
     "Each sku stands here once.",
     "of the order is too large.",  # a line or the total, which no schema multiplies
 )

@@ -613,6 +613,7 @@ def test_real_answers_match_the_document_exactly(system: System, api: Api) -> No
         ("PUT", "/api/menu/offers/contract", "admin", an_offer),
         ("PUT", "/api/menu/offers", "admin", {"offers": [{"sku": "contract", **an_offer}]}),
         ("GET", "/api/menu/offers?skus=contract,nothing", "customer", None),
+        ("GET", "/api/menu/items?currency=EUR", "customer", None),
         ("POST", "/api/menu/items", "admin", {"name": "Another"}),
         ("PUT", f"/api/menu/{an_item}", "admin", document),
         ("PUT", f"/api/menu/{an_item}", "admin", {**document, "name": "A red lamp", "version": 2}),
