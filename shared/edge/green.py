@@ -13,13 +13,14 @@ from typing import ParamSpec, TypeVar
 warnings.filterwarnings("ignore", message=r"\s*Eventlet is deprecated")
 from eventlet import Timeout, sleep, spawn, spawn_n, tpool, wsgi  # noqa: E402
 from eventlet.event import Event  # noqa: E402
-from eventlet.greenio import shutdown_safe  # noqa: E402
+from eventlet.greenio import GreenSocket, shutdown_safe  # noqa: E402
 from eventlet.greenthread import GreenThread  # noqa: E402
 from eventlet.hubs import trampoline  # noqa: E402
 from eventlet.semaphore import Semaphore  # noqa: E402
 
 __all__ = [
     "Event",
+    "GreenSocket",
     "GreenThread",
     "Semaphore",
     "Timeout",

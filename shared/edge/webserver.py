@@ -5,13 +5,10 @@ No fault of a client, and no shortage of file descriptors, kills the container.
 
 from __future__ import annotations
 
-import errno
-import ipaddress
 import logging
-import os
-import socket
 import time
 from collections.abc import Callable
+from typing import Any
 
 import nameko.web.server
 from werkzeug.exceptions import HTTPException
@@ -23,18 +20,19 @@ from shared.edge import green
 from shared.edge.connection import HEAD_S, SOCKET_S, Environ, Refuse, Server, linger
 from shared.edge.green import shutdown_safe, wsgi
 from shared.edge.https import Certificate
+from shared.edge.listening import listen, waiting
 from shared.edge.settings import settings_of
 from shared.edge.shares import Client, Connections, max_connections
 from shared.edge.wsgi_app import App
-from shared.errors import ConfigurationFault
 from shared.logs import Reminder, in_a_line
 
 log = logging.getLogger(__name__)
 
 # A call to another service may take 10 s; past this a connection is cut when the service stops.
 DRAIN_S = 15.0
-# New connections that wait to be accepted. The kernel drops more, and their clients try again after a second or more.
-BACKLOG = 4096
+# A client that has just connected sends its request within this time. A stop waits so long before it ends connections
+# on which nothing has arrived: a proxy may not repeat a POST that it has sent.
+ARRIVING_S = 0.1
 # After so many new connections in a row, those that are open get their turn.
 ACCEPTS_IN_A_ROW = 128
 ACCEPT_AGAIN_S = 0.1
@@ -68,23 +66,6 @@ def protect(response: Response, environ: Environ) -> None:
     for name, value in SECURITY_HEADERS.items():
         if name.lower() not in given:
             response.headers.add(name, value)
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens. On `::` it takes IPv4 connections, too.
-
-    Of the addresses of a name it takes an IPv4 one if there is one: every client can call that. Raises OSError.
-    """
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    family, _, _, _, address = min(found, key=lambda one: one[0] == socket.AF_INET6)
-    # Not eventlet's own function: with its SO_REUSEPORT a second process would silently take half of the requests, and
-    # whether `::` includes IPv4 would depend on the machine.
-    return socket.create_server(
-        address,
-        family=family,
-        backlog=BACKLOG,
-        dualstack_ipv6=family == socket.AF_INET6 and ipaddress.ip_address(address[0]).is_unspecified,
-    )
 
 
 class WebServer(nameko.web.server.WebServer):
@@ -132,16 +113,7 @@ class WebServer(nameko.web.server.WebServer):
             return
         self._starting = True
         host, port = self.bind_addr
-        try:
-            self._sock = listen(host, port)
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise ConfigurationFault(f"port {port} on {host} is taken by another process") from error
-            # create_server adds the address to the text of the error, which names it already.
-            why = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
-            raise ConfigurationFault(f"cannot listen on {bracketed(host)}:{port}: {why}") from error
-        self._sock.settimeout(None)
-        self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by what it accepts
+        self._sock = listen(host, port)
         app = App(self)
         self.connections = self.limits()
         files = self.container.config.get(self.tls_in)
@@ -161,13 +133,14 @@ class WebServer(nameko.web.server.WebServer):
                     log.warning("a connection could not be accepted: %s", error)
                 green.sleep(ACCEPT_AGAIN_S)
                 continue
-            sock.settimeout(SOCKET_S)
-            self._let_in(Client(address, sock))
+            self._let_in(sock, address)
             accepted += 1
             if accepted % ACCEPTS_IN_A_ROW == 0:  # eventlet goes on without a pause while clients wait
                 green.sleep(0)
 
-    def _let_in(self, client: Client) -> None:
+    def _let_in(self, sock: Any, address: Any) -> None:
+        sock.settimeout(SOCKET_S)
+        client = Client(address, sock)
         # Not managed threads: their faults are the clients', and must not kill the container.
         try:
             self.connections.add(client, self.is_proxy(client[0][0]))
@@ -221,7 +194,12 @@ class WebServer(nameko.web.server.WebServer):
     def drain(self) -> None:
         """Take no new connection, end the idle ones, wait for the answers under way. Any number may call."""
         if self._is_accepting and self._gt is not None:
-            self.kill()
+            self._is_accepting = False
+            self._gt.kill()
+            for sock, address in waiting(self._sock):
+                self._let_in(sock, address)
+            self._sock.close()
+            green.sleep(ARRIVING_S)
             for client in self.connections:
                 was, client[2] = client[2], wsgi.STATE_CLOSE
                 if was == wsgi.STATE_IDLE:

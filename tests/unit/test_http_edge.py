@@ -498,6 +498,20 @@ def test_a_stop_finishes_the_requests_under_way_and_takes_no_more(monkeypatch):
             stopping.wait()
 
 
+def test_a_stop_answers_those_who_have_connected_already(server):
+    request = post("ab", "Content-Length: 2").encode()
+    with dial(server) as accepted, unseen(server) as waiting:
+        waiting.sendall(request)
+        eventlet.spawn_after(webserver.ARRIVING_S / 2, accepted.sendall, request)
+        server.drain()
+        assert [hear(sock)[:12] for sock in (accepted, waiting)] == ["HTTP/1.1 200"] * 2
+
+
+def unseen(server):
+    """A socket that the kernel has connected while the server had no turn to accept it."""
+    return eventlet.patcher.original("socket").create_connection(("127.0.0.1", server.port), timeout=10)
+
+
 def test_a_request_that_is_still_arriving_is_answered_and_told_that_it_was_the_last(server):
     with dial(server) as sock:
         sock.sendall(post("ab", "Content-Length: 4").encode())
