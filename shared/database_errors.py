@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import psycopg2
 from sqlalchemy.exc import DBAPIError, InterfaceError, TimeoutError
 
@@ -38,6 +40,15 @@ def is_outage(error: BaseException) -> bool:
     # not the schema of this version; 42501 a right is missing, as while another version's `ecom migrate` ran last.
     unable = ("25006", "25P03", NOT_ALLOWED, UNDEFINED_TABLE, UNDEFINED_COLUMN)
     return state[:2] in ("08", "53", "58") or state.startswith("57P") or state in unable
+
+
+def refusal(error: BaseException) -> str | None:
+    """Why the server let nobody connect, in its own words, such as a wrong password; None if it said nothing.
+
+    psycopg2 has no code of such an error.
+    """
+    said = re.findall(r"FATAL: +(.+)", str(getattr(error, "orig", "")))
+    return said[-1] if said else None
 
 
 def sqlstate(error: BaseException) -> str | None:

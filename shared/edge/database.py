@@ -11,7 +11,7 @@ import nameko_sqlalchemy
 from nameko.containers import WorkerContext
 from sqlalchemy.orm import Session, sessionmaker
 
-from shared.database_errors import UNDEFINED_TABLE, is_conflict, is_hold_up, is_outage, sqlstate
+from shared.database_errors import UNDEFINED_TABLE, is_conflict, is_hold_up, is_outage, refusal, sqlstate
 from shared.edge import green
 from shared.edge.postgres import connect
 from shared.edge.settings import own_name
@@ -130,6 +130,8 @@ class Database(nameko_sqlalchemy.Database):
             with green.Timeout(PROBE_S), self.sessions.read() as session:
                 revision = session.connection().exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
         except (Exception, green.Timeout) as error:
+            if words := refusal(error):
+                return f"the database refuses: {words}"
             if sqlstate(error) != UNDEFINED_TABLE:
                 return f"the database does not answer ({type(error).__name__})"
         return lacking(own_name(self.container), revision)

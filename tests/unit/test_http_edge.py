@@ -9,11 +9,13 @@ import subprocess
 import time
 
 import eventlet
+import psycopg2
 import pytest
 from eventlet.event import Event
 from nameko.containers import ServiceContainer
 from nameko.extensions import DependencyProvider
 from prometheus_client import REGISTRY
+from sqlalchemy.exc import OperationalError
 from werkzeug.wrappers import Response
 
 from ops.local.install import ROOT
@@ -317,6 +319,25 @@ def test_a_database_that_does_not_answer_is_said_in_time(monkeypatch):
     with serving(Stranded) as server:
         status, _, body = ask(server, "GET", "/readyz")
     assert (status, body["reasons"]) == (503, ["the database does not answer (Timeout)"])
+
+
+class RefusingDatabase(DeadDatabase):
+    """A database that lets nobody in, as psycopg2 tells it of two addresses of one server."""
+
+    class Sessions:
+        def read(self):
+            tries = [f'connection to server at "{one}", port 5432 failed: FATAL:  no such password' for one in "ab"]
+            raise OperationalError("", {}, psycopg2.OperationalError("\n".join(tries) + "\n"))
+
+
+class Refused(Probes):
+    name = "refused"
+    db = RefusingDatabase()
+
+
+def test_a_database_that_refuses_is_quoted():
+    with serving(Refused) as server:
+        assert ask(server, "GET", "/readyz")[2]["reasons"] == ["the database refuses: no such password"]
 
 
 @contextlib.contextmanager
