@@ -195,6 +195,7 @@ class HealthApart(Health):
 
     def setup(self) -> None:
         super().setup()
+        self.public.can_work = lambda: not self.reasons()
         self.public.register_provider(Probe("/healthz", self.healthz))
 
 

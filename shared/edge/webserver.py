@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 
 # A call to another service may take 10 s; past this a connection is cut when the service stops.
 DRAIN_S = 15.0
+# So long clients wait for a service that has just started; then it tells them what it lacks.
+START_S = 3.0
+LOOK_EVERY_S = 0.05
 # A client that has just connected sends its request within this time. A stop waits so long before it ends connections
 # on which nothing has arrived: a proxy may not repeat a POST that it has sent.
 ARRIVING_S = 0.1
@@ -85,6 +88,8 @@ class WebServer(nameko.web.server.WebServer):
         self.finish: Callable[[Response, Environ], None] = protect
         # Whether a peer is a proxy, which speaks for many clients.
         self.is_proxy: Callable[[str], bool] = lambda address: False
+        # Whether the service can work. Until then no client is accepted, for START_S at most.
+        self.can_work: Callable[[], bool] = lambda: True
         self._turning_away = 0
 
     @property
@@ -123,6 +128,9 @@ class WebServer(nameko.web.server.WebServer):
 
     def run(self) -> None:
         """Accept until the service stops."""
+        begun = time.monotonic()
+        while not self.can_work() and time.monotonic() < begun + START_S:
+            green.sleep(LOOK_EVERY_S)
         reminder = Reminder()
         accepted = 0
         while self._is_accepting:

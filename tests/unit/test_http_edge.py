@@ -22,7 +22,7 @@ from ops.local.install import ROOT
 from shared.config import Settings, bracketed
 from shared.edge import connection, runner, shares, webserver
 from shared.edge.database import Database
-from shared.edge.http import BODY, Probes, Route
+from shared.edge.http import BODY, Probes, ProbesApart, Route
 from shared.edge.shares import max_connections
 from shared.errors import ConfigurationFault
 from shared.version import VERSION
@@ -498,6 +498,29 @@ def test_running_out_of_file_descriptors_does_not_end_the_service_and_is_logged_
     assert lives(server)
     assert not failures
     assert caplog.text.count("could not be accepted") == 1
+
+
+class Shop(ProbesApart):
+    """A service that clients call, with an extension that can be in trouble."""
+
+    name = "shop"
+    trouble = Trouble()
+
+
+def test_a_client_waits_for_a_service_that_has_just_started_and_not_for_long(monkeypatch):
+    monkeypatch.setattr(Trouble, "words", "not connected yet")
+    with serving(Shop) as server, dial(server) as client:
+        client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        client.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            client.recv(1)
+        monkeypatch.setattr(Trouble, "words", None)
+        client.settimeout(2)
+        assert client.recv(1)
+    monkeypatch.setattr(Trouble, "words", "not connected yet")
+    monkeypatch.setattr(webserver, "START_S", 0.3)
+    with serving(Shop) as server:
+        assert ask(server, "GET", "/healthz")[0] == 200
 
 
 def test_a_stop_finishes_the_requests_under_way_and_takes_no_more(monkeypatch):
