@@ -15,14 +15,16 @@ from tests.containers.site import Site, eventually
 GIVE_UP_S = 60.0
 AGAIN_S = 0.25
 AT_ONCE = 32
+PAUSE_S = 1 / 20
 
 
 class Customers:
     """`orders` holds the orders that were answered 201, `repeats` what made a customer repeat a POST, by key."""
 
-    def __init__(self, site: Site, per_second: float = 20.0) -> None:
+    def __init__(self, site: Site, port: int | None = None) -> None:
+        """Customers of the gateway, or of the proxy if this is its port."""
         self.site = site
-        self.pause_s = 1 / per_second
+        self.port = port or site.port
         self.sku = f"load-{uuid.uuid4().hex[:8]}"
         self.orders: dict[str, str] = {}
         self.repeats: dict[str, list[str]] = {}
@@ -73,7 +75,7 @@ class Customers:
         due = time.monotonic()
         while not self._stopping.is_set():
             self._pool.submit(self._buy, str(uuid.uuid4()))
-            due += self.pause_s
+            due += PAUSE_S
             self._stopping.wait(max(0.0, due - time.monotonic()))
 
     def _buy(self, key: str) -> None:
@@ -99,7 +101,7 @@ class Customers:
         headers = {"Authorization": f"Bearer {self._token}", "Idempotency-Key": key}
         try:
             answer = self._local.http.post(
-                f"http://127.0.0.1:{self.site.port}/api/orders", json=body, headers=headers, timeout=30
+                f"http://127.0.0.1:{self.port}/api/orders", json=body, headers=headers, timeout=30
             )
         except requests.RequestException as error:
             return type(error).__name__

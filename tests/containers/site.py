@@ -12,6 +12,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,13 @@ class Site:
 
     def __init__(self, folder: Path, engine: Engine) -> None:
         self.folder = folder
-        self.port = _free_port()
+        self.port, self.proxy_port = _free_ports(2)
         self._copy()
         self.environment = {
             **engine.environment,
             "COMPOSE_PROJECT_NAME": PROJECT,
             "GATEWAY_PORT": str(self.port),
+            "PROXY_PORT": str(self.proxy_port),
         }
         self.environment.pop("ECOM_ENV")  # that of the tests
 
@@ -100,9 +102,9 @@ class Site:
         path.write_text(re.sub(r"(?m)^version = \S+$", f"version = {new}", path.read_text(), count=1))
         return new
 
-    def flow(self) -> Flow:
-        """A client of the gateway."""
-        return Flow(f"http://127.0.0.1:{self.port}", timeout_s=30)
+    def flow(self, port: int | None = None) -> Flow:
+        """A client of the gateway, or of the proxy if this is its port."""
+        return Flow(f"http://127.0.0.1:{port or self.port}", timeout_s=30)
 
 
 def eventually(read: Callable[[], Any], good: Callable[[Any], bool] = bool, patience_s: float = 60.0) -> Any:
@@ -114,6 +116,7 @@ def eventually(read: Callable[[], Any], good: Callable[[Any], bool] = bool, pati
     return seen
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as held:
+        taken = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [int(one.getsockname()[1]) for one in taken]

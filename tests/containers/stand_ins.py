@@ -3,6 +3,7 @@
     python:3.13-slim           python3.13 of Debian, as /usr/local/bin/python
     postgres:17                postgresql-17 of Debian, with an entrypoint that reads the same variables
     rabbitmq:4.2-management    rabbitmq-server 4.0 of Debian, with the management plugin
+    nginx:1.28                 nginx 1.26 of Debian
 
 Each has the user, the folders and the command of the image it stands for, so that docker-compose.yml runs as it is.
 """
@@ -89,6 +90,12 @@ STAND_INS = (
             "VOLUME /var/lib/rabbitmq",
             'CMD ["rabbitmq-server"]',
         ),
+    ),
+    StandIn(
+        "nginx:1.28",
+        ("nginx",),
+        (),
+        ("ENV PATH=/usr/sbin:/usr/local/bin:/usr/bin:/bin", "STOPSIGNAL SIGQUIT"),
     ),
 )
 

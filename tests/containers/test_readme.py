@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 import requests
 
+from ops.cli.flow import Flow
 from tests.containers import readme
 from tests.containers.customers import Customers
 from tests.containers.engine import say
@@ -53,15 +54,31 @@ class Page:
     def the_paid_order_is_still_there(self) -> None:
         assert self.site.flow().get(f"/api/orders/{self.paid}")["status"] == "PAID"
 
+    def the_proxy_passes_everything_on(self) -> None:
+        flow = self.site.flow(self.site.proxy_port)
+        flow.stock("proxied", 1)
+        events = f"/api/orders/{flow.order('proxied')['order_id']}/events"
+        with flow.http.get(flow.url + events, headers=self.bearer(flow), stream=True, timeout=5) as stream:
+            # It arrives although the answer goes on for minutes.
+            assert stream.headers["Content-Type"].startswith("text/event-stream")
+            assert any(line.startswith(b"data:") for line in stream.iter_lines(chunk_size=1))
+        # Of a proxy in front of this one: the gateways believe what both say of the address that the client called.
+        said = {"X-Forwarded-For": "203.0.113.9", "X-Forwarded-Proto": "https", "X-Forwarded-Host": "shop.example"}
+        assert "api=https://shop.example " in flow.http.get(f"{flow.url}/docs", headers=said, timeout=30).text
+
+    def bearer(self, flow: Flow) -> dict[str, str]:
+        return {"Authorization": f"Bearer {flow.token('customer')}", "Accept": "text/event-stream"}
+
     def a_new_version(self) -> None:
         self.version = self.site.next_version()
-        self.customers = Customers(self.site).__enter__()
+        self.customers = Customers(self.site, self.site.proxy_port).__enter__()
 
     def every_container_is_of_the_new_version(self) -> None:
         assert self.customers is not None
         self.customers.__exit__()
         say(f"upgrade: {self.customers.summary()}")
-        for name in NAMES:
+        assert self.customers.repeats == {}
+        for name in (*NAMES, "gateway2"):
             assert self.version in self.site.compose(f"exec -T {name} ecom --version"), name
         self.customers.check()
 
@@ -78,24 +95,28 @@ class Page:
         assert self.token("ann").status_code == 401
         assert self.token("ben").status_code == 200
 
-    def token(self, user: str) -> requests.Response:
-        """Sign in, by HTTPS once there is a CA."""
+    def token(self, user: str, port: int | None = None) -> requests.Response:
+        """Sign in at the gateway or at this port, by HTTPS once there is a CA."""
         ca = self.site.folder / "deploy/secrets/tls/ca/ca.crt"
         scheme = "https" if ca.exists() else "http"
         return requests.post(
-            f"{scheme}://localhost:{self.site.port}/api/auth/token",
+            f"{scheme}://localhost:{port or self.site.port}/api/auth/token",
             json={"username": user, "password": readme.PASSWORD},
             verify=str(ca) if ca.exists() else None,
             timeout=30,
         )
 
     def nobody_is_heard_in_clear_text(self) -> None:
-        assert self.token("ben").status_code == 200
+        for port in (self.site.port, self.site.proxy_port):
+            assert self.token("ben", port).status_code == 200
         with pytest.raises(requests.ConnectionError):
             requests.get(f"http://localhost:{self.site.port}/healthz", timeout=10)
+        in_clear_text = requests.get(f"http://localhost:{self.site.proxy_port}/healthz", timeout=10)
+        assert in_clear_text.status_code == 400  # nginx says so to who forgot the s
 
     def the_administrator_is_new(self) -> None:
-        self.rewrite("amqp_uri", lambda uri: re.sub(r"://ecom:\w+@", "://ecom:NEW@", uri))
+        (new,) = re.findall(r"change_password ecom (\w+)$", readme.page(), re.M)
+        self.rewrite("amqp_uri", lambda uri: re.sub(r"://ecom:\w+@", f"://ecom:{new}@", uri))
 
     def order_has_new_passwords(self) -> None:
         for name in ("amqp_uri_order", "order_database_url"):

@@ -45,6 +45,8 @@ RIGHTS = {  # of the servers, whose images have this user
     "security_opt": ["no-new-privileges:true"],
 }
 BUILDS = "migrate"  # which `up` starts first; a second service that builds would make a second image
+PROXY = ("gateway2", "proxy")  # of the profile of this name
+NGINX = ["nginx", "-e", "stderr", "-c", "/etc/ecom/nginx.conf"]
 BY_HAND = {"audit": ("audit", "verify")}  # a person starts it; `up` does not
 KEYS = {"AUTH_KEYS": "auth_keys", "AUDIT_KEY": "audit_keys"}  # a setting, and its attribute
 # What the operator of a production names in .env. Here that is the mock provider, by name.
@@ -73,12 +75,13 @@ def make_secrets(*arguments):
 
 def faults(compose, secrets):
     """Every fault of a compose file, one sentence each."""
+    expected = {*SERVERS, *ONCE, *BY_HAND, *PROXY, *config.SERVICES}
+    if set(compose["services"]) != expected:
+        return [f"services: {sorted(set(compose['services']) ^ expected)} are missing or unknown"]
+    found = [*_proxy_faults(compose["services"])]
+    compose = {**compose, "services": without_proxy(compose["services"])}
     services = compose["services"]
     ours = {name: service for name, service in services.items() if name not in SERVERS}
-    expected = {*SERVERS, *ONCE, *BY_HAND, *config.SERVICES}
-    if set(services) != expected:
-        return [f"services: {sorted(set(services) ^ expected)} are missing or unknown"]
-    found = []
     for name, image in SERVERS.items():
         if services[name]["image"].partition("@")[0] != image:
             found.append(f"{name}: the image is {services[name]['image']}")
@@ -103,6 +106,35 @@ def faults(compose, secrets):
     declared = {Path(secret["file"]).name for secret in compose["secrets"].values()}
     found += [f"secrets: {name} is not both made and declared" for name in sorted(made ^ declared)]
     return found
+
+
+def without_proxy(services):
+    """The containers but those of the profile `proxy`."""
+    return {name: service for name, service in services.items() if name not in PROXY}
+
+
+def _proxy_faults(services):
+    """The second gateway is one like the first, and nginx has no more rights than a service."""
+    gateway, second, proxy = services["gateway"], services["gateway2"], services["proxy"]
+    if second != {**gateway, "profiles": ["proxy"], "ports": []}:
+        yield "gateway2: is not like gateway, without its port"
+    if gateway["networks"] != {"default": {"aliases": ["gateways"]}}:
+        yield "gateway: the proxy does not find it"
+    rights = {key: proxy.get(key) for key in RIGHTS}
+    if rights != RIGHTS | {"user": "10001:10001"}:
+        yield f"proxy: runs with more rights than it needs: {rights}"
+    if proxy.get("profiles") != ["proxy"]:
+        yield "proxy: is started by `up`"
+    if proxy["command"] != NGINX or proxy.get("stop_signal") != "SIGQUIT":
+        yield f"proxy: is not nginx that ends the answers under way: {proxy['command']}"
+    if proxy["ports"] != ["127.0.0.1:${PROXY_PORT:-8080}:8080"]:
+        yield f"proxy: publishes {proxy['ports']}"
+    if proxy["depends_on"].keys() != {"gateway", "gateway2"}:
+        yield "proxy: does not wait for both gateways"
+    yield from _life_faults("proxy", proxy)
+    for volume in proxy["volumes"]:
+        if not (ROOT / volume.partition(":")[0]).is_file():
+            yield f"proxy: there is no {volume}"
 
 
 def _command_faults(name, service):
@@ -444,6 +476,15 @@ MUTATIONS = {
             "ORDER_DATABASE_URL": "postgresql://localhost:5432/order",
         }
     ),
+    "gateway2: is not like gateway": broken("gateway2", "image", to="ecom:old"),
+    "gateway: the proxy does not find it": broken("gateway", "networks", to={"default": {}}),
+    "proxy: runs with more rights": broken("proxy", "user", to="root"),
+    "proxy: is started by `up`": broken("proxy", "profiles"),
+    "proxy: is not nginx that ends": broken("proxy", "stop_signal"),
+    "proxy: publishes": broken("proxy", "ports", to=["8080:8080"]),
+    "proxy: does not wait for both": broken("proxy", "depends_on", "gateway2"),
+    "proxy: its log grows without limit": broken("proxy", "logging"),
+    "proxy: there is no ./nginx.conf": broken("proxy", "volumes", to=["./nginx.conf:/etc/ecom/nginx.conf:ro"]),
     "rabbitmq: runs with more rights": broken("rabbitmq", "user", to="root"),
     "postgres: runs with more rights": broken("postgres", "cap_drop"),
     "order: restart is on-failure": broken("order", "restart", to="on-failure"),

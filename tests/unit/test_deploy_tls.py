@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from shared import config
-from tests.unit.test_compose import DEPLOY, ROOT, make_secrets, owners
+from tests.unit.test_compose import DEPLOY, PROXY, ROOT, make_secrets, owners, without_proxy
 from topology import broker_uri
 from topology.broker_uri import TlsFiles
 from topology.services import BY_NAME
@@ -23,7 +23,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 OVERRIDE = yaml.safe_load((DEPLOY / "tls.yml").read_text(encoding="utf-8"))["services"]
-COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))["services"]
+CONTAINERS = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))["services"]
+COMPOSE = without_proxy(CONTAINERS)  # those with a certificate of their own
 SERVERS = ("rabbitmq", "postgres")
 
 
@@ -79,17 +80,19 @@ def test_each_key_belongs_to_the_user_of_its_container_and_that_of_the_ca_to_roo
 
 
 def test_every_container_mounts_its_own_folder_and_no_other(secrets):
-    assert set(OVERRIDE) == set(COMPOSE)
+    assert set(OVERRIDE) == set(CONTAINERS)
     for name, service in OVERRIDE.items():
         mounted = [volume for volume in service["volumes"] if "/secrets/" in volume]
-        assert mounted == [f"./deploy/secrets/tls/{name}:/run/tls:ro"]
+        folder = "gateway" if name in PROXY else name  # clients and nginx call them by this name
+        assert mounted == [f"./deploy/secrets/tls/{folder}:/run/tls:ro"]
         for volume in service["volumes"]:
             source = volume.partition(":")[0].replace("./deploy/secrets", str(secrets)).replace("./", f"{ROOT}/")
             assert Path(source).exists()
 
 
 def test_every_process_reads_settings_that_verify_broker_and_databases(secrets):
-    for name, service in OVERRIDE.items():
+    assert OVERRIDE["gateway2"] == OVERRIDE["gateway"]
+    for name, service in without_proxy(OVERRIDE).items():
         if name in SERVERS:
             continue
         environment = COMPOSE[name]["environment"] | service["environment"]
@@ -107,6 +110,16 @@ def test_every_process_reads_settings_that_verify_broker_and_databases(secrets):
             assert address.tls.ca == given["TLS_CA_FILE"]
         assert all("sslmode=verify-full" in url for url in settings.database_urls.values())
         assert bool(settings.gateway_tls_certificate) == (name == "gateway")
+
+
+def test_the_proxy_hears_and_calls_nobody_in_clear_text():
+    target = "/etc/ecom/gateways.conf:ro"
+    assert f"./deploy/proxy/plain.conf:{target}" in CONTAINERS["proxy"]["volumes"]
+    assert f"./deploy/proxy/tls.conf:{target}" in OVERRIDE["proxy"]["volumes"]
+    said = (DEPLOY / "proxy" / "tls.conf").read_text()
+    assert re.findall(r"^listen (.*);$", said, re.M) == ["8080 ssl"]
+    assert re.findall(r"^set \$gateways (.*);$", said, re.M) == ["https://gateways:8000"]
+    assert "proxy_ssl_verify on;" in said
 
 
 def test_the_servers_hear_nobody_in_clear_text():

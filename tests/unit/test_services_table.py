@@ -163,7 +163,7 @@ def without(name, where, line):
         end = text.find("\n[", start + 1) + 1 or end
         start = max(start, text.find("source_modules", start, end))
     elif name == COMPOSE:
-        start = re.search(r"^secrets:$" if where == "secrets" else rf"^  {where}:$", text, re.M).end()
+        start = re.search(r"^secrets:$" if where == "secrets" else rf"^  {where}:( &{where})?$", text, re.M).end()
         end = start + re.search(r"\n  \w+:\n|\n\w+:\n|\Z", text[start:]).start() if where != "secrets" else end
     block = text[start:end]
     if line.startswith("secret "):

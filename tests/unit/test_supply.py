@@ -34,7 +34,7 @@ def test_every_image_but_ours_is_pinned_to_what_its_tag_names_now(files, monkeyp
 
 def test_the_images_in_use_are_found_in_their_files():
     found = {image for path in pin_images.FILES for _, image, _ in pin_images.IMAGE.findall(path.read_text())}
-    assert {image.partition(":")[0] for image in found} == {"python", "rabbitmq", "postgres"}
+    assert {image.partition(":")[0] for image in found} == {"python", "rabbitmq", "postgres", "nginx"}
 
 
 def test_an_answer_that_is_no_digest_changes_nothing(files, tmp_path, monkeypatch):
