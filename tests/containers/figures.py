@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from datetime import datetime
 
+import psutil
+
 from tests.containers.site import Site, eventually
 from topology.services import NAMES
 
@@ -50,6 +52,13 @@ def seconds_to_start(site: Site, container: str) -> float:
         return IS_UP.findall(site.run(f"docker logs --timestamps --since {started} {container}"))
 
     return (_time(eventually(said)[0]) - _time(started)).total_seconds()
+
+
+def processor_seconds(site: Site, container: str) -> float:
+    """What the processes of a container have used so far."""
+    first = psutil.Process(site.inspect(container)["State"]["Pid"])
+    times = [process.cpu_times() for process in (first, *first.children(recursive=True))]
+    return sum(one.user + one.system for one in times)
 
 
 def _time(text: str) -> datetime:

@@ -375,6 +375,12 @@ def test_the_compose_file_fits_the_code(compose, secrets):
     assert faults(compose, secrets) == []
 
 
+def test_the_proxy_repeats_no_post_that_was_sent_and_holds_back_no_event():
+    said = (DEPLOY / "proxy" / "nginx.conf").read_text(encoding="utf-8")
+    assert re.findall(r"^ *proxy_next_upstream (.*);", said, re.M) == ["error timeout"]
+    assert re.findall(r"^ *proxy_buffering (.*);", said, re.M) == ["off"]
+
+
 def broken(service, *path, to=None):
     """A change of one value of one service. Without `to` the value is removed."""
 
