@@ -23,7 +23,7 @@ from tests.containers.engine import FOLDER, UNLIMITED, Engine
 Resource = dict[str, Any]
 
 NETWORK, SUBNET = "ecom-kube-test", "10.89.137"
-PACKAGES = ("podman", "runc", "netavark", "aardvark-dns")
+PACKAGES = ("podman", "runc", "netavark", "aardvark-dns", "catatonit")  # the last is the first process of a pod
 # crun, Debian's default, fails where cgroups are hybrid.
 SETTINGS = f"""\
 [engine]
