@@ -262,28 +262,31 @@ WAITING_SESSIONS = (
 
 
 def stop_at_work(system: System, service: str) -> None:
-    """SIGTERM one replica while it is in the middle of a batch; return when it has finished that and is gone."""
-    name, pid = sorted(system.replicas_of(service).items())[0]
-    (child,) = [child for child in system.supervisor.children if child.name == name]
-    logged = child.log.stat().st_size
-    process = Process.of(pid)
-    assert process is not None
+    """SIGTERM a replica that is in the middle of a batch; return when it has finished that and is gone.
 
-    def at_work() -> bool:
+    It is whichever replica has a batch: one of them may get all messages of a queue while it has room.
+    """
+    logs = {child.name: child.log for child in system.supervisor.children if child.service == service}
+    logged = {name: log.stat().st_size for name, log in logs.items()}
+
+    def at_work() -> str | None:
         waiting = {row["client_port"] for row in system.databases.rows(service, WAITING_SESSIONS)}
-        return bool(waiting & ports_of(pid))
-
-    def is_stopping() -> bool:
-        return b"stopping on SIGTERM" in child.log.read_bytes()[logged:]
+        return next((name for name, pid in system.replicas_of(service).items() if waiting & ports_of(pid)), None)
 
     with system.databases.connect(service) as connection:
         holding = connection.execution_options(isolation_level="READ COMMITTED")
         with holding.begin():
             # Every transaction of a batch begins by writing into it.
             holding.execute(text("LOCK TABLE consumed_messages IN SHARE ROW EXCLUSIVE MODE"))
-            eventually(at_work, bool, otherwise=f"nothing is in work at {name}")
+            name = eventually(at_work, bool, otherwise=f"no replica of {service} is in the middle of a batch")
+            process = Process.of(system.replicas_of(service)[name])
+            assert process is not None
             process.send(signal.SIGTERM)
-            eventually(is_stopping, bool, otherwise=f"{name} does not stop")
+            eventually(
+                lambda: b"stopping on SIGTERM" in logs[name].read_bytes()[logged[name] :],
+                bool,
+                otherwise=f"{name} does not stop",
+            )
     assert wait_until(lambda: not process.alive(), STOPS_WITHIN_S), f"{name} does not stop"
 
 
