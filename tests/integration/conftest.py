@@ -19,7 +19,7 @@ from shared.config import Settings, read
 from shared.edge.broker import BrokerConnection
 from shared.edge.publisher import Publisher
 from tests.databases import Databases
-from tests.integration.support import Bench, Mail, Wire
+from tests.integration.support import Bench, Mail, Wire, administer
 from tests.integration.users import As, settings_as
 from topology.declare import apply
 
@@ -82,12 +82,12 @@ def scratch(settings: Settings, database: Databases, service: str) -> Iterator[C
     """An empty database, as its owner."""
     admin = make_url(settings.database_admin_url)
     name = f"test_scratch_{service}"
-    database.run(service, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
-    database.run(service, f"CREATE DATABASE {name} TEMPLATE template0")
+    administer(database, service, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+    administer(database, service, f"CREATE DATABASE {name} TEMPLATE template0")
     engine = create_engine(admin.set(database=name), poolclass=NullPool)
     with engine.connect() as connection:
         yield connection
-    database.run(service, f"DROP DATABASE {name} WITH (FORCE)")
+    administer(database, service, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture

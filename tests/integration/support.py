@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 
 import amqp
 import eventlet
+import pytest
 from alembic.config import Config
 from amqp import spec
 from eventlet.green import socket
@@ -25,6 +26,7 @@ from payment_service.breaker import Breaker, Guarded
 from payment_service.mock_provider import MockProvider
 from payment_service.provider import Provider
 from shared.config import Settings
+from shared.edge import postgres
 from shared.edge.batch import Batch
 from shared.edge.broker import BrokerConnection
 from shared.edge.consumer import Handles
@@ -40,6 +42,7 @@ from shared.events import Identity, OrderCreated, Payload, PricedItem, Reserved
 from shared.failures import Delivery
 from shared.ids import new_trace_id
 from shared.revisions import ROOT
+from tests.databases import Databases
 from topology.services import POOL_SPARE
 from topology.table import BY_NAME, CONSUMERS, EVENTS_EXCHANGE, queue_arguments
 
@@ -53,6 +56,15 @@ T = TypeVar("T")
 
 # Long enough for a machine that does other things too: it is waited out only where something fails.
 TIMEOUT_S = 20.0
+# To create or drop a database writes and deletes files, which a busy disk delays by many seconds.
+ADMINISTRATION_LIMIT_S = 60.0
+
+
+def administer(databases: Databases, service: str, statement: str) -> None:
+    """Create or drop a database, and wait for the server longer than the services do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(postgres, "SILENT_SERVER_S", ADMINISTRATION_LIMIT_S)
+        databases.run(service, statement)
 
 
 def until(found: Callable[[], T], within_s: float = TIMEOUT_S, every_s: float = 0.02) -> T:

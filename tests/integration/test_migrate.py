@@ -17,7 +17,7 @@ from shared.config import Settings
 from shared.errors import CannotWork
 from shared.revisions import CONTRACT, EXPAND, needed_revision, revisions_of
 from tests.databases import Databases
-from tests.integration.support import alembic, until
+from tests.integration.support import administer, alembic, until
 
 SERVICE = "payment"
 NEEDED, NEWEST = needed_revision(SERVICE), revisions_of(SERVICE)[-1].name
@@ -144,7 +144,7 @@ def administered(settings: Settings, database: Databases) -> Iterator[Settings]:
     admin = make_url(settings.database_admin_url).set(username=ADMINISTRATOR, password=PASSWORD)
     yield replace(settings, database_admin_url=admin.render_as_string(False), database_urls=urls)
     for name in services:
-        database.run(SERVICE, f"DROP DATABASE IF EXISTS test_administered_{name} WITH (FORCE)")
+        administer(database, SERVICE, f"DROP DATABASE IF EXISTS test_administered_{name} WITH (FORCE)")
     database.run(SERVICE, f"REVOKE CONNECT ON DATABASE {home} FROM {ADMINISTRATOR}")
     database.run(SERVICE, f"DROP OWNED BY {ADMINISTRATOR}")
     database.run(SERVICE, f"DROP ROLE {ADMINISTRATOR}")
