@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
 from typing import Any
 from uuid import UUID
 
 from marshmallow import ValidationError, fields, validate
 
 from gateway.api.answering import Answer
-from gateway.api.currencies import currency_field
 from gateway.api.enumerations import AWAITED_FROM, ORDER_EVENT, ORDER_REASON, ORDER_STATUS, QUEUE_NAME
 from gateway.api.fields import (
     EXAMPLE_TIME,
@@ -21,7 +20,6 @@ from gateway.api.fields import (
     RequestSchema,
     Text,
     Timestamp,
-    WholeNumber,
     WholeNumberInQuery,
     Word,
     cursor_field,
@@ -37,55 +35,29 @@ from gateway.api.fields import (
 from gateway.api.http import READERS, Call, api
 from gateway.combined import Combined
 from gateway.following import stream, waiting
-from gateway.stock import MAX_ITEMS, MAX_QUANTITY, sku_field
+from gateway.new_order import OrderRequest, with_payment_method
+from gateway.stock import sku_field
 from shared.auth import ADMIN, CUSTOMER, MAX_NAME_LENGTH, OPERATOR
 from shared.edge.gathered_calls import GatheredCalls
-from shared.errors import Conflict, TooManyOrders, ValidationFailed
+from shared.errors import (
+    Conflict,
+    NoPrice,
+    NotForSale,
+    PriceChanged,
+    TooManyOrders,
+    UnknownSku,
+)
 from shared.order_states import AT_REST, Reason, Status
-from shared.schema import MAX_AMOUNT
 
 WAIT_S, MAX_WAIT_S = 20, 25
+ORDER_NO = re.compile(r"[0-9A-Za-z]{4}-?[0-9A-Za-z]{4}")
 STATES = tuple(status.value for status in Status)
 SORTS = ("created_at", "updated_at")
-DEVELOPMENT_PAYMENT_METHOD = "mock_ok"
-PAYMENT_METHODS_IN_WORDS = (
-    "one of the payment methods that this server accepts; another one is 422. If the payment provider lacks it, the"
-    " order becomes CANCELLED, payment_failed, and its payment says `method_unknown`. In development the methods are"
-    " those of the mock provider: mock_ok (which may be omitted there), mock_declined, mock_timeout,"
-    " mock_timeout_charged and mock_refund_declined"
-)
-
 # From the tables, so that no list of them is out of date.
 STATES_IN_WORDS = "{} are in progress; {} are at rest: the order waits for nothing but a person".format(
     *(", ".join(status for status in Status if (status in AT_REST) is rests) for rests in (False, True))
 )
 REASONS_IN_WORDS = f"why the order was cancelled: {', '.join(Reason)}; null if it was not"
-
-
-class OrderItem(RequestSchema):
-    """One line of an order; unit_price in minor units."""
-
-    sku = sku_field(required=True)
-    quantity = WholeNumber(1, MAX_QUANTITY, 2, required=True)
-    unit_price = WholeNumber(0, MAX_AMOUNT, 1999, "in minor units: 1999 is 19.99 EUR", required=True)
-
-
-class OrderRequest(RequestSchema):
-    """An order. A line (quantity x unit_price) and the total are at most 2^53 - 1, which JSON readers hold exactly."""
-
-    currency = currency_field(required=True)
-    payment_method = Text(DEVELOPMENT_PAYMENT_METHOD, PAYMENT_METHODS_IN_WORDS)
-    items = fields.List(fields.Nested(OrderItem), validate=validate.Length(1, MAX_ITEMS), required=True)
-
-
-def with_payment_method(order: dict[str, Any], methods: Sequence[str], production: bool) -> dict[str, Any]:
-    """The order with one of the payment methods. Raises ValidationFailed for another, or for none in production."""
-    method = order.get("payment_method", "" if production else DEVELOPMENT_PAYMENT_METHOD)
-    if not method:
-        raise ValidationFailed(details={"payment_method": ["Missing data for required field."]})
-    if method not in methods:
-        raise ValidationFailed(details={"payment_method": [f"Must be one of: {', '.join(methods)}."]})
-    return {**order, "payment_method": method}
 
 
 class StatesInQuery(fields.String):
@@ -118,6 +90,8 @@ class OrderQuery(PageQuery):
             " `updated_to`. Filters by the other time are refused",
         ),
     )
+    order_no = Text("K7M2-9QTX", "in any case, with or without its hyphen", pattern=ORDER_NO)
+    sku = sku_field()
     idempotency_key = Text(
         "first-order",
         "the caller's order made under this key, for clients that lost the answer; with `user`, that user's",
@@ -138,16 +112,20 @@ class Line(AnswerSchema):
     sku = text_field("lamp")
     quantity = integer_field(2)
     unit_price = integer_field(1999, "in minor units")
+    name = text_field("A red lamp", "as the menu called it; null for orders from before the menu", allow_none=True)
+    note = text_field("No onions", allow_none=True)
 
 
 class PostedOrder(AnswerSchema):
     """An order right after it was made."""
 
     order_id = uuid_field()
+    order_no = text_field("K7M2-9QTX", "what people call the order; null for old ones", allow_none=True)
     status = word_field(ORDER_STATUS, "PENDING")
     items = list_field(Line)
     total = integer_field(3998, "in minor units")
     currency = text_field("EUR", "ISO 4217")
+    note = text_field("Ring twice", allow_none=True)
 
 
 class Order(PostedOrder):
@@ -234,7 +212,7 @@ class Timeline(AnswerSchema):
 class Orders(Combined):
     """Routes under /api/orders."""
 
-    new_orders = GatheredCalls("order_service", "create_order", "create_orders")
+    new_orders = GatheredCalls("order_service", "place_order", "place_orders")
 
     @api(
         "POST",
@@ -246,7 +224,7 @@ class Orders(Combined):
         answer=PostedOrder,
         status=201,
         also={200: Order},
-        fails=(TooManyOrders,),
+        fails=(NotForSale, PriceChanged, UnknownSku, NoPrice, TooManyOrders),
         summary="Post an order",
     )
     def create_order(self, call: Call) -> Answer:
@@ -256,6 +234,10 @@ class Orders(Combined):
         `Idempotent-Replayed: true`. After 24 hours it may get 200 with the order as it is now. The same key with
         another body is 422.
 
+        Each line costs what the menu says (GET /api/menu/offers), of the tier that the sku's quantity reaches in the
+        whole order. A line may name the `unit_price` that the customer has seen. If another one holds now, lower or
+        higher, nothing is ordered: 409 `price_changed`, whose details have the prices now. A refusal uses up no key.
+
         A user may have so many orders open that are not paid yet, with so many units in them
         (`MAX_OPEN_ORDERS_PER_USER`, `MAX_HELD_UNITS_PER_USER`). One more is 429 `too_many_orders`; its details have the
         numbers. Pay or cancel an order and send the same request again. A repeated key is answered in any case.
@@ -264,7 +246,7 @@ class Orders(Combined):
         Send the same request again after `Retry-After`.
         """
         order = with_payment_method(call.body, self.settings.payment_methods, self.settings.production)
-        return _keyed(self.new_orders.create_order(order=order, key=call.key))
+        return _keyed(self.new_orders.place_order(order=order, key=call.key))
 
     @api(
         "GET",

@@ -10,6 +10,7 @@ from gateway.feed import Feed
 from gateway.menu import Menu
 from gateway.menu_editor import MenuEditor
 from gateway.operations import Operations
+from gateway.order_notes import OrderNotes
 from gateway.orders import Orders
 from gateway.payments import Payments
 from gateway.releases import Releases
@@ -20,7 +21,9 @@ from shared.edge.http import ProbesApart
 from shared.edge.settings import Setting
 
 
-class GatewayService(Tokens, Orders, Feed, Menu, MenuEditor, Stocks, Releases, Payments, Operations, Site, ProbesApart):
+class GatewayService(
+    Tokens, Orders, OrderNotes, Feed, Menu, MenuEditor, Stocks, Releases, Payments, Operations, Site, ProbesApart
+):
     """Every route of the gateway, by subject."""
 
     name = "gateway"

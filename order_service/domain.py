@@ -260,6 +260,12 @@ def total_of(items: tuple[PricedItem, ...]) -> int:
     return sum(lines)
 
 
+def order_no_in(text: str) -> str:
+    """An order number as it is stored, however somebody writes it: in any case, with or without its hyphen."""
+    plain = text.upper().replace("-", "").translate(str.maketrans("OIL", "011"))
+    return f"{plain[:4]}-{plain[4:]}"
+
+
 @dataclass(frozen=True)
 class Open:
     """Orders that are not paid yet, and the units in them."""
@@ -301,6 +307,11 @@ def may_post_for_others(caller: Identity) -> bool:
 def may_list(caller: Identity) -> bool:
     """Whether someone may list orders: customers their own, the others all."""
     return has_role(caller, CUSTOMER) or may_see_all(caller)
+
+
+def may_write_notes(caller: Identity) -> bool:
+    """Whether someone may write notes on orders."""
+    return has_role(caller, OPERATOR, ADMIN)
 
 
 def may_see_all(caller: Identity) -> bool:

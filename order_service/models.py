@@ -46,6 +46,8 @@ class OrderRow(Base):
     trace_id: Mapped[str]
     idempotency_key: Mapped[str]
     fingerprint: Mapped[str]
+    order_no: Mapped[str | None]  # what people call it; NULL for orders from before there were numbers
+    note: Mapped[str | None]
     version: Mapped[int] = mapped_column(server_default="1")
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
     updated_at: Mapped[datetime] = mapped_column(server_default=NOW)
@@ -61,6 +63,7 @@ class OrderRow(Base):
             for sorted_by in ("created_at", "updated_at")
             for filtered in ((), ("user_id",), ("status",))
         ),
+        Index("uq_orders_order_no", "order_no", unique=True),
         Index("ix_orders_unsettled", "created_at", postgresql_where=text(UNPAID_SQL)),
         Index("ix_orders_open_of_user", "user_id", postgresql_where=text(UNPAID_SQL)),
     )
@@ -76,6 +79,41 @@ class OrderItemRow(Base):
     sku: Mapped[str]
     quantity: Mapped[int]
     unit_price: Mapped[int] = mapped_column(BigInteger)
+    name: Mapped[str | None]
+    note: Mapped[str | None]
+    # The version of the offer by which the price was found; NULL for lines from before the catalog.
+    offer_version: Mapped[int | None] = mapped_column(BigInteger)
+
+    __table_args__ = (Index("ix_order_items_sku_order_id", "sku", "order_id"),)
+
+
+class OfferRow(Base):
+    """The copy of what the catalog sells under a sku, as it said in this version."""
+
+    __tablename__ = "offers"
+
+    sku: Mapped[str] = mapped_column(primary_key=True)
+    version: Mapped[int] = mapped_column(BigInteger)
+    item_id: Mapped[uuid.UUID]
+    name: Mapped[str]
+    sellable: Mapped[bool]
+    prices: Mapped[list[dict[str, Any]]] = mapped_column(JSONB)  # in force and to come
+    heard_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+class OrderNoteRow(Base):
+    """What somebody wrote about an order. Append only."""
+
+    __tablename__ = "order_notes"
+
+    id: Mapped[int] = mapped_column(BigInteger, IdentityColumn(), primary_key=True)
+    order_id: Mapped[uuid.UUID] = mapped_column(ForeignKey(OrderRow.order_id))
+    author: Mapped[str]
+    text: Mapped[str]
+    shown: Mapped[bool]  # whether the owner of the order sees it
+    at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+    __table_args__ = (Index(None, "order_id", "id"),)
 
 
 class OrderEventRow(Base):
@@ -125,11 +163,17 @@ RIGHTS = MESSAGING_RIGHTS | {
             "trace_id",
             "idempotency_key",
             "fingerprint",
+            "order_no",
             "created_at",
             *_PROGRESS,
         ),
     ),
-    "order_items": Rights(read=("order_id", "line", "sku", "quantity", "unit_price")),
+    "order_items": Rights(read=("order_id", "line", "sku", "quantity", "unit_price", "name", "offer_version")),
+    "offers": Rights(
+        changed=("version", "item_id", "name", "sellable", "prices", "heard_at"),
+        read=("sku", "version", "item_id", "name", "sellable", "prices", "heard_at"),
+    ),
+    "order_notes": Rights(),
     "order_events": Rights(
         read=(
             "id",

@@ -7,11 +7,11 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from order_service import domain, models
+from order_service import domain, models, offers
 from shared.envelope import Envelope
 from shared.errors import UnknownOrder
 from shared.ids import uuid7
-from shared.predictions import Prediction, Predictor, Verdict, predict_each
+from shared.predictions import APPLIES, Prediction, Predictor, Verdict, predict_each
 
 
 def result(session: Session, events: Sequence[Envelope]) -> dict[UUID, Verdict]:
@@ -32,7 +32,20 @@ def result(session: Session, events: Sequence[Envelope]) -> dict[UUID, Verdict]:
     return predict_each(events, decide)
 
 
+def learn_offers(session: Session, events: Sequence[Envelope]) -> dict[UUID, Verdict]:
+    """Predict replays of catalog.offer_changed: what is older than what is known changes nothing."""
+    known = offers.versions_of(session, {event.payload.sku for event in events})
+
+    def decide(event: Envelope) -> Verdict:
+        if known.get(event.payload.sku, 0) < event.payload.version:
+            return APPLIES
+        return Prediction.STALE, "a newer version is known"
+
+    return predict_each(events, decide)
+
+
 PREDICTORS: dict[str, Predictor] = {
     "q.order.inventory-result": result,
     "q.order.payment-result": result,
+    "q.order.catalog-offers": learn_offers,
 }

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, func, select, tuple_, union_all
 from sqlalchemy.orm import Session, aliased
 
-from order_service.domain import AWAITED, Status, may_see, may_see_all
+from order_service.domain import AWAITED, Status, may_see, may_see_all, order_no_in
 from order_service.models import OrderEventRow, OrderItemRow, OrderRow
 from shared.errors import BadRequest, NotFound
 from shared.events import Identity
@@ -66,9 +66,9 @@ def orders_page(
     """A page of orders and the next cursor: the viewer's own, or all for viewers who may see them.
 
     `filters` may hold status (states separated by commas), user, from, to, updated_from, updated_to (RFC 3339;
-    from <= time < to), idempotency_key (of the viewer's own orders, or of the user's), and sort: created_at (newest
-    first) or updated_at (oldest change first, the default with updated_from or updated_to). Raises BadRequest,
-    InvalidCursor.
+    from <= time < to), order_no, sku, idempotency_key (of the viewer's own orders, or of the user's), and sort:
+    created_at (newest first) or updated_at (oldest change first, the default with updated_from or updated_to). Raises
+    BadRequest, InvalidCursor.
     """
     column, newest_first, beginning = _sort_of(filters)
     if cursor:
@@ -126,6 +126,10 @@ def _conditions(viewer: Identity, filters: Mapping[str, Any]) -> list[ColumnElem
         found.append(OrderRow.user_id == user)
     if key:
         found.append(OrderRow.idempotency_key == key)
+    if order_no := filters.get("order_no"):
+        found.append(OrderRow.order_no == order_no_in(order_no))
+    if sku := filters.get("sku"):
+        found.append(OrderRow.order_id.in_(select(OrderItemRow.order_id).where(OrderItemRow.sku == sku)))
     for name, (column, is_beginning) in _TIMES.items():
         if filters.get(name):
             bound = datetime.fromisoformat(filters[name])
@@ -145,14 +149,24 @@ def order_bodies(session: Session, rows: Sequence[OrderRow]) -> list[dict[str, A
     items: dict[uuid.UUID, list[dict[str, Any]]] = {row.order_id: [] for row in rows}
     lines = select(OrderItemRow).where(OrderItemRow.order_id.in_(list(items))).order_by(OrderItemRow.line)
     for line in session.scalars(lines):
-        items[line.order_id].append({"sku": line.sku, "quantity": line.quantity, "unit_price": line.unit_price})
+        items[line.order_id].append(
+            {
+                "sku": line.sku,
+                "quantity": line.quantity,
+                "unit_price": line.unit_price,
+                "name": line.name,
+                "note": line.note,
+            }
+        )
     return [
         {
             "order_id": str(row.order_id),
+            "order_no": row.order_no,
             "status": row.status,
             "items": items[row.order_id],
             "total": row.total,
             "currency": row.currency,
+            "note": row.note,
             "payment_method": row.payment_method,
             "reason": row.reason,
             "payment_id": str(row.payment_id) if row.payment_id else None,

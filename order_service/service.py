@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 from uuid import UUID
 
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from order_service import creation, domain, feed, models, new_orders, queries
-from order_service.new_orders import NewOrder
+from order_service import catching_up, creation, domain, feed, judging, models, new_orders, notes, offers, queries
+from order_service.creation import InDoubt
+from order_service.judging import Offer
+from order_service.new_orders import PostedOrder
 from shared import idempotency, outbox
 from shared.edge.admission import Admission
 from shared.edge.consumer import handles
@@ -18,11 +21,19 @@ from shared.edge.database import Database
 from shared.edge.hints import Hints
 from shared.edge.http import Probes
 from shared.edge.rpc import rpc, serialized
+from shared.edge.rpc_proxy import RpcProxy
 from shared.edge.settings import Setting
 from shared.edge.timer import each_alone, every
 from shared.edge.tx import Events, Tx
 from shared.envelope import envelope
-from shared.errors import CannotWork, Conflict, EcomError, UnexpectedEvent, UnknownOrder
+from shared.errors import (
+    CannotWork,
+    Conflict,
+    EcomError,
+    ServiceUnavailable,
+    UnexpectedEvent,
+    UnknownOrder,
+)
 from shared.events import Identity
 from shared.idempotency import KeyedAnswer, KeyedRequest
 from shared.ids import uuid7
@@ -34,6 +45,14 @@ CANCEL_ROUTE = "POST /api/orders/{order_id}/cancel"
 CLOCK = Identity("system:deadline", ("system",))
 DEADLINE_EVERY_S = 5
 DEADLINE_BATCH = 100
+
+# Somebody waits for the answer.
+ASK_CATALOG_S = 2.0
+# Two numbers are equal once in a million orders, if there are a million.
+NUMBERS_TRIED = 3
+
+# The copy of the offers is compared with the catalog so often, for events that are dead or lost.
+CATCH_UP_EVERY_S = 60
 
 
 class OrderService(Probes):
@@ -49,41 +68,95 @@ class OrderService(Probes):
     relay = Relay()
     context = Context()
     hints = Hints()
+    catalog = RpcProxy("catalog_service", ASK_CATALOG_S)
     admission = Admission(new_orders.under_way, lambda settings: settings.max_orders_under_way)
 
     @rpc
     def create_order(self, order: dict[str, Any], key: str) -> dict[str, Any]:
-        """Make an order: idempotency key, order and event in one transaction. `create_orders` makes many.
+        """Make an order as `place_order` does, for gateways of the version before and for shells.
 
-        `order` is {currency, payment_method, items: [{sku, quantity, unit_price}]}, already validated. Returns
-        {status, body, location, replayed}. Raises IdempotencyKeyReused, IdempotencyInProgress, ValidationFailed,
-        TooManyOrders for one order more than the user may have open, and CannotWork while MAX_ORDERS_UNDER_WAY are
-        under way.
+        Where that refuses prices by errors that these callers do not know, this raises Conflict or ValidationFailed.
         """
-        new = new_orders.new_order(order, key, self.context.identity, self.context.trace_id)
-        (outcome,) = self._make([new])
+        outcome = self._place(order, key)
+        if isinstance(outcome, EcomError):
+            raise judging.as_of_old(outcome)
+        return outcome.as_dict()
+
+    @rpc
+    def place_order(self, order: dict[str, Any], key: str) -> dict[str, Any]:
+        """Make an order: idempotency key, order and event in one transaction. `place_orders` makes many.
+
+        `order` is {currency, payment_method, items: [{sku, quantity, unit_price?, note?}], note?}, already validated.
+        It is charged the prices of the catalog; a unit_price is what the client has seen, and is compared. Returns
+        {status, body, location, replayed}. Raises IdempotencyKeyReused, IdempotencyInProgress, ValidationFailed,
+        UnknownSku, NotForSale, NoPrice, PriceChanged, TooManyOrders for one order more than the user may have open,
+        and CannotWork while MAX_ORDERS_UNDER_WAY are under way, or where the catalog must be asked and does not answer.
+        """
+        outcome = self._place(order, key)
         if isinstance(outcome, EcomError):
             raise outcome
         return outcome.as_dict()
 
+    def _place(self, order: dict[str, Any], key: str) -> creation.Outcome:
+        posted = new_orders.posted_order(order, key, self.context.identity, self.context.trace_id)
+        (outcome,) = self._make([posted])
+        if isinstance(outcome, InDoubt):
+            (outcome,) = self._make([posted], self._ask(outcome.skus))
+        assert not isinstance(outcome, InDoubt)  # whoever has asked is in doubt no more
+        return outcome
+
+    def _ask(self, skus: Collection[str]) -> dict[str, Offer]:
+        """What the catalog says of skus now, which is kept. Raises CannotWork where it does not answer."""
+        try:
+            said = offers.as_said(self.catalog.offers_of(sorted(skus))["offers"])
+        except ServiceUnavailable as error:
+            raise CannotWork(
+                f"the catalog does not answer, and the copy of its offers leaves a doubt: {error}"
+            ) from error
+        with self.db.begin() as session:
+            offers.save(session, said.values())
+        return said
+
     @rpc
-    def create_orders(self, posts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def create_orders(self, posts: list[dict[str, Any]]) -> list[dict[str, Any] | None]:
         """Make the orders of many users in one transaction, for a gateway that gathers posts.
 
-        A post is {order, key, user_id, roles, trace_id}. Returns {result, error} of each: what `create_order` returns
-        to its user, or the error that it raises. Where the whole list fails, nothing is made: post each alone then,
-        because one of them may be the reason.
+        As `place_orders`, whose errors a list of the version before never holds: such a post is to be made alone.
         """
         self.context.require(domain.may_post_for_others)
-        posted = [_posted(post) for post in posts]
-        outcomes = iter(self._make([new for new in posted if isinstance(new, NewOrder)]))
-        return [_as_reply(next(outcomes) if isinstance(new, NewOrder) else new) for new in posted]
+        return self._place_all(posts)
 
-    def _make(self, orders: list[NewOrder]) -> list[creation.Outcome]:
+    @rpc
+    def place_orders(self, posts: list[dict[str, Any]]) -> list[dict[str, Any] | None]:
+        """Make the orders of many users in one transaction, for a gateway that gathers posts.
+
+        A post is {order, key, user_id, roles, trace_id}. Returns {result, error} of each: what `place_order` returns
+        to its user, or the error that it raises; None for a post about which the catalog must be asked, so that the
+        others need not wait: post it alone. Where the whole list fails, nothing is made: post each alone then, because
+        one of them may be the reason.
+        """
+        self.context.require(domain.may_post_for_others)
+        return self._place_all(posts)
+
+    def _place_all(self, posts: list[dict[str, Any]]) -> list[dict[str, Any] | None]:
+        posted = [_posted(post) for post in posts]
+        outcomes = iter(self._make([order for order in posted if isinstance(order, PostedOrder)]))
+        return [_as_reply(next(outcomes) if isinstance(order, PostedOrder) else order) for order in posted]
+
+    def _make(
+        self, orders: list[PostedOrder], asked: Mapping[str, Offer] | None = None
+    ) -> list[creation.Outcome | InDoubt]:
+        """Judge and make orders, with new numbers if another order has one of theirs."""
         if not orders:
             return []
-        with self.db.begin() as session:
-            return creation.make(session, orders, self._most_open(), self.admission.is_full())
+        for _ in range(NUMBERS_TRIED):
+            try:
+                with self.db.begin() as session:
+                    return creation.post(session, orders, self._most_open(), self.admission.is_full(), asked)
+            except IntegrityError as error:
+                if new_orders.NUMBERS_INDEX not in str(error.orig):
+                    raise
+        raise CannotWork("the numbers of new orders are all taken")
 
     def _most_open(self) -> domain.Open | None:
         """The most that one user may have open; None if nothing is limited, so that nothing has to be counted."""
@@ -181,6 +254,30 @@ class OrderService(Probes):
             return {"version": row.version, **queries.steps_after(session, row.order_id, after)}
 
     @rpc
+    def notes(self, order_id: str) -> dict[str, Any]:
+        """The notes on an order that the caller may read: {items}. Raises NotFound."""
+        with self.db.read() as session:
+            row = queries.visible_order(session, order_id, self.context.identity)
+            return {"items": notes.notes_of(session, row.order_id, self.context.identity)}
+
+    @rpc
+    def add_note(self, order_id: str, text: str, shown: bool, key: str) -> dict[str, Any]:
+        """Write a note on an order, once for each key: {status, body, location, replayed}.
+
+        Raises NotFound, IdempotencyKeyReused, IdempotencyInProgress.
+        """
+        self.context.require(domain.may_write_notes)
+        try:
+            with self.db.begin() as session:
+                row = queries.visible_order(session, order_id, self.context.identity)
+                answer = notes.add(session, row.order_id, text, shown, self.context.identity, key)
+                if answer.replayed:
+                    raise _Answered(answer)
+        except _Answered as known:
+            return known.answer.as_dict()
+        return answer.as_dict()
+
+    @rpc
     def changed_orders(self, known: dict[str, int]) -> list[dict[str, Any]]:
         """Those of these orders that have changed since a known version, for a gateway whose clients wait for them."""
         self.context.require(domain.may_ask_for_changes)
@@ -203,6 +300,16 @@ class OrderService(Probes):
         self.context.require(domain.may_ask_for_changes)
         with self.db.read() as session:
             return feed.pages_after(session, known)
+
+    @handles("q.order.catalog-offers")
+    def learn_offers(self, events: Events, tx: Tx) -> None:
+        """Keep what the catalog says. What is older than what is known changes nothing."""
+        offers.save(tx.session, offers.newest(event.payload for event in events))
+
+    @every(CATCH_UP_EVERY_S)
+    def catch_up(self) -> None:
+        """Compare the copy of the offers with the catalog, and fetch what differs."""
+        catching_up.catch_up(self.db, self.catalog)
 
     @handles("q.order.inventory-result")
     def follow_inventory(self, events: Events, tx: Tx) -> None:
@@ -263,17 +370,19 @@ class _Answered(Exception):
         self.answer = answer
 
 
-def _posted(post: dict[str, Any]) -> NewOrder | EcomError:
+def _posted(post: dict[str, Any]) -> PostedOrder | EcomError:
     """The order that a post asks for, or why it cannot be made."""
     identity = Identity(post["user_id"], tuple(post["roles"]))
     try:
-        return new_orders.new_order(post["order"], post["key"], identity, post["trace_id"])
+        return new_orders.posted_order(post["order"], post["key"], identity, post["trace_id"])
     except EcomError as error:
         return error
 
 
-def _as_reply(outcome: creation.Outcome) -> dict[str, Any]:
-    """As one call would be answered."""
+def _as_reply(outcome: creation.Outcome | InDoubt) -> dict[str, Any] | None:
+    """As one call would be answered; None for a call that has to be made alone."""
+    if isinstance(outcome, InDoubt):
+        return None
     if isinstance(outcome, EcomError):
         return {"result": None, "error": serialized(outcome)}
     return {"result": outcome.as_dict(), "error": None}

@@ -118,9 +118,21 @@ class BelowReserved(Conflict):
 
 
 class VersionMoved(Conflict):
-    """The stock changed since that version was read."""
+    """It changed since that version was read."""
 
     code = "version_moved"
+
+
+class NotForSale(Conflict):
+    """A sku of the order is not for sale now. The details name each line."""
+
+    code = "not_for_sale"
+
+
+class PriceChanged(Conflict):
+    """A unit price of the order is not the one that holds now. The details have the prices now: ask again with them."""
+
+    code = "price_changed"
 
 
 class VersionGone(EcomError):
@@ -199,6 +211,18 @@ class IdempotencyKeyReused(ValidationFailed):
     """This Idempotency-Key was used with another body."""
 
     code = "idempotency_key_reused"
+
+
+class UnknownSku(ValidationFailed):
+    """A sku of the order is not on the menu. An admin lists it by PUT /api/menu/offers/{sku}."""
+
+    code = "unknown_sku"
+
+
+class NoPrice(ValidationFailed):
+    """A sku of the order has no price in this currency and quantity. The details name the currencies there are."""
+
+    code = "no_price"
 
 
 class RateLimited(EcomError):

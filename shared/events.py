@@ -41,6 +41,14 @@ class PricedItem:
 
 
 @dataclass(frozen=True)
+class OrderedItem(PricedItem):
+    """One line of a new order: what it is called, and what its customer wishes. Older messages lack both."""
+
+    name: ShortText | None = None
+    note: ShortText | None = None
+
+
+@dataclass(frozen=True)
 class Shortage:
     """The requested and the available quantity of a sku."""
 
@@ -76,6 +84,9 @@ class OrderPayload(Payload):
 # The owner of the order, also when another person caused the event. Messages of version 0.1 lack it.
 CustomerId = ShortText | None
 
+# What a customer wishes of the whole order.
+Note = Annotated[str, Limits(pattern=r"[\s\S]{1,500}")]
+
 CATALOGUE: dict[str, type[Payload]] = {}
 _TYPE_OF: dict[type[Payload], str] = {}
 P = TypeVar("P", bound=type[Payload])
@@ -97,9 +108,11 @@ class OrderCreated(OrderPayload):
 
     currency: Currency
     total: Amount
-    items: tuple[PricedItem, ...]
+    items: tuple[OrderedItem, ...]
     payment_method: ShortText
     customer_id: CustomerId = None
+    order_no: ShortText | None = None
+    note: Note | None = None
 
 
 @_event("order.cancelled")

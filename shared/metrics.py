@@ -41,3 +41,4 @@ AUDIT_TROUBLE = Gauge("ecom_audit_trouble", "1 while the release audit cannot be
 READY = Gauge("ecom_ready", "1 if the last readiness probe was answered with yes.", ["service"])
 WAS_READY = Gauge("ecom_was_ready", "1 once a readiness probe of this process was answered with yes.", ["service"])
 UNREADY = Counter("ecom_unready_total", "Readiness probes answered with no, after the first yes.", ["service"])
+OFFERS_BEHIND = Gauge("ecom_offers_behind", "Offers of which the last comparison found a later version in the catalog.")

@@ -54,12 +54,13 @@ QUEUES = (
     Queue("q.payment.order-cancelled", "payment", ("order.cancelled",)),
     Queue("q.order.inventory-result", "order", ("inventory.*",)),
     Queue("q.order.payment-result", "order", ("payment.*",)),
+    Queue("q.order.catalog-offers", "order", ("catalog.offer_changed",)),
     Queue("q.catalog.stock-availability", "catalog", ("stock.availability_changed",)),
 )
 
 # Events that are published although no queue is bound to them yet. The relay publishes every other event `mandatory`,
 # so that an event that reaches no queue stays in the outbox.
-UNHEARD = frozenset({"order.paid", "catalog.offer_changed"})
+UNHEARD = frozenset({"order.paid"})
 
 BY_NAME = {queue.name: queue for queue in QUEUES}
 

@@ -19,7 +19,7 @@ from shared.enumerations import (
     ReleaseReason,
     ReservationState,
 )
-from shared.events import CATALOGUE, OrderCreated
+from shared.events import CATALOGUE, OrderCreated, OrderPayload
 from shared.order_states import Command, Reason, Status
 from topology.services import BY_NAME, PUBLISHERS
 from topology.table import QUEUES, dead_letter_queue, hears
@@ -31,7 +31,8 @@ def _of(name: str, kind: type[StrEnum]) -> Enumeration:
 
 def _events_of_an_order() -> Iterator[str]:
     for type_, payload in CATALOGUE.items():
-        if payload is OrderCreated or any(hears(queue, type_) for queue in QUEUES if queue.service == "order"):
+        is_heard = any(hears(queue, type_) for queue in QUEUES if queue.service == "order")
+        if payload is OrderCreated or (is_heard and issubclass(payload, OrderPayload)):
             yield type_
     for command in Command:
         yield command.value

@@ -94,6 +94,7 @@ class Api(Route):
     held = Shared(Held)
     content_type = "application/json"
     cache_control = "no-store"
+    has_etag = False
     in_document = True  # whether the OpenAPI document shows the route
     streams = False  # whether a client may choose Server-Sent Events by its Accept header
     samples: ClassVar[dict[str, str]] = {}  # programs that call the route, by language
@@ -185,7 +186,7 @@ class Api(Route):
             query["cursor"] = self._cursors.open(query["cursor"])
         body = self.read_body(environ, self._body) if self._body else {}
         key = idempotency_key(environ) if self.idempotent else ""
-        check_conditions(environ)
+        check_conditions(environ, self.has_etag)
         self._versions.note_use(environ, self.label, identity.user_id if identity else "somebody", self._old(request))
         context: dict[str, Any] = {"trace_id": trace_id}
         if identity is not None:
@@ -291,6 +292,7 @@ class ForAnyone(Api):
     """
 
     cache_control = "public, max-age=5"
+    has_etag = True
     answer_headers: ClassVar[dict[str, tuple[str, dict[str, Any]]]] = {
         "ETag": ("send it as If-None-Match: the answer is 304 while nothing has changed", {"type": "string"}),
     }
@@ -306,8 +308,14 @@ class ForAnyone(Api):
 
     def answer(self, request: Request, result: Any) -> Response:
         response = super().answer(request, result)
-        response.set_etag(hashlib.sha256(response.get_data()).hexdigest())
-        return response.make_conditional(request)
+        etag = hashlib.sha256(response.get_data()).hexdigest()
+        wanted, known = request.if_match, request.if_none_match
+        if wanted and not (wanted.star_tag or wanted.is_strong(etag)):
+            raise errors.PreconditionFailed("The answer has another ETag by now.")
+        response.set_etag(etag)
+        if known.contains_weak(etag):
+            response.status_code = HTTPStatus.NOT_MODIFIED
+        return response
 
 
 class ForEditors(Api):

@@ -110,8 +110,10 @@ def check_content(environ: Environ, kind: str) -> dict[str, str]:
     return parameters
 
 
-def check_conditions(environ: Environ) -> None:
-    """Refuse what RFC 9110 forbids to ignore: conditions on an ETag, which no answer has. Raises PreconditionFailed.
+def check_conditions(environ: Environ, has_etag: bool) -> None:
+    """Refuse what RFC 9110 forbids to ignore: conditions on an ETag that is not there. Raises PreconditionFailed.
+
+    Where the answer has one, the condition waits for it.
 
     `If-Match: *` asks only that the resource exists. Where it must exist anyway the condition is met: without the
     resource the answer is 404. A PUT may create it, so there the condition is refused.
@@ -121,9 +123,10 @@ def check_conditions(environ: Environ) -> None:
     method = environ["REQUEST_METHOD"]
     changes = method not in ("GET", "HEAD")
     match, none_match = environ.get("HTTP_IF_MATCH"), environ.get("HTTP_IF_NONE_MATCH", "")
-    if (match is not None and (match.strip() != "*" or method == "PUT")) or (changes and none_match.strip() == "*"):
+    refused = match is not None and not has_etag and (match.strip() != "*" or method == "PUT")
+    if refused or (changes and none_match.strip() == "*"):
         raise errors.PreconditionFailed(
-            "No answer has an ETag, so no condition on it is met. To guard a change of stock, send its `version`."
+            "This has no ETag, so no condition on it is met. To guard a change, send the `version` that was read."
         )
     if changes and "HTTP_CONTENT_RANGE" in environ:
         raise errors.BadRequest("Only the whole can be sent: Content-Range is not allowed.")

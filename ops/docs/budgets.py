@@ -31,7 +31,7 @@ POST, RELAY = "POST /api/orders", "the relay"
 
 # For a batch of one message, and for one of fifty that drives every branch of the handler.
 BUDGETS: dict[str, tuple[Cost, Cost]] = {
-    POST: (Cost(3, 1, 1, 3), Cost(3, 1, 50, 150)),
+    POST: (Cost(4, 1, 1, 3), Cost(4, 1, 50, 150)),
     RELAY: (Cost(2, 0, 1, 3), Cost(2, 0, 50, 150)),
     "q.inventory.order-created": (Cost(6, 1, 1, 3), Cost(7, 1, 50, 150)),
     "q.payment.inventory-reserved": (Cost(5, 1, 1, 3), Cost(5, 1, 45, 135)),
@@ -41,6 +41,7 @@ BUDGETS: dict[str, tuple[Cost, Cost]] = {
     "q.inventory.release-requested": (Cost(9, 1, 1, 3), Cost(9, 1, 45, 135)),
     "q.payment.order-cancelled": (Cost(2, 1, 0, 0), Cost(4, 1, 0, 0)),
     "q.payment.refund-requested": (Cost(8, 1, 1, 3), Cost(8, 1, 50, 150)),
+    "q.order.catalog-offers": (Cost(2, 1, 0, 0), Cost(2, 1, 0, 0)),
     "q.catalog.stock-availability": (Cost(2, 1, 0, 0), Cost(2, 1, 0, 0)),
 }
 

@@ -23,10 +23,10 @@ from shared.events import (
     Committed,
     OrderCancelled,
     OrderCreated,
+    OrderedItem,
     Payload,
     PaymentFailed,
     PaymentSucceeded,
-    PricedItem,
     Refunded,
     RefundFailed,
     RefundRequested,
@@ -43,7 +43,7 @@ FILE = Path(__file__).resolve().parents[2] / "docs" / "sagas.md"
 ORDER, RESERVATION, FIRST_REFUND, SECOND_REFUND = (UUID(int=number) for number in range(1, 5))
 CUSTOMER = "customer"
 PAYMENT = payment_id_of(ORDER)
-ITEMS = (PricedItem("lamp", 2, 1999),)
+ITEMS = (OrderedItem("lamp", 2, 1999),)
 TOTAL, CURRENCY = 3998, "EUR"
 COMMANDS = (CANCEL, DEADLINE, REFUND_RETRY)
 

@@ -64,7 +64,8 @@ RULES = (
     ),
     Rule(
         "tables",
-        "a new table; a column that is nullable or has a default; an index built CONCURRENTLY",
+        "a new table; a column that is nullable or has a default, also with a key of its own; an index built "
+        "CONCURRENTLY",
         "stop reading and writing it in this release (CONTRIBUTING.md, a column that goes), and drop, rename or narrow "
         "it in the next",
         comparisons.tables,
@@ -77,7 +78,8 @@ RULES = (
     ),
     Rule(
         "RPC",
-        "a method gains optional arguments at its end, and fields in its result; the gateway uses them at once",
+        "a method gains optional arguments at its end, and fields in its result; the gateway uses them at once, and so "
+        "does whoever calls a new service",
         "add the new form beside the old one in this release, let the callers move, and remove the old one in the next",
         comparisons.rpc,
     ),

@@ -46,6 +46,7 @@ LOCKS = {
     "migrate": ("ops.roles", "LOCK_ID"),
     "work on a DLQ": ("ops.locks", "LOCK_CLASS"),
     "orders of a user": ("order_service.new_orders", "TURNS_OF_USERS"),
+    "new skus": ("catalog_service.editor", "NEW_SKUS"),
     "seal": ("inventory_service.audit.chain", "SEAL_LOCK"),
 }
 

@@ -19,7 +19,7 @@ from alembic.config import Config
 from amqp import spec
 from eventlet.green import socket
 from nameko.containers import ServiceContainer
-from sqlalchemy import Connection, event, make_url
+from sqlalchemy import Connection, create_engine, event, make_url, text
 
 from ops.local.servers import Broker
 from payment_service.breaker import Breaker, Guarded
@@ -38,7 +38,8 @@ from shared.edge.publisher import Outgoing, Publisher
 from shared.edge.runner import nameko_config, service_class
 from shared.edge.settings import sender_rules
 from shared.envelope import Envelope, envelope
-from shared.events import Identity, OrderCreated, Payload, PricedItem, Reserved
+from shared.errors import ServiceUnavailable
+from shared.events import Identity, OrderCreated, OrderedItem, Payload, Reserved
 from shared.failures import Delivery
 from shared.ids import new_trace_id
 from shared.revisions import ROOT
@@ -107,7 +108,7 @@ def order_created(
     unit_price: int = 100,
 ) -> OrderCreated:
     """An order of the same quantity of some skus."""
-    items = tuple(PricedItem(sku, quantity, unit_price) for sku in skus)
+    items = tuple(OrderedItem(sku, quantity, unit_price) for sku in skus)
     return OrderCreated(order_id or uuid4(), "EUR", unit_price * quantity * len(items), items, method)
 
 
@@ -149,10 +150,34 @@ class _Container:
         self.max_workers = max_workers
 
 
+LIST = (
+    "INSERT INTO offers (sku, version, item_id, name, sellable, prices) VALUES (:sku, CAST(extract(epoch FROM"
+    " clock_timestamp()) * 1000000 AS bigint), gen_random_uuid(), :sku, :sellable, CAST(:prices AS jsonb))"
+    " ON CONFLICT (sku) DO UPDATE SET version = excluded.version, sellable = excluded.sellable,"
+    " prices = excluded.prices"
+)
+
+
+def offer_rows(prices: Mapping[str, int], currency: str = "EUR", sellable: bool = True) -> Iterator[dict[str, Any]]:
+    """The values of LIST for skus at prices."""
+    for sku, price in prices.items():
+        row = {"currency": currency, "min_quantity": 1, "unit_price": price, "valid_from": "2026-01-01T00:00:00.000Z"}
+        yield {"sku": sku, "sellable": sellable, "prices": json.dumps([row])}
+
+
+class NoCatalog:
+    """The catalog service, which is away."""
+
+    def __getattr__(self, method: str) -> Any:
+        raise ServiceUnavailable("there is no catalog here")
+
+
 class Bench:
     """A service and its database, with no container around them; `batch(queue)` handles the deliveries of a test."""
 
-    def __init__(self, settings: Settings, service: str, url: str = "", pool_size: int = 15) -> None:
+    def __init__(
+        self, settings: Settings, service: str, url: str = "", pool_size: int = 15, lists: bool = True
+    ) -> None:
         config = nameko_config(settings, service)
         if url:
             config["DB_URIS"] = dict.fromkeys(config["DB_URIS"], url)
@@ -174,6 +199,32 @@ class Bench:
         for fair_calls in ("charges", "refunds", "questions"):
             setattr(self.service, fair_calls, FairCalls(patience_s=TIMEOUT_S))
         self.publisher = Publisher(settings.amqp_uri, settings.heartbeat_s)
+        self.listed: dict[str, int] = {}
+        self._lister = create_engine(settings.database_url("order"), pool_size=1)
+        if service == "order":
+            self.service.catalog = NoCatalog()
+            if lists:
+                for name in ("create_order", "create_orders", "place_order", "place_orders"):
+                    setattr(self.service, name, self._listing(getattr(self.service, name)))
+
+    def _listing(self, post: Callable[..., Any]) -> Callable[..., Any]:
+        """The method, before which each sku of its orders is listed at the price that the order names."""
+
+        def listed(posts: Any, *more: Any) -> Any:
+            for order in [posts] if isinstance(posts, dict) else [one["order"] for one in posts]:
+                self.list_offers({item["sku"]: item["unit_price"] for item in order["items"]}, order["currency"])
+            return post(posts, *more)
+
+        return listed
+
+    def list_offers(self, prices: Mapping[str, int], currency: str = "EUR", sellable: bool = True) -> None:
+        """Put skus at prices into the copy of the offers, as if the catalog had just told of them."""
+        new = {sku: price for sku, price in prices.items() if self.listed.get(sku) != price}
+        if new:
+            with self._lister.begin() as connection:
+                for row in offer_rows(new, currency, sellable):
+                    connection.execute(text(LIST), row)
+            self.listed |= new
 
     def called_by(self, identity: Identity) -> None:
         """From here on this user calls the service."""
@@ -204,6 +255,7 @@ class Bench:
         self.publisher.close()
         self.database.stop()
         self.ledger.dispose()
+        self._lister.dispose()
 
 
 @contextmanager

@@ -173,6 +173,30 @@ def test_a_withdrawn_item_is_told_once_for_each_sku_and_shows_no_prices(catalog:
     assert catalog.service.list_items(10)["items"] == []
 
 
+def withdrawn_by_its_editor(catalog: Bench, draft: dict[str, Any]) -> None:
+    catalog.service.put_item(draft["item_id"], {**DRAFT, "status": "withdrawn", "version": 1})
+
+
+def deleted_with_a_price(catalog: Bench, draft: dict[str, Any]) -> None:
+    catalog.service.put_offer("pizza-s", 900)
+    catalog.service.delete_item(draft["item_id"])
+
+
+@pytest.mark.parametrize("withdraw", [withdrawn_by_its_editor, deleted_with_a_price])
+def test_a_draft_that_was_withdrawn_stays_unseen(
+    catalog: Bench, told: Told, withdraw: Callable[[Bench, dict[str, Any]], None]
+) -> None:
+    draft = catalog.service.create_item(DRAFT, "k")["body"]
+    withdraw(catalog, draft)
+
+    assert catalog.service.editor_item(draft["item_id"])["status"] == "withdrawn"
+    with pytest.raises(NotFound):
+        catalog.service.get_item(draft["item_id"])
+    assert catalog.service.get_offers(["pizza-s"]) == {"offers": [], "unknown": ["pizza-s"]}
+    assert catalog.service.list_items(10, None, {"sku": "pizza-s"})["items"] == []
+    assert told() == []
+
+
 def test_a_draft_without_a_price_is_thrown_away_and_its_skus_are_free(catalog: Bench) -> None:
     draft = catalog.service.create_item(DRAFT, "k")["body"]
     catalog.service.delete_item(draft["item_id"])

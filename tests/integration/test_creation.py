@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
 import eventlet
 import pytest
@@ -15,6 +16,8 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from order_service import new_orders
+from order_service.judging import Offer, Verdict
+from order_service.new_orders import NewOrder
 from shared import idempotency
 from shared.config import Settings
 from shared.edge.admission import Admission
@@ -44,7 +47,8 @@ def order(bench: Callable[..., Bench]) -> Bench:
 
 
 def post(key: str, user: str = "ann", quantity: int = 1, price: int = 5, **changed: Any) -> dict[str, Any]:
-    items = [{"sku": "lamp", "quantity": quantity, "unit_price": price}, {"sku": "rug", "quantity": 1, "unit_price": 7}]
+    sku = "lamp" if price == 5 else f"lamp-{price}"
+    items = [{"sku": sku, "quantity": quantity, "unit_price": price}, {"sku": "rug", "quantity": 1, "unit_price": 7}]
     body = {"currency": "EUR", "payment_method": "mock_ok", "items": items}
     return {"order": body, "key": key, "user_id": user, "roles": ["customer"], "trace_id": TRACE, **changed}
 
@@ -53,6 +57,13 @@ def create(order: Bench, *posts: dict[str, Any]) -> list[Any]:
     """The answer, or the error, of each post."""
     replies = order.service.create_orders(list(posts))
     return [deserialize(reply["error"]) if reply["error"] else reply["result"] for reply in replies]
+
+
+def judged(posted: dict[str, Any], key: str) -> NewOrder:
+    """A post of ann's whose lines are taken at the prices that it names."""
+    order = new_orders.posted_order(posted["order"], key, ANN, TRACE)
+    offers = {line.sku: Offer(line.sku, 1, uuid4(), line.sku, True, ()) for line in order.lines}
+    return new_orders.new_order(order, [Verdict(line, offers[line.sku], line.seen, None) for line in order.lines])
 
 
 def repeated(order: Bench, *posts: dict[str, Any]) -> list[Any]:
@@ -116,7 +127,8 @@ def test_an_order_made_in_a_list_is_the_same_in_every_table_as_one_made_alone(
 ) -> None:
     alone(order, post("one"))
     create(order, post("two"), post("three"))
-    restless = "- 'order_id' - 'key' - 'idempotency_key' - 'id' - 'message_id' - 'body' - 'location' - 'aggregate_id'"
+    ids = ("order_id", "order_no", "key", "idempotency_key", "id", "message_id", "body", "location", "aggregate_id")
+    restless = " ".join(f"- '{name}'" for name in ids)
     times = "- 'created_at' - 'updated_at' - 'at' - 'xid' - 'feed_xid' - 'trace_id' - 'traceparent'"
     for table in ("orders", "order_items", "order_events", "outbox", "idempotency_keys"):
         rows = database.rows("order", f"SELECT CAST(to_jsonb(t) {restless} {times} AS text) AS row FROM {table} t")
@@ -194,7 +206,7 @@ def test_twenty_lists_at_once_with_the_same_keys_in_any_order_make_one_order_of_
 
 def test_a_list_claims_its_keys_in_one_order_whatever_the_order_of_its_posts(order: Bench, database: Databases) -> None:
     """Two lists with the same keys would otherwise wait for each other."""
-    news = [new_orders.new_order(post(key)["order"], key, ANN, TRACE) for key in ("z", "a")]
+    news = [judged(post(key), key) for key in ("z", "a")]
     claims = [(new.request, new.answer) for new in news]
     patient = replace(new_orders.CLAIMING, together=new_orders.CLAIMING.alone)
 
@@ -243,7 +255,7 @@ def held(order: Bench, key: str) -> Iterator[None]:
     """Another transaction has claimed a key of ann's, and does not end."""
     with order.sessions.begin() as session:
         posted = post(key)
-        new = new_orders.new_order(posted["order"], key, ANN, TRACE)
+        new = judged(posted, key)
         idempotency.claim_key(session, new.request, new.answer)
         yield
         session.rollback()
@@ -267,7 +279,7 @@ def test_a_list_waits_no_longer_for_the_turn_of_a_user_than_for_a_key(
         new_orders.open_of(session, ["ann"])
         with statements(order) as sent, pytest.raises(DBAPIError, match="lock timeout"):
             create(order, post("one"), post("two", "bob"))
-    assert sent[0][0].startswith("SET LOCAL lock_timeout = 200;"), "in the same transaction"
+    assert sent[1][0].startswith("SET LOCAL lock_timeout = 200;"), "in the same transaction"
     assert count(database, "orders") == 0
 
 
@@ -275,7 +287,7 @@ def test_a_claim_that_is_alone_waits_for_the_other_transaction_and_repeats_its_a
     order: Bench, database: Databases
 ) -> None:
     posted = post("held")
-    new = new_orders.new_order(posted["order"], "held", ANN, TRACE)
+    new = judged(posted, "held")
     with order.sessions.begin() as session:
         idempotency.claim_key(session, new.request, new.answer)
         waiting = eventlet.spawn(alone, order, posted)
@@ -337,13 +349,13 @@ def test_what_is_under_way_is_counted_in_an_index_no_further_than_the_limit(orde
 
 
 @pytest.mark.parametrize("number", [1, 2, 50])
-def test_a_list_of_posts_is_one_transaction_of_three_statements_and_two_more_with_limits(
+def test_a_list_of_posts_is_one_transaction_of_four_statements_and_two_more_with_limits(
     number: int, bench: Callable[..., Bench], database: Databases, wire: Wire, settings: Settings
 ) -> None:
     measured = bench("order", url=wire.url(settings.database_url("order")))
     measured.called_by(SYSTEM)
     create(measured, *(post(f"first-{n}") for n in range(number)))  # connects, and prepares the statements
-    for limits, most in (({}, 3), ({"orders": 1000, "units": 10_000}, 5)):  # a lock and a count
+    for limits, most in (({}, 4), ({"orders": 1000, "units": 10_000}, 6)):  # a lock and a count
         limit(measured, settings, **limits)
         wire.completed.clear()
         create(measured, *(post(f"key-{n}-{most}", user=f"user-{n % 7}") for n in range(number)))

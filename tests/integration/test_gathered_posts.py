@@ -29,7 +29,7 @@ from shared.envelope import Envelope
 from shared.errors import CannotWork, EcomError, IdempotencyInProgress, ServiceUnavailable
 from tests.commands import ROOT
 from tests.databases import Databases
-from tests.integration.support import TIMEOUT_S, Bench, Mail, container_of, extension, until
+from tests.integration.support import LIST, TIMEOUT_S, Bench, Mail, container_of, extension, offer_rows, until
 
 BODY = {"currency": "EUR", "payment_method": "mock_ok", "items": [{"sku": "lamp", "quantity": 1, "unit_price": 5}]}
 
@@ -101,6 +101,8 @@ def gateways(settings: Settings, database: Databases, mail: Mail) -> Iterator[Ca
 def serve(settings: Settings, database: Databases, mail: Mail) -> Iterator[Callable[..., ServiceContainer]]:
     """Starts order_service, or another that stands in for it."""
     started: list[ServiceContainer] = []
+    for row in offer_rows({"lamp": 5}):
+        database.run("order", LIST, **row)
 
     def start(service: Any = OrderService, **changed: Any) -> ServiceContainer:
         container = container_of(replace(settings, **changed), service, replica=len(started))
@@ -231,6 +233,8 @@ def test_new_orders_are_refused_while_too_many_are_under_way_and_accepted_when_t
 def test_orders_that_were_committed_before_order_service_was_killed_are_answered_and_made_once(
     gateways: Callable[[], Posts], database: Databases, mail: Mail, tmp_path: Path
 ) -> None:
+    for row in offer_rows({"lamp": 5}):
+        database.run("order", LIST, **row)
     has_died, log = tmp_path / "has died", tmp_path / "log"
     command = [sys.executable, "-m", "tests.integration.order_killer", str(has_died)]
     posts = gateways()

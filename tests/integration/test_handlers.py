@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
 import pytest
@@ -16,6 +17,7 @@ from shared.envelope import Envelope
 from shared.events import (
     AvailabilityChanged,
     CommitRequested,
+    OfferChanged,
     OrderCancelled,
     PaymentFailed,
     PaymentSucceeded,
@@ -24,6 +26,7 @@ from shared.events import (
     ReservationFailed,
     Reserved,
 )
+from shared.prices import Price
 from shared.relay import publish_once
 from tests.databases import Databases
 from tests.integration.support import (
@@ -55,6 +58,7 @@ VOIDS = "q.payment.order-cancelled"
 INVENTORY_RESULTS = "q.order.inventory-result"
 PAYMENT_RESULTS = "q.order.payment-result"
 AVAILABILITY = "q.catalog.stock-availability"
+OFFERS = "q.order.catalog-offers"
 
 
 def stock(database: Databases, on_hand: int = 100_000) -> None:
@@ -153,6 +157,14 @@ def to_learn_availability(bench: Bench, database: Databases) -> list[Envelope]:
     return [emitted(AvailabilityChanged(f"sku-{n}", n % 2 == 0, n if n % 3 else None, n + 1)) for n in range(BATCH)]
 
 
+def to_learn_offers(bench: Bench, database: Databases) -> list[Envelope]:
+    price = Price("EUR", 1, 5, datetime(2026, 1, 14, tzinfo=UTC))
+    offers = [
+        OfferChanged(uuid4(), f"sku-{n}", n + 1, "A lamp", None, True, (price,), ("listed",)) for n in range(BATCH)
+    ]
+    return [emitted(offer, source="catalog_service") for offer in offers]
+
+
 # What has taken effect when all 50 have; the statement must return one row, and its value.
 CASES: dict[str, tuple[Callable[[Bench, Databases], list[Envelope]], str, int]] = {
     CREATED: (to_reserve, "SELECT count(*) AS n FROM reservations WHERE state IN ('RESERVED', 'REFUSED')", 50),
@@ -163,6 +175,7 @@ CASES: dict[str, tuple[Callable[[Bench, Databases], list[Envelope]], str, int]] 
     VOIDS: (to_void, "SELECT count(*) AS n FROM payments WHERE status = 'VOID' OR cancelled", 50),
     INVENTORY_RESULTS: (to_follow_inventory, "SELECT count(*) AS n FROM orders WHERE status <> 'PENDING'", 50),
     PAYMENT_RESULTS: (to_follow_payment, "SELECT count(*) AS n FROM orders WHERE status <> 'PENDING'", 50),
+    OFFERS: (to_learn_offers, "SELECT count(*) AS n FROM offers", 50),
     AVAILABILITY: (to_learn_availability, "SELECT count(*) AS n FROM availability", 50),
 }
 

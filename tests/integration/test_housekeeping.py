@@ -11,8 +11,7 @@ from payment_service.provider import Charge
 from shared.edge import postgres
 from shared.envelope import Envelope
 from shared.errors import CannotWork, ProviderTimeout
-from shared.events import OrderCancelled, PricedItem, RefundRequested
-from shared.schema import encode
+from shared.events import OrderCancelled, RefundRequested
 from tests.databases import Databases
 from tests.integration.support import Bench, Mail, emitted, order_created, reserved_event
 
@@ -223,7 +222,11 @@ def test_a_locked_order_keeps_no_other_from_its_deadline(
     order = on_short_locks(bench, "order", monkeypatch)
     order.service.settings = order._container.config["settings"]
     for _ in range(3):
-        posted = {"currency": "EUR", "payment_method": "mock_ok", "items": [encode(PricedItem("apple", 1, 100))]}
+        posted = {
+            "currency": "EUR",
+            "payment_method": "mock_ok",
+            "items": [{"sku": "apple", "quantity": 1, "unit_price": 100}],
+        }
         order.service.create_order(posted, str(uuid4()))
     database.run("order", "UPDATE orders SET created_at = created_at - interval '1 day'")
     cancelled = "SELECT order_id FROM orders WHERE status = 'CANCELLED'"

@@ -1,17 +1,21 @@
 """What the inventory service tells about availability: by comparing what is with what was told."""
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
+import psutil
 import pytest
+from sqlalchemy import text
 
 from inventory_service import signals
+from inventory_service.models import StockItem
 from inventory_service.service import WATCH
 from shared.errors import RoleMissing
 from shared.ids import new_trace_id
 from tests.databases import Databases
-from tests.integration.support import ADMIN, CUSTOMER, Bench, statements
+from tests.integration.support import ADMIN, CUSTOMER, Bench, emitted, order_created, statements
 
 Benches = Callable[..., Bench]
 
@@ -27,7 +31,7 @@ def put(database: Databases, sku: str, on_hand: int, reserved: int = 0) -> None:
     database.run(
         "inventory",
         "INSERT INTO stock_items (sku, on_hand, reserved) VALUES (:sku, :on_hand, :reserved)"
-        " ON CONFLICT (sku) DO UPDATE SET on_hand = :on_hand, reserved = :reserved",
+        " ON CONFLICT (sku) DO UPDATE SET on_hand = :on_hand, reserved = :reserved, updated_at = now()",
         sku=sku,
         on_hand=on_hand,
         reserved=reserved,
@@ -105,7 +109,7 @@ def test_more_skus_than_a_batch_are_told_in_one_turn(inventory: Bench, database:
 def test_of_two_that_look_at_once_one_tells(inventory: Bench, database: Databases) -> None:
     put(database, "lamp", 0)
     with inventory.sessions.begin() as first:
-        seen = first.execute(signals._CHANGED).all()
+        seen = first.execute(signals._CHANGED_OF_ALL).all()
     inventory.service.watch()
     with inventory.sessions.begin() as late:
         assert signals._tell(late, seen, WATCH, new_trace_id()) == 0
@@ -117,7 +121,7 @@ def test_a_look_that_fails_tells_nothing_and_the_next_one_tells_all(inventory: B
     put(database, "lamp", 0)
 
     with inventory.sessions.begin() as session:
-        signals.tell_changes(session, WATCH, new_trace_id())
+        signals.tell_changes(session, True, WATCH, new_trace_id())
         session.rollback()
     assert told(database) == []
 
@@ -150,3 +154,56 @@ def test_a_customer_has_nothing_told(inventory: Bench) -> None:
     inventory.called_by(CUSTOMER)
     with pytest.raises(RoleMissing):
         inventory.service.tell_availability()
+
+
+def test_a_thousand_sales_that_sell_a_sku_out_tell_it_once(inventory: Bench, database: Databases) -> None:
+    put(database, "apple", 1000)
+    inventory.service.watch()
+    for _ in range(20):
+        inventory.handle_batch("q.inventory.order-created", [emitted(order_created()) for _ in range(50)])
+        inventory.service.watch()
+
+    assert [event["sold_out"] for event in told(database)] == [False, True]
+
+
+def test_what_was_written_long_ago_is_told_by_the_look_at_all(inventory: Bench, database: Databases) -> None:
+    database.run(
+        "inventory", "INSERT INTO stock_items (sku, on_hand, updated_at) VALUES ('lamp', 5, now() - interval '1 hour')"
+    )
+    inventory.service.watch()
+    assert told(database) == []
+    inventory.service.watch_all()
+    assert len(told(database)) == 1
+
+
+def test_stock_has_no_index_that_a_reservation_would_have_to_change() -> None:
+    assert not StockItem.__table__.indexes
+
+
+ALL, LOOKS, LOOK_S = 100_000, 50, 0.05
+
+
+@pytest.mark.long
+def test_a_look_at_100_000_skus_takes_50_ms_of_the_databases_cpu(inventory: Bench, database: Databases) -> None:
+    database.run(
+        "inventory",
+        "INSERT INTO stock_items (sku, on_hand) SELECT 'sku-' || n, n % 20 FROM generate_series(1, :all) AS n",
+        all=ALL,
+    )
+    database.run("inventory", "UPDATE stock_items SET updated_at = now() - interval '1 hour' WHERE sku <> 'sku-1'")
+    began = time.monotonic()
+    inventory.service.watch_all()
+    print(f"\n{ALL} skus are told for the first time: {time.monotonic() - began:.1f} s")
+    began = time.monotonic()
+    assert inventory.service.tell_availability() == {"told": ALL}
+    print(f"all are told again: {time.monotonic() - began:.1f} s")
+
+    with inventory.sessions.begin() as session:
+        server = psutil.Process(session.execute(text("SELECT pg_backend_pid()")).scalar_one())
+        before = server.cpu_times()
+        for _ in range(LOOKS):
+            assert session.execute(signals._CHANGED_OF_LATE).all() == []
+        after = server.cpu_times()
+    look_s = (after.user + after.system - before.user - before.system) / LOOKS
+    print(f"one look, nothing has changed: {look_s * 1000:.0f} ms of CPU")
+    assert look_s <= LOOK_S

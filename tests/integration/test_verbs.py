@@ -17,7 +17,7 @@ from shared.edge.rpc import RpcServer
 from shared.errors import EcomError, NotFound, RoleMissing
 from shared.roles import ADMIN, AUDITOR, CUSTOMER, OPERATOR, ROLES
 from tests.databases import Databases
-from tests.integration.support import TIMEOUT_S, Mail, container_of, extension, until
+from tests.integration.support import LIST, TIMEOUT_S, Mail, container_of, extension, offer_rows, until
 
 ORDER = {"currency": "EUR", "payment_method": "mock_ok", "items": [{"sku": "lamp", "quantity": 1, "unit_price": 5}]}
 
@@ -28,6 +28,8 @@ Call = Callable[..., Any]
 def start(settings: Settings, database: Databases, mail: Mail) -> Iterator[Callable[..., None]]:
     """Starts order_service: start(env="production")."""
     started: list[ServiceContainer] = []
+    for row in offer_rows({"lamp": 5}):
+        database.run("order", LIST, **row)
 
     def start(**changed: Any) -> None:
         container = container_of(replace(settings, **changed), "order")

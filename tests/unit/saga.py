@@ -38,7 +38,7 @@ from shared.edge.fair_calls import Call
 from shared.edge.tx import Events, Tx
 from shared.envelope import Envelope, envelope
 from shared.errors import CannotWork, Conflict, ProviderAway, ProviderTimeout
-from shared.events import CATALOGUE, Identity, OrderCreated, PricedItem
+from shared.events import CATALOGUE, Identity, OrderCreated, OrderedItem
 from shared.idempotency import KeyedAnswer, KeyedRequest
 from shared.ids import uuid7
 from shared.order_states import has_ended
@@ -510,7 +510,7 @@ class World:
 
     def place(self, quantities: Mapping[str, int], unit_price: int = 100) -> UUID:
         """A customer posts an order."""
-        items = tuple(PricedItem(sku, quantity, unit_price) for sku, quantity in quantities.items())
+        items = tuple(OrderedItem(sku, quantity, unit_price) for sku, quantity in quantities.items())
         total = unit_price * sum(quantities.values())
         payload = OrderCreated(uuid7(), CURRENCY, total, items, "mock_ok")
         self.order.orders[payload.order_id] = Order(

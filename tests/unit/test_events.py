@@ -14,7 +14,7 @@ from ops.docs import contracts
 from shared import events
 from shared.envelope import Envelope, decode, envelope, json_schema
 from shared.errors import DeadMessage, EcomError, InvalidSchema, Poison, UnknownType
-from shared.events import CATALOGUE, Identity, OrderCreated, OrderPayload, PricedItem
+from shared.events import CATALOGUE, Identity, OrderCreated, OrderedItem, OrderPayload
 from shared.ids import aggregate_of
 from tests.messages import body, places
 from topology.services import publisher_of
@@ -218,7 +218,7 @@ def test_a_value_that_breaks_the_schema_is_named_by_its_path(path: str, value: A
 
 
 def test_an_event_that_breaks_its_own_schema_is_not_published() -> None:
-    payload = OrderCreated(uuid4(), "EUR", -1, (PricedItem("a", 1, 1),), "mock_ok")
+    payload = OrderCreated(uuid4(), "EUR", -1, (OrderedItem("a", 1, 1),), "mock_ok")
 
     with pytest.raises(InvalidSchema, match=r"payload\.total"):
         envelope("order_service", payload, TRACE, Identity("ann", ())).to_json()

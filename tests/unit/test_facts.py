@@ -19,10 +19,10 @@ from shared.errors import Contradiction
 from shared.events import (
     Committed,
     OrderCreated,
+    OrderedItem,
     Payload,
     PaymentFailed,
     PaymentSucceeded,
-    PricedItem,
     Refunded,
     RefundFailed,
     RefundRequested,
@@ -32,8 +32,8 @@ from shared.events import (
 )
 
 ORDER, RESERVATION, PAYMENT, REFUND, OTHER = (uuid4() for _ in range(5))
-LINES = (PricedItem("lamp", 2, 150), PricedItem("desk", 1, 200))
-OTHER_LINES = (PricedItem("lamp", 1, 300), PricedItem("desk", 1, 200))
+LINES = (OrderedItem("lamp", 2, 150), OrderedItem("desk", 1, 200))
+OTHER_LINES = (OrderedItem("lamp", 1, 300), OrderedItem("desk", 1, 200))
 CREATED = OrderCreated(ORDER, "EUR", 500, LINES, "card")
 RESERVED = Reserved(ORDER, RESERVATION, LINES, 500, "EUR", "card")
 ASKED = RefundRequested(ORDER, PAYMENT, REFUND, 500, "EUR", "order_cancelled")

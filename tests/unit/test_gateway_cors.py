@@ -92,6 +92,7 @@ ANSWERS = {
     "Retry-After": unavailable,
     "WWW-Authenticate": lambda gateway: ask(gateway, "GET", "/api/stocks", headers={"Origin": SHOP}),
     "Accept-Encoding": lambda gateway: post_order(gateway, Origin=SHOP, **{"Content-Encoding": "gzip"}),
+    "ETag": lambda gateway: ask(gateway, "GET", "/api/menu/categories", headers={"Origin": SHOP}),
     "Allow": lambda gateway: ask(gateway, "DELETE", "/api/stocks", headers={"Origin": SHOP}),
 }
 

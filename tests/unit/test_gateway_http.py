@@ -450,7 +450,7 @@ def test_every_spelling_of_the_json_content_type_is_accepted(gateway, kind):
 )
 def test_a_key_is_accepted_with_or_without_quotes(gateway, header, key):
     assert post_order(gateway, key=header)[0] == 201
-    assert BEHIND.asked[0][:3] == ("create_order", (), {"order": {**ORDER, "payment_method": "mock_ok"}, "key": key})
+    assert BEHIND.asked[0][:3] == ("place_order", (), {"order": {**ORDER, "payment_method": "mock_ok"}, "key": key})
 
 
 @pytest.mark.parametrize("header", ["", '""', "a b", 'k-1"', '"k-1', "a" * 129, "\xe9", "a,b", "a/b"])
@@ -895,7 +895,7 @@ def test_a_name_given_twice_is_found_in_one_pass(monkeypatch):
 @pytest.mark.parametrize("header", ["If-Match", "If-None-Match"])
 @pytest.mark.parametrize("method", ["PUT", "POST"])
 def test_a_change_under_a_condition_is_412_and_not_made(gateway, method, header):
-    """RFC 9110, section 13.1: a condition that is not met forbids the change. No answer has an ETag."""
+    """RFC 9110, section 13.1: a condition that is not met forbids the change. What is changed has no ETag."""
     path, body = ("/api/stocks/A-1", b'{"on_hand": 1}') if method == "PUT" else ("/api/orders", json.dumps(ORDER))
     headers = {**JSON, **bearer("admin", "customer"), "Idempotency-Key": "k"}
     answer = ask(gateway, method, path, body, {**headers, header: "*" if header == "If-None-Match" else '"x"'})

@@ -7,13 +7,13 @@ import pytest
 from inventory_service import domain
 from inventory_service.domain import COMMIT, RELEASE, Kind, Movement, Outcome, Reservation, State, Stock
 from shared.errors import BelowReserved, UnexpectedEvent, UnknownOrder, VersionMoved
-from shared.events import Committed, Item, OrderCreated, PricedItem, Released, ReservationFailed, Reserved, Shortage
+from shared.events import Committed, Item, OrderCreated, OrderedItem, Released, ReservationFailed, Reserved, Shortage
 
 ORDER, RESERVATION = uuid4(), uuid4()
 
 
 def order(*items: tuple[str, int], order_id: UUID = ORDER) -> OrderCreated:
-    return OrderCreated(order_id, "EUR", 500, tuple(PricedItem(sku, n, 100) for sku, n in items), "mock_ok")
+    return OrderCreated(order_id, "EUR", 500, tuple(OrderedItem(sku, n, 100) for sku, n in items), "mock_ok")
 
 
 def stock(on_hand: int = 10, reserved: int = 0, sku: str = "lamp") -> dict[str, Stock]:

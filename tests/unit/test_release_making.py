@@ -35,7 +35,7 @@ def test_the_page_on_compatibility_is_that_of_the_frozen_releases() -> None:
 
 def test_the_page_says_which_versions_may_run_side_by_side_and_what_each_brought(read: Tree, tmp_path: Path) -> None:
     first, second = ({**copy.deepcopy(read), "version": version} for version in ("0.9.0", "0.10.0"))
-    second["migrations"]["order"]["revisions"]["0099"] = {"before": "0012", "phase": "contract", "takes_away": []}
+    second["migrations"]["order"]["revisions"]["0099"] = {"before": "0015", "phase": "contract", "takes_away": []}
     second["queues"]["q.order.new"] = {"consumer": "order", "arguments": {}}
     third = {**copy.deepcopy(second), "version": "1.0.0"}
     del third["settings"]["LOG_LEVEL"]
@@ -51,9 +51,9 @@ def test_the_page_says_which_versions_may_run_side_by_side_and_what_each_brought
         "| **1.0.0** |  | rollback | itself |",
     ]
     assert [line for line in lines if line.startswith("- order ")] == [
-        "- order is at migration 0012.",
+        "- order is at migration 0015.",
         "- order gets 0099 (contract).",
-        "- order is at migration 0012.",
+        "- order is at migration 0015.",
     ]
     assert "- New queues: `q.order.new`." in lines
     assert {"- Gone settings: `LOG_LEVEL`.", "- Gone RPC methods: `order_service.get_order`."} <= set(lines)

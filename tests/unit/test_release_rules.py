@@ -72,7 +72,7 @@ def test_an_rpc_method_is_read_with_its_arguments_its_result_and_its_errors(read
     introspect = read["rpc"]["auth_service.introspect"]["errors"]
     assert "RoleMissing" in introspect
     assert "Unauthenticated" not in introspect, "it catches that"
-    assert read["calls"]["gateway"]["order_service.create_order"] == {"positional": 0, "keywords": ["key", "order"]}
+    assert read["calls"]["gateway"]["order_service.place_order"] == {"positional": 0, "keywords": ["key", "order"]}
 
 
 def test_a_migration_is_read_with_what_it_takes_away(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ CHANGES = {
     "dead_messages": "a message leaves its DLQ, and may die again",
     "idempotency_keys": "an answer is promised for a day",
     "orders": "an order goes on to its next state; order_events has every step",
+    "offers": "a copy of what the catalog service said last",
     "stock_items": "the stock as it is now; stock_movements has every change",
     "stock_signals": "what was told last; inventory tells it again when it changes",
     "reservations": "a reservation is committed or released; movements and release events say so",
@@ -96,7 +97,7 @@ def test_the_reader_sees_what_operators_need_and_no_secret() -> None:
     unseen = {
         table for service, table in TABLES if not rights_of(service)[table].read and service not in ("auth", "ops")
     }
-    assert unseen == {"idempotency_keys", "stock_movements", "provider_ledger", "payment_log"}
+    assert unseen == {"idempotency_keys", "stock_movements", "provider_ledger", "payment_log", "order_notes"}
     assert {"body", "traceparent"}.isdisjoint(rights_of("order")["outbox"].read)
 
 
