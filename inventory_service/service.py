@@ -28,7 +28,7 @@ EXPIRED = Identity("system:expiry", ("system",))
 EXPIRE_BATCH = 100
 
 WATCH = Identity("system:watch", ("system",))
-WATCH_EVERY_S = 1
+WATCH_EVERY_S, WATCH_ALL_EVERY_S = 1, 60
 
 
 class InventoryService(ReleaseAudit, Probes):
@@ -198,10 +198,18 @@ class InventoryService(ReleaseAudit, Probes):
     @every(WATCH_EVERY_S)
     def watch(self) -> None:
         """Tell which skus are sold out, or are not any more, and how many are left of those that are few."""
+        self._tell_changes(of_all=False)
+
+    @every(WATCH_ALL_EVERY_S)
+    def watch_all(self) -> None:
+        """Do what `watch` does for all skus, whenever they were written: right after a start, and each minute."""
+        self._tell_changes(of_all=True)
+
+    def _tell_changes(self, of_all: bool) -> None:
         told = signals.BATCH
         while told == signals.BATCH:
             with self.db.begin() as session:
-                told = signals.tell_changes(session, WATCH, new_trace_id())
+                told = signals.tell_changes(session, of_all, WATCH, new_trace_id())
 
     @rpc
     def tell_availability(self, skus: list[str] | None = None) -> dict[str, Any]:
