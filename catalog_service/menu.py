@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, exists, func, or_, select, text
+from sqlalchemy import ColumnElement, Row, exists, func, select, text
 from sqlalchemy.orm import Session
 
 from catalog_service import domain, store
@@ -20,6 +20,9 @@ from shared.times import timestamp
 
 _CATEGORIES, _ITEMS, _VARIANTS = table_of(CategoryRow), table_of(ItemRow), table_of(VariantRow)
 _AVAILABILITY = table_of(AvailabilityRow)
+
+# What anyone may see. The status does not say it: a draft may be withdrawn, too, and stays unseen.
+_WAS_PUBLISHED = _ITEMS.c.published_at.is_not(None)
 
 MAX_CATEGORIES = 200
 
@@ -112,16 +115,12 @@ def as_tsquery(q: str) -> str:
 def item(session: Session, item_id: str) -> Any:
     """One item that is or was published. Raises NotFound. One statement."""
     row = session.execute(
-        select(*_SHOWN)
-        .select_from(_FROM_ITEMS)
-        .where(_ITEMS.c.item_id == UUID(item_id), or_(*(_ITEMS.c.status == status for status in _SEEN)))
+        select(*_SHOWN).select_from(_FROM_ITEMS).where(_ITEMS.c.item_id == UUID(item_id), _WAS_PUBLISHED)
     ).one_or_none()
     if row is None:
         raise NotFound
     return row
 
-
-_SEEN = (Status.PUBLISHED.value, Status.WITHDRAWN.value)
 
 # What a sku without a row of availability says: inventory has never heard of it.
 _SOLD_OUT = func.coalesce(_AVAILABILITY.c.sold_out, True).label("sold_out")
@@ -215,7 +214,7 @@ _OFFERS = (
     .where(is_given(_VARIANTS.c.sku))
     .execution_options(prepared=True)
 )
-_PUBLIC_OFFERS = _OFFERS.where(_ITEMS.c.status != Status.DRAFT.value)
+_PUBLIC_OFFERS = _OFFERS.where(_WAS_PUBLISHED)
 
 
 def offers(session: Session, skus: Collection[str], drafts: bool = False) -> dict[str, dict[str, Any]]:
@@ -239,7 +238,7 @@ def offers(session: Session, skus: Collection[str], drafts: bool = False) -> dic
 _VERSIONS = (
     select(_VARIANTS.c.sku, _VARIANTS.c.offer_version)
     .select_from(_VARIANTS.join(_ITEMS, _ITEMS.c.item_id == _VARIANTS.c.item_id))
-    .where(_ITEMS.c.published_at.is_not(None))
+    .where(_WAS_PUBLISHED)
     .order_by(_VARIANTS.c.sku)
 )
 

@@ -21,6 +21,7 @@ from ops.cli.audit import audit
 from ops.cli.console import COULD_NOT, FOUND, complain, json_option, print_json
 from ops.cli.dlq.commands import dlq
 from ops.cli.home import environment, hint, read
+from ops.cli.menu import menu
 from ops.cli.orders import order
 from ops.cli.outbox import outbox
 from ops.cli.queues import queues
@@ -81,7 +82,7 @@ def down(as_json: bool) -> None:
 @ecom.command()
 @json_option
 def demo(as_json: bool) -> None:
-    """Start everything here, show how three orders end, and stop."""
+    """Start everything here, show how orders end, and stop."""
     _stack("demo", as_json=as_json)
 
 
@@ -311,6 +312,7 @@ ecom.add_command(queues)
 ecom.add_command(dlq)
 ecom.add_command(audit)
 ecom.add_command(release)
+ecom.add_command(menu)
 
 
 if __name__ == "__main__":

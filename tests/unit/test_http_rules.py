@@ -3,7 +3,8 @@
 Demands that do not apply here, with the reason:
 
 - 9110 7.6, 7.7 (forwarding, Via, transformations), 9112 3.2.1 to 3.2.3 for clients: this is no proxy and no client.
-- 9110 8.8, 13.1.2 to 13.1.5, 304: no answer has an ETag or a Last-Modified, so nothing is compared with them.
+- 9110 8.8, 13.1.2 to 13.1.5, 304: no answer has a Last-Modified, and none but the menu has an ETag:
+  tests/unit/test_gateway_menu.py.
 - 9110 14 (Range): no answer has Accept-Ranges; a server may ignore Range, and this one does (tested below).
 - 9110 11.7 (proxy authentication), 7.8 (Upgrade), 9.3.6 (CONNECT), 9.3.8 (TRACE): not offered.
 - 9110 12.5 (negotiation): each path has one representation; a server may ignore every Accept header.
