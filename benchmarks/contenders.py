@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from benchmarks.plan import FIRST_PRICE, OTHER_PRICE, SKUS
 from benchmarks.rig import Rig
 from ops.local.processes import Process, StackFault
 from ops.local.server import LOOPBACK, free_port
@@ -16,6 +17,7 @@ from shared.config import PORTS_BETWEEN_REPLICAS
 from topology.services import START_ORDER
 
 USERS = 200
+OFFERS_A_PUT = 200  # the most that one request may have
 
 
 class Contender(Protocol):
@@ -51,12 +53,14 @@ class Ours:
         rig.stack.start_services(rig.progress, rig.ports, self._replicas())
         rig.stock(self.databases(rig)["inventory"])
         first = rig.ports["gateway"]
+        _list_skus(f"http://{LOOPBACK}:{first}")
+        rig.wait_offers(self.databases(rig)["order"])
         self.urls = [f"http://{LOOPBACK}:{first + PORTS_BETWEEN_REPLICAS * n}" for n in range(self.replicas)]
         self.users = [f"Authorization: Bearer {_token(self.urls[0], f'bench-{n}')}" for n in range(USERS)]
 
     def _replicas(self) -> Mapping[str, int]:
-        # One auth_service and one ops_service: no order passes them.
-        return {name: 1 if name in ("auth", "ops") else self.replicas for name in START_ORDER}
+        # One of each of these: no order passes them.
+        return {name: 1 if name in ("auth", "ops", "catalog") else self.replicas for name in START_ORDER}
 
     def stop(self, rig: Rig) -> None:
         rig.stack.stop_services()
@@ -158,13 +162,27 @@ class Nameko(Peer):
     front = "gateway"
 
 
-def _token(url: str, user: str) -> str:
+def _list_skus(url: str) -> None:
+    """Put every sku on the menu at the price that the load names."""
+    admin = {"Authorization": f"Bearer {_token(url, 'bench-admin', 'admin')}"}
+    offers = [
+        {"sku": f"bench-{n}", "currency": "EUR", "unit_price": FIRST_PRICE if n < SKUS // 2 else OTHER_PRICE}
+        for n in range(SKUS)
+    ]
+    for start in range(0, SKUS, OFFERS_A_PUT):
+        _send("PUT", f"{url}/api/menu/offers", {"offers": offers[start : start + OFFERS_A_PUT]}, **admin)
+
+
+def _token(url: str, user: str, role: str = "customer") -> str:
+    answer = _send("POST", f"{url}/api/auth/token", {"user_id": user, "roles": [role]})
+    return str(answer["access_token"])
+
+
+def _send(method: str, url: str, body: Any, **headers: str) -> dict[str, Any]:
     request = urllib.request.Request(
-        f"{url}/api/auth/token",
-        json.dumps({"user_id": user, "roles": ["customer"]}).encode(),
-        {"Content-Type": "application/json"},
+        url, json.dumps(body).encode(), {"Content-Type": "application/json", **headers}, method=method
     )
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(request, timeout=30) as answer:
-        body: dict[str, Any] = json.load(answer)
-    return str(body["access_token"])
+        found: dict[str, Any] = json.load(answer)
+    return found

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 import uvloop
 
-from benchmarks.plan import Plan, Post
+from benchmarks.plan import FIRST_PRICE, OTHER_PRICE, SKUS, Plan, Post
 
 ORDER_ID = re.compile(rb'"order_id": ?"([0-9a-f-]{36})"')
 PATIENCE_S = 30.0  # for the last answers
@@ -121,9 +121,9 @@ class Load:
         self.sent += 1
         self.unanswered += 1
         user = self.plan.users[self.sent % len(self.plan.users)]
-        half = self.plan.skus // 2
+        half = SKUS // 2
         first = 0 if self.plan.hot else random.randrange(half)
-        lines = ((first, 1, 100), (half + random.randrange(half), 2, 250))
+        lines = ((first, 1, FIRST_PRICE), (half + random.randrange(half), 2, OTHER_PRICE))
         body = json.dumps(
             {
                 "currency": "EUR",

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+# Orders have two lines: a sku of the first half of these, and one of the other half.
+SKUS = 1000
+FIRST_PRICE, OTHER_PRICE = 100, 250  # in cents
+
 
 @dataclass
 class Plan:
@@ -20,7 +24,6 @@ class Plan:
     seconds: float
     posts: int | None = None
     rate: float | None = None
-    skus: int = 1000
     hot: bool = False  # the first line of every order has the same sku
 
 

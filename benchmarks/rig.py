@@ -24,7 +24,7 @@ import psycopg2
 from sqlalchemy import create_engine
 
 from benchmarks.counters import Counts, Usage, usage_of
-from benchmarks.plan import Plan, Post
+from benchmarks.plan import SKUS, Plan, Post
 from benchmarks.queues import BINDINGS, arguments_of, dead_letter_queue_of, exchange_of, queue_of
 from benchmarks.tables import BASES
 from ops.local.install import ROOT
@@ -35,7 +35,6 @@ from shared.config import PORTS_BETWEEN_REPLICAS
 
 NAME = "bench"
 REQUIREMENTS = ROOT / "benchmarks" / "requirements.txt"
-SKUS = 1000
 PLENTY = 10**9
 READY_S = 30.0
 
@@ -240,6 +239,16 @@ class Rig:
             channel = connection.channel()
             queues = [queue_of(name, short) for short in BINDINGS]
             self._wait(lambda: all(channel.queue_declare(q, passive=True).consumer_count for q in queues), name)
+
+    def wait_offers(self, database: str) -> None:
+        """Return when the order service knows the offer of every sku: before that it asks the catalog."""
+        cursor = self.cursor(database)
+
+        def known() -> bool:
+            cursor.execute("SELECT count(*) FROM offers WHERE sku LIKE 'bench-%'")
+            return bool(cursor.fetchone()[0] == SKUS)
+
+        self._wait(known, "the order service's copy of the offers")
 
     def wait_port(self, port: int) -> None:
         """Return when somebody listens there."""

@@ -5,12 +5,17 @@ set -u
 cd "$(dirname "$0")"
 export API="${API:-http://127.0.0.1:8000}"
 
-# An admin puts lamps on stock.
+# An admin puts lamps on the menu and on stock.
 token=$(curl -sS --fail-with-body "$API/api/auth/token" -H 'Content-Type: application/json' \
   -d "{\"username\": \"admin\", \"password\": \"${ADMIN_PASSWORD:-demo-admin}\"}" |
   sed 's/.*"access_token": *"\([^"]*\)".*/\1/')
-curl -sS --fail-with-body -o /dev/null -X PUT "$API/api/stocks/lamp" -H "Authorization: Bearer $token" \
-  -H 'Content-Type: application/json' -d '{"on_hand": 1000}' || exit 1
+# put PATH BODY
+put() {
+  curl -sS --fail-with-body -o /dev/null -X PUT "$API$1" -H "Authorization: Bearer $token" \
+    -H 'Content-Type: application/json' -d "$2" || exit 1
+}
+put /api/menu/offers/lamp '{"currency": "EUR", "unit_price": 1999}'
+put /api/stocks/lamp '{"on_hand": 1000}'
 
 failed=0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from typing import Any, NamedTuple
 
@@ -18,6 +18,9 @@ from topology.table import BY_NAME, failed_exchange
 
 TIMEOUT_S = 30.0
 POLL_S = 0.05
+
+# Of one request to the menu.
+MAX_OFFERS = 200
 
 
 class Token(NamedTuple):
@@ -36,6 +39,7 @@ class Flow:
         self.timeout_s = timeout_s
         self.http = requests.Session()
         self._tokens: dict[str, Token] = {}
+        self._prices: dict[str, int] = {}  # at which this flow has put skus on the menu
 
     def token(self, user: str) -> str:
         """A development user's bearer token, asked for once and again when half of its life is over."""
@@ -62,8 +66,21 @@ class Flow:
         answer.raise_for_status()
         return answer.json()
 
-    def stock(self, sku: str, on_hand: int) -> dict[str, Any]:
-        """Set what is on hand."""
+    def sell(self, prices: Mapping[str, int]) -> None:
+        """Put skus on the menu, each at its price in minor units of EUR; not those that this flow has put there so.
+
+        Raises requests.HTTPError.
+        """
+        new = {sku: price for sku, price in prices.items() if self._prices.get(sku) != price}
+        for start in range(0, len(new), MAX_OFFERS):
+            some = dict(list(new.items())[start : start + MAX_OFFERS])
+            offers = [{"sku": sku, "currency": "EUR", "unit_price": price} for sku, price in some.items()]
+            self.send("PUT", "/api/menu/offers", {"offers": offers}, user="admin").raise_for_status()
+            self._prices |= some
+
+    def stock(self, sku: str, on_hand: int, price: int = 1000) -> dict[str, Any]:
+        """Put a sku on the menu and set what is on hand; the stock as answered. Raises requests.HTTPError."""
+        self.sell({sku: price})
         answer = self.send("PUT", f"/api/stocks/{sku}", {"on_hand": on_hand}, user="admin")
         answer.raise_for_status()
         return dict(answer.json())
@@ -78,15 +95,32 @@ class Flow:
         key: str | None = None,
         user: str = "customer",
     ) -> dict[str, Any]:
-        """Post an order; its body as answered."""
+        """Put the sku on the menu at this price, and post an order that names it; its body as answered.
+
+        Raises requests.HTTPError.
+        """
+        self.sell({sku: unit_price})
+        answer = self.post_order(sku, quantity, payment, unit_price=unit_price, key=key, user=user)
+        answer.raise_for_status()
+        return dict(answer.json())
+
+    def post_order(
+        self,
+        sku: str,
+        quantity: int = 1,
+        payment: str = "mock_ok",
+        *,
+        unit_price: int,
+        key: str | None = None,
+        user: str = "customer",
+    ) -> requests.Response:
+        """Post an order that names this price, whatever the menu says. Returns the answer, whatever its status."""
         body = {
             "currency": "EUR",
             "payment_method": payment,
             "items": [{"sku": sku, "quantity": quantity, "unit_price": unit_price}],
         }
-        answer = self.send("POST", "/api/orders", body, user, Idempotency_Key=key or str(uuid.uuid4()))
-        answer.raise_for_status()
-        return dict(answer.json())
+        return self.send("POST", "/api/orders", body, user, Idempotency_Key=key or str(uuid.uuid4()))
 
     def cancel(self, order_id: str, user: str = "customer", key: str | None = None) -> dict[str, Any]:
         """Cancel an order; the order as answered. Raises requests.HTTPError."""

@@ -25,7 +25,7 @@ from topology.users import SHELL
 BANNER = """\
 n.rpc.order_service.get_order("...")                calls a service, as the user `shell`
 n.dispatch_event("ecom", "order.created", {...})    publishes an event
-flow.stock("sku-1", 10)                             sets what is on hand, through the gateway
+flow.stock("sku-1", 10, price=1999)                 puts a sku on the menu and sets what is on hand, by HTTP
 flow.order("sku-1", 2, payment="mock_declined")     runs an order to its end and prints its timeline
 flow.cancel(order_id)                               cancels it, and prints its timeline
 flow.dead("q.order.payment-result")                 makes a message that cannot succeed

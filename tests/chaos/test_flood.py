@@ -111,7 +111,7 @@ def test_a_flood_of_one_client_keeps_neither_probes_nor_others_out(system: Syste
         body = {
             "currency": "EUR",
             "payment_method": "mock_ok",
-            "items": [{"sku": "flooded", "quantity": 1, "unit_price": 1}],
+            "items": [{"sku": "flooded", "quantity": 1, "unit_price": 1000}],
         }
         key = f"flood-{time.monotonic_ns()}"
         buyer.send("POST", "/api/orders", body, "buyer", Idempotency_Key=key).raise_for_status()

@@ -143,6 +143,7 @@ def test_a_leader_that_is_killed_is_followed_within_2_s_and_no_event_waits_for_m
 def test_leading_replicas_that_freeze_are_followed_within_12_s_and_do_no_harm_when_they_go_on(system: System) -> None:
     leaders = {service: leader_of(system, service) for service in PUBLISHERS}
     led_again: dict[str, float] = {}
+    system.flow().sell({"thawed": 1000})
     with Load(system, customers=2) as load:
         load.wait_for(10)
         frozen = [process for leader in leaders.values() if (process := Process.of(leader.pid))]

@@ -28,9 +28,10 @@ class Heard:
     event: dict[str, Any] = field(hash=False, compare=False)
 
     @property
-    def order_id(self) -> str:
-        """The order that the event is about."""
-        return str(self.event.get("payload", self.event)["order_id"])
+    def order_id(self) -> str | None:
+        """The order that the event is about; None if it is about none."""
+        found: str | None = self.event.get("payload", self.event).get("order_id")
+        return found
 
     @property
     def key(self) -> str:

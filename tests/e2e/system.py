@@ -52,6 +52,7 @@ class System:
         self.databases = Databases(self.settings)
         self.amqp_uri = self.settings.amqp_uri
         self._tokens: dict[str, Token] = {}
+        self._prices: dict[str, int] = {}
         self._fault: BaseException | None = None
         self._ready, self._stopping = threading.Event(), threading.Event()
         children = [
@@ -134,6 +135,7 @@ class System:
         """A client of one gateway. It has one connection: each thread needs its own."""
         flow = Flow(self.url("gateway", replica))
         flow._tokens = self._tokens  # asking for each costs 0.1 s of argon2
+        flow._prices = self._prices  # so that each sku is put on the menu once
         return flow
 
     def url(self, service: str, replica: int = 0) -> str:

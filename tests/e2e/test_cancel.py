@@ -218,7 +218,7 @@ def test_only_what_has_a_refund_can_have_it_retried(system: System) -> None:
 @pytest.mark.timeout(600)
 def test_cancels_that_race_with_payment_leave_all_databases_in_agreement(system: System, long: bool) -> None:
     sku, count, price = "raced", 200 if long else 20, 250
-    system.flow().stock(sku, 10_000)
+    system.flow().stock(sku, 10_000, price)
     chance = random.Random(20260114)
     delays = [chance.uniform(0, 1.5 if n % 2 else 0.3) if n % 5 else None for n in range(count)]
 

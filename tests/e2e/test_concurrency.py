@@ -70,7 +70,7 @@ def test_orders_for_several_skus_in_opposite_order_do_not_block_each_other(syste
     skus = [f"crossed-{n}" for n in range(5)]
     flow = system.flow()
     for sku in skus:
-        flow.stock(sku, 10_000)
+        flow.stock(sku, 10_000, price=5)
 
     def post(n: int) -> str:
         turned = skus[n % 5 :] + skus[: n % 5]

@@ -70,8 +70,9 @@ def shop(system: System) -> Shop:
     flow = system.flow()
     customer = system.become(f"shopper-{uuid.uuid4().hex[:8]}", "customer")
     skus = [LONGEST_SKU if number == 12 else f"dash-{number}" for number in range(DECLINED)]
+    flow.sell(dict.fromkeys(skus, 100))
     for sku in skus:
-        flow.stock(sku, 10)
+        flow.stock(sku, 10, price=100)
 
     def order(lines: int, payment: str) -> str:
         items = [{"sku": sku, "quantity": 1 + place % 3, "unit_price": 100} for place, sku in enumerate(skus[:lines])]

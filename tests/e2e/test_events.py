@@ -45,7 +45,7 @@ TOLD = {
 @pytest.mark.parametrize("end", SAGAS)
 def test_trace_identity_and_cause_are_in_every_event_of_a_saga(system: System, tap: Tap, end: str) -> None:
     flow = system.flow()
-    flow.stock("traced", 10)
+    flow.stock("traced", 10, price=5)
     user = system.become("tracy", "customer", "operator")
     method, quantity = SAGAS[end]
     body = {
@@ -96,6 +96,7 @@ def test_trace_identity_and_cause_are_in_every_event_of_a_saga(system: System, t
 
 def test_a_correlation_id_that_is_a_uuid_becomes_the_trace(system: System, tap: Tap) -> None:
     flow = system.flow()
+    flow.sell({"no-such-sku": 1})
     given = uuid.uuid4()
     body = {"currency": "EUR", "items": [{"sku": "no-such-sku", "quantity": 1, "unit_price": 1}]}
     answer = flow.send("POST", "/api/orders", body, Idempotency_Key=given.hex, X_Correlation_ID=str(given))

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.e2e.system import ROOT, System
 from topology.services import PUBLISHERS, START_ORDER
 
-ORDER = {"currency": "EUR", "items": [{"sku": "http", "quantity": 1, "unit_price": 1}]}
+ORDER = {"currency": "EUR", "items": [{"sku": "http", "quantity": 1, "unit_price": 1000}]}
 NOWHERE = "00000000-0000-4000-8000-000000000000"
 
 # Method, path, body, user, status, code.
@@ -160,6 +160,7 @@ def test_a_manual_reservation_holds_stock_until_released_or_committed(system: Sy
 def test_pages_of_orders_have_each_order_once(system: System) -> None:
     flow = system.flow()
     user = system.become(f"pager-{uuid.uuid4().hex[:8]}", "customer")
+    flow.sell({"http": 1000})
     made = set()
     for _ in range(5):
         answer = flow.send("POST", "/api/orders", ORDER, user=user, Idempotency_Key=str(uuid.uuid4()))
@@ -219,7 +220,7 @@ def measured(system: System, service: str, name: str, labels: dict[str, str]) ->
     return values
 
 
-def test_the_demo_shows_three_orders_and_ends_well(system: System) -> None:
+def test_the_demo_shows_orders_and_a_changed_price_and_ends_well(system: System) -> None:
     run = subprocess.run(
         [sys.executable, "-m", "ops.local.demo"],
         cwd=ROOT,
@@ -231,5 +232,6 @@ def test_the_demo_shows_three_orders_and_ends_well(system: System) -> None:
     )
     assert run.returncode == 0, run.stdout + run.stderr
     plain = re.sub(r"\x1b\[[0-9;]*m", "", run.stdout)
-    for end in ("PAID after", "CANCELLED (out_of_stock) after", "CANCELLED (payment_failed) after"):
-        assert end in plain
+    shown = ("PAID after", "CANCELLED (out_of_stock) after", "CANCELLED (payment_failed) after", "409 price_changed")
+    for words in shown:
+        assert words in plain

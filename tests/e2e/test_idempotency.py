@@ -33,7 +33,7 @@ def orders_of(system: System, key: str) -> int:
 
 @pytest.fixture
 def key(system: System) -> str:
-    system.flow().stock("keyed", 1000)
+    system.flow().stock("keyed", 1000, price=100)
     return str(uuid.uuid4())
 
 

@@ -12,6 +12,9 @@ from ops.cli.flow import Flow
 from shared.times import timestamp
 from tests.e2e.system import System, eventually
 
+PUBLIC_FIELDS = {
+    "item_id", "name", "description", "category", "images", "position", "status", "variants", "updated_at"
+}  # fmt: skip
 SCRIPT = "<script>alert('x')</script> & \"quotes\""
 
 
@@ -70,6 +73,51 @@ def test_a_price_from_a_date_changes_answer_and_etag_at_that_moment_without_a_wr
     assert after.json()["offers"][0]["prices"]["EUR"][0]["unit_price"] == 12
 
 
+def test_a_price_from_a_date_is_charged_from_that_moment_on_without_a_write(flow: Flow, sku: str) -> None:
+    def order(**claim: int) -> requests.Response:
+        body = {"currency": "EUR", "payment_method": "mock_ok", "items": [{"sku": sku, "quantity": 1, **claim}]}
+        return flow.send("POST", "/api/orders", body, Idempotency_Key=str(uuid.uuid4()))
+
+    flow.send("PUT", f"/api/stocks/{sku}", {"on_hand": 100}, user="admin").raise_for_status()
+    put_offer(flow, sku, 10)
+    at = datetime.now(UTC) + timedelta(seconds=2)
+    put_offer(flow, sku, 12, valid_from=timestamp(at))
+
+    taken = order()
+    assert datetime.now(UTC) < at, "too slow to see the first price"
+    assert (taken.status_code, taken.json()["total"]) == (201, 10)
+    later = eventually(lambda: order(unit_price=12), lambda answer: answer.status_code == 201)
+    assert datetime.now(UTC) >= at
+    assert (later.json()["total"], order().json()["total"]) == (12, 12)
+    refused = order(unit_price=10)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "price_changed")
+    assert flow.at_rest(taken.json()["order_id"])["total"] == 10
+
+
+def test_an_item_goes_back_to_an_earlier_version_and_every_version_stays(flow: Flow, sku: str) -> None:
+    def send(method: str, path: str, body: dict[str, Any], **headers: str) -> requests.Response:
+        return flow.send(method, f"/api/menu/items{path}", body, user="admin", **headers)
+
+    draft = {"name": "First", "variants": [{"sku": sku}]}
+    item_id = send("POST", "", draft, Idempotency_Key=str(uuid.uuid4())).json()["item_id"]
+    for version, name in enumerate(("First", "Second"), start=1):
+        document = {**draft, "name": name, "status": "published", "version": version}
+        assert send("PUT", f"/{item_id}", document).status_code == 200
+
+    stale = send("POST", f"/{item_id}/revert", {"to_version": 2, "version": 2})
+    assert (stale.status_code, stale.json()["error"]["code"]) == (409, "version_moved")
+    reverted = send("POST", f"/{item_id}/revert", {"to_version": 2, "version": 3})
+    assert (reverted.status_code, reverted.json()["version"]) == (200, 4)
+    assert anyone(flow, f"/api/menu/items/{item_id}").json()["name"] == "First"
+    versions = flow.get(f"/api/menu/editor/items/{item_id}/versions", user="auditor")["items"]
+    assert [(one["version"], one["document"]["name"], one["changed_by"]) for one in versions] == [
+        (4, "First", "admin"),
+        (3, "Second", "admin"),
+        (2, "First", "admin"),
+        (1, "First", "admin"),
+    ]
+
+
 def test_a_draft_is_hidden_until_it_is_published_and_its_text_comes_back_as_text(flow: Flow, sku: str) -> None:
     draft = {
         "name": SCRIPT,
@@ -89,6 +137,7 @@ def test_a_draft_is_hidden_until_it_is_published_and_its_text_comes_back_as_text
 
     document = {**draft, "status": "published", "version": 1}
     assert flow.send("PUT", path, document, user="admin").status_code == 200
+    assert set(anyone(flow, path).json()) == PUBLIC_FIELDS
     moved = flow.send("PUT", path, document, user="admin")
     assert (moved.status_code, moved.json()["error"]["code"]) == (409, "version_moved")
 

@@ -18,7 +18,7 @@ def stock_of(system: System, sku: str) -> tuple[int, int]:
 
 def test_an_order_with_stock_and_money_is_paid_and_its_stock_is_sold(system: System) -> None:
     flow = system.flow()
-    flow.stock("paid", 10)
+    flow.stock("paid", 10, price=250)
     posted = flow.order("paid", quantity=3, unit_price=250)
     assert (posted["status"], posted["total"], posted["currency"]) == ("PENDING", 750, "EUR")
     order = flow.at_rest(posted["order_id"])
@@ -36,8 +36,8 @@ def test_an_order_with_stock_and_money_is_paid_and_its_stock_is_sold(system: Sys
 
 def test_the_largest_amount_is_paid_and_given_back_exactly_and_a_larger_one_is_refused(system: System) -> None:
     flow = system.flow()
-    flow.stock("dear", 10)
     largest = 2**53 - 1
+    flow.stock("dear", 10, price=largest)
     posted = flow.order("dear", unit_price=largest)
     order = flow.at_rest(posted["order_id"])
     assert (order["status"], order["total"], order["items"][0]["unit_price"]) == ("PAID", largest, largest)
@@ -49,13 +49,15 @@ def test_the_largest_amount_is_paid_and_given_back_exactly_and_a_larger_one_is_r
     asked = system.databases.rows("payment", statement, id=order["order_id"])
     assert asked == [{"kind": "charge", "amount": largest}, {"kind": "refund", "amount": largest}]
 
-    line = {"sku": "dear", "quantity": 1, "unit_price": largest}
+    prices = {"dear": largest, "cheap": 1}
+    flow.sell(prices)
+    dear, cheap = ({"sku": sku, "quantity": 1, "unit_price": price} for sku, price in prices.items())
     for items, where in (
-        ([line | {"unit_price": 1}, line | {"quantity": 2}], {"1"}),
-        ([line | {"unit_price": largest + 1}], {"0"}),
-        ([line, line], None),
+        ([cheap, dear | {"quantity": 2}], {"1"}),
+        ([dear | {"unit_price": largest + 1}], {"0"}),
+        ([dear, dear], None),
     ):
-        body = {"currency": "IDR", "items": items}
+        body = {"currency": "EUR", "items": items}
         answer = flow.send("POST", "/api/orders", body, Idempotency_Key="too-dear")
         error = answer.json()["error"]
         assert (answer.status_code, error["code"]) == (422, "validation_failed")
@@ -65,7 +67,7 @@ def test_the_largest_amount_is_paid_and_given_back_exactly_and_a_larger_one_is_r
 
 def test_an_order_with_nothing_to_pay_is_paid_and_cancelled_without_the_provider(system: System) -> None:
     flow = system.flow()
-    flow.stock("gift", 5)
+    flow.stock("gift", 5, price=0)
     order = flow.at_rest(flow.order("gift", quantity=2, payment="mock_declined", unit_price=0)["order_id"])
     assert (order["status"], order["total"]) == ("PAID", 0)
     payment = flow.get(f"/api/payments?order_id={order['order_id']}")
@@ -129,7 +131,7 @@ def test_an_order_whose_payment_fails_gives_its_stock_back_and_the_release_is_au
 
 def test_lines_of_one_sku_are_reserved_as_their_sum(system: System) -> None:
     flow = system.flow()
-    flow.stock("lines", 5)
+    flow.stock("lines", 5, price=7)
     for quantities, status in (((3, 3), "CANCELLED"), ((3, 2), "PAID")):
         body = {
             "currency": "EUR",

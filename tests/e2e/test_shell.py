@@ -61,6 +61,7 @@ def made(shell: Callable[[str], list[Any]]) -> dict[str, Any]:
     order = {"currency": "EUR", "payment_method": "mock_ok", "items": items}
     (answer,) = shell(
         f"""\
+offer = n.rpc.catalog_service.put_offer("{sku}", 1999)
 stock = n.rpc.inventory_service.put_stock("{sku}", 10)
 say(n.rpc.order_service.create_order({order}, "{sku}"))
 """

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
 from ops.cli.flow import Flow
+from ops.local.server import LOOPBACK
 from ops.local.servers import Servers
 from ops.local.supervisor import Child
 from shared.config import PROBES
@@ -25,6 +27,18 @@ from topology.table import queue_arguments
 FORWARD = (*_OTHERS, _GATEWAY)
 FORWARD_REVERSED = (*_OTHERS[::-1], _GATEWAY)
 BACK = (_GATEWAY, *_OTHERS)
+
+
+class Client(Flow):
+    """A client of a fleet. As long as there is no catalog it puts nothing on the menu: `Fleet.open_menu` does it."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        super().__init__(fleet.balancer.url)
+        self.fleet = fleet
+
+    def sell(self, prices: Mapping[str, int]) -> None:
+        if self.fleet.children_of("catalog"):
+            super().sell(prices)
 
 
 class Fleet(System):
@@ -78,10 +92,26 @@ class Fleet(System):
 
     def flow(self, replica: int = 0) -> Flow:
         """A client that knows one address and opens a connection for each request, as a balancer of HTTP would."""
-        flow = Flow(self.balancer.url)
+        flow = Client(self)
         flow.http.headers["Connection"] = "close"
-        flow._tokens = self._tokens
+        flow._tokens, flow._prices = self._tokens, self._prices
         return flow
+
+    def open_menu(self, version: Version, prices: Mapping[str, int]) -> None:
+        """What is done before a service of a version with a catalog takes orders, if the version before has none.
+
+        The catalog starts, and gets the prices through a gateway of the new version to which no customer is sent.
+        """
+        if self.children_of("catalog"):
+            return
+        for _ in range(self.replicas):
+            self.add("catalog", version)
+        aside = self.add("gateway", version)
+        self.supervisor.wait_ready()
+        editor = Flow(f"http://{LOOPBACK}:{aside.port}")
+        editor._tokens, editor._prices = self._tokens, self._prices
+        editor.sell(prices)
+        self.remove(aside)
 
     def children_of(self, service: str) -> list[Child]:
         """Those that run, the oldest first."""

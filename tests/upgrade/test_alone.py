@@ -6,6 +6,7 @@ import pytest
 
 from tests.upgrade import journeys
 from tests.upgrade.conftest import StartFleet
+from tests.upgrade.upgrade import PRICE
 from tests.upgrade.versions import NOW, Version
 from topology.services import START_ORDER
 
@@ -19,6 +20,7 @@ def test_each_service_works_alone_among_another_version(
     alone, others = (NOW, last_release) if newer else (last_release, NOW)
     fleet = start_fleet(others, replicas=1)
     fleet.prepare(NOW)
+    fleet.open_menu(NOW, {journeys.SKU: PRICE})
     for service in START_ORDER:
         if not last_release.has(service):
             continue

@@ -18,7 +18,16 @@ from tests.upgrade.versions import NOW
 pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 
 # What starts together, one after the other.
-BY_HAND = (("gateway",), ("order", "postgres"), ("broker",), ("inventory",), ("payment",), ("auth",), ("ops",))
+BY_HAND = (
+    ("gateway",),
+    ("order", "postgres"),
+    ("broker",),
+    ("inventory",),
+    ("payment",),
+    ("catalog",),
+    ("auth",),
+    ("ops",),
+)
 ORDERS = {
     "by hand": BY_HAND,
     "reversed": BY_HAND[::-1],

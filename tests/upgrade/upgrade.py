@@ -9,6 +9,8 @@ from tests.upgrade.customers import Customers, Load
 from tests.upgrade.fleet import Fleet
 from tests.upgrade.versions import Version
 
+PRICE = 1000
+
 # To which version, and in which order the services get it.
 Turn = tuple[Version, tuple[str, ...]]
 
@@ -21,6 +23,7 @@ def upgrade(fleet: Fleet, new: Version, turns: Sequence[Turn], load: Load) -> Cu
     """
     with Customers(fleet, load) as customers:
         fleet.prepare(new)
+        fleet.open_menu(new, {customers.sku: PRICE, journeys.SKU: PRICE})
         for done, (version, order) in enumerate(turns, start=1):
             dead = journeys.die(fleet)
             for service in order:

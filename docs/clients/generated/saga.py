@@ -6,12 +6,15 @@ from typing import TypeVar
 
 from shop import AuthenticatedClient, Client
 from shop.api.auth import token
+from shop.api.menu import put_offer
 from shop.api.ops import dead_letters, queues, start_replay
 from shop.api.orders import cancel_order, create_order, get_order, timeline
 from shop.api.stocks import put_stock
 from shop.models import (
     ErrorAnswer,
     ErrorCode,
+    OfferRequest,
+    OfferRequestCurrency,
     Order,
     OrderEvent,
     OrderItem,
@@ -51,7 +54,9 @@ def wait(client: AuthenticatedClient, order_id: uuid.UUID, *states: OrderStatus)
             return order
 
 
-good(put_stock.sync("lamp", client=sign_in("admin"), body=StockRequest(on_hand=1000)))
+admin = sign_in("admin")
+good(put_offer.sync("lamp", client=admin, body=OfferRequest(OfferRequestCurrency.EUR, 1999)))
+good(put_stock.sync("lamp", client=admin, body=StockRequest(on_hand=1000)))
 
 shop = sign_in("customer")
 request = OrderRequest(OrderRequestCurrency.EUR, [OrderItem("lamp", 1, 1999)], payment_method="mock_ok")

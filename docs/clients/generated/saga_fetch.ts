@@ -23,6 +23,8 @@ async function signIn(username: string) {
 const key = () => ({ "Idempotency-Key": crypto.randomUUID() });
 
 const admin = await signIn("admin");
+const offer: Schemas["OfferRequest"] = { currency: "EUR", unit_price: 1999 };
+good(await admin.PUT("/api/menu/offers/{sku}", { params: { path: { sku: "lamp" } }, body: offer }));
 good(await admin.PUT("/api/stocks/{sku}", { params: { path: { sku: "lamp" } }, body: { on_hand: 1000 } }));
 
 const shop = await signIn("customer");

@@ -8,6 +8,7 @@ import {
   type Order,
   OrderReason,
   OrderStatus,
+  putOffer,
   putStock,
   queues,
   startReplay,
@@ -22,7 +23,10 @@ async function signIn(username: string): Promise<RequestInit> {
 
 const key = () => ({ "Idempotency-Key": crypto.randomUUID() });
 
-const stocked = await putStock("lamp", { on_hand: 1000 }, await signIn("admin"));
+const admin = await signIn("admin");
+const listed = await putOffer("lamp", { currency: "EUR", unit_price: 1999 }, admin);
+if (listed.status !== 200 && listed.status !== 201) throw new Error(listed.data.error.code);
+const stocked = await putStock("lamp", { on_hand: 1000 }, admin);
 if (stocked.status !== 200) throw new Error(stocked.data.error.code);
 
 const shop = await signIn("customer");
