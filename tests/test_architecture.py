@@ -133,6 +133,7 @@ def test_a_planted_import_breaks_its_rule(clean_tree, contract, importer, import
 PURE_SHARED = {
     "shared.envelope",
     "shared.events",
+    "shared.prices",
     "shared.schema",
     "shared.times",
     "shared.errors",
