@@ -8,7 +8,7 @@ from typing import Any
 from order_service import offers
 from shared.edge.database import Sessions
 from shared.errors import CannotWork, ServiceUnavailable
-from shared.metrics import OFFERS_BEHIND
+from shared.metrics import OFFERS_AHEAD, OFFERS_BEHIND
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ def catch_up(db: Sessions, catalog: Any) -> int:
     A copy that is ahead is reported and not changed: the catalog was restored from a backup, perhaps. Raises CannotWork
     where the catalog does not answer.
     """
-    behind, after, more = 0, "", True
+    behind, ahead, after, more = 0, 0, "", True
     try:
         while more:
             page = catalog.offer_versions(after, PAGE)
@@ -32,9 +32,10 @@ def catch_up(db: Sessions, catalog: Any) -> int:
             after = max(versions)
             with db.read() as session:
                 known = offers.versions_of(session, versions)
-            ahead = sorted(sku for sku, version in versions.items() if known.get(sku, 0) > version)
-            if ahead:
-                log.warning("the copy of %s offers is ahead of the catalog: %s", len(ahead), ", ".join(ahead[:10]))
+            later = sorted(sku for sku, version in versions.items() if known.get(sku, 0) > version)
+            if later:
+                log.warning("the copy of %s offers is ahead of the catalog: %s", len(later), ", ".join(later[:10]))
+            ahead += len(later)
             stale = sorted(sku for sku, version in versions.items() if known.get(sku, 0) < version)
             behind += len(stale)
             for start in range(0, len(stale), FETCH):
@@ -44,4 +45,5 @@ def catch_up(db: Sessions, catalog: Any) -> int:
     except ServiceUnavailable as error:
         raise CannotWork(f"the catalog does not answer: {error}") from error
     OFFERS_BEHIND.set(behind)
+    OFFERS_AHEAD.set(ahead)
     return behind

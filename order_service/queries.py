@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, func, select, tuple_, union_all
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session, aliased, defer
 
 from order_service.domain import AWAITED, Status, may_see, may_see_all, order_no_in
 from order_service.models import OrderEventRow, OrderItemRow, OrderRow
@@ -142,12 +142,17 @@ def _sorted(query: Select[Any], at: Any, order_id: Any, newest_first: bool, limi
     return query.order_by(*keys).limit(limit)
 
 
-def order_bodies(session: Session, rows: Sequence[OrderRow]) -> list[dict[str, Any]]:
-    """Orders as clients see them. One statement for the items of all."""
+def order_bodies(session: Session, rows: Sequence[OrderRow], notes: bool = True) -> list[dict[str, Any]]:
+    """Orders as clients see them. One statement for the items of all.
+
+    Without `notes` none is read: operators of the databases may not see what customers have written.
+    """
     if not rows:
         return []
     items: dict[uuid.UUID, list[dict[str, Any]]] = {row.order_id: [] for row in rows}
     lines = select(OrderItemRow).where(OrderItemRow.order_id.in_(list(items))).order_by(OrderItemRow.line)
+    if not notes:
+        lines = lines.options(defer(OrderItemRow.note))
     for line in session.scalars(lines):
         items[line.order_id].append(
             {
@@ -155,7 +160,7 @@ def order_bodies(session: Session, rows: Sequence[OrderRow]) -> list[dict[str, A
                 "quantity": line.quantity,
                 "unit_price": line.unit_price,
                 "name": line.name,
-                "note": line.note,
+                **({"note": line.note} if notes else {}),
             }
         )
     return [
@@ -166,7 +171,7 @@ def order_bodies(session: Session, rows: Sequence[OrderRow]) -> list[dict[str, A
             "items": items[row.order_id],
             "total": row.total,
             "currency": row.currency,
-            "note": row.note,
+            **({"note": row.note} if notes else {}),
             "payment_method": row.payment_method,
             "reason": row.reason,
             "payment_id": str(row.payment_id) if row.payment_id else None,

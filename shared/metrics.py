@@ -42,3 +42,6 @@ READY = Gauge("ecom_ready", "1 if the last readiness probe was answered with yes
 WAS_READY = Gauge("ecom_was_ready", "1 once a readiness probe of this process was answered with yes.", ["service"])
 UNREADY = Counter("ecom_unready_total", "Readiness probes answered with no, after the first yes.", ["service"])
 OFFERS_BEHIND = Gauge("ecom_offers_behind", "Offers of which the last comparison found a later version in the catalog.")
+OFFERS_AHEAD = Gauge(
+    "ecom_offers_ahead", "Offers of which the copy had a later version than the catalog, at the last comparison."
+)

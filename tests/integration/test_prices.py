@@ -25,6 +25,7 @@ from shared.errors import (
     UnknownSku,
 )
 from shared.events import Identity, OfferChanged
+from shared.metrics import OFFERS_AHEAD, OFFERS_BEHIND
 from shared.prices import Price
 from shared.schema import decoder
 from tests.databases import Databases
@@ -304,6 +305,7 @@ def test_a_copy_that_was_lost_is_whole_again_after_one_comparison(
     assert count(database, "offers") == 1200
     (ahead,) = database.rows("order", "SELECT version FROM offers WHERE sku = 'sku-1'")
     assert ahead["version"] == 6
+    assert (OFFERS_BEHIND._value.get(), OFFERS_AHEAD._value.get()) == (0, 1)
     catalog.is_away = True
     with pytest.raises(CannotWork):
         catch_up(order.sessions, catalog)
