@@ -91,9 +91,10 @@ class World:
     def order(self) -> OrderCreated:
         """A new order, PENDING."""
         order = order_created()
+        versions = tuple(1 for _ in order.items)
         request = KeyedRequest(CUSTOMER.user_id, new_orders.ROUTE, str(order.order_id), {})
         with self.bench.sessions.begin() as session:
-            new_orders.add(session, [NewOrder(order, request, CUSTOMER, "a" * 32)])
+            new_orders.add(session, [NewOrder(order, versions, request, CUSTOMER, "a" * 32)])
         return order
 
     def snapshot(self) -> dict[str, Any]:
