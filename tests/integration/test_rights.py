@@ -124,7 +124,7 @@ def tries(settings: Settings, role: str, service: str) -> Iterator[Tries]:
 
 
 def columns_of(table: str) -> list[str]:
-    """Those that a statement can write. What the database computes itself, it refuses to set before it asks for rights."""
+    """Those that can be written. Nobody can set what the database computes: it says so before it looks at rights."""
     return [column.name for column in Base.metadata.tables[table].columns if column.computed is None]
 
 
