@@ -262,10 +262,11 @@ WAITING_SESSIONS = (
 )
 
 
-def stop_at_work(system: System, service: str) -> None:
+def stop_at_work(system: System, service: str, sku: str) -> None:
     """SIGTERM a replica that is in the middle of a batch; return when it has finished that and is gone.
 
-    It is whichever replica has a batch: one of them may get all messages of a queue while it has room.
+    It is whichever replica has a batch: one of them may get all messages of a queue while it has room. Orders of `sku`
+    give work to all but the catalog, which hears of its availability.
     """
     logs = {child.name: child.log for child in system.supervisor.children if child.service == service}
     logged = {name: log.stat().st_size for name, log in logs.items()}
@@ -279,6 +280,8 @@ def stop_at_work(system: System, service: str) -> None:
         with holding.begin():
             # Every transaction of a batch begins by writing into it.
             holding.execute(text("LOCK TABLE consumed_messages IN SHARE ROW EXCLUSIVE MODE"))
+            told = system.flow().send("POST", "/api/inventory/reconcile", {"skus": [sku]}, user="admin")
+            assert told.json() == {"told": 1}
             name = eventually(at_work, bool, otherwise=f"no replica of {service} is in the middle of a batch")
             process = Process.of(system.replicas_of(service)[name])
             assert process is not None
@@ -298,7 +301,7 @@ def test_a_stopping_replica_finishes_its_messages_and_none_is_delivered_again(
     with Load(system, customers=2) as load:
         for service in PUBLISHERS:
             load.wait_for(5)
-            stop_at_work(system, service)
+            stop_at_work(system, service, load.sku)
         load.wait_for(5)
     system.wait_ready()
     system.wait_quiet()

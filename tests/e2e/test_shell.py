@@ -82,12 +82,11 @@ say(n.rpc.inventory_service.get_stock("{made["sku"]}"))
 """
     )
     assert order["status"] == "PAID"
-    assert [(step["event"], step["by"]) for step in timeline["steps"]] == [
-        ("order.created", "shell"),
-        ("inventory.reserved", "shell"),
-        ("payment.succeeded", "shell"),
-        ("inventory.committed", "shell"),
-    ]
+    events = [step["event"] for step in timeline["steps"]]
+    assert (events[0], events[-1]) == ("order.created", "inventory.committed")
+    # They arrive in two queues, so either may be handled first.
+    assert sorted(events[1:-1]) == ["inventory.reserved", "payment.succeeded"]
+    assert {step["by"] for step in timeline["steps"]} == {"shell"}
     assert (stock["on_hand"], stock["reserved"]) == (8, 0)
     flow = system.flow()
     assert flow.send("GET", f"/api/orders/{made['order_id']}").status_code == 404  # it is no customer's
