@@ -63,10 +63,10 @@ def test_what_two_readings_differ_by_is_told_for_each_order():
 def test_a_process_is_counted_with_its_children_that_have_ended():
     """A child of this process works for a while and ends; whoever counts only what runs would miss it."""
     before = usage_of({os.getpid(): "tests"})
-    work = "import time\nwhile time.process_time() < 0.1: pass"
+    work = "import time\nwhile time.process_time() < 0.3: pass"
     subprocess.run([sys.executable, "-c", work], check=True)
     spent = usage_of({os.getpid(): "tests"}).cpu_since(before)
-    assert spent["tests"] >= 0.1
+    assert spent["tests"] >= 0.25  # the kernel counts in ticks, and rounds each figure down
     assert before.memory_mb["tests"] > 1
 
 
