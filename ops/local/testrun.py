@@ -6,6 +6,7 @@ import os
 import secrets
 import signal
 import subprocess
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -34,12 +35,14 @@ STACK_FILE_VARIABLE = "ECOM_TEST_STACK"  # where a test finds the servers, see o
 PYTEST_TIMEOUT_S = 15.0
 
 # Playwright and real threads do not work in a process patched by eventlet; of the other tests some need one replica of
-# each service and some two. The last run takes longest.
+# each service and some two. The last one begins first, and the others after it in their order: the longest ones first.
 TEST_RUNS = {
     "patched": ("tests/unit", "tests/deploy", "tests/integration"),
     "single": ("tests/smoke", "tests/audit", "tests/tls"),
     "plain": ("tests/e2e", "tests/chaos", "tests/upgrade"),
 }
+RUNS_AT_ONCE = 2
+POLL_S = 0.2
 TEST_REPLICAS = 3  # the most that a test starts
 BROWSER_TESTS = "tests/e2e/test_dashboard.py"
 PYTEST = (str(VENV / "bin" / "python"), "-m", "pytest")
@@ -59,7 +62,7 @@ class Part:
 
 
 def test(arguments: Sequence[str]) -> int:
-    """Run all tests, or those that the arguments choose: the longest run beside the others, each on its own servers.
+    """Run all tests, or those that the arguments choose: two runs at once, each on its own servers.
 
     With servers that the user brings, the runs follow one another: two at once would disturb each other.
     """
@@ -190,18 +193,30 @@ def _in_turn(stacks: Mapping[str, Stack], paths: Mapping[str, list[str]], argume
 def _side_by_side(
     stacks: Mapping[str, Stack], paths: Mapping[str, list[str]], arguments: Sequence[str]
 ) -> dict[str, int]:
-    """The last run, which mostly waits for what it has killed, in the terminal; beside it the others, one after the
-    other, and what they print after it.
+    """Two runs at once, as there are two processors; who has ended makes room for the next. Their exit codes.
+
+    The last one prints into the terminal, the others into files that are shown when all have ended.
     """
-    *beside, longest = stacks
+    *beside, shown = stacks
     print(f"{' and '.join(beside)} tests run beside these; what they print follows", flush=True)
-    shown = _pytest(stacks[longest], paths[longest], arguments)
-    codes, logs = {}, [stacks[kind].directory / "pytest.log" for kind in beside]
-    for kind, log in zip(beside, logs, strict=True):
-        with log.open("wb") as output:
-            codes[kind] = _ended(_pytest(stacks[kind], paths[kind], ["--color=no", *arguments], output))
-    codes[longest] = _ended(shown)
-    for log in logs:
+    waiting = [shown, *beside]
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    codes: dict[str, int] = {}
+    logs = {kind: stacks[kind].directory / "pytest.log" for kind in beside}
+    try:
+        while waiting or running:
+            if waiting and len(running) < RUNS_AT_ONCE:
+                kind = waiting.pop(0)
+                running[kind] = _started(stacks[kind], paths[kind], arguments, logs.get(kind))
+            elif ended := [kind for kind, run in running.items() if run.poll() is not None]:
+                codes |= {kind: running.pop(kind).returncode for kind in ended}
+            else:
+                time.sleep(POLL_S)
+    except Interrupted as interrupted:
+        for run in running.values():
+            _end(run, interrupted)
+        raise
+    for log in logs.values():
         print(log.read_text(encoding="utf-8", errors="replace"), flush=True)
     return codes
 
@@ -262,15 +277,28 @@ def _pytest(
     )
 
 
+def _started(stack: Stack, paths: Sequence[str], arguments: Sequence[str], log: Path | None) -> subprocess.Popen[bytes]:
+    """Start one run of pytest that prints into a file, or into the terminal."""
+    if log is None:
+        return _pytest(stack, paths, arguments)
+    with log.open("wb") as output:
+        return _pytest(stack, paths, ["--color=no", *arguments], output)
+
+
 def _ended(run: subprocess.Popen[bytes]) -> int:
     """The exit code of a run of pytest."""
     try:
         return run.wait()
     except Interrupted as interrupted:
-        if interrupted.number != signal.SIGINT:  # that one the terminal sends to pytest too, and two are one too many
-            run.send_signal(signal.SIGINT)  # let it take down what its fixtures put up
-        wait_until(lambda: run.poll() is not None, PYTEST_TIMEOUT_S)
+        _end(run, interrupted)
         raise
+
+
+def _end(run: subprocess.Popen[bytes], interrupted: Interrupted) -> None:
+    """Let a run of pytest take down what its fixtures put up."""
+    if interrupted.number != signal.SIGINT:  # that one the terminal sends to pytest too, and two are one too many
+        run.send_signal(signal.SIGINT)
+    wait_until(lambda: run.poll() is not None, PYTEST_TIMEOUT_S)
 
 
 def _kind_of(path: str) -> str:

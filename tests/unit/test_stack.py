@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -784,6 +785,46 @@ def test_a_choice_without_tests_ends_before_any_server_starts(arguments, code, s
     with pytest.raises(StackFault) as refused:
         testrun.test(arguments)
     assert (str(refused.value), refused.value.exit_code) == (says, code)
+
+
+SAYS_AND_WAITS = """
+import pathlib, sys, time
+own, other, code = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), int(sys.argv[3])
+print("this is", own.name, flush=True)
+own.touch()
+deadline = time.monotonic() + 20
+while not other.exists():
+    if time.monotonic() > deadline:
+        sys.exit(9)
+    time.sleep(0.01)
+sys.exit(code)
+"""
+
+
+def test_two_runs_are_at_work_at_once_whichever_of_them_ends_first(monkeypatch, tmp_path, capfd):
+    """The plain run waits for nobody, and the patched one for the single one, which begins when the plain one ends."""
+    waits_for = {"plain": ("plain", 0), "patched": ("single", 3), "single": ("patched", 0)}
+    at_work = []
+
+    def start(stack, paths, arguments, output=None):
+        assert len([run for run in at_work if run.poll() is None]) < 2
+        other, code = waits_for[stack.name]
+        words = [tmp_path / stack.name, tmp_path / other, code]
+        at_work.append(subprocess.Popen([sys.executable, "-c", SAYS_AND_WAITS, *map(str, words)], stdout=output))
+        return at_work[-1]
+
+    monkeypatch.setattr(testrun, "_pytest", start)
+    kinds = ("patched", "single", "plain")
+    stacks = {kind: SimpleNamespace(name=kind, directory=tmp_path / f"of-{kind}") for kind in kinds}
+    for one in stacks.values():
+        one.directory.mkdir()
+
+    codes = testrun._side_by_side(stacks, {kind: [] for kind in kinds}, [])
+
+    assert codes == {"plain": 0, "patched": 3, "single": 0}
+    said = capfd.readouterr().out.splitlines()
+    assert said[0] == "patched and single tests run beside these; what they print follows"
+    assert [line for line in said[1:] if line] == ["this is plain", "this is patched", "this is single"]
 
 
 def test_restart_needs_a_running_stack(capsys):
