@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, exists, func, select, text
+from sqlalchemy import ColumnElement, Row, Select, any_, exists, func, select, text, union_all
 from sqlalchemy.orm import Session
 
 from catalog_service import domain, store
@@ -61,14 +61,17 @@ def items_page(
 
     `filters`: category, sku, q (words, the last one may be the beginning of one), available. Raises InvalidCursor.
     """
-    query = select(*_SHOWN).select_from(_FROM_ITEMS).order_by(_ITEMS.c.position, _ITEMS.c.item_id).limit(limit + 1)
-    query = query.where(*_conditions(filters))
+    query = select(*_SHOWN).select_from(_FROM_ITEMS).where(*_conditions(filters))
     if status is not None:
         query = query.where(_ITEMS.c.status == status.value)
     if cursor is not None:
         position, item_id = decode_cursor(cursor, filters, (_position, id_position))
         after = _ITEMS.c.position, _ITEMS.c.item_id
         query = query.where(func.row(*after) > func.row(position, item_id))
+    if q := filters.get("q"):
+        query = _searched(query, q, limit + 1)
+    else:
+        query = query.order_by(_ITEMS.c.position, _ITEMS.c.item_id).limit(limit + 1)
     rows, more = page_of(session.execute(query).all(), limit)
     return rows, encode_cursor((rows[-1].position, str(rows[-1].item_id)), filters) if more else None
 
@@ -91,8 +94,6 @@ def _conditions(filters: Mapping[str, Any]) -> list[ColumnElement[bool]]:
         found.append(_ITEMS.c.status == status)
     if sku := filters.get("sku"):
         found.append(_ITEMS.c.item_id == select(_VARIANTS.c.item_id).where(_VARIANTS.c.sku == sku).scalar_subquery())
-    if q := filters.get("q"):
-        found.append(_ITEMS.c.search.op("@@")(func.to_tsquery("simple", as_tsquery(q))))
     if filters.get("available") is not None:
         there = exists(
             select(_VARIANTS.c.sku)
@@ -101,6 +102,31 @@ def _conditions(filters: Mapping[str, Any]) -> list[ColumnElement[bool]]:
         )
         found.append(there if filters["available"] else ~there)
     return found
+
+
+# Up to so many items with the words of a search are sorted. If there are more, the menu is read in its order until a
+# page is full, which is soon.
+MOST_SORTED = 1_000
+
+
+def _searched(query: Select[Any], q: str, limit: int) -> Select[Any]:
+    """A page, in menu order, of those items of a query that have the words of `q`.
+
+    The database cannot know how many items have a word that begins so. It would read the whole menu in its order,
+    where few have it, or sort the whole menu, where all have it. So it looks first.
+    """
+    has_words = _ITEMS.c.search.op("@@")(func.to_tsquery("simple", as_tsquery(q)))
+    # With the limit in it, it would read the table until it has found so many.
+    having = select(_ITEMS.c.item_id).where(has_words).cte("having").prefix_with("MATERIALIZED", dialect="postgresql")
+    found = select(having.c.item_id).limit(MOST_SORTED + 1).cte("found")
+    number = select(func.count()).select_from(found).scalar_subquery()
+    in_order = _ITEMS.c.position, _ITEMS.c.item_id
+    # Of the two only one is executed.
+    few = query.where(_ITEMS.c.item_id == any_(func.array(select(found.c.item_id).scalar_subquery())))
+    few = few.where(number <= MOST_SORTED).order_by(*in_order).limit(limit)
+    many = query.where(has_words, number > MOST_SORTED).order_by(*in_order).limit(limit)
+    page = union_all(few, many).subquery()
+    return select(page).order_by(page.c.position, page.c.item_id).limit(limit)
 
 
 def as_tsquery(q: str) -> str:

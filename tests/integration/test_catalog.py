@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import pytest
 
+from catalog_service import menu
 from shared.errors import Conflict, NotFound, RoleMissing, ValidationFailed, VersionMoved
 from shared.events import AvailabilityChanged
 from shared.times import timestamp
@@ -345,7 +346,11 @@ def test_a_category_with_items_stays(catalog: Bench) -> None:
         catalog.service.delete_category("empty")
 
 
-def test_the_menu_is_read_in_pages_by_category_words_and_availability(catalog: Bench) -> None:
+@pytest.mark.parametrize("most_sorted", [menu.MOST_SORTED, 2, 0])
+def test_the_menu_is_read_in_pages_by_category_words_and_availability(
+    catalog: Bench, monkeypatch: pytest.MonkeyPatch, most_sorted: int
+) -> None:
+    monkeypatch.setattr(menu, "MOST_SORTED", most_sorted)
     catalog.service.put_category("lamps", "Lamps", 1)
     catalog.service.put_offers(
         [{"sku": f"lamp-{n}", "unit_price": n, "name": f"Lamp number{n}", "category": "lamps"} for n in range(1, 6)]
@@ -368,6 +373,8 @@ def test_the_menu_is_read_in_pages_by_category_words_and_availability(catalog: B
     assert names(q="wood") == ["A wooden desk"]
     assert names(q="desk a") == ["A wooden desk"]
     assert names(q="lamp number4") == ["Lamp number4"]
+    assert names(q="lam") == names(q="lamp", category="lamps") == names(category="lamps")
+    assert names(q="lam", available=True) == ["Lamp number2"]
     assert names(q="it's & | ! ( :* --") == []
     assert names(sku="lamp-5") == ["Lamp number5"]
     assert names(available=True) == ["Lamp number2"]
