@@ -16,6 +16,7 @@ from gateway.api.fields import (
     PageQuery,
     RequestSchema,
     Text,
+    Timestamp,
     WholeNumber,
     cursor_field,
     datetime_field,
@@ -73,15 +74,18 @@ class ReserveRequest(RequestSchema):
 
 
 class ReconcileRequest(RequestSchema):
-    """The skus of which to tell; without them, all."""
+    """The skus of which to tell; without them, all. A list of all is told in several calls."""
 
     skus = fields.List(sku_field(), validate=validate.Length(1, MAX_RECONCILED))
+    before = Timestamp("that of the first answer, to go on: what was told since then is left out", load_default=None)
 
 
 class Reconciled(AnswerSchema):
     """What was done."""
 
     told = integer_field(2, "of so many skus the availability was published")
+    left = integer_field(0, "so many are left: repeat the request with this `before`")
+    before = datetime_field("the moment of the request, or its own `before`")
 
 
 class Stock(AnswerSchema):
@@ -209,5 +213,9 @@ class Stocks:
         summary="Tell the availability of skus again",
     )
     def reconcile_availability(self, call: Call) -> dict[str, Any]:
-        """The menu shows within seconds what is in stock now, whatever it has missed."""
-        return self.inventory.tell_availability(call.body.get("skus"))
+        """The menu shows within seconds what is in stock now, whatever it has missed.
+
+        One request tells at most the 10,000 skus that were told longest ago. To tell all, repeat it with the `before`
+        of the first answer until `left` is 0.
+        """
+        return self.inventory.tell_availability(call.body.get("skus"), call.body["before"])

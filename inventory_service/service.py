@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -21,6 +22,7 @@ from shared.errors import Conflict, DeadMessage
 from shared.events import Identity, Item, OrderCreated
 from shared.ids import new_trace_id, uuid7
 from shared.relay import Relay
+from shared.times import timestamp
 
 # A manual reservation expires after this time, so that a forgotten one does not hold stock forever.
 MANUAL_HOLD_S = 900
@@ -212,18 +214,22 @@ class InventoryService(ReleaseAudit, Probes):
                 told = signals.tell_changes(session, of_all, WATCH, new_trace_id())
 
     @rpc
-    def tell_availability(self, skus: list[str] | None = None) -> dict[str, Any]:
-        """Tell the availability of these skus, or of all, once more with a new version: {told}, their number.
+    def tell_availability(self, skus: list[str] | None = None, before: str | None = None) -> dict[str, Any]:
+        """Tell the availability of these skus, or of all, once more with a new version: {told, left, before}.
 
-        It mends the copies of those who have missed something.
+        It mends the copies of those who have missed something. One call tells at most the 10,000 skus that were told
+        longest ago. `left` is how many are left; to tell them, repeat the call with the `before` of the first answer
+        (RFC 3339), which leaves out what was told since then, until none is left.
         """
         self.context.require(domain.may_tell_availability)
-        told, after, more = 0, "", True
-        while more:
+        with self.db.read() as session:
+            due = signals.due(session, skus, datetime.fromisoformat(before) if before else None)
+        told = 0
+        for start in range(0, len(due.skus), signals.BATCH):
             with self.db.begin() as session:
-                some, after = signals.tell_again(session, skus, after, *self._caller())
-            told, more = told + some, bool(after)
-        return {"told": told}
+                some = due.skus[start : start + signals.BATCH]
+                told += signals.tell_again(session, some, *self._caller())
+        return {"told": told, "left": due.left, "before": timestamp(due.before)}
 
     def _expire(self, order_id: UUID) -> None:
         with self.db.begin() as session:

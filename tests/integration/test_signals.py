@@ -12,6 +12,7 @@ from sqlalchemy import text
 from inventory_service import signals
 from inventory_service.models import StockItem
 from inventory_service.service import WATCH
+from shared.edge.rpc_proxy import CALL_TIMEOUT_S
 from shared.errors import RoleMissing
 from shared.ids import new_trace_id
 from tests.databases import Databases
@@ -138,16 +139,55 @@ def test_availability_is_told_again_with_a_new_version(
     ahead = 2**52
     database.run("inventory", "UPDATE stock_signals SET version = :ahead", ahead=ahead)
 
-    assert inventory.service.tell_availability(skus) == {"told": 1}
+    answer = inventory.service.tell_availability(skus)
 
+    assert (answer["told"], answer["left"]) == (1, 0)
     assert [event["version"] for event in told(database)][1:] == [ahead + 1]
 
 
-def test_all_skus_are_told_again_in_batches(inventory: Bench, database: Databases) -> None:
+def test_all_skus_are_told_again_by_some_calls_that_begin_with_those_told_longest_ago(
+    inventory: Bench, database: Databases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signals, "_DUE", text(signals._DUE.text.replace(f"LIMIT {signals.MOST_AT_ONCE}", "LIMIT 600")))
     database.run(
-        "inventory", "INSERT INTO stock_items (sku, on_hand) SELECT 'sku-' || n, 5 FROM generate_series(1, 1200) AS n"
+        "inventory",
+        "INSERT INTO stock_items (sku, on_hand) SELECT 'sku-' || lpad(n::text, 4, '0'), 5"
+        " FROM generate_series(1, 1300) AS n",
     )
-    assert inventory.service.tell_availability() == {"told": 1200}
+    inventory.service.watch_all()
+    # The greatest skus were told longest ago, and one of them has never been told.
+    database.run(
+        "inventory",
+        "UPDATE stock_signals SET since = now() - CAST(substr(sku, 5) AS int) * interval '1 second';"
+        "DELETE FROM stock_signals WHERE sku = 'sku-0001'; DELETE FROM outbox",
+    )
+
+    answer = inventory.service.tell_availability()
+    before = answer["before"]
+    assert (answer["told"], answer["left"]) == (600, 700)
+    assert {event["sku"] for event in told(database)} == {"sku-0001", *(f"sku-{n:04}" for n in range(702, 1301))}
+    answers = [inventory.service.tell_availability(None, before) for _ in range(3)]
+
+    assert [(one["told"], one["left"], one["before"]) for one in answers] == [
+        (600, 100, before),
+        (100, 0, before),
+        (0, 0, before),
+    ]
+    skus = [event["sku"] for event in told(database)]
+    assert (len(skus), len(set(skus))) == (1300, 1300)
+    assert inventory.service.tell_availability()["told"] == 600, "a new round begins without a moment"
+    assert inventory.service.tell_availability(["sku-0001"], before)["told"] == 0
+
+
+def test_a_call_for_all_skus_tells_ten_thousand_in_batches(inventory: Bench, database: Databases) -> None:
+    database.run(
+        "inventory", "INSERT INTO stock_items (sku, on_hand) SELECT 'sku-' || n, 5 FROM generate_series(1, 10100) AS n"
+    )
+    with statements(inventory) as sent:
+        answer = inventory.service.tell_availability()
+
+    assert (answer["told"], answer["left"]) == (10_000, 100)
+    assert len(sent) == 2 + 3 * 20
 
 
 def test_a_customer_has_nothing_told(inventory: Bench) -> None:
@@ -194,9 +234,13 @@ def test_a_look_at_100_000_skus_takes_50_ms_of_the_databases_cpu(inventory: Benc
     began = time.monotonic()
     inventory.service.watch_all()
     print(f"\n{ALL} skus are told for the first time: {time.monotonic() - began:.1f} s")
-    began = time.monotonic()
-    assert inventory.service.tell_availability() == {"told": ALL}
-    print(f"all are told again: {time.monotonic() - began:.1f} s")
+    asked = {"before": None, "left": ALL}
+    while asked["left"]:
+        began = time.monotonic()
+        asked = inventory.service.tell_availability(None, asked["before"])
+        took = time.monotonic() - began
+        assert (asked["told"], took < CALL_TIMEOUT_S) == (signals.MOST_AT_ONCE, True)
+        print(f"{asked['told']} are told again: {took:.1f} s")
 
     with inventory.sessions.begin() as session:
         server = psutil.Process(session.execute(text("SELECT pg_backend_pid()")).scalar_one())
