@@ -6,8 +6,12 @@ import random
 import re
 import signal
 import statistics
+import threading
 import time
+import uuid
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import requests
@@ -196,6 +200,58 @@ def post_patiently(system: System, sku: str) -> str | None:
 def order_of(system: System, order_id: str) -> str:
     (row,) = system.databases.rows("order", "SELECT status FROM orders WHERE order_id = :id", id=order_id)
     return row["status"]
+
+
+@contextmanager
+def killed_again_and_again(system: System, service: str) -> Iterator[None]:
+    """While the block runs, each replica of a service is killed as soon as it is started."""
+    over = threading.Event()
+
+    def kill() -> None:
+        while not over.wait(0.05):  # it takes a second to start
+            system.kill(*system.replicas_of(service))
+
+    system.kill(*system.replicas_of(service))
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_what_is_on_the_menu_is_ordered_while_the_catalog_is_killed_and_what_is_in_doubt_once_it_is_back(
+    system: System,
+) -> None:
+    flow = system.flow()
+    for sku in ("known", "doubtful"):
+        flow.stock(sku, 10, price=10)
+        assert flow.post_order(sku, unit_price=10).status_code == 201
+    system.databases.run("order", "DELETE FROM offers WHERE sku = 'doubtful'")
+    before, key = lines_of(system, "doubtful"), str(uuid.uuid4())
+
+    with killed_again_and_again(system, "catalog"):
+        known = [flow.post_order("known", unit_price=10) for _ in range(3)]
+        doubtful = flow.post_order("doubtful", unit_price=10, key=key)
+        assert [one.status_code for one in known] == [201] * 3
+        assert (doubtful.status_code, doubtful.json()["error"]["code"]) == (503, "unavailable")
+        assert int(doubtful.headers["Retry-After"]) >= 1
+        assert lines_of(system, "doubtful") == before
+        used = "SELECT count(*) AS times FROM idempotency_keys WHERE key = :key"
+        assert system.databases.rows("order", used, key=key) == [{"times": 0}]
+        assert flow.at_rest(known[-1].json()["order_id"])["status"] == "PAID"
+
+    system.wait_ready()
+    taken = flow.post_order("doubtful", unit_price=10, key=key)
+    assert (taken.status_code, taken.json()["total"]) == (201, 10)
+    assert lines_of(system, "doubtful") == before + 1
+
+
+def lines_of(system: System, sku: str) -> int:
+    """How many lines of orders have a sku."""
+    (row,) = system.databases.rows("order", "SELECT count(*) AS times FROM order_items WHERE sku = :sku", sku=sku)
+    return int(row["times"])
 
 
 # For each consuming process and queue: how many messages it handled, and how many of them were duplicates.

@@ -16,6 +16,7 @@ from tests.e2e.held import held
 from tests.e2e.system import System, eventually
 
 LIMIT_S = 2.0  # how long order_service waits for the catalog
+OLD_PRICE_ENDS_WITHIN_S = 1.0
 
 
 @pytest.fixture
@@ -106,11 +107,40 @@ def test_a_new_price_that_is_named_is_taken_at_once_while_its_event_is_held_back
     assert post(flow, sku, 10).json()["error"]["code"] == "price_changed"
 
 
-def test_a_price_that_no_client_names_follows_the_menu_as_soon_as_its_event_has_come(flow: Flow, sku: str) -> None:
-    put_offer(flow, sku, 10)
+def change_price(system: System, flow: Flow, sku: str, unit_price: int) -> float:
+    """Set a price, and return when order_service has heard of it: how many seconds later by the database's clock."""
+    put_offer(flow, sku, unit_price)
+    (row,) = system.databases.rows(
+        "catalog", "SELECT offer_version, set_at FROM prices WHERE sku = :sku ORDER BY id DESC LIMIT 1", sku=sku
+    )
+
+    def heard() -> Any:
+        statement = "SELECT heard_at FROM offers WHERE sku = :sku AND version >= :version"
+        return system.databases.rows("order", statement, sku=sku, version=row["offer_version"])
+
+    (offer,) = eventually(heard, bool, patience_s=10, otherwise="not heard")
+    return (offer["heard_at"] - row["set_at"]).total_seconds()
+
+
+def test_an_order_posted_after_a_new_price_was_heard_costs_it_whether_it_names_it_or_not(
+    system: System, flow: Flow, sku: str
+) -> None:
+    change_price(system, flow, sku, 10)
     assert post(flow, sku).json()["total"] == 10
-    put_offer(flow, sku, 12)
-    eventually(lambda: post(flow, sku).json()["total"], lambda total: total == 12, patience_s=10)
+    for unit_price in (12, 9):
+        print(f"heard after {change_price(system, flow, sku, unit_price):.2f} s")
+        assert [post(one, sku).json()["total"] for one in (flow, system.flow(1))] == [unit_price] * 2
+        assert post(flow, sku, unit_price).json()["total"] == unit_price
+        refused = post(flow, sku, 10)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "price_changed")
+
+
+@pytest.mark.long
+def test_an_old_price_ends_within_a_second(system: System, flow: Flow, sku: str) -> None:
+    change_price(system, flow, sku, 10)
+    took = sorted(change_price(system, flow, sku, 11 + n) for n in range(100))
+    print(f"\na new price was heard after {took[50]:.3f} s (median), at most {took[-1]:.3f} s")
+    assert took[-1] <= OLD_PRICE_ENDS_WITHIN_S
 
 
 def test_an_order_that_was_taken_is_answered_and_a_listed_sku_is_ordered_while_the_catalog_is_stopped(
