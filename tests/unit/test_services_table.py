@@ -203,6 +203,28 @@ def test_a_service_without_any_line_is_told_all_of_them():
     assert all("kiln" in message or "carrier_key" in message or port in message for message in missing)
 
 
+# The pages whose commands replace one service after the other.
+
+
+REPLACE = "docker compose up --wait --no-deps"
+BESIDE = {"gateway": ["gateway", "gateway2"]}  # the profile `proxy` has two of it
+
+
+def ways_of(page):
+    """The services that each loop of a page replaces, in its order, or those of its single lines."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    loops = re.findall(rf"for service in (.+); do {REPLACE} \$service; done", text)
+    lines = re.findall(rf"(?m)^    {REPLACE} (\w+)", text)
+    return [way.split() for way in loops] + [lines] * bool(lines)
+
+
+def test_an_upgrade_of_containers_replaces_every_service_in_the_order_of_start_and_goes_back_the_other_way():
+    forward = list(services.START_ORDER)
+    assert ways_of("docs/upgrading.md") == [forward, forward[::-1]]
+    with_proxy = [container for name in forward for container in BESIDE.get(name, [name])]
+    assert ways_of("deploy/README.md") == [with_proxy]
+
+
 # The table itself.
 
 
