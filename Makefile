@@ -42,7 +42,7 @@ test-long: ## the same tests at full size
 
 compose-test: ## deploy/README.md on a container engine, with what goes wrong there; needs Docker, or root on Debian 12
 	@$(STACK) install
-	@.venv/bin/python -m pytest -q --capture=sys --containers tests/containers $(ARGS)
+	@.venv/bin/python -m pytest -q --capture=sys --containers $(if $(filter tests/%,$(ARGS)),,tests/containers) $(ARGS)
 
 upgrade-test: ## the last release and this code side by side under load, in some minutes
 	@$(STACK) test --long --load-s 0 --orders-per-s 10 tests/upgrade/test_rolling.py $(ARGS)
