@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
+import os
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,7 +60,7 @@ def test_a_container_that_is_killed_comes_back_and_no_order_is_lost(site: Site, 
 
 def kill_from_outside(site: Site, container: str) -> None:
     """SIGKILL the first process of a container, as the kernel does when memory is short."""
-    subprocess.run(["kill", "-KILL", str(site.inspect(container)["State"]["Pid"])], check=True)
+    os.kill(site.inspect(container)["State"]["Pid"], signal.SIGKILL)
 
 
 @pytest.mark.parametrize("name", ["rabbitmq", "postgres"])
