@@ -88,7 +88,8 @@ class Podman:
 
     def remove_all(self) -> None:
         """Remove every pod, volume and network of this storage."""
-        self.run("pod", "rm", "--all", "--force", codes=(0, 1, 125))
+        # Their data goes too, so nothing is gained by letting each end in its own time, one after the other.
+        self.run("pod", "rm", "--all", "--force", "--time", "0", codes=(0, 1, 125))
         self.run("volume", "rm", "--all", "--force", codes=(0, 1, 125))
         self.run("network", "rm", "--force", NETWORK, codes=(0, 1, 125))
 
