@@ -127,9 +127,10 @@ class Cluster:
         for container in spec["containers"]:
             for field in NOT_FOR_PODMAN:
                 container.pop(field, None)
-            for port in container.get("ports", ()):
-                if port["name"] == "http":
-                    port.update(hostPort=self._port, hostIP="127.0.0.1")
+            # podman listens on this machine for every port that a container names, where it may be taken.
+            container["ports"] = [port for port in container.get("ports", ()) if port["name"] == "http"]
+            for port in container["ports"]:
+                port.update(hostPort=self._port, hostIP="127.0.0.1")
         # podman makes one volume of a name, for whatever pod.
         for named in (*spec["volumes"], *(mount for one in spec["containers"] for mount in one["volumeMounts"])):
             named["name"] = f"{name}-{named['name']}"

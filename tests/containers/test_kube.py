@@ -46,6 +46,8 @@ def test_the_overlay_for_one_machine_brings_an_order_to_paid(podman: kube.Podman
     flow.stock("kube", 1)
     order = flow.at_rest(flow.order("kube")["order_id"])
     assert order["status"] == "PAID"
+    published = {line.rpartition(" -> ")[2] for line in podman.run("port", "--all").splitlines()}
+    assert published == {f"127.0.0.1:{site.port}"}
 
 
 def repeat_until_done(podman: kube.Podman, cluster: kube.Cluster, name: str) -> None:
