@@ -45,7 +45,8 @@ MAX_VARIANTS = 20
 MAX_POSITION = 10**6
 MAX_TIER = 10**6
 MAX_OFFERS = 200
-HTTPS = re.compile(r"https://[^\s\x00-\x1f]+")
+# Without control characters and the white space of Unicode, each by its number: \s is not the same in every language.
+HTTPS = re.compile(r"https://[^\x00-\x20\x7f-\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\ufeff]+")
 
 
 def position_field() -> WholeNumber:

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import re
 
 import pytest
 
+from gateway.menu_editor import HTTPS
 from shared import errors
 from shared.config import Settings
 from tests.unit.serving import KEYS, ask, say, serving
@@ -188,3 +190,11 @@ def test_what_editors_may_write_has_limits(gateway, name, longest, refused):
     assert code(answer) == (422, "validation_failed")
     assert list(answer[2]["error"]["details"]) == [name]
     assert BEHIND.asked == []
+
+
+def test_an_address_has_no_space_or_control_character_of_any_alphabet_and_its_pattern_says_so_to_every_language():
+    ecma_only = {"\ufeff"}  # what \s means in JSON Schema beside what it means here
+    refused = {chr(code) for code in range(0x10000) if not HTTPS.fullmatch(f"https://a{chr(code)}b")}
+    controls = {chr(code) for code in (*range(0x20), *range(0x7F, 0xA0))}
+    assert refused == {chr(code) for code in range(0x10000) if chr(code).isspace()} | controls | ecma_only
+    assert not re.search(r"\\[sSwWdDbB]", HTTPS.pattern)
