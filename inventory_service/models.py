@@ -20,6 +20,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from inventory_service.domain import Kind
+from shared.enumerations import Unit
 from shared.horizon import CURRENT_XID
 from shared.rights import Rights
 from shared.tables import MESSAGING_RIGHTS, NOW, Base
@@ -39,8 +40,11 @@ class StockItem(Base):
     __table_args__ = (CheckConstraint("0 <= reserved AND reserved <= on_hand", name="reserved_within_on_hand"),)
 
 
+_BY_PEOPLE = text("cause NOT IN ('sale', 'return')")
+
+
 class StockMovement(Base):
-    """One change of on_hand with its cause. on_hand is the sum of all changes of the sku."""
+    """One change of on_hand with its cause. on_hand is the sum of all changes of the sku. Append only."""
 
     __tablename__ = "stock_movements"
 
@@ -52,6 +56,25 @@ class StockMovement(Base):
     moved_by: Mapped[str]
     trace_id: Mapped[str]
     moved_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    # What was on hand then. NULL in rows of versions before this column.
+    on_hand_after: Mapped[int | None] = mapped_column(BigInteger)
+    reason: Mapped[str | None]
+    note: Mapped[str | None]
+    purchase_order_id: Mapped[uuid.UUID | None]
+
+    __table_args__ = (
+        # Sales are many, and pay for none of these; the key finds those of a sku.
+        Index("ix_stock_movements_by_people", "id", postgresql_where=_BY_PEOPLE),
+        Index("ix_stock_movements_by_people_cause", "cause", "id", postgresql_where=_BY_PEOPLE),
+        Index("ix_stock_movements_by_people_sku", "sku", "id", postgresql_where=_BY_PEOPLE),
+        Index("ix_stock_movements_returned", "sku", "id", postgresql_where=text("cause = 'return'")),
+        Index(
+            "ix_stock_movements_received",
+            "purchase_order_id",
+            "sku",
+            postgresql_where=text("purchase_order_id IS NOT NULL"),
+        ),
+    )
 
 
 class ReservationRow(Base):
@@ -66,6 +89,9 @@ class ReservationRow(Base):
     # Who reserved by hand. NULL for an order's reservation, and for those made before this column existed.
     made_by: Mapped[str | None]
     expires_at: Mapped[datetime | None]
+    # Fingerprint of what the order asks for: the items are in components. NULL in rows of versions before recipes, and
+    # of reservations by hand.
+    asked: Mapped[uuid.UUID | None]
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
     updated_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
@@ -73,7 +99,7 @@ class ReservationRow(Base):
 
 
 class ReservationItem(Base):
-    """The quantity of one sku in a reservation."""
+    """The quantity of one stocked sku in a reservation."""
 
     __tablename__ = "reservation_items"
 
@@ -83,7 +109,7 @@ class ReservationItem(Base):
 
 
 class StockSignal(Base):
-    """What was last told about a sku: whether it is sold out, and what is left where that is little."""
+    """What was last told about a sku: whether it is sold out or low, and what is left where that is little."""
 
     __tablename__ = "stock_signals"
 
@@ -92,6 +118,122 @@ class StockSignal(Base):
     few: Mapped[int | None] = mapped_column(BigInteger)
     version: Mapped[int] = mapped_column(BigInteger)
     since: Mapped[datetime] = mapped_column(server_default=NOW)
+    low: Mapped[bool] = mapped_column(server_default=text("false"))
+
+
+class RecipeRow(Base):
+    """A sku that is made of others when it is sold. It has no stock of its own."""
+
+    __tablename__ = "recipes"
+
+    sku: Mapped[str] = mapped_column(primary_key=True)
+    version: Mapped[int] = mapped_column(BigInteger, server_default="1")
+    changed_by: Mapped[str]
+    changed_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+    __table_args__ = (Index(None, "changed_at"),)
+
+
+class RecipeLine(Base):
+    """How much of a stocked sku goes into one piece of a made one."""
+
+    __tablename__ = "recipe_lines"
+
+    sku: Mapped[str] = mapped_column(ForeignKey(RecipeRow.sku), primary_key=True)
+    component: Mapped[str] = mapped_column(ForeignKey(StockItem.sku), primary_key=True)
+    quantity: Mapped[int] = mapped_column(BigInteger)
+
+    __table_args__ = (
+        CheckConstraint("quantity BETWEEN 1 AND 1000000", name="quantity_within_limits"),
+        Index(None, "component"),
+    )
+
+
+class SupplierRow(Base):
+    """Whom stock is bought from. Never deleted."""
+
+    __tablename__ = "suppliers"
+
+    supplier_id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    email: Mapped[str | None]
+    phone: Mapped[str | None]
+    lead_days: Mapped[int]
+    active: Mapped[bool] = mapped_column(server_default=text("true"))
+    version: Mapped[int] = mapped_column(BigInteger, server_default="1")
+
+
+class StockRule(Base):
+    """In what a sku is counted, when it is low, and when and how much of it is ordered again."""
+
+    __tablename__ = "stock_rules"
+
+    sku: Mapped[str] = mapped_column(ForeignKey(StockItem.sku), primary_key=True)
+    unit: Mapped[str] = mapped_column(server_default=Unit.PIECE)
+    low_at: Mapped[int | None] = mapped_column(BigInteger)
+    reorder_at: Mapped[int | None] = mapped_column(BigInteger)
+    reorder_to: Mapped[int | None] = mapped_column(BigInteger)
+    supplier_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey(SupplierRow.supplier_id))
+    pack_size: Mapped[int] = mapped_column(BigInteger, server_default="1")
+    snoozed_until: Mapped[datetime | None]
+    version: Mapped[int] = mapped_column(BigInteger, server_default="1")
+
+    __table_args__ = (
+        CheckConstraint("unit IN ('piece', 'g', 'ml')", name="unit_is_known"),
+        CheckConstraint("low_at >= 0", name="low_at_not_negative"),
+        CheckConstraint("pack_size >= 1", name="pack_size_from_one"),
+        CheckConstraint(
+            "(reorder_at IS NULL) = (reorder_to IS NULL) AND 0 <= reorder_at AND reorder_at < reorder_to",
+            name="reorder_at_below_reorder_to",
+        ),
+        CheckConstraint("reorder_at IS NULL OR supplier_id IS NOT NULL", name="reorder_needs_a_supplier"),
+        # `reorder` looks at these alone, page by page.
+        Index("ix_stock_rules_reordered", "sku", postgresql_where=text("reorder_at IS NOT NULL")),
+    )
+
+
+class PurchaseOrderRow(Base):
+    """What was or may be bought from a supplier. At most one of a supplier is PROPOSED."""
+
+    __tablename__ = "purchase_orders"
+
+    po_id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    supplier_id: Mapped[uuid.UUID] = mapped_column(ForeignKey(SupplierRow.supplier_id))
+    status: Mapped[str]
+    version: Mapped[int] = mapped_column(BigInteger, server_default="1")
+    note: Mapped[str | None]
+    made_by: Mapped[str]
+    made_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    ordered_at: Mapped[datetime | None]
+    expected_at: Mapped[datetime | None]
+    closed_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        Index("uq_purchase_orders_proposed", "supplier_id", unique=True, postgresql_where=text("status = 'PROPOSED'")),
+        Index(None, "status", "po_id"),
+        Index(None, "supplier_id", "po_id"),
+        Index(None, "supplier_id", "status", "po_id"),
+    )
+
+
+class PurchaseOrderLine(Base):
+    """So much of one sku in a purchase order, and how much of it has come."""
+
+    __tablename__ = "purchase_order_lines"
+
+    po_id: Mapped[uuid.UUID] = mapped_column(ForeignKey(PurchaseOrderRow.po_id), primary_key=True)
+    sku: Mapped[str] = mapped_column(ForeignKey(StockItem.sku), primary_key=True)
+    quantity: Mapped[int] = mapped_column(BigInteger)
+    received: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    unit_cost: Mapped[int | None] = mapped_column(BigInteger)
+    currency: Mapped[str | None]
+
+    __table_args__ = (
+        CheckConstraint("0 <= received AND received <= quantity", name="received_within_quantity"),
+        CheckConstraint("quantity >= 1", name="quantity_from_one"),
+        # What is still to come of a sku: few lines are open, whatever was ever ordered.
+        Index("ix_purchase_order_lines_open", "sku", postgresql_where=text("received < quantity")),
+    )
 
 
 class ReleaseEvent(Base):
@@ -163,15 +305,59 @@ RIGHTS = MESSAGING_RIGHTS | {
         changed=("on_hand", "reserved", "version", "updated_at"),
         read=("sku", "on_hand", "reserved", "version", "updated_at"),
     ),
-    "stock_movements": Rights(),
+    "stock_movements": Rights(
+        read=("sku", "id", "change", "cause", "order_id", "moved_at", "on_hand_after", "reason", "purchase_order_id")
+    ),
     "reservations": Rights(
         changed=("state", "expires_at", "updated_at"),
-        read=("order_id", "reservation_id", "state", "kind", "made_by", "expires_at", "created_at", "updated_at"),
+        read=(
+            "order_id",
+            "reservation_id",
+            "state",
+            "kind",
+            "made_by",
+            "expires_at",
+            "asked",
+            "created_at",
+            "updated_at",
+        ),
     ),
     "reservation_items": Rights(read=("order_id", "sku", "quantity")),
     "stock_signals": Rights(
-        changed=("sold_out", "few", "version", "since"), read=("sku", "sold_out", "few", "version", "since")
+        changed=("sold_out", "few", "low", "version", "since"),
+        read=("sku", "sold_out", "few", "low", "version", "since"),
     ),
+    "recipes": Rights(
+        changed=("version", "changed_by", "changed_at"),
+        deleted_because="a sku that is not made any more has no recipe",
+        read=("sku", "version", "changed_by", "changed_at"),
+    ),
+    "recipe_lines": Rights(
+        deleted_because="the lines of a recipe are replaced by those of its next version",
+        read=("sku", "component", "quantity"),
+    ),
+    # How to reach a supplier is for those who buy.
+    "suppliers": Rights(
+        changed=("name", "email", "phone", "lead_days", "active", "version"),
+        read=("supplier_id", "name", "lead_days", "active", "version"),
+    ),
+    "stock_rules": Rights(
+        changed=(
+            *("unit", "low_at", "reorder_at", "reorder_to"),
+            *("supplier_id", "pack_size", "snoozed_until", "version"),
+        ),
+        read=("sku", "unit", "low_at", "reorder_at", "reorder_to", "supplier_id", "pack_size", "snoozed_until"),
+    ),
+    "purchase_orders": Rights(
+        changed=("status", "version", "note", "ordered_at", "expected_at", "closed_at"),
+        read=("po_id", "supplier_id", "status", "version", "made_by", "made_at", "ordered_at", "closed_at"),
+    ),
+    "purchase_order_lines": Rights(
+        changed=("received", "unit_cost"),
+        deleted_because="the lines of a proposal are replaced until it is ordered",
+        read=("po_id", "sku", "quantity", "received"),
+    ),
+    "idempotency_keys": Rights(deleted_because="a stored answer is deleted after 48 hours"),
     # The evidence of the release audit, which `ecom audit verify` reads.
     "inventory_release_events": Rights(
         read=(

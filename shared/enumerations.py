@@ -27,6 +27,62 @@ class ReleaseReason(StrEnum):
     EXPIRED = "expired"
 
 
+class MovementCause(StrEnum):
+    """Why on_hand changed. All but `sale` and `return` are people's."""
+
+    SALE = "sale"
+    RETURN = "return"
+    PUT = "put"
+    COUNTED = "counted"
+    STOCK_IN = "stock_in"
+    STOCK_OUT = "stock_out"
+    RECEIVED = "received"
+
+
+class StockInReason(StrEnum):
+    """Why people take stock in."""
+
+    DELIVERY = "delivery"
+    FOUND = "found"
+    PRODUCTION = "production"
+    CORRECTION = "correction"
+
+
+class StockOutReason(StrEnum):
+    """Why people take stock out without selling it."""
+
+    WASTE = "waste"
+    SPOILED = "spoiled"
+    STAFF_MEAL = "staff_meal"
+    THEFT = "theft"
+    PRODUCTION = "production"
+    CORRECTION = "correction"
+
+
+class CountReason(StrEnum):
+    """Why people set stock to a figure."""
+
+    COUNT = "count"
+    CORRECTION = "correction"
+
+
+class Unit(StrEnum):
+    """In what a sku is counted. Quantities are whole, and nothing is converted."""
+
+    PIECE = "piece"
+    GRAM = "g"
+    MILLILITRE = "ml"
+
+
+class PurchaseStatus(StrEnum):
+    """The status of a purchase order. RECEIVED and CANCELLED are final."""
+
+    PROPOSED = "PROPOSED"
+    ORDERED = "ORDERED"
+    RECEIVED = "RECEIVED"
+    CANCELLED = "CANCELLED"
+
+
 class PaymentStatus(StrEnum):
     """The status of a payment. VOID: the order ended before the charge."""
 

@@ -117,6 +117,24 @@ class BelowReserved(Conflict):
     code = "below_reserved"
 
 
+class HasRecipe(Conflict):
+    """A sku that is made by a recipe has no stock of its own."""
+
+    code = "has_recipe"
+
+
+class HasStock(Conflict):
+    """A sku with stock of its own cannot have a recipe."""
+
+    code = "has_stock"
+
+
+class OverReceived(Conflict):
+    """More has come than the purchase order has open."""
+
+    code = "over_received"
+
+
 class VersionMoved(Conflict):
     """It changed since that version was read."""
 

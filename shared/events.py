@@ -12,7 +12,7 @@ from uuid import UUID
 
 from shared.ids import aggregate_of
 from shared.prices import Price
-from shared.schema import Amount, Count, Currency, Limits, Quantity, ShortText, Sku, Word
+from shared.schema import Amount, Change, Count, Currency, Limits, Quantity, ShortText, Sku, Stocked, Word
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class Identity:
 
 @dataclass(frozen=True)
 class Item:
-    """So many of one sku."""
+    """So much of one stocked sku."""
 
     sku: Sku
-    quantity: Quantity
+    quantity: Stocked
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,10 @@ class OrderedItem(PricedItem):
 
 @dataclass(frozen=True)
 class Shortage:
-    """The requested and the available quantity of a sku."""
+    """The requested quantity of an ordered sku, and what is available, or could be made, if nothing else is sold."""
 
     sku: Sku
-    requested: Quantity
+    requested: Stocked
     available: Count
 
 
@@ -175,7 +175,7 @@ class ReservationFailed(OrderPayload):
 @_event("inventory.released")
 @dataclass(frozen=True)
 class Released(OrderPayload):
-    """What the order held is available again."""
+    """What the order held is available again: `items` are stocked skus, also where made ones were ordered."""
 
     reservation_id: UUID
     items: tuple[Item, ...]
@@ -185,7 +185,7 @@ class Released(OrderPayload):
 @_event("inventory.committed")
 @dataclass(frozen=True)
 class Committed(OrderPayload):
-    """What the order held has left the stock."""
+    """What the order held has left the stock: `items` are stocked skus, also where made ones were ordered."""
 
     reservation_id: UUID
     items: tuple[Item, ...]
@@ -277,6 +277,41 @@ class AvailabilityChanged(Payload):
     sold_out: bool
     few: Count | None
     version: Amount
+
+    @property
+    def aggregate_id(self) -> UUID:
+        return aggregate_of("sku", self.sku)
+
+
+@_event("stock.level_crossed")
+@dataclass(frozen=True)
+class LevelCrossed(Payload):
+    """A sku became low, or is not low any more. `low_at` is None where nobody wants to hear of it any more."""
+
+    sku: Sku
+    low: bool
+    available: Count
+    low_at: Count | None
+    unit: Word
+    version: Amount
+
+    @property
+    def aggregate_id(self) -> UUID:
+        return aggregate_of("sku", self.sku)
+
+
+@_event("stock.moved")
+@dataclass(frozen=True)
+class StockMoved(Payload):
+    """A person changed what is on hand. A sale is told by inventory.committed."""
+
+    sku: Sku
+    movement_id: Amount
+    change: Change
+    on_hand: Count
+    cause: Word
+    reason: Word | None = None
+    purchase_order_id: UUID | None = None
 
     @property
     def aggregate_id(self) -> UUID:

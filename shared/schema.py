@@ -51,6 +51,9 @@ Currency = Annotated[str, Limits(pattern=r"[A-Z]{3}")]
 Quantity = Annotated[int, Limits(at_least=1, at_most=1_000_000)]  # lines of one sku are summed
 Amount = Annotated[int, Limits(at_least=0, at_most=MAX_AMOUNT)]
 Count = Annotated[int, Limits(at_least=0, at_most=10**12)]
+# Of what is on a shelf: a million dishes that each take a million grams of one component.
+Stocked = Annotated[int, Limits(at_least=1, at_most=10**12)]
+Change = Annotated[int, Limits(at_least=-(10**12), at_most=10**12)]
 Word = Annotated[str, Limits(pattern=r"[a-z][a-z0-9_]{0,63}")]
 ShortText = Annotated[str, Limits(pattern=rf"[\s\S]{{1,{MAX_TEXT}}}")]
 TraceId = Annotated[str, Limits(pattern=r"[0-9a-f]{32}")]

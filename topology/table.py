@@ -60,7 +60,7 @@ QUEUES = (
 
 # Events that are published although no queue is bound to them yet. The relay publishes every other event `mandatory`,
 # so that an event that reaches no queue stays in the outbox.
-UNHEARD = frozenset({"order.paid"})
+UNHEARD = frozenset({"order.paid", "stock.moved", "stock.level_crossed"})
 
 BY_NAME = {queue.name: queue for queue in QUEUES}
 

@@ -164,7 +164,7 @@ class Simulation:
 
     def _inventory_consumes(self, payload: Payload) -> None:
         if isinstance(payload, OrderCreated):
-            outcome = inventory.reserve(self.stock, payload, RESERVATION)
+            outcome = inventory.reserve(self.stock, {}, payload, RESERVATION)
         elif isinstance(payload, ReleaseRequested | CommitRequested):
             verb, reason = (
                 (inventory.RELEASE, payload.reason)

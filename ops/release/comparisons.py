@@ -89,7 +89,10 @@ def _consumed(tree: Tree, queue: str) -> bool:
 
 
 def changed_events(old: Tree, new: Tree) -> Found:
-    """A field keeps its meaning: its type and its limits. Requiring it no longer is another row's business."""
+    """A field keeps its meaning: its type and its limits. Requiring it no longer is another row's business.
+
+    A limit may be wider where it is said why the last release never meets what it would refuse.
+    """
     for type_, was in old["events"].items():
         now = new["events"].get(type_)
         if now is None:
@@ -102,8 +105,18 @@ def changed_events(old: Tree, new: Tree) -> Found:
                 continue
             gains_default = before["required"] and not after["required"]
             leave = {"required", "default"} | ({"nullable"} if gains_default else set())
+            if f"{type_} {path}" in new["widened"] and _is_wider(before, after):
+                leave |= {"minimum", "maximum"}
             if without(before, leave) != without(after, leave):
                 yield f"event {type_}, field {path}", f"was {said(before)} and is {said(after)}"
+
+
+def _is_wider(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Whether a number's limits hold all that they held before."""
+    limits = {"minimum", "maximum"}
+    return limits <= before.keys() & after.keys() and (
+        after["minimum"] <= before["minimum"] and before["maximum"] <= after["maximum"]
+    )
 
 
 def queues(old: Tree, new: Tree) -> Found:

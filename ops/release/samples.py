@@ -31,6 +31,14 @@ VALUES: dict[str, Any] = {
     "changed": ["price"],
     "sold_out": False,
     "few": 3,
+    "low": True,
+    "available": 3,
+    "low_at": 5,
+    "unit": "piece",
+    "movement_id": 7,
+    "change": -2,
+    "on_hand": 5,
+    "cause": "stock_out",
 }
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"

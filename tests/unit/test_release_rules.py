@@ -136,6 +136,11 @@ def new_event(type_: str) -> Change:
     return lambda read: read["events"].update({type_: {**event(read), "published": True}})
 
 
+def widen(read: Tree, **limits: Any) -> None:
+    read["widened"] = {"order.created payload.total": "a reason"}
+    event(read)["fields"]["payload.total"].update(limits)
+
+
 def bind(queue: str, key: str) -> Change:
     return lambda read: read["bindings"].append(["ecom.events", queue, key])
 
@@ -198,6 +203,9 @@ REFUSED: list[tuple[str, Change, str]] = [
     ("change of an event", lambda new: event(new).update(version=2), "event order.created: has version 2"),
     ("change of an event", lambda new: event(new)["fields"]["payload.total"].update(type="string"), "payload.total"),
     ("change of an event", lambda new: event(new)["fields"]["payload.total"].update(maximum=9), "payload.total"),
+    ("change of an event", lambda new: event(new)["fields"]["payload.total"].update(maximum=2**60), "payload.total"),
+    ("change of an event", lambda new: widen(new, maximum=9), "payload.total: was maximum 9007199254740991"),
+    ("change of an event", lambda new: widen(new, maximum=2**60, type="string"), "payload.total"),
     ("change of an event", lambda new: event(new)["fields"]["payload.total"].update(nullable=True), "payload.total"),
     (
         "queues",
