@@ -6,12 +6,13 @@ one may overtake the other. The functions take and return plain values.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from uuid import UUID
 
-from shared.enumerations import ReservationState
+from shared.enumerations import MovementCause, ReservationState
 from shared.errors import BelowReserved, UnexpectedEvent, UnknownOrder, VersionMoved
 from shared.events import (
     Committed,
@@ -44,7 +45,11 @@ OUT_OF_STOCK = "out_of_stock"
 UNKNOWN_SKU = "unknown_sku"
 HELD_MANUALLY = "held_manually"
 
-SALE, RETURN, PUT = "sale", "return", "put"
+# More of one sku than this is a typing mistake. It is far below what the events can say.
+MAX_ON_HAND = 10**9
+
+# What one piece of a made sku takes of each component, by made sku. With no component it is made of nothing.
+Recipes = Mapping[str, Mapping[str, int]]
 
 
 @dataclass(frozen=True)
@@ -64,22 +69,30 @@ class Stock:
 
 @dataclass(frozen=True)
 class Reservation:
-    """The reservation of one order: quantities by sku."""
+    """The reservation of one order: what it holds, as quantities by stocked sku.
+
+    `asked` is the fingerprint of what the order asks for; None where an older version reserved.
+    """
 
     order_id: UUID
     reservation_id: UUID
     state: State
     quantities: Mapping[str, int] = field(default_factory=dict)
     kind: Kind = Kind.ORDER
+    asked: UUID | None = None
 
 
 @dataclass(frozen=True)
 class Movement:
-    """A change of on_hand and its cause."""
+    """A change of on_hand and its cause, and what was on hand then. Of people's movements also why they made them."""
 
     sku: str
     change: int
-    cause: str
+    cause: MovementCause
+    on_hand_after: int
+    reason: str | None = None
+    note: str | None = None
+    purchase_order_id: UUID | None = None
 
 
 @dataclass(frozen=True)
@@ -101,7 +114,7 @@ class Row:
     becomes: State
     on_hand: int = 0
     reserved: int = 0
-    cause: str = ""
+    cause: MovementCause | None = None  # of the movement, where on_hand changes
     audited: bool = False
 
 
@@ -112,30 +125,37 @@ TABLE: dict[tuple[State, str], Row | None] = {
     (State.REFUSED, RESERVE): UNCHANGED,
     (State.COMMITTED, RESERVE): UNCHANGED,
     (State.RELEASED, RESERVE): UNCHANGED,  # also for an order.created after a tombstone
-    (State.RESERVED, COMMIT): Row(State.COMMITTED, on_hand=-1, reserved=-1, cause=SALE),
+    (State.RESERVED, COMMIT): Row(State.COMMITTED, on_hand=-1, reserved=-1, cause=MovementCause.SALE),
     (State.COMMITTED, COMMIT): UNCHANGED,
     (State.RELEASED, COMMIT): UNCHANGED,
     (State.RESERVED, RELEASE): Row(State.RELEASED, reserved=-1, audited=True),
-    (State.COMMITTED, RELEASE): Row(State.RELEASED, on_hand=+1, cause=RETURN, audited=True),
+    (State.COMMITTED, RELEASE): Row(State.RELEASED, on_hand=+1, cause=MovementCause.RETURN, audited=True),
     (State.RELEASED, RELEASE): UNCHANGED,
     (State.REFUSED, RELEASE): UNCHANGED,
     # (REFUSED, COMMIT) has no row, and neither has a commit without reservation: both messages go to the DLQ.
 }
 
 
-def reserve(stock: Mapping[str, Stock], order: OrderCreated, reservation_id: UUID) -> Outcome:
-    """Reserve stock for a new order, or refuse it and emit the shortages. Lines of the same sku are summed first."""
+def reserve(stock: Mapping[str, Stock], recipes: Recipes, order: OrderCreated, reservation_id: UUID) -> Outcome:
+    """Reserve stock for a new order, or refuse it and emit the shortages. Lines of the same sku are summed first.
+
+    `recipes` has those of all ordered skus that are made, and `stock` all that `needs` says. Of made skus their
+    components are held: the reservation says what is held, and no recipe is read for it again.
+    """
     quantities = summed(order.items)
-    short = shortages(stock, quantities)
+    asked = fingerprint(quantities)
+    short = shortages(stock, recipes, quantities)
     if short:
-        reason = UNKNOWN_SKU if any(item.sku not in stock for item in short) else OUT_OF_STOCK
+        unknown = any(item.sku not in stock and item.sku not in recipes for item in short)
+        reason = UNKNOWN_SKU if unknown else OUT_OF_STOCK
         return Outcome(
-            Reservation(order.order_id, reservation_id, State.REFUSED),
+            Reservation(order.order_id, reservation_id, State.REFUSED, asked=asked),
             emits=(ReservationFailed(order.order_id, reason, short),),
         )
+    held = needs(quantities, recipes)
     return Outcome(
-        Reservation(order.order_id, reservation_id, State.RESERVED, quantities),
-        stock=_held(stock, quantities),
+        Reservation(order.order_id, reservation_id, State.RESERVED, held, asked=asked),
+        stock=_held(stock, held),
         emits=(
             Reserved(order.order_id, reservation_id, order.items, order.total, order.currency, order.payment_method),
         ),
@@ -145,32 +165,70 @@ def reserve(stock: Mapping[str, Stock], order: OrderCreated, reservation_id: UUI
 def repeat_reserve(existing: Reservation, order: OrderCreated) -> Outcome:
     """Handle an order.created whose order has a reservation: a manual one refuses it, any other changes nothing.
 
-    Raises Contradiction if the order asks for other quantities than are reserved for it.
+    Raises Contradiction if the order asks for other quantities than the first time. What is held does not say what was
+    asked: it is in components, by the recipes of then. So the fingerprints are compared; those reservations that have
+    none were made before there were recipes, and hold what was asked.
     """
     refused = existing.kind == Kind.MANUAL
-    if not refused and existing.quantities:  # none are known of a refused one, and of a tombstone
-        compare(type_of(order), ("quantities", summed(order.items), existing.quantities))
+    if not refused:
+        asked = summed(order.items)
+        known: object = existing.quantities or None  # none are known of a tombstone
+        if existing.asked is not None:
+            known = asked if existing.asked == fingerprint(asked) else "other quantities"
+        compare(type_of(order), ("quantities", asked, known))
     emits = (ReservationFailed(order.order_id, HELD_MANUALLY, ()),) if refused else ()
     return Outcome(existing, changed=False, emits=emits)
 
 
 def hold_manually(
-    stock: Mapping[str, Stock], order_id: UUID, reservation_id: UUID, quantities: Mapping[str, int]
+    stock: Mapping[str, Stock],
+    recipes: Recipes,
+    order_id: UUID,
+    reservation_id: UUID,
+    quantities: Mapping[str, int],
 ) -> Outcome | tuple[Shortage, ...]:
-    """Reserve stock for a person, or return which skus are short. Emits nothing."""
-    short = shortages(stock, quantities)
+    """Reserve stock for a person, as `reserve` does, or return which skus are short. Emits nothing."""
+    short = shortages(stock, recipes, quantities)
     if short:
         return short
-    held = Reservation(order_id, reservation_id, State.RESERVED, quantities, Kind.MANUAL)
-    return Outcome(held, stock=_held(stock, quantities))
+    held = needs(quantities, recipes)
+    reservation = Reservation(order_id, reservation_id, State.RESERVED, held, Kind.MANUAL)
+    return Outcome(reservation, stock=_held(stock, held))
 
 
-def shortages(stock: Mapping[str, Stock], quantities: Mapping[str, int]) -> tuple[Shortage, ...]:
-    """Return the skus with too little stock."""
-    available = {sku: stock[sku].available if sku in stock else 0 for sku in quantities}
+def recipe_of(sku: str, recipes: Recipes) -> Mapping[str, int]:
+    """What one piece of a sku takes. A sku without a recipe is a recipe of itself."""
+    return recipes.get(sku, {sku: 1})
+
+
+def needs(quantities: Mapping[str, int], recipes: Recipes) -> dict[str, int]:
+    """What these quantities take together of each stocked sku, sorted by sku."""
+    needed: dict[str, int] = {}
+    for sku, quantity in quantities.items():
+        for component, each in recipe_of(sku, recipes).items():
+            needed[component] = needed.get(component, 0) + quantity * each
+    return dict(sorted(needed.items()))
+
+
+def shortages(stock: Mapping[str, Stock], recipes: Recipes, quantities: Mapping[str, int]) -> tuple[Shortage, ...]:
+    """Return the ordered skus that take something of which all of them together need more than there is.
+
+    `available` is what there would be of each of them alone.
+    """
+    needed = needs(quantities, recipes)
+    available = {sku: stock[sku].available if sku in stock else 0 for sku in needed}
+    short = {sku for sku in needed if needed[sku] > available[sku]}
     return tuple(
-        Shortage(sku, quantity, available[sku]) for sku, quantity in quantities.items() if quantity > available[sku]
+        Shortage(sku, quantity, min(available[component] // each for component, each in recipe.items()))
+        for sku, quantity in quantities.items()
+        if not short.isdisjoint(recipe := recipe_of(sku, recipes))
     )
+
+
+def fingerprint(quantities: Mapping[str, int]) -> UUID:
+    """What is asked for, short enough to be kept beside each reservation: the same for the same quantities for ever."""
+    text = " ".join(f"{sku} {quantity}" for sku, quantity in sorted(quantities.items()))
+    return UUID(bytes=hashlib.sha256(text.encode()).digest()[:16])
 
 
 def _held(stock: Mapping[str, Stock], quantities: Mapping[str, int]) -> tuple[Stock, ...]:
@@ -203,7 +261,9 @@ def close_reservation(
         for sku, quantity in existing.quantities.items()
     )
     movements = tuple(
-        Movement(sku, row.on_hand * quantity, row.cause) for sku, quantity in existing.quantities.items() if row.on_hand
+        Movement(item.sku, row.on_hand * existing.quantities[item.sku], row.cause, item.on_hand)
+        for item in changed
+        if row.cause
     )
     event_type = Committed if row.becomes == State.COMMITTED else Released
     items = tuple(Item(sku, quantity) for sku, quantity in existing.quantities.items())
@@ -218,17 +278,20 @@ def close_reservation(
 
 
 def put(stock: Stock | None, sku: str, on_hand: int, version: int | None) -> tuple[Stock, Movement | None]:
-    """Set the quantity on hand. Raises VersionMoved if it changed since `version`, BelowReserved if it is too low."""
+    """Set the quantity on hand. Raises VersionMoved if it changed since `version`, BelowReserved if it is too low.
+
+    A sku that is new has no stock, or one of version 0.
+    """
     current = stock or Stock(sku, 0, 0, 0)
     if version is not None and version != current.version:
         raise VersionMoved(details={"version": current.version})
     if on_hand < current.reserved:
-        raise BelowReserved(details={"reserved": current.reserved})
+        raise BelowReserved(details={"sku": sku, "reserved": current.reserved})
     change = on_hand - current.on_hand
-    if change == 0 and stock is not None:
+    if change == 0 and current.version > 0:
         return current, None
     after = replace(current, on_hand=on_hand, version=current.version + 1)
-    return after, Movement(sku, change, PUT) if change else None
+    return after, Movement(sku, change, MovementCause.PUT, on_hand) if change else None
 
 
 def summed(items: tuple[Item, ...] | tuple[object, ...]) -> dict[str, int]:

@@ -22,15 +22,16 @@ from shared.tables import NOW
 _RESERVATIONS, _ITEMS, _STOCK = table_of(ReservationRow), table_of(ReservationItem), table_of(StockItem)
 _TOUCHED = {"updated_at": NOW}
 
-_given = unnest(ReservationRow, "order_id", "reservation_id")
+_given = unnest(ReservationRow, "order_id", "reservation_id", "asked")
 _CLAIM = (
     insert(_RESERVATIONS)
     .execution_options(prepared=True)
     .from_select(
-        ["order_id", "reservation_id", "state", "kind", "made_by"],
+        ["order_id", "reservation_id", "asked", "state", "kind", "made_by"],
         select(
             _given.c.order_id,
             _given.c.reservation_id,
+            _given.c.asked,
             bindparam("state", type_=Text),
             bindparam("kind", type_=Text),
             bindparam("made_by", type_=Text),
@@ -47,15 +48,21 @@ def claim_reservations(
     state: State,
     kind: Kind = Kind.ORDER,
     made_by: str | None = None,
+    asked: Mapping[uuid.UUID, uuid.UUID] | None = None,
 ) -> set[uuid.UUID]:
     """Insert a reservation for each order that has none, and return those orders. `ids`: order_id -> reservation_id.
 
-    `made_by` is the user who reserves by hand.
+    `made_by` is the user who reserves by hand. `asked`: order_id -> fingerprint of what the order asks for.
 
     The insert is also the lock, so two replicas cannot both reserve for one order. One statement, sorted by order_id,
     so that transactions cannot deadlock.
     """
-    arrays = {"given_order_id": list(ids), "given_reservation_id": list(ids.values())}
+    asked = asked or {}
+    arrays = {
+        "given_order_id": list(ids),
+        "given_reservation_id": list(ids.values()),
+        "given_asked": [asked.get(order_id) for order_id in ids],
+    }
     return set(session.scalars(_CLAIM, {**arrays, "state": state.value, "kind": kind.value, "made_by": made_by}))
 
 
@@ -66,6 +73,7 @@ _RESERVATIONS_OF = (
         _RESERVATIONS.c.reservation_id,
         _RESERVATIONS.c.state,
         _RESERVATIONS.c.kind,
+        _RESERVATIONS.c.asked,
         _ITEMS.c.sku,
         _ITEMS.c.quantity,
     )
@@ -90,10 +98,11 @@ def reservations_of(
     found: dict[uuid.UUID, Reservation] = {}
     quantities: dict[str, int] = {}
     statement = _LOCKED_RESERVATIONS_OF if lock else _RESERVATIONS_OF
-    for order_id, reservation_id, state, kind, sku, quantity in session.execute(statement, {"given_order_id": wanted}):
+    rows = session.execute(statement, {"given_order_id": wanted})
+    for order_id, reservation_id, state, kind, asked, sku, quantity in rows:
         if order_id not in found:
             quantities = {}
-            found[order_id] = Reservation(order_id, reservation_id, State(state), quantities, Kind(kind))
+            found[order_id] = Reservation(order_id, reservation_id, State(state), quantities, Kind(kind), asked)
         if sku is not None:
             quantities[sku] = quantity
     return found
@@ -133,14 +142,14 @@ def save_made(session: Session, outcomes: Sequence[Outcome]) -> None:
             for sku, quantity in reservation.quantities.items()
         ],
     )
-    _save_stock(session, [item for outcome in outcomes for item in outcome.stock])
+    save_stock(session, [item for outcome in outcomes for item in outcome.stock])
 
 
 def save_closed(session: Session, outcomes: Sequence[tuple[Outcome, Identity, str, str]]) -> None:
     """Save how reservations were closed, each with its identity, trace id and reason. At most four statements."""
     changed = [item for item in outcomes if item[0].changed]
     _save_states(session, [outcome.reservation for outcome, *_ in changed])
-    _save_stock(session, [item for outcome, *_ in changed for item in outcome.stock])
+    save_stock(session, [item for outcome, *_ in changed for item in outcome.stock])
     insert_many(
         session,
         StockMovement,
@@ -178,8 +187,8 @@ def _save_states(session: Session, reservations: Iterable[Reservation]) -> None:
     update_many(session, ReservationRow, "order_id", rows, _TOUCHED)
 
 
-def _save_stock(session: Session, stock: Iterable[Stock]) -> None:
-    """Save stock; of the items of one sku the last."""
+def save_stock(session: Session, stock: Iterable[Stock]) -> None:
+    """Save stock whose rows are locked; of the items of one sku the last. One statement."""
     last = {item.sku: item for item in stock}
     rows = [
         {"sku": item.sku, "on_hand": item.on_hand, "reserved": item.reserved, "version": item.version}
@@ -193,10 +202,11 @@ def movement_row(movement: Movement, order_id: uuid.UUID | None, identity: Ident
     return {
         "sku": movement.sku,
         "change": movement.change,
-        "cause": movement.cause,
+        "cause": movement.cause.value,
         "order_id": order_id,
         "moved_by": identity.user_id,
         "trace_id": trace_id,
+        "on_hand_after": movement.on_hand_after,
     }
 
 
@@ -244,24 +254,6 @@ def stock_body(item: Stock) -> dict[str, Any]:
         "available": item.available,
         "version": item.version,
     }
-
-
-def lock_or_make_stock(session: Session, sku: str) -> Stock | None:
-    """Lock and return the stock of a sku. A missing sku gets a row with zero stock, and None is returned."""
-    made = session.scalar(
-        insert(StockItem)
-        .values(sku=sku, on_hand=0, reserved=0, version=0)
-        .on_conflict_do_nothing()
-        .returning(StockItem.sku)
-    )
-    return None if made else stock_of(session, [sku], lock=True)[sku]
-
-
-def save_stock(session: Session, after: Stock, movement: Movement | None, identity: Identity, trace_id: str) -> None:
-    """Save a stock item and the movement that changed it."""
-    _save_stock(session, [after])
-    if movement:
-        insert_many(session, StockMovement, [movement_row(movement, None, identity, trace_id)])
 
 
 def find_stock(session: Session, sku: str) -> Stock:

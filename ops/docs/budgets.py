@@ -33,7 +33,7 @@ POST, RELAY = "POST /api/orders", "the relay"
 BUDGETS: dict[str, tuple[Cost, Cost]] = {
     POST: (Cost(4, 1, 1, 3), Cost(4, 1, 50, 150)),
     RELAY: (Cost(2, 0, 1, 3), Cost(2, 0, 50, 150)),
-    "q.inventory.order-created": (Cost(6, 1, 1, 3), Cost(7, 1, 50, 150)),
+    "q.inventory.order-created": (Cost(7, 1, 1, 3), Cost(8, 1, 50, 150)),
     "q.payment.inventory-reserved": (Cost(5, 1, 1, 3), Cost(5, 1, 45, 135)),
     "q.order.inventory-result": (Cost(5, 1, 0, 0), Cost(6, 1, 10, 30)),
     "q.order.payment-result": (Cost(6, 1, 2, 6), Cost(6, 1, 100, 300)),

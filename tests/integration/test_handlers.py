@@ -90,7 +90,11 @@ def posted(bench: Bench, number: int = BATCH) -> list[UUID]:
 
 def to_reserve(bench: Bench, database: Databases) -> list[Envelope]:
     stock(database)
-    wanted = [order_created(skus=some(n), quantity=2 if n % 5 else 900_000) for n in range(BATCH)]
+    database.run("inventory", "INSERT INTO recipes (sku, changed_by) VALUES ('set', 'admin')")
+    for sku in some(7):
+        database.run("inventory", "INSERT INTO recipe_lines VALUES ('set', :sku, 2)", sku=sku)
+    skus = [[*some(n), "set"] if n % 3 else some(n) for n in range(BATCH)]
+    wanted = [order_created(skus=skus[n], quantity=2 if n % 5 else 900_000) for n in range(BATCH)]
     return [emitted(order) for order in wanted]
 
 

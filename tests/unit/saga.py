@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from random import Random
@@ -22,7 +22,7 @@ import pytest
 import inventory_service.service
 import order_service.service
 import payment_service.service
-from inventory_service.domain import Kind, Movement, Outcome, Reservation, State, Stock
+from inventory_service.domain import Kind, Movement, Outcome, Recipes, Reservation, State, Stock
 from inventory_service.service import InventoryService
 from order_service import models as order_models
 from order_service.domain import CANCEL, DEADLINE, REFUND_RETRY, Order, Status, Step
@@ -190,10 +190,15 @@ class InventoryQueries:
 
     @staticmethod
     def claim_reservations(
-        session: Tables, ids: Mapping[UUID, UUID], state: State, kind: Kind = Kind.ORDER
+        session: Tables,
+        ids: Mapping[UUID, UUID],
+        state: State,
+        kind: Kind = Kind.ORDER,
+        asked: Mapping[UUID, UUID] | None = None,
     ) -> set[UUID]:
         new = set(ids) - set(session.reservations)
-        session.reservations.update({key: Reservation(key, ids[key], state, kind=kind) for key in new})
+        for key in new:
+            session.reservations[key] = Reservation(key, ids[key], state, kind=kind, asked=(asked or {}).get(key))
         return new
 
     @staticmethod
@@ -223,6 +228,14 @@ class InventoryQueries:
             for sku, quantity in after.quantities.items() if outcome.audited else ():
                 assert (after.reservation_id, sku) not in session.releases, "audited twice"
                 session.releases[after.reservation_id, sku] = quantity
+
+
+class RecipeQueries:
+    """`inventory_service.recipes.queries`, where nothing is made."""
+
+    @staticmethod
+    def lock_for(session: Tables, skus: Collection[str]) -> tuple[Recipes, dict[str, Stock]]:
+        return {}, InventoryQueries.stock_of(session, skus, lock=True)
 
 
 class PaymentModels:
@@ -358,6 +371,7 @@ def on_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "outbox", SimpleNamespace(emit=tell))
     monkeypatch.setattr(order_service.service, "queries", OrderQueries)
     monkeypatch.setattr(inventory_service.service, "queries", InventoryQueries)
+    monkeypatch.setattr(inventory_service.service, "recipe_queries", RecipeQueries)
     monkeypatch.setattr(order_service.service, "idempotency", SimpleNamespace(claim_key=claim_key))
 
 

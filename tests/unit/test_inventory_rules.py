@@ -1,11 +1,13 @@
 """The rules of reservations and stock: every row of the table."""
 
+from dataclasses import replace
 from uuid import UUID, uuid4
 
 import pytest
 
 from inventory_service import domain
 from inventory_service.domain import COMMIT, RELEASE, Kind, Movement, Outcome, Reservation, State, Stock
+from shared.enumerations import MovementCause as Cause
 from shared.errors import BelowReserved, UnexpectedEvent, UnknownOrder, VersionMoved
 from shared.events import Committed, Item, OrderCreated, OrderedItem, Released, ReservationFailed, Reserved, Shortage
 
@@ -24,14 +26,18 @@ def reservation(state: State, kind: Kind = Kind.ORDER, **quantities: int) -> Res
     return Reservation(ORDER, RESERVATION, state, quantities, kind)
 
 
+def asking(made: Reservation, **quantities: int) -> Reservation:
+    return replace(made, asked=domain.fingerprint(quantities))
+
+
 def close(verb: str, was: Reservation | None, have: dict[str, Stock] | None = None) -> Outcome:
     return domain.close_reservation(have or {}, was, verb, ORDER, "payment_failed")
 
 
 def test_a_new_order_reserves_its_stock_and_emits_reserved() -> None:
-    outcome = domain.reserve(stock(10, 3), order(("lamp", 5)), RESERVATION)
+    outcome = domain.reserve(stock(10, 3), {}, order(("lamp", 5)), RESERVATION)
 
-    assert outcome.reservation == reservation(State.RESERVED, lamp=5)
+    assert outcome.reservation == asking(reservation(State.RESERVED, lamp=5), lamp=5)
     assert outcome.stock == (Stock("lamp", 10, 8, version=7),)
     assert outcome.movements == ()
     (event,) = outcome.emits
@@ -39,19 +45,21 @@ def test_a_new_order_reserves_its_stock_and_emits_reserved() -> None:
 
 
 def test_the_last_unit_can_be_reserved() -> None:
-    assert domain.reserve(stock(10, 5), order(("lamp", 5)), RESERVATION).stock == (Stock("lamp", 10, 10, version=7),)
+    assert domain.reserve(stock(10, 5), {}, order(("lamp", 5)), RESERVATION).stock == (
+        Stock("lamp", 10, 10, version=7),
+    )
 
 
 def test_an_order_with_too_little_stock_is_refused_with_its_shortages() -> None:
-    outcome = domain.reserve(stock(10, 6), order(("lamp", 5)), RESERVATION)
+    outcome = domain.reserve(stock(10, 6), {}, order(("lamp", 5)), RESERVATION)
 
-    assert outcome.reservation == reservation(State.REFUSED)
+    assert outcome.reservation == asking(reservation(State.REFUSED), lamp=5)
     assert outcome.stock == ()
     assert outcome.emits == (ReservationFailed(ORDER, "out_of_stock", (Shortage("lamp", 5, 4),)),)
 
 
 def test_an_unknown_sku_refuses_the_whole_order() -> None:
-    outcome = domain.reserve(stock(), order(("lamp", 1), ("ghost", 2)), RESERVATION)
+    outcome = domain.reserve(stock(), {}, order(("lamp", 1), ("ghost", 2)), RESERVATION)
 
     assert outcome.reservation.state == State.REFUSED
     assert outcome.stock == ()
@@ -59,7 +67,7 @@ def test_an_unknown_sku_refuses_the_whole_order() -> None:
 
 
 def test_lines_of_one_sku_are_summed_before_the_check() -> None:
-    outcome = domain.reserve(stock(10), order(("lamp", 6), ("lamp", 5)), RESERVATION)
+    outcome = domain.reserve(stock(10), {}, order(("lamp", 6), ("lamp", 5)), RESERVATION)
 
     assert outcome.emits == (ReservationFailed(ORDER, "out_of_stock", (Shortage("lamp", 11, 10),)),)
 
@@ -82,7 +90,7 @@ def test_a_commit_turns_a_reservation_into_a_sale() -> None:
 
     assert outcome.reservation.state == State.COMMITTED
     assert outcome.stock == (Stock("lamp", 6, 0, version=8),)
-    assert outcome.movements == (Movement("lamp", -4, "sale"),)
+    assert outcome.movements == (Movement("lamp", -4, Cause.SALE, 6),)
     assert not outcome.audited
     assert outcome.emits == (Committed(ORDER, RESERVATION, (Item("lamp", 4),), "payment_failed"),)
 
@@ -119,7 +127,7 @@ def test_a_release_of_sold_stock_returns_it_and_is_audited() -> None:
 
     assert outcome.reservation.state == State.RELEASED
     assert outcome.stock == (Stock("lamp", 10, 0, version=8),)
-    assert outcome.movements == (Movement("lamp", 4, "return"),)
+    assert outcome.movements == (Movement("lamp", 4, Cause.RETURN, 10),)
     assert outcome.audited
 
 
@@ -144,8 +152,8 @@ def test_only_commit_of_a_refused_reservation_has_no_row() -> None:
 
 
 def test_a_manual_reservation_succeeds_or_returns_its_shortages() -> None:
-    held = domain.hold_manually(stock(10, 8), ORDER, RESERVATION, {"lamp": 2})
-    short = domain.hold_manually(stock(10, 8), ORDER, RESERVATION, {"lamp": 3})
+    held = domain.hold_manually(stock(10, 8), {}, ORDER, RESERVATION, {"lamp": 2})
+    short = domain.hold_manually(stock(10, 8), {}, ORDER, RESERVATION, {"lamp": 3})
 
     assert isinstance(held, Outcome)
     assert held.stock == (Stock("lamp", 10, 10, version=7),)
@@ -153,8 +161,11 @@ def test_a_manual_reservation_succeeds_or_returns_its_shortages() -> None:
 
 
 def test_setting_stock_records_the_difference_as_a_movement() -> None:
-    assert domain.put(stock(10, 4)["lamp"], "lamp", 6, None) == (Stock("lamp", 6, 4, 8), Movement("lamp", -4, "put"))
-    assert domain.put(None, "lamp", 5, None) == (Stock("lamp", 5, 0, 1), Movement("lamp", 5, "put"))
+    assert domain.put(stock(10, 4)["lamp"], "lamp", 6, None) == (
+        Stock("lamp", 6, 4, 8),
+        Movement("lamp", -4, Cause.PUT, 6),
+    )
+    assert domain.put(None, "lamp", 5, None) == (Stock("lamp", 5, 0, 1), Movement("lamp", 5, Cause.PUT, 5))
 
 
 def test_setting_stock_to_its_present_quantity_records_no_movement() -> None:
@@ -165,7 +176,7 @@ def test_stock_cannot_be_set_below_the_reserved_quantity() -> None:
     with pytest.raises(BelowReserved) as caught:
         domain.put(stock(10, 4)["lamp"], "lamp", 3, None)
 
-    assert caught.value.details == {"reserved": 4}
+    assert caught.value.details == {"sku": "lamp", "reserved": 4}
 
 
 def test_stock_is_not_set_with_an_old_version() -> None:
