@@ -30,7 +30,7 @@ from gateway.api.http import SIGNED_IN, Call, api
 from shared.auth import ADMIN, SERVICE
 from shared.edge.rpc_proxy import RpcProxy
 from shared.enumerations import ReservationState
-from shared.errors import BelowReserved, Conflict, EcomError, NotFound, ValidationFailed, VersionMoved
+from shared.errors import BelowReserved, Conflict, EcomError, HasRecipe, NotFound, ValidationFailed, VersionMoved
 
 SKU = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MAX_SKU = 64
@@ -140,13 +140,21 @@ class Stocks:
         roles=(ADMIN,),
         body=StockRequest,
         answer=Stock,
-        fails=(BelowReserved, VersionMoved),
+        fails=(BelowReserved, HasRecipe, VersionMoved),
         summary="Set the stock on hand",
     )
     def put_stock(self, call: Call, sku: str) -> dict[str, Any]:
-        """The stock after the change; the change is a movement. `reserve` and `release-events` cannot be skus."""
+        """The stock after the change; the change is a movement. `reserve` and `release-events` cannot be skus.
+
+        409 `below_reserved` names the newest 20 orders that hold the sku.
+        """
         sku = sku_or(ValidationFailed, sku)
-        return self.inventory.put_stock(sku, call.body["on_hand"], call.body.get("version"))
+        try:
+            return self.inventory.put_stock(sku, call.body["on_hand"], call.body.get("version"))
+        except Conflict as error:
+            if error.details.get("problem") == HasRecipe.code:
+                raise HasRecipe(error.message, {"sku": sku}) from error
+            raise
 
     @api("GET", "/api/stocks", roles=SIGNED_IN, query=PageQuery, answer=StockPage, summary="List stock")
     def list_stocks(self, call: Call) -> dict[str, Any]:

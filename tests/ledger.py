@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import Any, Protocol
 
+from inventory_service.books.checks import MISCOUNTED, UNCHAINED
 from shared.order_states import AT_REST
 from tests.databases import Row
 from topology.services import PUBLISHERS
@@ -66,6 +67,17 @@ def stock_is_the_sum_of_its_movements(databases: Readable) -> list[str]:
             if row["reserved"] != row["held"]
         ),
         *(f"{row['sku']}: impossible stock {row}" for row in held if not 0 <= row["reserved"] <= row["on_hand"]),
+    ]
+
+
+def balances_chain(databases: Readable) -> list[str]:
+    """Every movement's balance is the one before it and its change, and on_hand is the last one."""
+    return [
+        *(
+            f"{row['sku']}: movement {row['id']} has the balance {row['on_hand_after']} instead of {row['should_be']}"
+            for row in databases.rows("inventory", UNCHAINED)
+        ),
+        *(f"{row['sku']}: the last balance does not fit: {row}" for row in databases.rows("inventory", MISCOUNTED)),
     ]
 
 
@@ -237,6 +249,7 @@ CHECKS = (
     outboxes_are_empty,
     totals_are_the_sum_of_the_items,
     stock_is_the_sum_of_its_movements,
+    balances_chain,
     movements_are_those_of_the_reservations,
     releases_are_those_of_released_reservations,
     nobody_is_charged_twice,

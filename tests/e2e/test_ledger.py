@@ -35,6 +35,18 @@ PLANTED = {
         " VALUES ('books', -2, 'sale', :order, '', '')",
         "moved instead of",
     ),
+    "a balance that does not follow from the one before": (
+        "PAID",
+        "inventory",
+        f"UPDATE stock_movements SET on_hand_after = on_hand_after + 1 {OF_ORDER}",
+        "has the balance",
+    ),
+    "balances that follow from each other and not from on_hand": (
+        "PAID",
+        "inventory",
+        "UPDATE stock_movements SET on_hand_after = on_hand_after + 1",
+        "the last balance does not fit",
+    ),
     "a total that its items do not cost": ("PAID", "order", f"UPDATE orders SET total = total + 1 {OF_ORDER}", "items"),
     "an order under way": ("PAID", "order", f"UPDATE orders SET status = 'RESERVED' {OF_ORDER}", "is RESERVED"),
     "an event not published": ("PAID", "order", UNPUBLISHED, "is not published"),
@@ -166,6 +178,8 @@ def test_the_checker_finds(system: System, orders: dict[str, str], planted: str)
 def test_a_commit_under_way_is_no_disagreement(system: System, orders: dict[str, str]) -> None:
     with system.databases.doctored() as doctored:
         doctored.run("inventory", "DELETE FROM stock_movements WHERE order_id = :order", order=orders["PAID"])
+        later = "WHERE sku = 'books' AND order_id IS NOT NULL"
+        doctored.run("inventory", f"UPDATE stock_movements SET on_hand_after = on_hand_after + 2 {later}")
         doctored.run("inventory", "UPDATE stock_items SET on_hand = on_hand + 2, reserved = 2 WHERE sku = 'books'")
         statement = "UPDATE reservations SET state = 'RESERVED' WHERE order_id = :order"
         doctored.run("inventory", statement, order=orders["PAID"])
