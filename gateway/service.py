@@ -13,16 +13,35 @@ from gateway.operations import Operations
 from gateway.order_notes import OrderNotes
 from gateway.orders import Orders
 from gateway.payments import Payments
+from gateway.purchasing import Purchasing
+from gateway.recipes import Recipes
 from gateway.releases import Releases
 from gateway.site.routes import Site
 from gateway.stock import Stocks
+from gateway.stock_books import StockBooks
+from gateway.suppliers import Suppliers
 from gateway.tokens import Tokens
 from shared.edge.http import ProbesApart
 from shared.edge.settings import Setting
 
 
 class GatewayService(
-    Tokens, Orders, OrderNotes, Feed, Menu, MenuEditor, Stocks, Releases, Payments, Operations, Site, ProbesApart
+    Tokens,
+    Orders,
+    OrderNotes,
+    Feed,
+    Menu,
+    MenuEditor,
+    Stocks,
+    StockBooks,
+    Recipes,
+    Suppliers,
+    Purchasing,
+    Releases,
+    Payments,
+    Operations,
+    Site,
+    ProbesApart,
 ):
     """Every route of the gateway, by subject."""
 

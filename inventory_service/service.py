@@ -8,7 +8,14 @@ from uuid import UUID
 
 from inventory_service import domain, queries, signals
 from inventory_service.audit.entrypoints import ReleaseAudit
+from inventory_service.books.domain import has_recipe
+from inventory_service.books.entrypoints import Books
+from inventory_service.books.queries import lock_or_make, save_bookings
 from inventory_service.domain import COMMIT, RELEASE, Kind, Outcome, State
+from inventory_service.purchasing.entrypoints import Purchasing
+from inventory_service.recipes import queries as recipe_queries
+from inventory_service.recipes.entrypoints import Recipes
+from shared import idempotency
 from shared.edge.consumer import handles
 from shared.edge.context import Context
 from shared.edge.database import Database
@@ -33,7 +40,7 @@ WATCH = Identity("system:watch", ("system",))
 WATCH_EVERY_S, WATCH_ALL_EVERY_S = 1, 60
 
 
-class InventoryService(ReleaseAudit, Probes):
+class InventoryService(ReleaseAudit, Books, Recipes, Purchasing, Probes):
     """Reserves stock for orders, commits or releases reservations, and audits every release.
 
     Every call is made by a user whom a rule of domain.py allows it; to anybody else it raises RoleMissing.
@@ -53,16 +60,17 @@ class InventoryService(ReleaseAudit, Probes):
         for event in events:
             orders.setdefault(event.payload.order_id, event.payload)  # a later one that differs contradicts the first
         made = {order_id: uuid7() for order_id in orders}
-        claimed = queries.claim_reservations(tx.session, made, State.RESERVED)
+        asked = {order_id: domain.fingerprint(domain.summed(order.items)) for order_id, order in orders.items()}
+        claimed = queries.claim_reservations(tx.session, made, State.RESERVED, asked=asked)
         # Without a lock: what a repeat is compared with never changes.
         held = queries.reservations_of(tx.session, orders.keys() - claimed)
         skus = {item.sku for order_id in claimed for item in orders[order_id].items}
-        stock = queries.stock_of(tx.session, skus, lock=True)
+        recipes, stock = recipe_queries.lock_for(tx.session, skus)
         outcomes = []
         for event in events:
             order_id = event.payload.order_id
             if order_id in claimed:
-                outcome = domain.reserve(stock, event.payload, made[order_id])
+                outcome = domain.reserve(stock, recipes, event.payload, made[order_id])
                 claimed.discard(order_id)
                 held[order_id] = outcome.reservation
                 stock |= {item.sku: item for item in outcome.stock}
@@ -108,12 +116,17 @@ class InventoryService(ReleaseAudit, Probes):
 
     @rpc
     def put_stock(self, sku: str, on_hand: int, version: int | None = None) -> dict[str, Any]:
-        """Set the quantity on hand of a sku. Raises VersionMoved, BelowReserved."""
+        """Set the quantity on hand of a sku. Raises VersionMoved, BelowReserved, Conflict.
+
+        The Conflict of a sku with a recipe names its `problem`: gateways of the last release cannot read a HasRecipe.
+        """
         self.context.require(domain.may_set_stock)
-        with self.db.begin() as session:
-            stock = queries.lock_or_make_stock(session, sku)
-            after, movement = domain.put(stock, sku, on_hand, version)
-            queries.save_stock(session, after, movement, self.context.identity, self.context.trace_id)
+        with self.naming_holders(), self.db.begin() as session:
+            stock = lock_or_make(session, [sku])
+            if not stock:
+                raise Conflict(has_recipe(sku), {"problem": "has_recipe"})
+            after, movement = domain.put(stock[sku], sku, on_hand, version)
+            save_bookings(session, [after], [movement] if movement else [], *self._caller())
         return queries.stock_body(after)
 
     @rpc
@@ -141,8 +154,8 @@ class InventoryService(ReleaseAudit, Probes):
             made = {order: uuid7()}
             if not queries.claim_reservations(session, made, State.RESERVED, Kind.MANUAL, made_by):
                 raise Conflict(f"There is a reservation for order {order_id} already.")
-            stock = queries.stock_of(session, quantities, lock=True)
-            outcome = domain.hold_manually(stock, order, made[order], quantities)
+            recipes, stock = recipe_queries.lock_for(session, quantities)
+            outcome = domain.hold_manually(stock, recipes, order, made[order], quantities)
             if not isinstance(outcome, Outcome):
                 shortages = [item.__dict__ for item in outcome]
                 raise Conflict("There is not enough stock.", {"shortages": shortages})
@@ -230,6 +243,12 @@ class InventoryService(ReleaseAudit, Probes):
                 some = due.skus[start : start + signals.BATCH]
                 told += signals.tell_again(session, some, *self._caller())
         return {"told": told, "left": due.left, "before": timestamp(due.before)}
+
+    @every(3600)
+    def forget_keys(self) -> None:
+        """Delete the stored answers of idempotency keys that are older than promised."""
+        with self.db.begin() as session:
+            idempotency.purge(session)
 
     def _expire(self, order_id: UUID) -> None:
         with self.db.begin() as session:

@@ -12,12 +12,18 @@ from enum import StrEnum
 from gateway.api.fields import Enumeration
 from shared.auth import OPERATOR, ROLES
 from shared.enumerations import (
+    CountReason,
     ItemStatus,
+    MovementCause,
     OperationKind,
     OperationStatus,
     PaymentStatus,
+    PurchaseStatus,
     ReleaseReason,
     ReservationState,
+    StockInReason,
+    StockOutReason,
+    Unit,
 )
 from shared.events import CATALOGUE, OrderCreated, OrderPayload
 from shared.order_states import Command, Reason, Status
@@ -59,3 +65,14 @@ DLQ_NAME = Enumeration(
 OPERATION_KIND = _of("OperationKind", OperationKind)
 OPERATION_STATUS = _of("OperationStatus", OperationStatus)
 ITEM_STATUS = _of("ItemStatus", ItemStatus)
+MOVEMENT_CAUSE = _of("MovementCause", MovementCause)
+STOCK_IN_REASON = _of("StockInReason", StockInReason)
+STOCK_OUT_REASON = _of("StockOutReason", StockOutReason)
+COUNT_REASON = _of("CountReason", CountReason)
+MOVEMENT_REASON = Enumeration(
+    "MovementReason",
+    tuple(dict.fromkeys((*STOCK_IN_REASON.words, *STOCK_OUT_REASON.words, *COUNT_REASON.words))),
+    "Why people moved stock.",
+)
+UNIT = _of("Unit", Unit)
+PURCHASE_STATUS = _of("PurchaseStatus", PurchaseStatus)

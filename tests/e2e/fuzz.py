@@ -30,6 +30,14 @@ RIGHT = (
     "so it stays. Set on_sale to false.",
     "An item that was published is no draft any more.",
     "Each sku stands here once.",
+    "There is no stock of it.",
+    "There is no active supplier of that id.",
+    "Goes together with ",  # currency, reorder_at
+    "Must be more than reorder_at.",
+    "To reorder needs a supplier.",
+    "A sku has two lines",
+    "cannot be on hand.",
+    "Sales and returns are listed of one sku.",
     "of the order is too large.",  # a line or the total, which no schema multiplies
 )
 

@@ -131,6 +131,7 @@ CALLERS = {
     "owner, admin": {"customer", "admin"},
     "owner, operator, auditor, admin": {"customer", "operator", "auditor", "admin"},
     "operator, admin": {"operator", "admin"},
+    "operator, auditor, admin": {"operator", "auditor", "admin"},
     "operator, admin, service": {"operator", "admin", "service"},
     "auditor, admin": {"auditor", "admin"},
     "auditor, admin, signed in there": {"auditor", "admin"},
