@@ -8,10 +8,11 @@ from uuid import UUID
 
 from marshmallow import fields, validate
 
-from gateway.api.answering import Answer
+from gateway.api.answering import Answer, keyed
 from gateway.api.currencies import currency_field
 from gateway.api.enumerations import ITEM_STATUS
 from gateway.api.fields import (
+    SPACES,
     TRACE_ID,
     AnswerSchema,
     Flag,
@@ -45,8 +46,7 @@ MAX_VARIANTS = 20
 MAX_POSITION = 10**6
 MAX_TIER = 10**6
 MAX_OFFERS = 200
-# Without control characters and the white space of Unicode, each by its number: \s is not the same in every language.
-HTTPS = re.compile(r"https://[^\x00-\x20\x7f-\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\ufeff]+")
+HTTPS = re.compile(rf"https://[^{SPACES}]+")
 
 
 def position_field() -> WholeNumber:
@@ -309,9 +309,7 @@ class MenuEditor:
     )
     def create_item(self, call: Call) -> Answer:
         """A draft, which a PUT publishes. A sku belongs to one item for ever."""
-        made = self.catalog.create_item(call.body, call.key)
-        replayed = [("Idempotent-Replayed", "true")] if made["replayed"] else []
-        return Answer(made["body"], made["status"], (("Location", made["location"]), *replayed))
+        return keyed(self.catalog.create_item(call.body, call.key))
 
     @for_editors(
         "PUT",

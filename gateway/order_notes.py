@@ -7,7 +7,7 @@ from uuid import UUID
 
 from marshmallow import fields
 
-from gateway.api.answering import Answer
+from gateway.api.answering import Answer, keyed
 from gateway.api.fields import (
     AnswerSchema,
     Flag,
@@ -77,6 +77,4 @@ class OrderNotes:
     )
     def add_order_note(self, call: Call, order_id: UUID) -> Answer:
         """The note, written once for each key. It can be neither changed nor deleted."""
-        made = self.orders.add_note(str(order_id), call.body["text"], call.body["shown"], call.key)
-        replayed = [("Idempotent-Replayed", "true")] if made["replayed"] else []
-        return Answer(made["body"], made["status"], (("Location", made["location"]), *replayed))
+        return keyed(self.orders.add_note(str(order_id), call.body["text"], call.body["shown"], call.key))

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from marshmallow import ValidationError, fields, validate
 
-from gateway.api.answering import Answer
+from gateway.api.answering import Answer, keyed
 from gateway.api.enumerations import AWAITED_FROM, ORDER_EVENT, ORDER_REASON, ORDER_STATUS, QUEUE_NAME
 from gateway.api.fields import (
     EXAMPLE_TIME,
@@ -246,7 +246,7 @@ class Orders(Combined):
         Send the same request again after `Retry-After`.
         """
         order = with_payment_method(call.body, self.settings.payment_methods, self.settings.production)
-        return _keyed(self.new_orders.place_order(order=order, key=call.key))
+        return keyed(self.new_orders.place_order(order=order, key=call.key))
 
     @api(
         "GET",
@@ -337,7 +337,7 @@ class Orders(Combined):
         An order that is already cancelled stays cancelled. A customer gets 404 for the order of somebody else. A
         repeated key gets the answer of its first use, marked `Idempotent-Replayed: true`.
         """
-        return _keyed(self.orders.cancel_order(str(order_id), call.key))
+        return keyed(self.orders.cancel_order(str(order_id), call.key))
 
     @api(
         "POST",
@@ -351,10 +351,4 @@ class Orders(Combined):
     )
     def retry_refund(self, call: Call, order_id: UUID) -> Answer:
         """Request again a refund that failed or was not answered. 409 if the order has no such refund."""
-        return _keyed(self.orders.retry_refund(str(order_id)))
-
-
-def _keyed(made: dict[str, Any]) -> Answer:
-    """The answer to a command, now or when its key was first used."""
-    replayed = [("Idempotent-Replayed", "true")] if made["replayed"] else []
-    return Answer(made["body"], made["status"], (("Location", made["location"]), *replayed))
+        return keyed(self.orders.retry_refund(str(order_id)))

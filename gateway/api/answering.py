@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -28,6 +28,13 @@ class Answer:
     body: Any
     status: int = 0
     headers: tuple[tuple[str, str], ...] = ()
+
+
+def keyed(made: Mapping[str, Any]) -> Answer:
+    """The answer of a POST with a key: {status, body, location, replayed}. A header says if it was stored before."""
+    location = [("Location", made["location"])] if made["location"] else []
+    replayed = [("Idempotent-Replayed", "true")] if made["replayed"] else []
+    return Answer(made["body"], made["status"], (*location, *replayed))
 
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
