@@ -26,6 +26,7 @@ from ops.cli.orders import order
 from ops.cli.outbox import outbox
 from ops.cli.queues import queues
 from ops.cli.release import release
+from ops.cli.stock import stock
 from ops.cli.tables import Table, show_record
 from ops.cli.topology import topology
 from ops.closed_pipes import outlive_readers
@@ -313,6 +314,7 @@ ecom.add_command(dlq)
 ecom.add_command(audit)
 ecom.add_command(release)
 ecom.add_command(menu)
+ecom.add_command(stock)
 
 
 if __name__ == "__main__":

@@ -3,38 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from ops.cli.api import Api, as_body, own_gateway
 from ops.cli.console import COULD_NOT, FOUND, bar, complain, json_option, print_json
-from ops.cli.home import environment
-from shared.config import read as read_settings
 from shared.errors import CannotWork, EcomError, ValidationFailed
-
-if TYPE_CHECKING:
-    import requests
-
-# An admin's bearer token. In development the command signs in by itself.
-TOKEN_VARIABLE = "ECOM_TOKEN"
 
 # So many of one request, and so many requests at once: more only wait for each other.
 MAX_OFFERS, AT_ONCE = 200, 4
 # A gateway takes 64 kB, in which 200 offers with long names have no room.
 MAX_BYTES = 60_000
-TIMEOUT_S = 30.0
-# A request that is refused for a while is repeated: nothing changes when it was done already.
-TRIES, WAIT_S = 20, 1.0
-AGAIN = (429, 503)
 
 MOST_SHOWN = 20
 
@@ -59,7 +46,7 @@ def menu_import(file: Path, url: str | None, dry_run: bool, as_json: bool) -> No
         offers = read_offers(file)
         counts = {"offers": len(offers), "created": 0, "changed": 0}
         if not dry_run:
-            counts |= _send(offers, url or _own_gateway())
+            counts |= _send(offers, url or own_gateway())
     except ValidationFailed as error:
         complain(error)
         for place, problem in list(error.details.items())[:MOST_SHOWN]:
@@ -103,20 +90,12 @@ def read_offers(file: Path) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: str(row["sku"]))
 
 
-def _own_gateway() -> str:
-    return f"http://127.0.0.1:{read_settings(environment(), 'gateway').port('gateway')}"
-
-
 def _send(offers: Sequence[Mapping[str, Any]], url: str) -> dict[str, int]:
-    import requests
-
-    with requests.Session() as http:
-        http.headers["Content-Type"] = "application/json"
-        http.headers["Authorization"] = f"Bearer {os.environ.get(TOKEN_VARIABLE) or _development_token(url)}"
+    with Api(url) as api:
         done, counts = 0, {"created": 0, "changed": 0}
         lists = list(lists_of(offers))
         with ThreadPoolExecutor(AT_ONCE) as pool, bar("listing") as show:
-            for some, answer in zip(lists, pool.map(lambda some: _put(http, url, some), lists), strict=True):
+            for some, answer in zip(lists, pool.map(lambda some: _put(api, some), lists), strict=True):
                 done += len(some)
                 show(done, len(offers))
                 for name in counts:
@@ -144,38 +123,12 @@ def lists_of(offers: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, 
         yield some
 
 
-def as_body(value: Any) -> bytes:
-    """Compact JSON, with letters as they are: written as numbers, some take twelve bytes."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
-
-
-def _development_token(url: str) -> str:
-    """A token of the development user `admin`. Raises CannotWork where there is none, as in production."""
-    import requests
-
-    from ops.cli.flow import Flow
-
-    try:
-        return Flow(url).token("admin")
-    except requests.RequestException as error:
-        raise CannotWork(f"{TOKEN_VARIABLE} is not set, and nobody can sign in without it: {error}") from error
-
-
-def _put(http: requests.Session, url: str, offers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _put(api: Api, offers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """List some offers. Raises CannotWork when they are refused, or the gateway does not answer."""
-    import requests
-
-    why = ""
-    for _ in range(TRIES):
-        try:
-            answer = http.put(f"{url}/api/menu/offers", data=as_body({"offers": offers}), timeout=TIMEOUT_S)
-        except requests.RequestException as error:
-            why, wait_s = str(error), WAIT_S
-        else:
-            if answer.ok:
-                return dict(answer.json())
-            why, wait_s = answer.text.strip(), float(answer.headers.get("Retry-After", WAIT_S))
-            if answer.status_code not in AGAIN:
-                break
-        time.sleep(wait_s)
-    raise CannotWork(f"the offers from {offers[0]['sku']} on were not listed, those before them were: {why}")
+    try:
+        return api.send("PUT", "/api/menu/offers", {"offers": offers})
+    except EcomError as error:
+        raise CannotWork(
+            f"the offers from {offers[0]['sku']} on were not listed, those before them were: {error}"
+            f" {json.dumps(error.details) if error.details else ''}".rstrip()
+        ) from error

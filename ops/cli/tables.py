@@ -35,8 +35,14 @@ class Table:
     optional: tuple[str, ...] = ()
     empty: str = ""  # what is said instead of a table without rows
 
-    def show(self, rows: Iterable[Sequence[Any]], title: str = "", on: Console | None = None) -> None:
-        """Print the rows, one value for each column."""
+    def show(
+        self,
+        rows: Iterable[Sequence[Any]],
+        title: str = "",
+        on: Console | None = None,
+        styles: Sequence[str] = (),
+    ) -> None:
+        """Print the rows, one value for each column. `styles` are Rich's, one for each row; a pipe gets none."""
         on = on or console()
         cells = [dict(zip(self.columns, map(one_line, row), strict=True)) for row in rows]
         if title:
@@ -50,7 +56,7 @@ class Table:
             natural, least = _widths(shown, cells)
             room = on.width - EDGES - GAP * (len(shown) - 1)
             if sum(least.values()) <= room:
-                _draw(on, cells, _shared_out(natural, least, room))
+                _draw(on, cells, _shared_out(natural, least, room), styles or [""] * len(cells))
                 return
             if name is not None:
                 shown.remove(name)
@@ -95,7 +101,7 @@ def _shared_out(natural: Mapping[str, int], least: Mapping[str, int], room: int)
     return widths
 
 
-def _draw(on: Console, cells: Sequence[Mapping[str, str]], widths: Mapping[str, int]) -> None:
+def _draw(on: Console, cells: Sequence[Mapping[str, str]], widths: Mapping[str, int], styles: Sequence[str]) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table as Drawn
     from rich.text import Text
@@ -103,6 +109,8 @@ def _draw(on: Console, cells: Sequence[Mapping[str, str]], widths: Mapping[str, 
     drawn = Drawn(box=SIMPLE_HEAD, pad_edge=False)
     for name, width in widths.items():
         drawn.add_column(name, width=width)
-    for row in cells:
-        drawn.add_row(*(Text(row[name]) for name in widths))  # Text and not str: a value with brackets is no markup
+    for row, style in zip(cells, styles, strict=True):
+        drawn.add_row(
+            *(Text(row[name], style) for name in widths)
+        )  # Text and not str: a value with brackets is no markup
     on.print(drawn)
