@@ -41,6 +41,11 @@ def field_metadata(example: Any, description: str = "", **more: Any) -> dict[str
     return more | ({"description": description} if description else {}) | {"examples": [example]}
 
 
+# Control characters and the white space of Unicode, each by its number, for the classes of patterns: \s is not the same
+# in every language.
+SPACES = r"\x00-\x20\x7f-\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
+
+
 class Text(fields.String):
     """Text that every part of the system can store: mostly not empty, limited in length, no NUL, no lone surrogate."""
 

@@ -13,14 +13,12 @@ import pytest
 from sqlalchemy import make_url, text
 
 from ops.local.postgres import find_postgres
-from tests.e2e.system import ROOT, System, eventually
-from tests.e2e.test_runbook import Runbook
+from tests.e2e.replayed import Replayed
+from tests.e2e.system import System, eventually
 from topology.services import DATABASES
 
-PAGE = ROOT / "docs" / "restore.md"
 
-
-class Restore(Runbook):
+class Restore(Replayed):
     """The page's scenes: what happens to the system between its commands."""
 
     def __init__(self, system: System, directory: Path) -> None:
@@ -111,13 +109,9 @@ def test_a_restore_brings_back_what_was_and_tells_what_is_missing(
     system: System, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     point_tools_at(system, monkeypatch)
-    text_of_page = PAGE.read_text(encoding="utf-8")
-    book = Restore(system, tmp_path)
-    written = book.follow(text_of_page)
-    if os.environ.get("RUNBOOK") == "write":
-        PAGE.write_text(written, encoding="utf-8")
-    assert book.wrong == [], "\n\n".join(book.wrong)
-    assert text_of_page.count("    $ ") >= 18
+    with Restore(system, tmp_path) as book:
+        book.replay("restore.md")
+    assert book.commands >= 18
 
     flow = book.flow
     assert flow.get(f"/api/orders/{book.paid['order_id']}") == book.paid
