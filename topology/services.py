@@ -86,7 +86,7 @@ SERVICES = (
     Service(
         "inventory",
         "inventory_service",
-        purpose="owns stock and reservations; writes and seals the release audit",
+        purpose="owns stock, recipes, reservations and purchase orders; writes and seals the release audit",
         start_order=2,
         publishes=("inventory", "stock"),
         needs=("AUDIT_KEY",),
