@@ -39,6 +39,7 @@ LONGEST: dict[str, Any] = {
     "attempts": DELIVERY_LIMIT,
     "available": 10**9,
     "behind": 1000,
+    "cause": "stock_out",
     "by": "ann.surname",
     "change": -(10**9),
     "consumers": 100,
@@ -68,6 +69,7 @@ LONGEST: dict[str, Any] = {
     "name": "somebody.with.a.long.name@example.org",
     "newest": "59 min ago",
     "oldest": "59 min ago",
+    "note": "the fridge stood open, and nobody knows since when",
     "on hand": 10**9,
     "on order": 10**9,
     "operation_id": ID,
@@ -92,6 +94,7 @@ LONGEST: dict[str, Any] = {
     "unit": "piece",
     "unpublished": 100_000,
     "waiting to be retried": "1000 for 1 s, 100 for 2 s, 10 for 4 s",
+    "when": "2026-11-21 14:41",
     "why": "unknown_order: order ... has no reservation to commit",
 }
 
