@@ -94,7 +94,7 @@ LONGEST: dict[str, Any] = {
     "unit": "piece",
     "unpublished": 100_000,
     "waiting to be retried": "1000 for 1 s, 100 for 2 s, 10 for 4 s",
-    "when": "2026-11-21 14:41",
+    "when": TIME,
     "why": "unknown_order: order ... has no reservation to commit",
 }
 
