@@ -283,8 +283,7 @@ def put(stock: Stock | None, sku: str, on_hand: int, version: int | None) -> tup
     A sku that is new has no stock, or one of version 0.
     """
     current = stock or Stock(sku, 0, 0, 0)
-    if version is not None and version != current.version:
-        raise VersionMoved(details={"version": current.version})
+    check_version(current.version, version)
     if on_hand < current.reserved:
         raise BelowReserved(details={"sku": sku, "reserved": current.reserved})
     change = on_hand - current.on_hand
@@ -292,6 +291,12 @@ def put(stock: Stock | None, sku: str, on_hand: int, version: int | None) -> tup
         return current, None
     after = replace(current, on_hand=on_hand, version=current.version + 1)
     return after, Movement(sku, change, MovementCause.PUT, on_hand) if change else None
+
+
+def check_version(current: int, seen: int | None) -> None:
+    """Raises VersionMoved if something has changed since `seen` was read; None asks for no check."""
+    if seen is not None and seen != current:
+        raise VersionMoved(details={"version": current})
 
 
 def summed(items: tuple[Item, ...] | tuple[object, ...]) -> dict[str, int]:

@@ -139,7 +139,8 @@ def _after(row: Row, line: Line, stock: Stock | None) -> tuple[Stock, Stock]:
         raise ValidationFailed(f"{line.sku}: more than {MAX_ON_HAND} cannot be on hand.", details)
     if on_hand < before.reserved:
         raise BelowReserved(
-            f"{on_hand} of {line.sku} is below what is reserved: {before.reserved}.",
+            f"{line.sku}: {before.on_hand} are on hand, {before.reserved} of them reserved."
+            f" At most {before.available} can go.",
             details | {"reserved": before.reserved},
         )
     if on_hand == before.on_hand:

@@ -12,12 +12,11 @@ from inventory_service.domain import Movement, Stock
 from inventory_service.models import StockMovement
 from inventory_service.queries import movement_row, save_stock, stock_of
 from inventory_service.recipes.queries import decide_alone, made
+from inventory_service.signals import SERVICE
 from shared import outbox
 from shared.bulk import columns_of, insert_of, table_of
 from shared.envelope import envelope
 from shared.events import Identity, StockMoved
-
-SERVICE = "inventory_service"
 
 _COLUMNS = (
     "sku",

@@ -15,7 +15,7 @@ from uuid import UUID
 from inventory_service.domain import MAX_ON_HAND, Movement, Stock
 from shared.enumerations import MovementCause
 from shared.enumerations import PurchaseStatus as Status
-from shared.errors import Conflict, OverReceived, ValidationFailed, VersionMoved
+from shared.errors import Conflict, OverReceived, ValidationFailed
 from shared.events import Identity
 from shared.roles import ADMIN, AUDITOR, OPERATOR, has_role
 
@@ -156,12 +156,6 @@ def booked(stock: Mapping[str, Stock], po_id: UUID, arrivals: Sequence[Arrival])
             Movement(arrival.sku, arrival.quantity, MovementCause.RECEIVED, on_hand, purchase_order_id=po_id)
         )
     return items, movements
-
-
-def check_version(current: int, seen: int | None) -> None:
-    """Raises VersionMoved if something has changed since `seen` was read; None asks for no check."""
-    if seen is not None and seen != current:
-        raise VersionMoved(details={"version": current})
 
 
 def check_proposed(order: PurchaseOrder) -> None:

@@ -11,6 +11,7 @@ from uuid import UUID
 from sqlalchemy.orm import Session
 
 from inventory_service.books.queries import save_bookings
+from inventory_service.domain import check_version
 from inventory_service.purchasing import domain, queries, reorder, rules
 from inventory_service.purchasing.domain import Arrival, PurchaseOrder, Verb
 from inventory_service.queries import stock_of
@@ -149,7 +150,7 @@ class Purchasing:
         with self.db.begin() as session:
             order = queries.lock_order(session, purchase_order_id)
             domain.check_proposed(order)
-            domain.check_version(order.version, version)
+            check_version(order.version, version)
             domain.check_stocked(lines, queries.stocked(session, list(written)))
             return queries.order_body(queries.rewrite(session, order, written, note), written.values())
 
@@ -262,7 +263,7 @@ class _NewHead:
 
 def _ordering(version: int | None) -> Callable[[Session, PurchaseOrder], PurchaseOrder]:
     def check(session: Session, order: PurchaseOrder) -> PurchaseOrder:
-        domain.check_version(order.version, version)
+        check_version(order.version, version)
         return order
 
     return check

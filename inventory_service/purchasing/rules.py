@@ -10,6 +10,7 @@ from sqlalchemy import Row, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from inventory_service.domain import check_version
 from inventory_service.models import SupplierRow
 from inventory_service.purchasing import domain
 from shared.bulk import table_of
@@ -65,7 +66,7 @@ def put_rule(session: Session, sku: str, rule: Mapping[str, Any], version: int |
     before = session.execute(_BEFORE_RULE, {"sku": sku, "supplier_id": rule["supplier_id"]}).one_or_none()
     if before is None:
         raise NotFound(f"There is no stock of {sku}.")
-    domain.check_version(before.version, version)
+    check_version(before.version, version)
     domain.check_active(rule["supplier_id"] is None or before.active)
     row = session.execute(_PUT_RULE, {**rule, "sku": sku, "version": version}).one_or_none()
     if row is None:

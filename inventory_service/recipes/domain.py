@@ -9,7 +9,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from shared.errors import HasStock, ValidationFailed, VersionMoved
+from inventory_service import domain as stock_rules
+from shared.errors import HasStock, ValidationFailed
 from shared.events import Identity
 from shared.roles import ADMIN, AUDITOR, OPERATOR, has_role
 
@@ -46,10 +47,8 @@ def components_of(lines: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def check_version(present: Recipe | None, version: int | None) -> None:
-    """Raise VersionMoved unless the recipe is the one that was read. 0 is one that is not there, None is any."""
-    there = present.version if present else 0
-    if version is not None and version != there:
-        raise VersionMoved(details={"version": there})
+    """Raises VersionMoved unless the recipe is the one that was read. 0 is one that is not there, None is any."""
+    stock_rules.check_version(present.version if present else 0, version)
 
 
 def check(sku: str, components: Collection[str], stocked: Collection[str], made: Collection[str]) -> None:
