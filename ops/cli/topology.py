@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TextIO
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import click
@@ -13,10 +14,14 @@ import click
 from ops.cli.console import FOUND, json_option, print_json
 from ops.cli.home import read
 from shared.config import TOPOLOGY, Settings
-from shared.errors import ConfigurationFault, TopologyDrift
+from shared.errors import CannotWork, ConfigurationFault, TopologyDrift
 
 if TYPE_CHECKING:
     from topology.permissions import Users
+
+T = TypeVar("T")
+
+AGAIN_S = 2.0
 
 UNSEEN_BINDINGS = (
     "bindings were not compared, because AMQP cannot read them: `ecom topology apply` makes those that are missing,\n"
@@ -36,8 +41,16 @@ def topology() -> None:
 @topology.command()
 @click.option("--users", is_flag=True, help="Make the users of the services too, and delete guest; needs --management.")
 @management_option
+@click.option(
+    "--wait",
+    "wait_s",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0),
+    default=0,
+    help="Try again for so long while the broker, or its management API, does not answer.",
+)
 @json_option
-def apply(users: bool, management: str, as_json: bool) -> None:
+def apply(users: bool, management: str, wait_s: float, as_json: bool) -> None:
     """Declare what the broker lacks. What differs from the table is reported and not changed.
 
     A queue of calls that has another type than RPC_QUEUE_TYPE is reported, and is no reason to exit with 1.
@@ -51,14 +64,32 @@ def apply(users: bool, management: str, as_json: bool) -> None:
         raise click.UsageError("--users needs --management URL; without a management API see `ecom topology users`")
     settings = read(TOPOLOGY)
     wanted = wanted_users(settings) if users else None
-    drift, left = [], []
-    try:
-        left = declare.apply(settings.administrator_uri, settings.rpc_queue_type)
-    except TopologyDrift as error:
-        drift = [declare.Drift(**found) for found in error.details["drift"]]
-    if wanted:
-        drift += permissions.apply(wanted, declare.management_of(management, settings.administrator_uri))
+
+    def declared() -> tuple[list[declare.Drift], list[declare.Drift]]:
+        drift, left = [], []
+        try:
+            left = declare.apply(settings.administrator_uri, settings.rpc_queue_type)
+        except TopologyDrift as error:
+            drift = [declare.Drift(**found) for found in error.details["drift"]]
+        if wanted:
+            drift += permissions.apply(wanted, declare.management_of(management, settings.administrator_uri))
+        return drift, left
+
+    drift, left = _patiently(declared, wait_s)
     _report(drift, as_json, "applied", left=left, users=wanted)
+
+
+def _patiently(act: Callable[[], T], wait_s: float) -> T:
+    """Act, and again for so many seconds while that raises CannotWork. For what may be repeated."""
+    give_up_at = time.monotonic() + wait_s
+    while True:
+        try:
+            return act()
+        except CannotWork as error:
+            if time.monotonic() + AGAIN_S > give_up_at:
+                raise
+            click.echo(f"tries again: {error}", err=True)
+        time.sleep(AGAIN_S)
 
 
 @topology.command()

@@ -5,16 +5,19 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
+from types import SimpleNamespace
 
 import click
 import pytest
 
-from ops.cli import home, outbox
+from ops.cli import home, outbox, topology
 from ops.cli import main as cli
 from ops.domain import dlq_of
 from ops.local import stack
 from shared import version
 from shared.errors import CannotWork
+from topology import declare
 from topology.services import PUBLISHERS
 from topology.table import BY_NAME
 
@@ -92,6 +95,28 @@ def test_a_defect_of_ours_shows_its_traceback_and_does_not_look_like_a_finding(m
     monkeypatch.setattr(cli, "environment", lambda: 1 / 0)
     assert ecom("config") == 3
     assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("wait", "tries", "code"), [("0", 1, 3), ("1", 1, 3), ("5", 3, 0)])
+def test_declaring_is_tried_again_for_as_long_as_asked_while_the_broker_is_away(monkeypatch, capsys, wait, tries, code):
+    now, outcomes = [0.0], [CannotWork("the broker is away"), CannotWork("the broker is away"), None]
+
+    def apply(uri, queue_type):
+        if (outcome := outcomes.pop(0)) is not None:
+            raise outcome
+        return []
+
+    monkeypatch.setattr(declare, "apply", apply)
+    monkeypatch.setattr(topology, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=partial(_later, now)))
+    assert ecom("topology", "apply", "--wait", wait) == code
+    assert 3 - len(outcomes) == tries
+    said = capsys.readouterr()
+    assert said.err.count("tries again: the broker is away") == tries - 1
+    assert ("applied: " in said.out) is (code == 0)
+
+
+def _later(now, seconds):
+    now[0] += seconds
 
 
 def test_the_settings_are_printed_without_secrets(monkeypatch, capsys):

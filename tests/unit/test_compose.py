@@ -36,7 +36,7 @@ MANAGEMENT = "http://rabbitmq:15672"
 LISTENS = ["CMD", "bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/5672"]  # the broker, by no program that starts an Erlang
 ONCE = {
     "migrate": ("migrate", "--own-cluster"),
-    "topology": ("topology", "apply", "--users", "--management", MANAGEMENT),
+    "topology": ("topology", "apply", "--wait", "60", "--users", "--management", MANAGEMENT),
 }
 RIGHTS = {  # of the servers, whose images have this user
     "user": "999:999",
