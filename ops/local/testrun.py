@@ -37,11 +37,13 @@ PYTEST_TIMEOUT_S = 15.0
 # Playwright and real threads do not work in a process patched by eventlet; of the other tests some need one replica of
 # each service and some two. The last one begins first, and the others after it in their order: the longest ones first.
 TEST_RUNS = {
-    "patched": ("tests/unit", "tests/deploy", "tests/integration"),
+    "patched": ("tests/integration",),
+    "units": ("tests/unit", "tests/deploy"),
     "single": ("tests/smoke", "tests/audit", "tests/tls"),
     "plain": ("tests/e2e", "tests/chaos", "tests/upgrade"),
 }
-RUNS_AT_ONCE = 2
+# One more than there are processors at least: half of its time a run waits, for a process to start or a timer to fire.
+RUNS_AT_ONCE = 3
 POLL_S = 0.2
 TEST_REPLICAS = 3  # the most that a test starts
 BROWSER_TESTS = "tests/e2e/test_dashboard.py"
@@ -62,9 +64,9 @@ class Part:
 
 
 def test(arguments: Sequence[str]) -> int:
-    """Run all tests, or those that the arguments choose: two runs at once, each on its own servers.
+    """Run all tests, or those that the arguments choose: some runs at once, each on its own servers.
 
-    With servers that the user brings, the runs follow one another: two at once would disturb each other.
+    With servers that the user brings, the runs follow one another: at once they would disturb each other.
     """
     sweep()
     progress = Progress()
@@ -193,12 +195,12 @@ def _in_turn(stacks: Mapping[str, Stack], paths: Mapping[str, list[str]], argume
 def _side_by_side(
     stacks: Mapping[str, Stack], paths: Mapping[str, list[str]], arguments: Sequence[str]
 ) -> dict[str, int]:
-    """Two runs at once, as there are two processors; who has ended makes room for the next. Their exit codes.
+    """Some runs at once; who has ended makes room for the next. Their exit codes.
 
     The last one prints into the terminal, the others into files that are shown when all have ended.
     """
     *beside, shown = stacks
-    print(f"{' and '.join(beside)} tests run beside these; what they print follows", flush=True)
+    print(f"{', '.join(beside)} tests run beside these; what they print follows", flush=True)
     waiting = [shown, *beside]
     running: dict[str, subprocess.Popen[bytes]] = {}
     codes: dict[str, int] = {}
@@ -244,7 +246,7 @@ def _test_files(kind: str) -> Iterator[Path]:
 def _folders(kind: str) -> list[str]:
     """The paths of one run when all tests are run."""
     folders = [folder for folder in TEST_RUNS[kind] if any((ROOT / folder).rglob("test_*.py"))]
-    if kind == "patched":
+    if kind == "units":
         folders += [str(path.relative_to(ROOT)) for path in sorted((ROOT / "tests").glob("test_*.py"))]
     return folders
 
@@ -302,4 +304,4 @@ def _end(run: subprocess.Popen[bytes], interrupted: Interrupted) -> None:
 
 
 def _kind_of(path: str) -> str:
-    return next((kind for kind, folders in TEST_RUNS.items() if path.startswith(folders)), "patched")
+    return next((kind for kind, folders in TEST_RUNS.items() if path.startswith(folders)), "units")

@@ -744,16 +744,20 @@ UNIT, INTEGRATION, E2E = "tests/unit/test_cli.py", "tests/integration/test_users
 @pytest.mark.parametrize(
     ("tests", "arguments", "parts"),
     [
-        ([f"{UNIT}::a", f"{UNIT}::b"], ["-k", "words"], {"patched": ([UNIT], False)}),
-        ([f"{UNIT}::a"], [f"{UNIT}::a"], {"patched": ([f"{UNIT}::a"], False)}),
-        (["tests/test_architecture.py::a"], ["-k", "a"], {"patched": (["tests/test_architecture.py"], False)}),
-        (["tests/deploy/test_flows.py::a"], ["-k", "a"], {"patched": (["tests/deploy/test_flows.py"], False)}),
-        ([f"{UNIT}::a", f"{INTEGRATION}::a"], ["-k", "a"], {"patched": ([UNIT, INTEGRATION], True)}),
+        ([f"{UNIT}::a", f"{UNIT}::b"], ["-k", "words"], {"units": ([UNIT], False)}),
+        ([f"{UNIT}::a"], [f"{UNIT}::a"], {"units": ([f"{UNIT}::a"], False)}),
+        (["tests/test_architecture.py::a"], ["-k", "a"], {"units": (["tests/test_architecture.py"], False)}),
+        (["tests/deploy/test_flows.py::a"], ["-k", "a"], {"units": (["tests/deploy/test_flows.py"], False)}),
+        (
+            [f"{UNIT}::a", f"{INTEGRATION}::a"],
+            ["-k", "a"],
+            {"patched": ([INTEGRATION], True), "units": ([UNIT], False)},
+        ),
         ([f"{INTEGRATION}::a"], ["tests/integration"], {"patched": (["tests/integration"], True)}),
         (
             [f"{UNIT}::a", f"{E2E}::a"],
             ["tests", "-k", "a"],
-            {"patched": ([UNIT], False), "plain": ([E2E], True)},
+            {"units": ([UNIT], False), "plain": ([E2E], True)},
         ),
         ([f"{E2E}::a"], ["tests/unit", "tests/e2e/", "-k", "a"], {"plain": (["tests/e2e/"], True)}),
     ],
@@ -801,30 +805,30 @@ sys.exit(code)
 """
 
 
-def test_two_runs_are_at_work_at_once_whichever_of_them_ends_first(monkeypatch, tmp_path, capfd):
-    """The plain run waits for nobody, and the patched one for the single one, which begins when the plain one ends."""
-    waits_for = {"plain": ("plain", 0), "patched": ("single", 3), "single": ("patched", 0)}
+def test_three_runs_are_at_work_at_once_whichever_of_them_ends_first(monkeypatch, tmp_path, capfd):
+    """The plain run waits for nobody, and two others for the single one, which begins when the plain one ends."""
+    waits_for = {"plain": ("plain", 0), "patched": ("single", 3), "units": ("single", 0), "single": ("patched", 0)}
     at_work = []
 
     def start(stack, paths, arguments, output=None):
-        assert len([run for run in at_work if run.poll() is None]) < 2
+        assert len([run for run in at_work if run.poll() is None]) < 3
         other, code = waits_for[stack.name]
         words = [tmp_path / stack.name, tmp_path / other, code]
         at_work.append(subprocess.Popen([sys.executable, "-c", SAYS_AND_WAITS, *map(str, words)], stdout=output))
         return at_work[-1]
 
     monkeypatch.setattr(testrun, "_pytest", start)
-    kinds = ("patched", "single", "plain")
+    kinds = ("patched", "units", "single", "plain")
     stacks = {kind: SimpleNamespace(name=kind, directory=tmp_path / f"of-{kind}") for kind in kinds}
     for one in stacks.values():
         one.directory.mkdir()
 
     codes = testrun._side_by_side(stacks, {kind: [] for kind in kinds}, [])
 
-    assert codes == {"plain": 0, "patched": 3, "single": 0}
+    assert codes == {"plain": 0, "patched": 3, "units": 0, "single": 0}
     said = capfd.readouterr().out.splitlines()
-    assert said[0] == "patched and single tests run beside these; what they print follows"
-    assert [line for line in said[1:] if line] == ["this is plain", "this is patched", "this is single"]
+    assert said[0] == "patched, units, single tests run beside these; what they print follows"
+    assert [line for line in said[1:] if line] == [f"this is {kind}" for kind in ("plain", *kinds[:-1])]
 
 
 def test_restart_needs_a_running_stack(capsys):
