@@ -34,8 +34,9 @@ BAD = {
     "required_field": ("inventory", "dead-letters"),
 }
 
-# The services that enough requests, calls or events reach for a verdict. All are judged at once, and more than once.
-GOOD = ("gateway", "order", "inventory", "payment")
+# The services of which every replica gets enough requests, calls or events for a verdict. All are judged at once, and
+# more than once.
+GOOD = ("gateway", "order", "payment")
 ROUNDS = 2
 
 
@@ -45,6 +46,15 @@ def replica(fleet: Fleet, service: str, version: Version) -> Child:
     if service == "gateway":
         fleet.serve()
     return child
+
+
+def preferred(version: Version) -> Version:
+    """The same version, whose consumers get messages before all others: another draw may leave them idle."""
+    file = version.root / "shared" / "edge" / "subscription.py"
+    code = file.read_text(encoding="utf-8")
+    file.write_text(code.replace("random.randrange(PRIORITIES)", "PRIORITIES"), encoding="utf-8")
+    assert file.read_text(encoding="utf-8") != code
+    return version
 
 
 def verdict_on(old: list[Child], new: Child, watch_s: float) -> Verdict:
@@ -76,7 +86,7 @@ def started_again(fleet: Fleet) -> Iterator[None]:
 @pytest.mark.parametrize("change", BAD)
 def test_a_bad_version_is_found_within_three_minutes(start_fleet: StartFleet, tmp_path: Path, change: str) -> None:
     service, trigger = BAD[change]
-    fleet, bad = start_fleet(NOW), planted(change, tmp_path / change)
+    fleet, bad = start_fleet(NOW), preferred(planted(change, tmp_path / change))
     with Customers(fleet, SOME), started_again(fleet):
         old = fleet.children_of(service)
         began = time.monotonic()
