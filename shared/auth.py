@@ -51,12 +51,18 @@ _JWT = jwt.PyJWT(
 
 @dataclass(frozen=True)
 class Claims:
-    """The claims of a verified token."""
+    """The claims of a verified token.
+
+    `version` is that of its user when it was issued, and `session_id` the session that it belongs to. A token of a
+    version of this system that knew neither has None: it lives to its end.
+    """
 
     identity: Identity
     issued_at: int
     expires_at: int
     token_id: str
+    version: int | None = None
+    session_id: str | None = None
 
 
 def issue(
@@ -66,11 +72,13 @@ def issue(
     ttl_s: int = LIFE_S,
     now: float | None = None,
     audience: str = AUDIENCE,
+    version: int | None = None,
+    session_id: str | None = None,
 ) -> str:
     """A token for the user `sub`, signed with the first key."""
     kid, secret = keys[0]
     issued_at = int(time.time() if now is None else now)
-    claims = {
+    claims: dict[str, Any] = {
         "iss": ISSUER,
         "aud": audience,
         "sub": sub,
@@ -79,6 +87,10 @@ def issue(
         "exp": issued_at + ttl_s,
         "jti": str(uuid7()),
     }
+    if version is not None:
+        claims["ver"] = version
+    if session_id is not None:
+        claims["sid"] = session_id
     return _JWT.encode(claims, secret, algorithm=ALGORITHM, headers={"kid": kid})
 
 
@@ -112,7 +124,10 @@ def _claims(payload: dict[str, Any], now: float) -> Claims:
         raise ValueError("not valid now, or valid for too long")
     if not is_name(sub) or not isinstance(roles, list) or not all(is_name(role) for role in roles):
         raise ValueError("sub is a name and roles a list of names")
-    return Claims(Identity(sub, tuple(roles)), issued_at, expires_at, token_id)
+    version, session_id = payload.get("ver"), payload.get("sid")
+    if not (version is None or type(version) is int) or not (session_id is None or isinstance(session_id, str)):
+        raise TypeError("ver is an integer and sid is text")
+    return Claims(Identity(sub, tuple(roles)), issued_at, expires_at, token_id, version, session_id)
 
 
 def is_name(value: Any) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 
 from shared import parsers
 from shared.errors import ConfigurationFault
+from shared.people_settings import PeopleSettings
 from shared.setting import IN_URL, KEYS, NAMED_KEYS, WORD, Row, each, one
 from topology import broker_uri, services
 from topology.broker_uri import TlsFiles
@@ -68,7 +69,7 @@ def _who_opens(database: str) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(PeopleSettings):
     """The settings of a process. Times are in seconds."""
 
     # fmt: off
@@ -214,7 +215,7 @@ class Settings:
         "GATEWAY_TLS_KEY_FILE", parsers.key_file, "the private key of GATEWAY_TLS_CERT_FILE", ("gateway",)
     ))
     rate_shares: int = one(Row(
-        "RATE_SHARES", parsers.integer(1), "how many gateways share the two limits below: each allows its part",
+        "RATE_SHARES", parsers.integer(1), "how many gateways share the limits of rates below: each allows its part",
         ("gateway",), "1",
     ))
     rate_user_per_min: int = one(Row(
@@ -224,6 +225,11 @@ class Settings:
     rate_address_per_min: int = one(Row(
         "RATE_ADDRESS_PER_MIN", parsers.limit, "requests of an address in a minute; 0: any number", ("gateway",),
         "0", production="1000",
+    ))
+    rate_proofs_per_min: int = one(Row(
+        "RATE_PROOFS_PER_MIN", parsers.limit,
+        "requests of an address in a minute that send mails, or bring tokens from them; 0: any number", ("gateway",),
+        "0", production="20",
     ))
     connections_per_address: int = one(Row(
         "CONNECTIONS_PER_ADDRESS", parsers.limit,
@@ -310,9 +316,10 @@ class Settings:
         return self.ports[name] + PORTS_BETWEEN_REPLICAS * replica
 
 
+_INHERITED = {item.name for item in fields(PeopleSettings)}
 TABLE = tuple(
     row._replace(attribute=item.name, key=key)
-    for item in fields(Settings)
+    for item in sorted(fields(Settings), key=lambda item: item.name in _INHERITED)
     for key, row in item.metadata["rows"].items()
 )
 BY_VARIABLE = {row.variable: row for row in TABLE}

@@ -67,6 +67,12 @@ class IdempotencyKeyInvalid(BadRequest):
     code = "idempotency_key_invalid"
 
 
+class UnsupportedGrantType(BadRequest):
+    """This grant_type is not supported: client_credentials and refresh_token are."""
+
+    code = "unsupported_grant_type"
+
+
 class Unauthenticated(EcomError):
     """A valid bearer token is required."""
 
@@ -77,14 +83,44 @@ class InvalidToken(Unauthenticated):
     """The bearer token is not valid, or no longer."""
 
 
+class InvalidGrant(Unauthenticated):
+    """The refresh token or the key is not valid, or no longer. Sign in again."""
+
+    code = "invalid_grant"
+
+
+class IdentityRefused(Unauthenticated):
+    """The provider has not shown who this is, or nobody signs in by it as this user. Start the sign-in again."""
+
+    code = "identity_refused"
+
+
+class InvalidClient(Unauthenticated):
+    """There is no service with this name and this key, or not any more."""
+
+    code = "invalid_client"
+
+
 class Forbidden(EcomError):
     """This user may not do that."""
 
     code = "forbidden"
 
 
+class WrongPassword(Forbidden):
+    """The password is wrong."""
+
+    code = "wrong_password"
+
+
 class RoleMissing(Forbidden):
     """This user may not do that. None of their roles allows it."""
+
+
+class SignInAgain(Forbidden):
+    """Only those may do that who have signed in within the last 10 minutes."""
+
+    code = "sign_in_again"
 
 
 class NotFound(EcomError):
@@ -151,6 +187,30 @@ class PriceChanged(Conflict):
     """A unit price of the order is not the one that holds now. The details have the prices now: ask again with them."""
 
     code = "price_changed"
+
+
+class OwnRoles(Conflict):
+    """Nobody changes their own roles."""
+
+    code = "own_roles"
+
+
+class LastAdmin(Conflict):
+    """Somebody must stay who is an admin and may sign in."""
+
+    code = "last_admin"
+
+
+class IdentityTaken(Conflict):
+    """Another user signs in with this identity."""
+
+    code = "identity_taken"
+
+
+class LinkRequired(Conflict):
+    """Somebody has this address. They get a mail with a link that links this identity to them."""
+
+    code = "link_required"
 
 
 class VersionGone(EcomError):
@@ -243,6 +303,30 @@ class NoPrice(ValidationFailed):
     code = "no_price"
 
 
+class TokenInvalid(ValidationFailed):
+    """The token from the mail is not valid, or no longer. Ask for a new mail."""
+
+    code = "token_invalid"
+
+
+class PasswordRefused(ValidationFailed):
+    """The password has fewer than 12 characters, or is one that is easily guessed."""
+
+    code = "password_refused"
+
+
+class EmailUnproven(ValidationFailed):
+    """The provider does not say that this address is proven. Register by mail, and link the identity then."""
+
+    code = "email_unproven"
+
+
+class ServiceRole(ValidationFailed):
+    """The role `service` belongs to services, and a service has no other user's roles."""
+
+    code = "service_role"
+
+
 class RateLimited(EcomError):
     """Too many requests."""
 
@@ -253,6 +337,12 @@ class TooManyConnections(RateLimited):
     """Too much of one client is open: connections, waits, streams or exports."""
 
     code = "too_many_connections"
+
+
+class SignInPaused(RateLimited):
+    """Too many sign-ins failed. A device that has signed in before, or the mail that resets a password, still works."""
+
+    code = "sign_in_paused"
 
 
 class TooManyOrders(RateLimited):

@@ -318,6 +318,71 @@ class StockMoved(Payload):
         return aggregate_of("sku", self.sku)
 
 
+UserId = ShortText
+
+
+@dataclass(frozen=True)
+class UserPayload(Payload):
+    """An event about a user. It names them by their id: no event holds a name or an address."""
+
+    user_id: UserId
+
+    @property
+    def aggregate_id(self) -> UUID:
+        return aggregate_of("user", self.user_id)
+
+
+@_event("user.created")
+@dataclass(frozen=True)
+class UserCreated(UserPayload):
+    """There is a new user."""
+
+    roles: tuple[ShortText, ...]
+    via: Annotated[str, Limits(words=("register", "oidc", "cli", "admin"))]
+
+
+@_event("user.role_changed")
+@dataclass(frozen=True)
+class UserRoleChanged(UserPayload):
+    """An admin has given a user these roles in place of those of before."""
+
+    roles: tuple[ShortText, ...]
+    version: Amount
+
+
+@_event("user.disabled")
+@dataclass(frozen=True)
+class UserDisabled(UserPayload):
+    """A user may not sign in any more."""
+
+
+@_event("user.enabled")
+@dataclass(frozen=True)
+class UserEnabled(UserPayload):
+    """A user may sign in again."""
+
+
+@_event("user.erased")
+@dataclass(frozen=True)
+class UserErased(UserPayload):
+    """Name, address and identities of a user are gone. Whoever has copied any of it erases that, too."""
+
+
+@_event("user.mail.requested")
+@dataclass(frozen=True)
+class UserMailRequested(Payload):
+    """Somebody is to get a mail. Its address and its link are asked for by `mail_id` when it is sent."""
+
+    mail_id: UUID
+    user_id: UserId | None
+    kind: Annotated[str, Limits(words=("register", "reset", "change_email", "link", "keep", "notice"))]
+    locale: ShortText
+
+    @property
+    def aggregate_id(self) -> UUID:
+        return self.mail_id
+
+
 def type_of(payload: Payload) -> str:
     """The event type, which is also the routing key."""
     return _TYPE_OF[type(payload)]

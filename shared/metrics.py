@@ -45,3 +45,6 @@ OFFERS_BEHIND = Gauge("ecom_offers_behind", "Offers of which the last comparison
 OFFERS_AHEAD = Gauge(
     "ecom_offers_ahead", "Offers of which the copy had a later version than the catalog, at the last comparison."
 )
+REVOCATIONS_AGE = Gauge(
+    "ecom_revocations_age_seconds", "How long ago this replica knew everything that was revoked.", ["service"]
+)

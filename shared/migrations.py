@@ -39,7 +39,11 @@ def run(tables: Collection[str]) -> None:
 
 
 def create_indexes(
-    table: str, indexes: Mapping[str, Sequence[str]], where: str | None = None, unique: bool = False
+    table: str,
+    indexes: Mapping[str, Sequence[str]],
+    where: str | None = None,
+    unique: bool = False,
+    using: str = "btree",
 ) -> None:
     """Create indexes, given as {name: columns}, while others read and write the table. `where` chooses their rows.
 
@@ -51,7 +55,13 @@ def create_indexes(
             op.drop_index(name, table, if_exists=True, postgresql_concurrently=True)
             chosen = sa.text(where) if where else None
             op.create_index(
-                name, table, list(columns), unique=unique, postgresql_concurrently=True, postgresql_where=chosen
+                name,
+                table,
+                list(columns),
+                unique=unique,
+                postgresql_concurrently=True,
+                postgresql_where=chosen,
+                postgresql_using=using,
             )
 
 

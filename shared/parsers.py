@@ -13,6 +13,8 @@ from topology.broker_uri import TlsFiles, address_in
 # RFC 7518 section 3.2: an HS256 key is at least as long as the hash.
 MIN_SECRET_BYTES = 32
 _ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?")
+_ADDRESS = r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]+@[A-Za-z0-9.-]+"
+_SENDER = re.compile(rf'{_ADDRESS}|([^"<>@,;:()\[\]\\]+|"[^"\\]+") <{_ADDRESS}>')
 _MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
 _FLAGS = {
     "1": True,
@@ -126,6 +128,28 @@ def http_url(text: str) -> str:
         is_whole = False
     if not is_whole or not text.isascii() or not text.isprintable() or set(" ?#") & set(text):
         raise ValueError(f"must read https://host, with a port and a path if need be, not {text!r}")
+    return text
+
+
+def mail_url(text: str) -> str:
+    """The URL of a mail server, a folder for mails as `file:FOLDER`, or nothing."""
+    if not text or (text.startswith("file:") and len(text) > len("file:")):
+        return text
+    try:
+        parts = urlsplit(text)
+        good = parts.scheme in ("smtp", "smtps") and bool(parts.hostname) and parts.port != 0
+        good = good and parts.path in ("", "/") and not parts.query and not parts.fragment
+    except ValueError:  # of a port or an IPv6 address
+        good = False
+    if not good or not text.isprintable() or " " in text:
+        raise ValueError("must read smtp://user:password@host, smtps://user:password@host or file:FOLDER")
+    return text
+
+
+def mail_sender(text: str) -> str:
+    """Who sends mails: `shop@example.com` or `Shop <shop@example.com>`, or nothing."""
+    if text and not (_SENDER.fullmatch(text) and text.isprintable()):
+        raise ValueError(f"must read Name <name@host> or name@host, not {text!r}")
     return text
 
 

@@ -71,7 +71,7 @@ class Process:
         """Each URL of a broker or database."""
         for row in self.rows:
             value = row.of(self.settings)
-            if row.secret and isinstance(value, str) and "://" in value:
+            if row.secret and row.parse is not parsers.mail_url and isinstance(value, str) and "://" in value:
                 yield row, urlsplit(value)
 
 
@@ -190,6 +190,23 @@ def _plain_provider(process: Process) -> Iterator[Finding]:
         yield Finding(f"PAYMENT_PROVIDER_URL goes to {url.hostname} without TLS (https://)")
 
 
+def _mail(process: Process) -> Iterator[Finding]:
+    """Whoever cannot get a mail cannot register, and cannot get back into an account."""
+    settings = process.settings
+    if "SMTP_URL" not in {row.variable for row in process.rows}:
+        return
+    if not settings.smtp_url.startswith(("smtp://", "smtps://")):
+        yield Finding("SMTP_URL names no mail server: nobody gets a mail", "ALLOW_NO_MAIL")
+        return
+    if not urlsplit(settings.smtp_url).password:
+        yield Finding("SMTP_URL has no password")
+    for variable in ("MAIL_FROM", "ACCOUNT_URL"):
+        if not config.BY_VARIABLE[variable].of(settings):
+            yield Finding(f"{variable} is not set")
+    if urlsplit(settings.account_url).scheme == "http":
+        yield Finding("ACCOUNT_URL has no TLS (https://): whoever is on the way could use the links in mails")
+
+
 def _one_for_several(process: Process) -> Iterator[Finding]:
     """Services that share a database, or a user of it, can do all that the others can."""
     known = [(row.variable, url) for row, url in process.urls() if row.attribute == "database_urls"]
@@ -252,6 +269,7 @@ RULES: tuple[Callable[[Process], Iterable[Finding]], ...] = (
     _one_broker_user,
     _plain,
     _plain_provider,
+    _mail,
     _one_for_several,
     _files,
     _key_files,

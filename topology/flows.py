@@ -17,12 +17,12 @@ PROXY, PROMETHEUS, ROLLOUTS = "proxy", "prometheus", "rollouts"
 DATABASE_OPERATOR, DNS = "database operator", "dns"
 INTERNET, ANYWHERE = "internet", "anywhere"  # the internet has no private addresses
 
-AMQPS, MANAGEMENT, POSTGRES, HTTPS = 5671, 15671, 5432, 443
+AMQPS, MANAGEMENT, POSTGRES, HTTPS, SUBMISSION = 5671, 15671, 5432, 443, 587
 HTTP, PROBES = "http", "probes"  # ports of services, by the names that their manifests give them
 
 # The services that clients reach through the proxy, and those that call the internet: at which ports.
 PUBLIC = ("gateway",)
-CALLS_OUT = {"payment": (HTTPS,)}
+CALLS_OUT = {"payment": (HTTPS,), "auth": (HTTPS, SUBMISSION)}
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ class Service:
     workers: int = MAX_WORKERS
     needs: tuple[str, ...] = ()  # secret settings without which the service refuses to start
     calls: tuple[str, ...] = ()  # the services that it calls by RPC
-    hints: str = ""  # "publishes" hints of changed orders, or "hears" them
+    hints: str = ""  # "publishes" hints of changed orders or of revocations, or "hears" them
     replays: bool = False  # whether it reads every DLQ and sends dead messages back
     other_connections: int = 0  # to its database, beside those of its workers, consumers and relay
 
@@ -99,7 +99,15 @@ SERVICES = (
         publishes=("payment",),
         other_connections=20,  # the mock provider's, for its ledger
     ),
-    Service("auth", "auth_service", purpose="owns users; issues tokens", start_order=1, needs=("AUTH_KEYS",)),
+    Service(
+        "auth",
+        "auth_service",
+        purpose="owns people, their sessions and the keys of services; issues tokens, and says which are revoked",
+        start_order=1,
+        publishes=("user",),
+        needs=("AUTH_KEYS",),
+        hints="publishes",
+    ),
     Service(
         "ops",
         "ops",

@@ -60,7 +60,12 @@ QUEUES = (
 
 # Events that are published although no queue is bound to them yet. The relay publishes every other event `mandatory`,
 # so that an event that reaches no queue stays in the outbox.
-UNHEARD = frozenset({"order.paid", "stock.moved", "stock.level_crossed"})
+UNHEARD = frozenset(
+    {
+        *("order.paid", "stock.moved", "stock.level_crossed"),
+        *("user.created", "user.role_changed", "user.disabled", "user.enabled", "user.erased", "user.mail.requested"),
+    }
+)
 
 BY_NAME = {queue.name: queue for queue in QUEUES}
 

@@ -1,4 +1,4 @@
-"""Dependencies built from the settings, once for each process: clients of other systems, and objects to be closed."""
+"""Dependencies built from the settings, once for each process: clients of other systems, and other objects."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class ExternalClient(DependencyProvider):
     kill = stop
 
 
-class ProcessResource(DependencyProvider):
-    """Injects the object that `make(settings)` builds, and closes it when the service stops."""
+class FromSettings(DependencyProvider):
+    """Injects the object that `make(settings)` builds. It holds nothing that must be closed."""
 
     def __init__(self, make: Callable[[Settings], Any]) -> None:
         self.make = make
@@ -49,6 +49,10 @@ class ProcessResource(DependencyProvider):
 
     def get_dependency(self, worker_ctx: WorkerContext) -> Any:
         return self.made
+
+
+class ProcessResource(FromSettings):
+    """Injects the object that `make(settings)` builds, and closes it when the service stops."""
 
     def stop(self) -> None:
         self.made.close()

@@ -5,27 +5,20 @@ A waiter costs a greenlet and a few hundred bytes: no worker, no call and no dat
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import amqp
 from nameko.extensions import SharedExtension
 
-from shared.edge.broker import BrokerConnection
-from shared.edge.rpc import ConnectedExtension
+from shared.edge.hint_listener import HintListener
 from shared.edge.rpc_proxy import Replies
-from shared.edge.settings import own_name
 from shared.edge.wake import Wake
 from shared.errors import CannotWork, ServiceUnavailable
 from shared.metrics import WAITING
 from shared.roles import SYSTEM
-from topology.table import HINTS_EXCHANGE
-from topology.users import hints_queue
 
 log = logging.getLogger(__name__)
 
@@ -181,42 +174,16 @@ class Watch(SharedExtension):
                 waiter.update(state)
 
 
-class HintedWatch(Watch, ConnectedExtension):
-    """A watch of orders that also asks at once when a hint says that one of them has changed.
+class HintedWatch(Watch):
+    """A watch that also asks at once when a hint says that something it waits for has changed.
 
-    Hints arrive on a connection and an exclusive queue of its own. Without them it still asks once a second.
+    Without hints it still asks once a second.
     """
 
-    def not_ready_reason(self) -> str | None:
-        """Nothing depends on a hint."""
-        return None
+    hints = HintListener()
 
-    def start(self) -> None:
-        Watch.start(self)
-        ConnectedExtension.start(self)
-
-    def release(self) -> None:
-        self._stopping = True
-        super().release()
-
-    def _serve(self, connection: BrokerConnection) -> None:
-        channel = connection.channel
-        queue = hints_queue(own_name(self.container), str(uuid.uuid4()))
-        with connection.bounded():
-            channel.queue_declare(queue, exclusive=True, auto_delete=True)
-            channel.queue_bind(queue, HINTS_EXCHANGE)
-            channel.basic_consume(queue, callback=self._receive, no_ack=True)
-        while not self._stopping:
-            connection.read(timeout_s=0.5)
-
-    def _receive(self, message: amqp.Message) -> None:
-        try:
-            ids = json.loads(message.body)
-        except ValueError:
-            log.warning("a hint that is no JSON was ignored")
-            return
-        if isinstance(ids, list):
-            self.ask_soon(id_ for id_ in ids if isinstance(id_, str))
+    def setup(self) -> None:
+        self.hints.callbacks.append(self.ask_soon)
 
 
 Read = Callable[[], dict[str, Any]]
