@@ -1,30 +1,40 @@
-"""The auth service: checks passwords and issues tokens."""
+"""The auth service: owns people, their sessions and the keys of services, and issues tokens."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from auth_service import domain, models, passwords
+from auth_service.accounts.entrypoints import Accounts
 from auth_service.domain import Account
-from shared import auth
+from auth_service.mail.door import door_of
+from auth_service.mail.entrypoints import Mails
+from auth_service.oidc import Providers
+from auth_service.openid.entrypoints import OpenId
+from auth_service.people.entrypoints import People
+from auth_service.service_keys.entrypoints import ServiceKeys
+from auth_service.sessions.entrypoints import Sessions
+from auth_service.signing_in.entrypoints import SigningIn
 from shared.edge.context import Context
 from shared.edge.database import Database
+from shared.edge.hints import Hints
 from shared.edge.http import Probes
 from shared.edge.once import once
-from shared.edge.rpc import rpc
+from shared.edge.resources import FromSettings
 from shared.edge.settings import Setting
-from shared.errors import Unauthenticated
-from shared.events import Identity
+from shared.relay import Relay
 
 
-class AuthService(Probes):
-    """Issues and introspects tokens. Services verify a token themselves, without a call to this service."""
+class AuthService(SigningIn, Accounts, Sessions, People, ServiceKeys, OpenId, Mails, Probes):
+    """Issues tokens, and says which are revoked. Services verify a token themselves, without a call to this service."""
 
     name = "auth_service"
 
     settings = Setting()
     db = Database()
+    relay = Relay()
     context = Context()
+    hints = Hints()
+    mail_door = FromSettings(door_of)
+    oidc = FromSettings(Providers)
 
     @once
     def add_development_users(self) -> None:
@@ -34,60 +44,8 @@ class AuthService(Probes):
         with self.db.read() as session:
             missing = domain.DEVELOPMENT_PASSWORDS.keys() - models.names(session)
         accounts = [
-            Account(name, passwords.hash_of(domain.DEVELOPMENT_PASSWORDS[name]), (name,)) for name in sorted(missing)
+            Account(name, name, password_hash=passwords.hash_of(domain.DEVELOPMENT_PASSWORDS[name]), roles=(name,))
+            for name in sorted(missing)
         ]
         with self.db.begin() as session:
             models.add(session, accounts)
-
-    @rpc
-    def issue_token(self, username: str, password: str) -> dict[str, Any]:
-        """Issue a token for a name and its password. Raises Unauthenticated."""
-        return self._token(self._sign_in(username, password))
-
-    @rpc
-    def issue_session(self, username: str, password: str) -> dict[str, Any]:
-        """Issue a token for the dashboard's cookie. No route of the API accepts it. Raises Unauthenticated."""
-        identity = self._sign_in(username, password)
-        return self._token(identity, auth.SESSION_S, auth.DASHBOARD)
-
-    @rpc
-    def issue_mock_token(self, user_id: str, roles: list[str]) -> dict[str, Any]:
-        """Issue a token for any user and roles if AUTH_MOCK is on. Raises Forbidden if it is off."""
-        return self._token(domain.sign_in_as(user_id, tuple(roles), self.settings.mock_tokens))
-
-    @rpc
-    def introspect(self, token: str) -> dict[str, Any]:
-        """Return the claims of a token (RFC 7662). An invalid token is not active, whatever the reason.
-
-        Raises RoleMissing.
-        """
-        self.context.require(domain.may_introspect)
-        try:
-            claims = auth.verify(token, self.settings.auth_keys)
-        except Unauthenticated:
-            return {"active": False}
-        return {
-            "active": True,
-            "token_type": "Bearer",
-            "sub": claims.identity.user_id,
-            "username": claims.identity.user_id,
-            "roles": list(claims.identity.roles),
-            "scope": " ".join(claims.identity.roles),
-            "iss": auth.ISSUER,
-            "aud": auth.AUDIENCE,
-            "iat": claims.issued_at,
-            "exp": claims.expires_at,
-            "jti": claims.token_id,
-        }
-
-    def _sign_in(self, username: str, password: str) -> Identity:
-        with self.db.read() as session:
-            account = models.find(session, username)
-        fits = passwords.fits(account.password_hash if account else None, password)
-        if self.settings.production and domain.is_published(username, password):
-            fits = False  # the database may come from a development stack
-        return domain.sign_in(account, fits)
-
-    def _token(self, identity: Identity, life_s: int = auth.LIFE_S, audience: str = auth.AUDIENCE) -> dict[str, Any]:
-        token = auth.issue(self.settings.auth_keys, identity.user_id, identity.roles, life_s, audience=audience)
-        return {"access_token": token, "token_type": "Bearer", "expires_in": life_s}
