@@ -79,7 +79,10 @@ waiting = Waiting.decorator
 
 
 class Streaming(Following):
-    """Server-Sent Events until the stream has lasted for MAX_STREAM_S or its token expires."""
+    """Server-Sent Events until the stream has lasted for MAX_STREAM_S, or its token expires or is revoked.
+
+    A stream looks at least each KEEP_ALIVE_S whether its token was revoked.
+    """
 
     def stream(self, request: Request, events: Iterable[bytes]) -> Response:
         """The answer that sends these events, each at once."""
@@ -149,7 +152,7 @@ class Stream(Streaming):
                 known = {"steps": []}
                 timeout_s = RETRY_S if behind else KEEP_ALIVE_S
                 moved = waiter.wait(min(timeout_s, max(0.0, until - time.monotonic())))
-                if waiter.ended or time.monotonic() >= until:
+                if waiter.ended or time.monotonic() >= until or self.is_shut_out(call):
                     return
                 if not (moved or behind):
                     yield KEEP_ALIVE
@@ -201,7 +204,7 @@ class FeedRoute(Streaming):
         until, begins = _end_of(call), call.query["after"]
         # So that a client that began at NOW and is cut off before the first step goes on from here.
         yield f"id: {page['after'] if begins == NOW else begins}\n".encode() + RECONNECT
-        while time.monotonic() < until and not self.watch.stopped:
+        while time.monotonic() < until and not self.watch.stopped and not self.is_shut_out(call):
             if page["items"]:
                 yield b"".join(_event(step["event"], step, step["position"]) for step in page["items"])
             after = page["after"]

@@ -5,17 +5,22 @@ The gateway checks each request and its sender and calls the services by RPC. It
 
 from __future__ import annotations
 
+from gateway.accounts import Accounts
 from gateway.api.versions import Versions
 from gateway.feed import Feed
 from gateway.menu import Menu
 from gateway.menu_editor import MenuEditor
+from gateway.openid import OpenId
 from gateway.operations import Operations
 from gateway.order_notes import OrderNotes
 from gateway.orders import Orders
 from gateway.payments import Payments
+from gateway.people import People
 from gateway.purchasing import Purchasing
 from gateway.recipes import Recipes
 from gateway.releases import Releases
+from gateway.service_keys import ServiceKeys
+from gateway.sessions import Sessions
 from gateway.site.routes import Site
 from gateway.stock import Stocks
 from gateway.stock_books import StockBooks
@@ -27,6 +32,11 @@ from shared.edge.settings import Setting
 
 class GatewayService(
     Tokens,
+    Accounts,
+    OpenId,
+    People,
+    Sessions,
+    ServiceKeys,
     Orders,
     OrderNotes,
     Feed,

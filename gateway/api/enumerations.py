@@ -27,6 +27,7 @@ from shared.enumerations import (
 )
 from shared.events import CATALOGUE, OrderCreated, OrderPayload
 from shared.order_states import Command, Reason, Status
+from shared.roles import FOREIGN_PREFIX
 from topology.services import BY_NAME, PUBLISHERS
 from topology.table import QUEUES, dead_letter_queue, hears
 
@@ -55,6 +56,12 @@ AWAITED_FROM = Enumeration(
     "Who answers next: a service, or a person.",
 )
 ROLE = Enumeration("Role", ROLES, "A role of a user.")
+WRITTEN_ROLE = Enumeration(
+    "WrittenRole",
+    (*ROLES, *(f"{FOREIGN_PREFIX}{role.upper()}" for role in ROLES)),
+    "A role as a request may write it: `ROLE_ADMIN` is `admin`. Answers say `admin`.",
+)
+USER_KIND = Enumeration("UserKind", ("person", "service"), "Who a user is.")
 RESERVATION_STATE = _of("ReservationState", ReservationState)
 RELEASE_REASON = _of("ReleaseReason", ReleaseReason)
 PAYMENT_STATUS = _of("PaymentStatus", PaymentStatus)

@@ -44,6 +44,7 @@ CHALLENGE = 'Bearer realm="ecom"'
 HEADERS: dict[type[EcomError], tuple[str, str]] = {
     errors.Unauthenticated: ("WWW-Authenticate", CHALLENGE),
     errors.InvalidToken: ("WWW-Authenticate", f'{CHALLENGE}, error="invalid_token"'),
+    errors.InvalidClient: ("WWW-Authenticate", 'Basic realm="ecom"'),
     errors.RoleMissing: ("WWW-Authenticate", f'{CHALLENGE}, error="insufficient_scope"'),
     errors.UnsupportedCoding: ("Accept-Encoding", "identity"),
 }
@@ -123,3 +124,10 @@ class ErrorAnswer(AnswerSchema):
     """The shape of all errors."""
 
     error = fields.Nested(Fault, required=True)
+
+
+class OauthError(AnswerSchema):
+    """The shape of the errors for a client of OAuth 2.0, which has sent a form (RFC 6749, section 5.2)."""
+
+    error = text_field("invalid_grant", "a stable code for programs")
+    error_description = text_field("The refresh token is not valid.", "an explanation for people")

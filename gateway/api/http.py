@@ -18,6 +18,7 @@ from werkzeug.wrappers import Request, Response
 
 from gateway.api.addresses import Proxies
 from gateway.api.answering import Answer, as_json_line, next_page, respond, respond_with_error
+from gateway.api.callers import Verifying
 from gateway.api.cors import Cors
 from gateway.api.cursors import Cursors
 from gateway.api.errors import INTERNAL, REFUSALS
@@ -38,7 +39,7 @@ from shared import auth, errors
 from shared.auth import ADMIN, AUDITOR, CUSTOMER, OPERATOR
 from shared.config import Settings
 from shared.edge.connection import BODY, HAS_GONE
-from shared.edge.http import Environ, Route, Shared
+from shared.edge.http import Environ, Shared
 from shared.edge.settings import settings_of
 from shared.edge.webserver import allowed
 from shared.errors import EcomError
@@ -75,9 +76,13 @@ class Call:
     token_id: str = ""  # the token's own id
     version: int = 1  # of the API
     has_gone: Callable[[], bool] = lambda: False  # whether the client has closed its connection
+    address: str = ""  # of the client, as a trusted proxy says
+    client: str = ""  # what the client calls itself, its User-Agent
+    session_id: str | None = None  # of the token, if it belongs to a session
+    token_version: int | None = None  # of the token's user, when it was issued
 
 
-class Api(Route):
+class Api(Verifying):
     """A route under /api. Its decorator declares everything about it, also for the OpenAPI document.
 
     `answer` is the schema of what the method returns with `status`, or words if there is no body; `also` maps further
@@ -96,6 +101,8 @@ class Api(Route):
     cache_control = "no-store"
     has_etag = False
     in_document = True  # whether the OpenAPI document shows the route
+    form: type[marshmallow.Schema] | None = None  # of a body that is a form, where one may be sent
+    needs_body = True  # whether a request without any body is refused
     streams = False  # whether a client may choose Server-Sent Events by its Accept header
     samples: ClassVar[dict[str, str]] = {}  # programs that call the route, by language
     # Request headers that only this kind of route reads, by name: description and JSON schema.
@@ -147,7 +154,6 @@ class Api(Route):
     def setup(self) -> None:
         super().setup()
         settings: Settings = settings_of(self.container)
-        self._keys = settings.auth_keys
         self._cursors = Cursors(self._keys, self.url)
         self._cors = Cors(settings.cors_origins)
         self._proxies = Proxies(settings.trusted_proxies)
@@ -192,9 +198,25 @@ class Api(Route):
         if identity is not None:
             context |= {"user_id": identity.user_id, "roles": list(identity.roles)}
         expires_at, token_id = (claims.expires_at, claims.token_id) if claims else (0, "")
+        session_id, token_version = (claims.session_id, claims.version) if claims else (None, None)
         asked = self._versions.asked(environ["PATH_INFO"])
         version = (asked or self._versions.newest).number
-        call = Call(trace_id, identity, body, query, key, expires_at, token_id, version, environ[HAS_GONE])
+        client = environ.get("HTTP_USER_AGENT", "")
+        call = Call(
+            trace_id,
+            identity,
+            body,
+            query,
+            key,
+            expires_at,
+            token_id,
+            version,
+            environ[HAS_GONE],
+            address,
+            client,
+            session_id,
+            token_version,
+        )
         return (call,), context
 
     def _old(self, request: Request) -> Iterator[Part]:
@@ -215,12 +237,10 @@ class Api(Route):
             raise errors.RoleMissing
         return claims
 
-    def verify(self, environ: Environ) -> auth.Claims:
-        """The claims of the caller's token. Raises Unauthenticated."""
-        scheme, _, token = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
-        if scheme.lower() != "bearer":
-            raise errors.Unauthenticated
-        return auth.verify(token.strip(), self._keys)
+    def is_shut_out(self, call: Call) -> bool:
+        """Whether the caller's token was revoked since the call began, for routes that answer for long."""
+        who = call.identity
+        return who is not None and self.revocations.is_revoked(who.user_id, call.token_version, call.session_id)
 
     def read_query(self, request: Request) -> dict[str, Any]:
         """The query parameters as loaded by the route's schema. Raises BadRequest."""
@@ -333,6 +353,18 @@ class SigningIn(Api):
         return prepared
 
 
+class Proving(Api):
+    """A route that sends a mail, or takes the token from one. One address may do so a few times a minute."""
+
+    def prepare(self, request: Request) -> tuple[tuple[Call], dict[str, Any]]:
+        self.rates.made.check_proof(self._proxies.client_address(request.environ))
+        return super().prepare(request)
+
+
+class ProvingByPassword(Proving, SigningIn):
+    """The same, where a password is hashed besides."""
+
+
 class Holding(Api):
     """A route that may hold a connection for long: a wait, a stream or an export."""
 
@@ -351,3 +383,5 @@ api = Api.decorator
 for_anyone = ForAnyone.decorator
 for_editors = ForEditors.decorator
 sign_in = SigningIn.decorator
+prove = Proving.decorator
+prove_by_password = ProvingByPassword.decorator

@@ -16,9 +16,10 @@ from apispec.ext.marshmallow import MarshmallowPlugin
 
 from gateway.api.answering import EVENT_STREAM
 from gateway.api.errors import HEADERS as HEADERS_OF_ERRORS
-from gateway.api.errors import REFUSALS, RETRY_AFTER_S, STATUS, ErrorAnswer
+from gateway.api.errors import REFUSALS, RETRY_AFTER_S, STATUS, ErrorAnswer, OauthError
 from gateway.api.examples import NULL, example_of
 from gateway.api.fields import IDEMPOTENCY_KEY, MAX_ROW_ID, Id, OneOf, WholeNumber, Word
+from gateway.api.forms import FORM
 from gateway.api.http import Api
 from gateway.api.versions import Part, Versions, deprecated_in, in_version, is_api
 from shared import errors
@@ -31,7 +32,8 @@ Orders, stock and payments. {version} Every answer names its version in `X-API-V
 so too: another version than that of its path is 400. Of what is deprecated, answers say when it ends and what replaces
 it: `Deprecation`, `Sunset` and `Link`; past its end it is 410.
 
-Sign in at `/api/auth/token` and send `Authorization: Bearer <access_token>` with every call. Money is an integer of
+Sign in at `/api/auth/token` and send `Authorization: Bearer <access_token>` with every call. A service that has a key
+may send `X-API-Key` and `X-Service-Name` instead. Money is an integer of
 minor units: 1999 is 19.99 EUR. Times are RFC 3339 in UTC.
 
 Every error has the shape `{"error": {"code", "message", "details", "traceId"}}`. Clients decide by `code`; people quote
@@ -111,7 +113,7 @@ def document(service: type, number: int = 1) -> dict[str, Any]:
     for name, (description, schema) in headers.items():
         spec.components.header(name, {"description": description, "schema": schema})
     for name, method, route in documented:
-        for shape in (route.body, *route.answers.values(), ErrorAnswer):
+        for shape in (route.body, route.form, *route.answers.values(), *_error_shapes(route)):
             if shape is not None and not isinstance(shape, str):
                 _add_schema(spec, shape)
         operation = _operation(name, method, route, plugin)
@@ -292,7 +294,7 @@ def _operation(name: str, method: Any, route: Api, plugin: MarshmallowPlugin) ->
         "security": [],
         "parameters": parameters,
         "responses": {status: _answer(route, status, shape) for status, shape in route.answers.items()}
-        | {status: _failure(kinds) for status, kinds in failures(route).items()},
+        | {status: _failure(route, kinds) for status, kinds in failures(route).items()},
     }
     if route.roles is not None:
         operation |= {"security": [{"bearer": []}], "x-roles": sorted(route.roles)}
@@ -300,7 +302,9 @@ def _operation(name: str, method: Any, route: Api, plugin: MarshmallowPlugin) ->
         operation["x-codeSamples"] = [{"lang": lang, "source": source} for lang, source in route.samples.items()]
     if route.body is not None:
         content = {"application/json": {"schema": _reference(route.body.__name__)}}
-        operation["requestBody"] = {"required": True, "content": content}
+        if route.form is not None:
+            content[FORM] = {"schema": _reference(route.form.__name__)}
+        operation["requestBody"] = {"required": route.needs_body, "content": content}
     return operation
 
 
@@ -321,12 +325,17 @@ def _answer(route: Api, status: int, shape: type[marshmallow.Schema] | str | Non
     }
 
 
-def _failure(kinds: Iterable[type[EcomError]]) -> dict[str, Any]:
+def _error_shapes(route: Api) -> tuple[type[marshmallow.Schema], ...]:
+    return (ErrorAnswer,) if route.form is None else (ErrorAnswer, OauthError)
+
+
+def _failure(route: Api, kinds: Iterable[type[EcomError]]) -> dict[str, Any]:
     own = {name for kind in kinds for name in _own_headers(kind)}
+    shapes = [_reference(shape.__name__) for shape in _error_shapes(route)]
     return {
         "description": "\n".join(f"- `{kind.code}`: {_doc(kind)}" for kind in kinds),
         "headers": _headers((*ALWAYS, *sorted(own))),
-        "content": {"application/json": {"schema": ErrorAnswer.__name__}},
+        "content": {"application/json": {"schema": shapes[0] if len(shapes) == 1 else {"anyOf": shapes}}},
     }
 
 

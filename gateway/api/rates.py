@@ -62,6 +62,7 @@ class Rates:
         shares = settings.rate_shares
         self._of_address = Rate("address", settings.rate_address_per_min, shares=shares)
         self._of_user = Rate("user", settings.rate_user_per_min, shares=shares)
+        self._of_proofs = Rate("address for mails", settings.rate_proofs_per_min, shares=shares)
 
     def check_address(self, address: str) -> None:
         """Count a request of a client's address. Raises RateLimited."""
@@ -70,3 +71,7 @@ class Rates:
     def check_user(self, identity: Identity) -> None:
         """Count a request of a user. Raises RateLimited."""
         self._of_user.check(identity.user_id)
+
+    def check_proof(self, address: str) -> None:
+        """Count a request of a client's address that sends a mail, or brings the token from one. Raises RateLimited."""
+        self._of_proofs.check(network_of(address))

@@ -14,6 +14,7 @@ from gateway.api.fields import MAX_ROW_ID, RequestSchema, Text, filters_in
 from gateway.api.http import AUDITORS, Call, api
 from gateway.combined import Combined
 from gateway.export import orders_in
+from gateway.origins import origin_of
 from gateway.site import sessions
 from gateway.site.dashboard import EXPORTS_SHOWN, Audit, filtered_page, overview, release_page
 from gateway.site.filters import DashboardFilters, DashboardQuery, dashboard_filters
@@ -60,17 +61,22 @@ class Site(Combined):
     @sign_in_page("POST", "/dashboard/sign-in", roles=None, body=SignInForm, answer=None, summary="Sign in")
     def sign_in(self, call: Call) -> Answer:
         """Start a session of one hour and redirect to the page that was requested first."""
-        session = self.auth.issue_session(call.body["username"], call.body["password"])
-        claims = auth.verify(session["access_token"], self.settings.auth_keys, audience=auth.DASHBOARD)
+        given, origin = call.body, origin_of(call)
+        session = self.auth.issue_session(given["username"], given["password"], given["device_token"], origin)
+        token = session["access_token"]
+        claims = auth.verify(token, self.settings.auth_keys, audience=auth.DASHBOARD)
         if set(AUDITORS).isdisjoint(claims.identity.roles):
+            self.auth.revoke_token(token, origin)  # nobody will use it
             raise Forbidden("The dashboard is for auditors and administrators.")
-        cookie = sessions.cookie(session["access_token"], self.settings.production)
-        return sessions.redirect(sessions.own_path(call.body["next"]), cookie)
+        production = self.settings.production
+        cookies = sessions.cookie(token, production), sessions.device_cookie(session["device_token"], production)
+        return sessions.redirect(sessions.own_path(given["next"]), *cookies)
 
     @session_page("POST", "/dashboard/sign-out", roles=AUDITORS, body=OwnForm, answer=None, summary="Sign out")
     def sign_out(self, call: Call) -> Answer:
-        """End the session if the form was made for it."""
+        """End the session if the form was made for it. No gateway accepts its cookie within 2 s."""
         sessions.check_form(call.body["token"], sessions.SIGN_OUT, call.token_id, self.settings.auth_keys)
+        self.auth.sign_out(False, origin_of(call))
         return sessions.redirect("/dashboard/sign-in", sessions.cookie("", self.settings.production))
 
     @filtered_page("GET", "/dashboard", roles=AUDITORS, query=DashboardQuery, answer=None, summary="The release audit")

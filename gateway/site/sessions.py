@@ -1,17 +1,18 @@
 """Sessions of people in a browser: a token in a cookie, forms in place of JSON, and errors as pages.
 
 The token has an audience of its own: a stolen cookie does not open the API, and an API token does not open these pages.
-A session lasts one hour. Signing out deletes the cookie; the token itself stays valid until the hour is over.
+A session lasts one hour, or until its user signs out or is shut out: auth_service then ends it, and no gateway accepts
+its token any more. Cookies of the version before belong to no session: they are accepted until their hour is over.
 """
 
 from __future__ import annotations
 
 import hmac
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import urlencode, urlsplit
 
 import marshmallow
 from werkzeug.http import dump_cookie, parse_cookie
@@ -19,12 +20,13 @@ from werkzeug.wrappers import Request, Response
 
 from gateway.api.answering import Answer, respond
 from gateway.api.errors import report_error
+from gateway.api.forms import pairs_of, read_form
 from gateway.api.http import Api, SigningIn
-from gateway.api.reading import by_field, check_content, load_query, query_of, trace_of
+from gateway.api.reading import by_field, load_query, query_of, trace_of
 from gateway.export import Export
 from gateway.site.pages import Look, PageRoute, render
 from shared import auth, errors
-from shared.edge.http import BODY, Environ
+from shared.edge.http import Environ
 from shared.edge.settings import settings_of
 from shared.events import Identity
 from shared.exports import Reader
@@ -39,11 +41,13 @@ SECURE_PREFIX = "__Secure-"
 # A browser keeps the cookie longer than the session lasts. So the sign-in form can say that a session has ended.
 COOKIE_S = 24 * 3600
 
+# What this browser shows when its user signs in again, so that nobody who guesses passwords elsewhere can pause its
+# sign-ins. It opens nothing by itself. Browsers keep no cookie for longer.
+DEVICE_COOKIE = "ecom_device"
+DEVICE_S = 400 * 24 * 3600
+
 # The purposes of forms that have a token.
 SIGN_OUT, EXPORT = "sign-out", "export"
-
-FORM = "application/x-www-form-urlencoded"
-MAX_FIELDS = 20
 
 # Signing in redirects only to these pages. In place of the export, which is a file, it redirects to its page.
 _OWN = re.compile(r"(/dashboard(?:/releases/[0-9]{1,19})?)(?:/export)?(\?[!-\[\]-~]*)?")
@@ -77,10 +81,11 @@ class Session(Api):
 
     def setup(self) -> None:
         super().setup()
-        self._cookie = cookie_name(settings_of(self.container).production)
+        self._production = settings_of(self.container).production
+        self._cookie = cookie_name(self._production)
 
     def verify(self, environ: Environ) -> auth.Claims:
-        return auth.verify(self._token_in(environ), self._keys, audience=auth.DASHBOARD)
+        return self.not_ended(auth.verify(self._token_in(environ), self._keys, audience=auth.DASHBOARD))
 
     def read_query(self, request: Request) -> dict[str, Any]:
         """An empty form field counts as not given."""
@@ -143,18 +148,25 @@ class SessionExport(Session, Export):
 
 
 class SignIn(SessionPage, SigningIn):
-    """Reads the sign-in form. A problem is shown above the same form."""
+    """Reads the sign-in form, and by which device token its user has signed in here before.
+
+    A problem is shown above the same form.
+    """
+
+    def read_body(self, environ: Environ, schema: marshmallow.Schema) -> dict[str, Any]:
+        device_token = parse_cookie(environ).get(cookie_name(self._production, DEVICE_COOKIE)) or None
+        return {**super().read_body(environ, schema), "device_token": device_token}
 
     def error_page(self, environ: Environ, status: int, error: errors.EcomError) -> Answer:
         if status not in _SHOW_AGAIN:
             return super().error_page(environ, status, error)
-        form = dict(_pairs(environ))
+        form = dict(pairs_of(environ))
         problem = "Both a name and a password are needed." if status == 422 else error.message
         return sign_in_form(own_path(form.get("next", "")), problem, form.get("username", ""))
 
     def leads_to(self, environ: Environ) -> str:
         try:
-            return own_path(dict(_pairs(environ)).get("next", ""))
+            return own_path(dict(pairs_of(environ)).get("next", ""))
         except ValueError:  # not a form, from another site
             return HOME
 
@@ -217,17 +229,26 @@ def challenge(cookie: str) -> str:
     return f'Cookie realm="ecom", form-action="{HOME}/sign-in", cookie-name="{cookie}"'
 
 
-def cookie_name(production: bool) -> str:
-    """The name of the session's cookie. In production no other name is read."""
-    return f"{SECURE_PREFIX if production else ''}{COOKIE}"
+def cookie_name(production: bool, name: str = COOKIE) -> str:
+    """The name of the session's cookie, or of another. In production no other name is read."""
+    return f"{SECURE_PREFIX if production else ''}{name}"
 
 
 def cookie(token: str, production: bool) -> str:
     """The session as a Set-Cookie header. An empty token deletes the cookie."""
+    return _cookie(cookie_name(production), token, production, COOKIE_S)
+
+
+def device_cookie(token: str, production: bool) -> str:
+    """What names this device at the next sign-in, as a Set-Cookie header."""
+    return _cookie(cookie_name(production, DEVICE_COOKIE), token, production, DEVICE_S)
+
+
+def _cookie(name: str, token: str, production: bool, max_age_s: int) -> str:
     return dump_cookie(
-        cookie_name(production),
+        name,
         token,
-        max_age=COOKIE_S if token else 0,
+        max_age=max_age_s if token else 0,
         path=HOME,
         secure=production,
         httponly=True,
@@ -245,20 +266,3 @@ def check_form(token: str, purpose: str, token_id: str, keys: auth.Keys) -> None
     matches = [hmac.compare_digest(token.encode(), form_token(key, purpose, token_id).encode()) for _, key in keys]
     if not any(matches):
         raise errors.Forbidden("This form was not made for your session.")
-
-
-def read_form(environ: Environ) -> Mapping[str, str]:
-    """The fields of a form. Raises UnsupportedMediaType, BadRequest."""
-    check_content(environ, FORM)
-    try:
-        pairs = _pairs(environ)
-    except ValueError as error:
-        raise errors.BadRequest("The form cannot be read.") from error
-    if len(dict(pairs)) != len(pairs):
-        raise errors.BadRequest("A field of the form is given twice.")
-    return dict(pairs)
-
-
-def _pairs(environ: Environ) -> list[tuple[str, str]]:
-    body = environ[BODY].decode("ascii")
-    return parse_qsl(body, keep_blank_values=True, max_num_fields=MAX_FIELDS, errors="strict")
