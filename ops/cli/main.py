@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Sequence
+from contextlib import redirect_stdout
 from typing import Any, NoReturn
 
 import click
@@ -21,24 +21,24 @@ from ops.cli.audit import audit
 from ops.cli.console import COULD_NOT, FOUND, complain, json_option, print_json
 from ops.cli.dlq.commands import dlq
 from ops.cli.home import environment, hint, read
+from ops.cli.mail import mail
 from ops.cli.menu import menu
 from ops.cli.orders import order
 from ops.cli.outbox import outbox
 from ops.cli.queues import queues
 from ops.cli.release import release
 from ops.cli.stock import stock
-from ops.cli.tables import Table, show_record
+from ops.cli.tables import show_record
 from ops.cli.topology import topology
+from ops.cli.user import user
 from ops.closed_pipes import outlive_readers
 from shared import unsafe
-from shared.config import MIGRATE, ROLES, SERVICES, USER, masked
+from shared.config import MIGRATE, ROLES, SERVICES, masked
 from shared.config import read as read_settings
-from shared.errors import CannotWork, ConfigurationFault, Conflict, EcomError, NotFound, ValidationFailed
+from shared.errors import CannotWork, ConfigurationFault, EcomError
 from shared.revisions import PHASES
 from shared.version import VERSION
 from topology.services import DATABASES, REPLICAS
-
-USERS = Table(("name", "roles", "state", "made (UTC)"), empty="no user; `ecom user add` makes one")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -200,112 +200,6 @@ def migrate(service: str | None, replicas: int, own_cluster: bool, phase: str, a
         click.echo("\n".join(done))
 
 
-@ecom.group()
-def user() -> None:
-    """Users who may sign in. These commands write to the database of auth."""
-
-
-@user.command("add")
-@click.argument("name")
-@click.option("--role", "roles", multiple=True, required=True, help="A role of the user; may be given again.")
-@json_option
-def user_add(name: str, roles: tuple[str, ...], as_json: bool) -> None:
-    """Make a user. On a terminal it asks for the password; otherwise it reads one line of standard input.
-
-    In production a password has at least 12 characters.
-    """
-    from ops.cli import users
-
-    settings = read(USER)
-    with _user_faults():
-        users.check_new_name(name)  # before the password is asked for
-        users.check_roles(roles)
-        made = users.add(settings, name, roles, _password())
-    _say_user(made, f"{name} may sign in as {', '.join(made['roles'])}", as_json)
-
-
-@user.command("password")
-@click.argument("name")
-@json_option
-def user_password(name: str, as_json: bool) -> None:
-    """Change the password of a user. It is asked for or read as by `add`."""
-    from ops.cli import users
-
-    settings = read(USER)
-    with _user_faults():
-        changed = users.set_password(settings, name, _password())
-    _say_user(changed, f"{name} has a new password", as_json)
-
-
-@user.command("disable")
-@click.argument("name")
-@json_option
-def user_disable(name: str, as_json: bool) -> None:
-    """Refuse further logins of a user. An open session or token stays valid: a token for up to 15 minutes."""
-    from ops.cli import users
-
-    with _user_faults():
-        changed = users.set_disabled(read(USER), name, True)
-    _say_user(changed, f"{name} is disabled", as_json)
-
-
-@user.command("enable")
-@click.argument("name")
-@json_option
-def user_enable(name: str, as_json: bool) -> None:
-    """Let a disabled user sign in again."""
-    from ops.cli import users
-
-    with _user_faults():
-        changed = users.set_disabled(read(USER), name, False)
-    _say_user(changed, f"{name} is enabled", as_json)
-
-
-@user.command("ls")
-@json_option
-def user_ls(as_json: bool) -> None:
-    """All users with their roles, the disabled as well."""
-    from ops.cli import users
-
-    found = users.everybody(read(USER))
-    if as_json:
-        print_json({"users": found})
-        return
-    USERS.show(
-        (one["name"], ", ".join(one["roles"]), "disabled" if one["disabled"] else "", f"{one['created_at']:%F %R}")
-        for one in found
-    )
-
-
-def _password() -> str:
-    """A password typed twice, unseen, or one line of standard input. Raises UsageError when there is none."""
-    if sys.stdin.isatty():
-        return str(click.prompt("Password", hide_input=True, confirmation_prompt="Once more", err=True))
-    password = sys.stdin.readline().rstrip("\r\n")
-    if not password:
-        raise click.UsageError("there is no password on standard input")
-    return password
-
-
-def _say_user(shown: dict[str, Any], text: str, as_json: bool) -> None:
-    if as_json:
-        print_json(shown)
-    else:
-        click.echo(text)
-
-
-@contextmanager
-def _user_faults() -> Iterator[None]:
-    """Misuse is 2; a user that is not there, or is there already, is a finding."""
-    try:
-        yield
-    except ValidationFailed as error:
-        raise click.UsageError(str(error)) from error
-    except (Conflict, NotFound) as error:
-        complain(error)
-        sys.exit(FOUND)
-
-
 ecom.add_command(topology)
 ecom.add_command(outbox)
 ecom.add_command(order)
@@ -313,8 +207,10 @@ ecom.add_command(queues)
 ecom.add_command(dlq)
 ecom.add_command(audit)
 ecom.add_command(release)
+ecom.add_command(mail)
 ecom.add_command(menu)
 ecom.add_command(stock)
+ecom.add_command(user)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ WORDS = {
     "order": f"owns orders; announces changes on {HINTS_EXCHANGE}",
     "inventory": "owns stock, reservations and the release audit",
     "payment": "owns payments; calls the payment provider",
-    "auth": "owns users; issues tokens",
+    "auth": "owns people, their sessions and keys; issues tokens",
     "catalog": "owns what is sold, and its prices",
     OPS: "replays dead messages; keeps copies of the audit's seals",
 }

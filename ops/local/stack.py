@@ -174,7 +174,7 @@ class Stack:
         is_upgrade = bool(self.environment) and not self.state.get("signs")
         if is_upgrade:
             chosen["ACCEPT_UNSIGNED"] = "1"
-        chosen["ECOM_ENV"] = "development"
+        chosen |= {"ECOM_ENV": "development", "SMTP_URL": f"file:{self.directory / 'mail'}"}
         chosen = {name: value for name, value in chosen.items() if not given(name)}
         # The user's settings are saved too: `status` and `exec` may be called where these variables are not set.
         brought = {spelling: os.environ[spelling] for name in SETTINGS for spelling in _spellings(name)}

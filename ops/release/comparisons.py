@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 Tree = Mapping[str, Any]
@@ -135,12 +135,17 @@ def queues(old: Tree, new: Tree) -> Found:
                 yield f"queue {name}", f"{argument} was {before} and is {after}"
 
 
-def _leaves_old_rows_alone(key: str, was: Tree, now: Tree) -> bool:
-    """Whether a new key holds a new column that may be NULL. The last release leaves it so; NULLs never conflict."""
+def _leaves_old_rows_alone(key: str, was: Tree, now: Tree, filled: Container[str]) -> bool:
+    """Whether a new key refuses no row of the last release: it has a new column that may be NULL, or one that the
+    database fills; NULLs never conflict. Or it is the primary key of before as a unique key."""
     columns = [name.strip().rpartition(".")[2] for name in key.partition("(")[2].rstrip(")").split(",")]
-    return key.startswith("unique") and any(
+    if key.startswith("unique") and any(
         column not in was["columns"] and now["columns"][column]["nullable"] for column in columns
-    )
+    ):
+        return True
+    if key.startswith("primary key"):
+        return all(column in filled for column in columns)
+    return key.replace("unique", "primary key", 1) in was["keys"]
 
 
 def tables(old: Tree, new: Tree) -> Found:
@@ -148,6 +153,7 @@ def tables(old: Tree, new: Tree) -> Found:
     for name, was in old["tables"].items():
         now = new["tables"].get(name)
         used = {column: about for column, about in was["columns"].items() if about["mapped"]}
+        filled = {place.rpartition(".")[2] for place in new.get("filled", ()) if place.rpartition(".")[0] == name}
         if now is None:
             if used:
                 yield f"table {name}", "is gone, and the last release uses it"
@@ -155,13 +161,15 @@ def tables(old: Tree, new: Tree) -> Found:
         for column, before in used.items():
             yield from _column(f"column {name}.{column}", before, now["columns"].get(column))
         for column in now["columns"].keys() - was["columns"].keys():
-            if not _may_be_left_out(now["columns"][column]):
+            if not _may_be_left_out(now["columns"][column]) and column not in filled:
                 yield (
                     f"column {name}.{column}",
                     "is new and NOT NULL without a default; the last release never fills it",
                 )
         for key in sorted(set(was["keys"]) ^ set(now["keys"])):
-            if key in now["keys"] and _leaves_old_rows_alone(key, was, now):
+            if key in now["keys"] and _leaves_old_rows_alone(key, was, now, filled):
+                continue
+            if key not in now["keys"] and key.replace("primary key", "unique", 1) in now["keys"]:
                 continue
             verb = "is new, and the last release may write rows against it" if key in now["keys"] else "is gone"
             yield f"table {name}, key `{key}`", f"{verb}; ON CONFLICT and foreign keys name it"

@@ -65,8 +65,9 @@ RULES = (
     ),
     Rule(
         "tables",
-        "a new table; a column that is nullable or has a default, also with a key of its own; an index built "
-        "CONCURRENTLY",
+        "a new table; a column that is nullable or has a default, also with a key of its own; one that a trigger "
+        "fills, where FILLED in ops/release/tree.py says how, also as the new primary key, while the old one stays "
+        "unique; an index built CONCURRENTLY",
         "stop reading and writing it in this release (CONTRIBUTING.md, a column that goes), and drop, rename or narrow "
         "it in the next",
         comparisons.tables,

@@ -39,6 +39,10 @@ VALUES: dict[str, Any] = {
     "change": -2,
     "on_hand": 5,
     "cause": "stock_out",
+    "roles": ["customer"],
+    "via": "register",
+    "kind": "register",
+    "locale": "en",
 }
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"

@@ -49,6 +49,7 @@ LOCKS = {
     "new skus": ("catalog_service.editor", "NEW_SKUS"),
     "seal": ("inventory_service.audit.chain", "SEAL_LOCK"),
     "whether a sku is stocked or made": ("inventory_service.recipes.queries", "LOCK_CLASS"),
+    "mails of an address or a network": ("auth_service.proofs", "TURNS_OF_MAILS"),
 }
 
 # Ids that are made of a name: the module and the name of each namespace.
@@ -100,6 +101,11 @@ WIDENED: dict[str, str] = {
     "inventory.released payload.items[].quantity": _OF_RECIPES,
 }
 
+# New columns without a default that the last release fills without naming them, and how.
+FILLED: dict[str, str] = {
+    "auth.users.user_id": "a trigger fills in the name, which the last release always gives",
+}
+
 Tree = dict[str, Any]
 
 
@@ -109,6 +115,7 @@ def tree() -> Tree:
         "version": from_setup(),
         "events": events(),
         "widened": WIDENED,
+        "filled": FILLED,
         "exchanges": table.exchanges(),
         "queues": queues(),
         "bindings": [list(binding) for binding in table.bindings()],
