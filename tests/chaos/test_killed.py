@@ -23,6 +23,7 @@ from tests.chaos.load import Load
 from tests.e2e.held import held
 from tests.e2e.system import System, eventually
 from topology.services import PUBLISHERS, START_ORDER
+from topology.table import CONSUMERS
 
 # At full size an outage or a load lasts minutes.
 pytestmark = pytest.mark.timeout(600)
@@ -261,7 +262,7 @@ SETTLED = re.compile(r'^ecom_events_total{outcome="(.*?)",queue="(.*?)",.*} ([0-
 
 def settled(system: System) -> Counts:
     counts: Counts = defaultdict(lambda: (0.0, 0.0))
-    for service in PUBLISHERS:
+    for service in CONSUMERS:
         for name, pid in system.replicas_of(service).items():
             replica = int(name.rpartition("-")[2])
             for outcome, queue, value in SETTLED.findall(
@@ -355,7 +356,7 @@ def test_a_stopping_replica_finishes_its_messages_and_none_is_delivered_again(
 ) -> None:
     before = settled(system)
     with Load(system, customers=2) as load:
-        for service in PUBLISHERS:
+        for service in CONSUMERS:
             load.wait_for(5)
             stop_at_work(system, service, load.sku)
         load.wait_for(5)

@@ -12,10 +12,13 @@ import pytest
 import requests
 from sqlalchemy import text
 
+from auth_service import records
 from ops.local.processes import wait_until
 from ops.local.servers import Server, Servers
 from tests.chaos.load import Load
+from tests.e2e.signed_in import add_user, signed_in
 from tests.e2e.system import System, eventually
+from tests.e2e.test_sessions import SHUT_OUT_WITHIN_S, change_by_hand, let_in
 from topology.table import QUEUES
 
 # At full size an outage or a load lasts minutes.
@@ -198,3 +201,36 @@ def test_orders_wait_for_a_database_that_is_away(system: System, machines: Serve
     system.wait_quiet(60)
     load.check_all_are_there()
     load.check_refusals()
+
+
+def test_whoever_is_shut_out_while_the_broker_is_away_gets_in_nowhere_and_not_afterwards(
+    system: System, machines: Servers
+) -> None:
+    """No gateway can hear of it without the broker. Nothing can be done without it either."""
+    user = f"u-{uuid.uuid4().hex[:12]}"
+    add_user(system, user, "customer")
+    client = signed_in(system, user)
+    orders = "/api/orders"
+    assert let_in(system, client.headers, orders) == [200, 200]
+    server = server_of(machines, "broker")
+    server.stop()
+    try:
+        eventually(lambda: let_in(system, client.headers, orders), lambda found: found == [503, 503])
+        change_by_hand(system, user, lambda session, row: records.revoke_all(session, row, "test"))
+        assert let_in(system, client.headers, orders) == [503, 503]
+    finally:
+        server.start()
+    served = [0.0, 0.0]
+
+    def answers() -> list[int]:
+        found = let_in(system, client.headers, orders)
+        for gateway, status in enumerate(found):
+            if status == 200:
+                served[gateway] = served[gateway] or time.monotonic()
+        return found
+
+    eventually(answers, lambda found: found == [401, 401], 30)
+    late = [time.monotonic() - began for began in served if began]
+    print(f"\nserved after the broker was back, before they knew: {late}")
+    assert max(late, default=0.0) <= SHUT_OUT_WITHIN_S
+    system.wait_ready(60)

@@ -40,8 +40,8 @@ def test_no_flow_is_listed_twice():
     assert len(set(FLOWS)) == len(FLOWS)
 
 
-def test_only_payment_reaches_the_internet_and_only_the_gateway_is_reached_from_it():
-    assert {flow.source for flow in FLOWS if flow.target == flows.INTERNET} == {"payment"}
+def test_only_payment_and_auth_reach_the_internet_and_only_the_gateway_is_reached_from_it():
+    assert {flow.source for flow in FLOWS if flow.target == flows.INTERNET} == {"payment", "auth"}
     assert {flow.target for flow in FLOWS if flow.source == flows.PROXY} == {"gateway"}
 
 
@@ -83,6 +83,7 @@ MUTATIONS = {
     "proxy must reach gateway at 8000": removed("public"),
     "prometheus must reach order at 8001": removed("metrics"),
     "payment must reach internet at 443": removed("payment-provider"),
+    "auth must reach internet at 587": removed("mail-and-openid"),
     "payment must not reach metadata of the cloud at 443": lambda overlay: policy(overlay, "payment-provider")[
         "egress"
     ][0]["to"][0]["ipBlock"]["except"].remove("169.254.0.0/16"),

@@ -26,6 +26,7 @@ from shared.config import MOCK_METHODS, PROBES, read
 from tests.databases import Databases
 from tests.e2e.broker import depths, purge_all
 from tests.ledger import CHECKS, under_way
+from tests.oidc import REDIRECT_URI, FakeProvider
 from topology.services import START_ORDER
 from topology.table import CONSUMERS, QUEUES, dead_letter_queue
 
@@ -74,7 +75,17 @@ class System:
         unlimited = {"CONNECTIONS_PER_ADDRESS": "0", "WAITS_PER_USER": "0"}
         # The server may list a method that its provider lacks.
         methods = {"PAYMENT_METHODS": f"{MOCK_METHODS},no_such_method"}
-        environment = {**os.environ, "PAYMENT_MODE": payment_mode, **methods, **unlimited, **settings, MARK: self.mark}
+        # By whom people sign in: who plays the browser says who they are.
+        self.google, self.staffs = FakeProvider("google"), FakeProvider("staff")
+        self.mail_folder = directory / "mail"
+        people = {
+            "SMTP_URL": f"file:{self.mail_folder}",
+            "OIDC_PROVIDERS": json.dumps([self.google.setting(), self.staffs.setting()]),
+            "OIDC_REDIRECTS": REDIRECT_URI,
+            "OIDC_STAFF_PROVIDERS": self.staffs.name,
+        }
+        chosen = {"PAYMENT_MODE": payment_mode, **methods, **unlimited, **people, **settings, MARK: self.mark}
+        environment = {**os.environ, **chosen}
         self.supervisor = Supervisor(children, _command, environment, ROOT, say=self.died.append)
         # One thread starts, restarts and stops: a child gets SIGTERM when the thread that started it ends.
         self._thread = threading.Thread(target=self._supervise, name="supervisor")
@@ -122,6 +133,8 @@ class System:
         """Stop everything; returns the faults: processes left or killed, errors in logs."""
         self._stop_processes()
         self.databases.close()
+        for provider in (self.google, self.staffs):
+            provider.close()
         wrong = [f"the supervisor failed: {self._fault!r}"] if self._fault else []
         wrong += [f"{child.name} did not end by itself" for child in self.supervisor.children if not _ended(child.log)]
         wrong += [f"left running: {process}" for process in psutil.process_iter() if _has_mark(process, self.mark)]

@@ -128,7 +128,8 @@ def test_every_event_of_every_saga_delivered_three_times_has_one_effect(system: 
         refunded: ("CANCELLED", once(*back, "payment.refunded")),
         not_refunded: ("REFUND_FAILED", once(*back, "payment.refund_failed")),
     }
-    eventually(lambda: set(echo.repeated), lambda heard: heard == set(CATALOGUE))
+    of_sagas = {type_ for type_ in CATALOGUE if not type_.startswith("user.")}
+    eventually(lambda: set(echo.repeated), lambda heard: heard >= of_sagas)
     stock = flow.get("/api/stocks/thrice")
     assert (stock["on_hand"], stock["reserved"]) == (98, 0)
 

@@ -97,7 +97,9 @@ def test_wrong_password_unknown_name_and_disabled_user_get_the_same_error(contai
 
 def test_a_user_may_have_several_roles(container, service, settings):
     with sessions_of(container).begin() as session:
-        models.add(session, [Account("eve", passwords.hash_of("pw"), ("auditor", "operator"))])
+        models.add(
+            session, [Account("eve", "eve", password_hash=passwords.hash_of("pw"), roles=("auditor", "operator"))]
+        )
     token = service.issue_token("eve", "pw")["access_token"]
     assert auth.verify(token, settings.auth_keys).identity.roles == ("auditor", "operator")
 

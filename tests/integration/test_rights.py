@@ -25,7 +25,7 @@ from topology.services import BY_NAME, DATABASES, REPLICAS
 DENIED = "42501"
 
 # The databases of which ops reads and writes tables.
-OPERATED = ("order", "inventory", "payment", "catalog")
+OPERATED = ("order", "inventory", "payment", "catalog", "auth")
 
 # Each role, and the database in which it tries what it may not do.
 ROLES = [

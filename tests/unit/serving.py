@@ -13,6 +13,7 @@ from gateway.api.cursors import Cursors
 from shared.config import Settings
 from shared.edge.probe_server import ProbeServer
 from shared.edge.webserver import WebServer
+from shared.errors import InvalidGrant
 
 SECRET = "a-secret-of-more-than-thirty-two-bytes"
 KEYS = (("k1", SECRET),)
@@ -150,3 +151,28 @@ class Changes:
 
 
 ORDERS = Changes("order_id", {})
+
+
+class Revoked:
+    """A fake of auth_service, as gateways ask it what is revoked and for the tokens of services' keys."""
+
+    def __init__(self):
+        self.items = []
+        self.keys = {}
+        self.asked = []
+        self.error = None
+
+    def call(self, routing_key, args, kwargs, context, timeout_s):
+        eventlet.sleep(0)
+        self.asked.append((routing_key, args, context))
+        if self.error:
+            raise self.error
+        if routing_key == "auth_service.exchange_key":
+            token = self.keys.get(tuple(args))
+            if token is None:
+                raise InvalidGrant
+            return {"access_token": token() if callable(token) else token, "token_type": "Bearer", "expires_in": 900}
+        return {"items": self.items, "next": None, "since": "later"}
+
+
+REVOKED = Revoked()

@@ -5,6 +5,7 @@ import hashlib
 import hmac
 import json
 import time
+from dataclasses import replace
 
 import jwt
 import pytest
@@ -151,17 +152,24 @@ def test_the_clocks_of_two_hosts_may_differ_a_little():
     assert auth.verify(signed(CLAIMS), (OLD,), now=NOW - 9)
 
 
-ALICE = Account("alice", "a hash", ("customer",))
+ALICE = Account("alice", "alice", password_hash="a hash", roles=("customer",))
 
 
 def test_the_right_password_signs_in():
-    assert domain.sign_in(ALICE, password_fits=True) == Identity("alice", ("customer",))
+    assert domain.sign_in(ALICE, password_fits=True) is ALICE
+    assert ALICE.identity == Identity("alice", ("customer",))
 
 
 @pytest.mark.parametrize(
-    ("account", "fits"), [(None, False), (ALICE, False), (Account("alice", "a hash", (), disabled=True), True)]
+    ("account", "fits"),
+    [
+        (None, False),
+        (ALICE, False),
+        (replace(ALICE, disabled=True), True),
+        (replace(ALICE, kind=domain.Kind.SERVICE), True),
+    ],
 )
-def test_unknown_wrong_and_disabled_sound_the_same(account, fits):
+def test_an_unknown_name_a_wrong_password_a_disabled_user_and_a_service_get_the_same_error(account, fits):
     with pytest.raises(Unauthenticated, match=r"^The name or the password is wrong\.$"):
         domain.sign_in(account, fits)
 

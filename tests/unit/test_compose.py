@@ -24,7 +24,7 @@ from deploy import make_secrets as maker
 from ops.cli import main as cli
 from ops.cli.topology import wanted_users
 from shared import config, parsers, unsafe
-from topology.services import BY_NAME
+from topology.services import BY_NAME, PUBLISHERS
 from topology.table import QUEUES
 from topology.users import broker_user
 
@@ -49,8 +49,8 @@ PROXY = ("gateway2", "proxy")  # of the profile of this name
 NGINX = ["nginx", "-e", "stderr", "-c", "/etc/ecom/nginx.conf"]
 BY_HAND = {"audit": ("audit", "verify")}  # a person starts it; `up` does not
 KEYS = {"AUTH_KEYS": "auth_keys", "AUDIT_KEY": "audit_keys"}  # a setting, and its attribute
-# What the operator of a production names in .env. Here that is the mock provider, by name.
-CHOSEN = {"PAYMENT_PROVIDER": "mock", "ALLOW_MOCK_PAYMENTS": "1", "PAYMENT_METHODS": "card"}
+# What the operator of a production names in .env. Here that is the mock provider, by name, and no mail server.
+CHOSEN = {"PAYMENT_PROVIDER": "mock", "ALLOW_MOCK_PAYMENTS": "1", "PAYMENT_METHODS": "card", "ALLOW_NO_MAIL": "1"}
 SECRETS_FOLDER = "deploy/secrets/"
 FINISH_S = 30  # a service needs at most so long to stop, see ops.local.supervisor and shared.edge
 
@@ -248,8 +248,9 @@ def databases_of(name):
         return set(config.DATABASES)
     if name == "audit":
         return {"inventory", "ops"}
-    # Operators look at the dead messages of every service that consumes.
-    return {"ops", *(queue.service for queue in QUEUES)} if name == "ops" else {name} & set(config.DATABASES)
+    # Operators look at the dead messages of every service that consumes, and at the outbox of every one that publishes.
+    opened = {"ops", *(queue.service for queue in QUEUES), *PUBLISHERS}
+    return opened if name == "ops" else {name} & set(config.DATABASES)
 
 
 class Listening(dict):

@@ -19,6 +19,9 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = tuple(service.package for service in SERVICES if service.package != "ops")
 SECRET = "s3cret-" * 5
 DEVELOPMENT = {"ECOM_ENV": "development"}
+PROVIDERS = json.dumps(
+    [{"name": "google", "issuer": "https://accounts.google.com", "client_id": "shop", "client_secret": "hidden-oidc"}]
+)
 
 
 def test_without_variables_the_environment_is_production():
@@ -251,6 +254,46 @@ def test_an_error_does_not_show_the_secret():
         assert "hidden" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    "url",
+    ["smtp://u:hidden@mail.example:587", "smtps://mail.example", "file:/var/mails", "file:mails", ""],
+)
+def test_mails_go_to_a_server_or_into_a_folder(url):
+    assert config.read({"SMTP_URL": url}).smtp_url == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["mail.example", "http://u:hidden@mail.example", "smtp://", "smtp://u:hidden@mail.example/x", "file:",
+     "smtp://u:hidden@mail.example:0", "smtp://u:hidden@mail.example:x", "smtp://u:hidden@mail .example"],
+)  # fmt: skip
+def test_where_no_mail_can_go_is_refused_and_its_password_is_not_shown(url):
+    with pytest.raises(ConfigurationFault, match=r"^SMTP_URL must read smtp://") as refused:
+        config.read({"SMTP_URL": url})
+    assert "hidden" not in str(refused.value)
+    assert "hidden" not in str(refused.value.__cause__)
+
+
+@pytest.mark.parametrize(
+    ("sender", "good"),
+    [
+        ("Shop <shop@shop.example>", True),
+        ("shop@shop.example", True),
+        ('"Shop, the best" <shop@shop.example>', True),
+        ("Shop", False),
+        ("shop@shop.example, eve@evil.example", False),
+        ("Shop <shop@shop.example>\nBcc: eve@evil.example", False),
+        ("Shop <shop@shop.example> eve", False),
+    ],
+)
+def test_mails_come_from_one_address(sender, good):
+    if good:
+        assert config.read({"MAIL_FROM": sender}).mail_from == sender
+    else:
+        with pytest.raises(ConfigurationFault, match=r"^MAIL_FROM must read"):
+            config.read({"MAIL_FROM": sender})
+
+
 def test_no_secret_is_printed():
     secrets = {name: f"hidden-{name}-" + "x" * 32 for name in ("amqp", "db", "admin", "reader", "key", "audit")}
     settings = config.read(
@@ -264,6 +307,8 @@ def test_no_secret_is_printed():
             "READER_PASSWORD": secrets["reader"],
             "AUTH_KEYS": f"k1:{secrets['key']},k2:{secrets['key']}2",
             "AUDIT_KEY": f"{secrets['audit']},{secrets['audit']}2",
+            "SMTP_URL": "smtp://shop:hidden-mail@mail.example",
+            "OIDC_PROVIDERS": PROVIDERS,
         }
     )
     printed = json.dumps(config.masked(settings))
@@ -320,6 +365,7 @@ def test_a_role_reads_no_secret_of_another():
     # AMQP_URI has a default, and production refuses a shell.
     rows = [row for row in config.TABLE if row.secret and row.variable not in ("AMQP_URI", "SHELL_AMQP_URI")]
     secrets = {row.variable: "amqp://u:p@h/v" if "AMQP" in row.variable else f"k1:{SECRET}" for row in rows}
+    secrets |= {"SMTP_URL": f"smtp://u:{SECRET}@h", "OIDC_PROVIDERS": PROVIDERS}
     for role in config.ROLES:
         settings = config.read({"ECOM_ENV": "production", **secrets}, role)
         held = {row.variable for row in config.TABLE if row.variable in secrets and row.of(settings)}
@@ -329,9 +375,10 @@ def test_a_role_reads_no_secret_of_another():
 def test_each_secret_is_read_by_few_roles():
     read_by = {row.variable: set(row.roles) for row in config.TABLE if row.secret}
     assert read_by["AUTH_KEYS"] == {"auth", "gateway"}
+    assert read_by["SMTP_URL"] == read_by["OIDC_PROVIDERS"] == {"auth"}
     assert read_by["AUDIT_KEY"] == {"inventory", "audit"}
     assert read_by["DATABASE_ADMIN_URL"] == {"migrate"}
-    assert read_by["AUTH_DATABASE_URL"] == {"auth", "migrate", "user"}
+    assert read_by["AUTH_DATABASE_URL"] == {"auth", "migrate", "user", "ops", "operator"}
     assert read_by["PAYMENT_DATABASE_URL"] == {"payment", "migrate", "ops", "operator"}
 
 
@@ -381,7 +428,7 @@ def test_every_setting_that_code_uses_is_one_of_its_role():
                 assert set(runners) <= roles[attribute], f"{name}: {found}"
                 used.add(attribute)
     # Settings itself puts the files of TLS where they are used.
-    unused = {"host", "allow_mock_payments", "allow_plain_inside"}
+    unused = {"host", "allow_mock_payments", "allow_plain_inside", "allow_no_mail"}
     unused |= {row.attribute for row in config.TABLE if "tls" in row.attribute}
     assert attributes - used == unused, "a setting that no code uses"
 

@@ -18,6 +18,7 @@ from gateway.site.words import STEPS, details, money
 from order_service.domain import TABLE
 from shared import auth, errors
 from shared.config import Settings
+from shared.edge.revocation_feed import RevocationFeed
 from shared.enumerations import ReleaseReason
 from shared.events import ReleaseRequested
 from shared.schema import schema_of
@@ -110,6 +111,8 @@ class Behind(Service):
             "audit_status": WITNESS,
             "operations_of": {},
             "timeline": {"status": "CANCELLED", "reason": None, "steps": []},
+            "sign_out": None,
+            "revoke_token": None,
         }
 
     def under(self, context):
@@ -160,7 +163,8 @@ def post(gateway, path, fields, headers=None):
 
 def sign_in(gateway, roles=("auditor",), headers=None, **fields):
     token = auth.issue(KEYS, "ann", roles, auth.SESSION_S, audience=auth.DASHBOARD)
-    BEHIND.answers.setdefault("issue_session", {"access_token": token, "token_type": "Bearer", "expires_in": 3600})
+    answer = {"access_token": token, "token_type": "Bearer", "expires_in": 3600, "device_token": "this-device"}
+    BEHIND.answers.setdefault("issue_session", answer)
     return post(gateway, "/dashboard/sign-in", {"username": "ann", "password": "secret", **fields}, headers)
 
 
@@ -222,9 +226,69 @@ def test_signing_in_sets_a_cookie_hidden_from_scripts_and_other_sites(gateway):
     value, *attributes = response_headers["Set-Cookie"].split("; ")
     attributes = [attribute for attribute in attributes if not attribute.startswith("Expires=")]
     assert sorted(attributes) == ["HttpOnly", "Max-Age=86400", "Path=/dashboard", "SameSite=Lax"]
-    assert BEHIND.asked[0][:2] == ("issue_session", ("ann", "secret"))
+    (asked,) = BEHIND.asked
+    origin = {"network": "127.0.0.1", "client": ANY, "session_id": None}
+    assert asked[:2] == ("issue_session", ("ann", "secret", None, origin))
     BEHIND.reset()
     assert get(gateway, headers={"Cookie": value})[0] == 200
+
+
+@pytest.mark.parametrize("production", [True, False])
+def test_a_device_that_signed_in_before_names_itself_at_the_next_sign_in(production):
+    prefix = "__Secure-" if production else ""
+    with serving(Paged, settings=Settings(env="production" if production else "development", auth_keys=KEYS)) as server:
+        BEHIND.reset()
+        (value, *attributes), *others = [
+            cookie.split("; ") for cookie in sign_in(server)[1].get_all("Set-Cookie") if "ecom_device" in cookie
+        ]
+        assert (value, others) == (f"{prefix}ecom_device=this-device", [])
+        assert {"HttpOnly", "SameSite=Lax", "Path=/dashboard", "Max-Age=34560000"} <= set(attributes)
+        assert ("Secure" in attributes) == production
+        for sent, shown in ((value, "this-device"), (f"{prefix}ecom_device=", None), ("ecom_device_=x", None)):
+            BEHIND.reset()
+            sign_in(server, headers={"Cookie": sent})
+            assert BEHIND.asked[0][1][2] == shown
+
+
+def test_a_cookie_whose_session_has_ended_shows_the_sign_in_form_at_once(gateway):
+    ended, goes_on = (
+        auth.issue(KEYS, "ann", ("auditor",), 3600, audience=auth.DASHBOARD, version=1, session_id=session_id)
+        for session_id in ("ended", "goes on")
+    )
+    feed = next(item for item in gateway.container.subextensions if isinstance(item, RevocationFeed))
+    cookies = [{"Cookie": f"ecom_session={token}"} for token in (ended, goes_on)]
+    assert [get(gateway, headers=cookie)[0] for cookie in cookies] == [200, 200]
+    feed._known.take([{"user_id": None, "version": None, "session_id": "ended"}])
+    assert [get(gateway, headers=cookie)[0] for cookie in cookies] == [401, 200]
+    assert "Your session has ended" in get(gateway, headers=cookies[0])[2]
+    feed._known.take([{"user_id": "ann", "version": 2, "session_id": None}])
+    assert [get(gateway, headers=cookie)[0] for cookie in cookies] == [401, 401]
+    assert get(gateway)[0] == 200, "a cookie of the version before, which belongs to no session"
+
+
+def test_signing_out_ends_the_session_where_it_is_kept(gateway):
+    token = auth.issue(KEYS, "ann", ("auditor",), 3600, audience=auth.DASHBOARD, version=9, session_id=ORDER_ID)
+    visit = {"Cookie": f"ecom_session={token}"}
+    post(gateway, "/dashboard/sign-out", {"token": form_token(visit)}, visit)
+    (asked,) = BEHIND.asked
+    assert asked[:2] == ("sign_out", (False, {"network": "127.0.0.1", "client": ANY, "session_id": ORDER_ID}))
+    assert asked[3]["user_id"] == "ann"
+
+
+def test_a_session_that_could_not_be_ended_is_not_called_signed_out(gateway):
+    BEHIND.answers["sign_out"] = errors.ServiceUnavailable()
+    visit = session()
+    status, headers, _ = post(gateway, "/dashboard/sign-out", {"token": form_token(visit)}, visit)
+    assert (status, headers["Set-Cookie"]) == (503, None)
+
+
+def test_a_user_without_the_role_leaves_no_session_behind(gateway):
+    sign_in(gateway, ("customer",))
+    token = BEHIND.answers["issue_session"]["access_token"]
+    assert [(method, args[0]) for method, args, *_ in BEHIND.asked] == [
+        ("issue_session", "ann"),
+        ("revoke_token", token),
+    ]
 
 
 def test_in_production_the_cookie_is_sent_over_tls_only():

@@ -14,7 +14,8 @@ from gateway import following
 from shared import auth
 from shared.config import Settings
 from shared.edge import watch
-from shared.edge.rpc import ConnectedExtension
+from shared.edge.hint_listener import HintListener
+from shared.edge.revocation_feed import RevocationFeed
 from shared.errors import NotFound, ServiceUnavailable
 from tests.unit.serving import KEYS, ORDERS, Fake, ask, dial, hear, serving
 from tests.unit.test_gateway_http import ORDER_ID, Gateway, bearer, code
@@ -108,13 +109,15 @@ def get(server, path=PATH, **headers):
     return eventlet.spawn(ask, server, "GET", path, None, {**bearer("customer"), **headers})
 
 
-def test_one_watch_of_a_gateway_listens_to_hints(shop):
-    """Each that listens costs the broker a connection and a queue. Hints name orders, so the feed has no use for them.
+def test_a_gateway_listens_to_hints_once(shop):
+    """Each listener costs the broker a connection and a queue. Hints name orders, so the feed has no use for them.
 
     docs/decisions/0011 promises one queue for each process.
     """
-    listening = [key for key, item in watches(shop).items() if isinstance(item, ConnectedExtension)]
-    assert listening == ["order_id"]
+    (listener,) = [item for item in shop.container.subextensions if isinstance(item, HintListener)]
+    listening = {callback.__self__ for callback in listener.callbacks}
+    feed_of_revocations = next(item for item in shop.container.subextensions if isinstance(item, RevocationFeed))
+    assert listening == {watch_of(shop), feed_of_revocations}
 
 
 @pytest.mark.parametrize("query", ["", "?timeout=25", "?wait=PENDING", "?wait=PAID,PENDING&timeout=25"])
@@ -522,3 +525,22 @@ def test_every_waiting_client_is_counted_once(shop):
     assert [watched._all_waiting() for watched in watches(shop).values()] == [3, 3], "they share one gauge"
     for client in clients:
         client.close()
+
+
+@pytest.mark.parametrize(("path", "role"), [(f"{PATH}/events", "customer"), ("/api/orders/events", "operator")])
+@pytest.mark.parametrize("what", [{"user_id": "alice", "version": 2}, {"session_id": ORDER_ID}])
+def test_a_stream_whose_token_is_revoked_ends_at_its_next_look(shop, path, role, what, monkeypatch):
+    monkeypatch.setattr(following, "KEEP_ALIVE_S", 0.1)
+    tokens = [
+        auth.issue(KEYS, sub, (role,), version=1, session_id=session_id)
+        for sub, session_id in (("alice", ORDER_ID), ("bob", "another"))
+    ]
+    headers = [{"Authorization": f"Bearer {token}", "Accept": "text/event-stream"} for token in tokens]
+    shut_out, other = [eventlet.spawn(ask, shop, "GET", path, None, header) for header in headers]
+    settle(shop, 2)
+    feed = next(item for item in shop.container.subextensions if isinstance(item, RevocationFeed))
+    feed._known.take([{"user_id": None, "version": None, "session_id": None, **what}])
+    assert shut_out.wait()[0] == 200
+    eventlet.sleep(0.2)
+    assert not other.dead
+    other.kill()

@@ -1,5 +1,6 @@
 """Rate limits by user and by address."""
 
+import json
 import time
 
 import eventlet
@@ -169,3 +170,26 @@ def test_counters_are_deleted_after_their_windows():
 )
 def test_an_ipv6_network_counts_as_one_client(address, network):
     assert network_of(address) == network
+
+
+PROOFS = (
+    ("/api/auth/register", {"email": "ann@example.com"}),
+    ("/api/auth/verify-email", {"token": "t", "password": "an agreeable summer"}),
+    ("/api/auth/password/reset", {"email": "ann@example.com"}),
+    ("/api/auth/password/reset/confirm", {"token": "t", "password": "an agreeable summer"}),
+    ("/api/auth/keep", {"token": "t"}),
+)
+
+
+@limits(rate_proofs_per_min=len(PROOFS))
+def test_an_address_has_one_limit_for_all_routes_that_send_mails_or_take_tokens_from_them(gateway):
+    headers = {"Content-Type": "application/json"}
+
+    def post(path, body):
+        return ask(gateway, "POST", path, json.dumps(body), headers)
+
+    assert [post(*proof)[0] < 300 for proof in PROOFS] == [True] * len(PROOFS)
+    for proof in PROOFS:
+        assert code(post(*proof)) == (429, "rate_limited")
+    assert len(BEHIND.asked) == len(PROOFS)
+    assert post("/api/auth/login", {"login": "ann", "password": "an agreeable summer"})[0] == 200

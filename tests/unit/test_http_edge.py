@@ -11,6 +11,7 @@ import time
 import eventlet
 import psycopg2
 import pytest
+from eventlet import wsgi
 from eventlet.event import Event
 from nameko.containers import ServiceContainer
 from nameko.extensions import DependencyProvider
@@ -561,7 +562,9 @@ def test_a_request_that_is_still_arriving_is_answered_and_told_that_it_was_the_l
         sock.sendall(post("ab", "Content-Length: 4").encode())
         eventlet.sleep(0.1)
         draining = eventlet.spawn(server.drain)
-        eventlet.sleep(0.1)
+        with eventlet.Timeout(5):
+            while any(client[2] != wsgi.STATE_CLOSE for client in server.connections):
+                eventlet.sleep(0.01)
         sock.sendall(b"cd")
         answer = hear(sock)
         draining.wait()

@@ -141,6 +141,14 @@ def widen(read: Tree, **limits: Any) -> None:
     event(read)["fields"]["payload.total"].update(limits)
 
 
+def new_primary_key(read: Tree, filled: bool = True, stays_unique: bool = True) -> None:
+    table = read["tables"]["order.orders"]
+    table["columns"]["row"] = {**COLUMN, "nullable": False}
+    table["keys"].remove("primary key (order_id)")
+    table["keys"] += ["primary key (row)", *(["unique (order_id)"] if stays_unique else [])]
+    read["filled"] = {"order.orders.row": "a reason"} if filled else {}
+
+
 def bind(queue: str, key: str) -> Change:
     return lambda read: read["bindings"].append(["ecom.events", queue, key])
 
@@ -245,6 +253,13 @@ REFUSED: list[tuple[str, Change, str]] = [
         lambda new: new["tables"]["order.orders"]["keys"].pop(),
         "key `unique (user_id, idempotency_key)`: is gone",
     ),
+    (
+        "tables",
+        lambda new: new_primary_key(new, filled=False),
+        "order.orders.row: is new and NOT NULL without a default",
+    ),
+    ("tables", lambda new: new_primary_key(new, filled=False), "key `primary key (row)`: is new"),
+    ("tables", lambda new: new_primary_key(new, stays_unique=False), "key `primary key (order_id)`: is gone"),
     ("tables", lambda new: new["tables"]["order.orders"]["rights"].remove("change reason"), "right `change reason`"),
     ("migrations", lambda new: new["migrations"]["order"]["revisions"].pop("0007"), "migration order 0007: is gone"),
     ("migrations", lambda new: new["migrations"].pop("ops"), "database ops: has no migrations any more"),
@@ -349,6 +364,7 @@ ALLOWED: list[tuple[str, Change, Change]] = [
         ),
     ),
     ("tables", lambda old: None, lambda new: column(new, "total").update(nullable=True)),
+    ("tables", lambda old: None, new_primary_key),
     ("migrations", lambda old: None, migration([], "expand")),
     ("migrations", lambda old: None, migration(["orders.colour"], "contract")),
     ("RPC", lambda old: None, lambda new: new["rpc"].update({"order_service.new": NEW_METHOD})),

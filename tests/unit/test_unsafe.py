@@ -17,6 +17,9 @@ from shared.errors import ConfigurationFault
 ROOT = Path(__file__).resolve().parents[2]
 
 
+PROVIDER = '[{{"name": "google", "issuer": "https://i.example", "client_id": "c", "client_secret": "{}"}}]'
+
+
 def secret() -> str:
     return secrets.token_hex(32)
 
@@ -28,8 +31,11 @@ def good(role: str | None = None) -> dict[str, str]:
         "AMQP_URI": "amqp://ecom-{role}:{}@localhost:5672/ecom",
         "AMQP_ADMIN_URI": "amqp://administrator:{}@localhost:5672/ecom",
         "DATABASE_ADMIN_URL": "postgresql://postgres:{}@db.example/postgres?sslmode=verify-full",
+        "SMTP_URL": "smtp://shop:{}@mail.example",
+        "OIDC_PROVIDERS": PROVIDER,
     }
     environ = {"ECOM_ENV": "production", "PAYMENT_PROVIDER": "acme", "PAYMENT_METHODS": "card"}
+    environ |= {"MAIL_FROM": "Shop <shop@shop.example>", "ACCOUNT_URL": "https://shop.example/account"}
     for row in config.TABLE:
         if row.attribute == "database_urls":
             environ[row.variable] = f"postgresql://{row.key}_app:{secret()}@db.example/{row.key}?sslmode=verify-full"
@@ -96,6 +102,20 @@ BAD = {
             "PAYMENT_DATABASE_URL": f"postgresql://payment_app:{KEY}@localhost/payment",
         },
         "ORDER_DATABASE_URL and PAYMENT_DATABASE_URL hold the same secret",
+    ),
+    "no mails": ({"SMTP_URL": ""}, "SMTP_URL names no mail server: nobody gets a mail"),
+    "mails as files": ({"SMTP_URL": "file:/var/mails"}, "SMTP_URL names no mail server: nobody gets a mail"),
+    "a mail server without a password": ({"SMTP_URL": "smtp://mail.example"}, "SMTP_URL has no password"),
+    "mails of nobody": ({"MAIL_FROM": ""}, "MAIL_FROM is not set"),
+    "mails that lead nowhere": ({"ACCOUNT_URL": ""}, "ACCOUNT_URL is not set"),
+    "mails with links without TLS": ({"ACCOUNT_URL": "http://shop.example"}, "ACCOUNT_URL has no TLS"),
+    "a short password of the mail server": (
+        {"SMTP_URL": "smtp://shop:short@mail.example"},
+        "SMTP_URL holds a secret of under 16 characters",
+    ),
+    "a short secret of a provider": (
+        {"OIDC_PROVIDERS": PROVIDER.replace("{}", "short").replace("{{", "{").replace("}}", "}")},
+        "OIDC_PROVIDERS holds a secret of under 16 characters",
     ),
     "one character repeated": ({"AUTH_KEYS": "k1:" + "a" * 40}, "under 8 different characters"),
     "a part repeated": ({"AUDIT_KEY": "correct-horse-9" * 3}, "repeats a part of itself"),
@@ -252,6 +272,7 @@ def test_an_exception_needs_a_setting_of_its_name_and_is_said_at_the_start():
     for name, bad, role in (
         ("ALLOW_MOCK_PAYMENTS", {"PAYMENT_PROVIDER": "mock"}, "payment"),
         ("ALLOW_PLAIN_INSIDE", {"PAYMENT_DATABASE_URL": FAR}, "payment"),
+        ("ALLOW_NO_MAIL", {"SMTP_URL": "file:mails"}, "auth"),
     ):
         environ = good(role) | bad | {name: "1"}
         (sentence,) = unsafe.allowed(unsafe.read_safe(role, environ), role, environ)

@@ -9,6 +9,7 @@ import eventlet
 import pytest
 
 from shared.edge import hints, watch
+from shared.edge.hint_listener import HintListener
 from shared.edge.hints import Notifier
 from shared.edge.wake import Wake
 from shared.edge.watch import HintedWatch, Waiter, wait_for
@@ -16,10 +17,6 @@ from shared.errors import CannotWork, NotFound, ServiceUnavailable
 from tests.unit.serving import Changes
 
 NEVER_S = 60.0
-
-
-def hint(*ids):
-    return amqp.Message(json.dumps(ids).encode())
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +95,7 @@ def test_a_hint_makes_it_ask_at_once(things, monkeypatch):
         waiting = followed(watched, things)
         registered(watched)
         things.change("a", status="DONE")
-        watched._receive(hint("a", "nobody waits for this"))
+        watched.ask_soon(["a", "nobody waits for this"])
         assert waiting.wait()["status"] == "DONE"
         assert things.asked[-1] == {"a": 1}
 
@@ -116,7 +113,7 @@ def test_a_hint_before_anybody_waits_is_forgotten_and_nothing_is_missed(things, 
     monkeypatch.setattr(watch, "LOOK_EVERY_S", NEVER_S)
     with looking(things) as watched:
         things.change("a", status="DONE")
-        watched._receive(hint("a"))
+        watched.ask_soon(["a"])
         assert watched._soon == set()
         assert followed(watched, things).wait()["status"] == "DONE"
 
@@ -128,7 +125,7 @@ def test_a_change_between_the_read_and_the_wait_is_not_missed(things, monkeypatc
         def read():
             before = things.read("a")
             things.change("a", status="DONE")
-            watched._receive(hint("a"))
+            watched.ask_soon(["a"])
             eventlet.sleep(0.02)  # the hint is answered while the older state is on its way
             return before
 
@@ -166,7 +163,7 @@ def test_all_who_wait_for_the_same_are_told_each_from_what_it_knows(things, monk
         early.know({"version": 1})
         late.know({"version": 2})
         things.change("a", status="DONE")
-        watched._receive(hint("a"))
+        watched.ask_soon(["a"])
         assert early.wait(1)
         assert not late.wait(0.05)
         assert things.asked[-1] == {"a": 1}
@@ -182,7 +179,7 @@ def test_many_are_asked_about_in_few_calls(things, monkeypatch):
         things.asked.clear()
         for id_ in ids:
             things.change(id_, status="DONE")
-            watched._receive(hint(id_))
+            watched.ask_soon([id_])
         assert {thread.wait()["status"] for thread in waiting} == {"DONE"}
         # Usually 500, 500 and 200; on a slow machine the first call may begin before the last hint has come.
         assert len(things.asked) <= 5
@@ -247,9 +244,19 @@ def test_a_client_that_hung_up_waits_no_more(things, monkeypatch):
 
 @pytest.mark.parametrize("body", [b"", b"not json", b"{}", b"7", b'{"a": 1}', b"[7, null, [1]]", b"\xff"])
 def test_a_hint_of_nonsense_is_ignored(things, body):
+    listener = HintListener()
     with looking(things) as watched, watched.waiter("a"):
-        watched._receive(amqp.Message(body))
+        listener.callbacks.append(watched.ask_soon)
+        listener.receive(amqp.Message(body))
         assert watched._soon == set()
+
+
+def test_a_hint_is_handed_to_everybody_who_listens():
+    listener = HintListener()
+    heard = []
+    listener.callbacks += [heard.append, heard.append]
+    listener.receive(amqp.Message(b'["a", "b"]'))
+    assert heard == [["a", "b"], ["a", "b"]]
 
 
 class Connection:
