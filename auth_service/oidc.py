@@ -150,7 +150,7 @@ class Provider:
         url = f"{self.known.issuer.rstrip('/')}/.well-known/openid-configuration"
         found = self._fetch(url, KEEP_S)
         if found.get("issuer") != self.known.issuer or not all(is_safe_url(found.get(name)) for name in ENDPOINTS):
-            del self._kept[url]  # so that a provider that is put right works at once
+            self._kept.pop(url, None)  # so that a provider that is put right works at once
             raise CannotWork(f"the discovery document of {self.known.name} is of another issuer, or is not whole")
         return found
 

@@ -49,10 +49,12 @@ class About(StrEnum):
 LIFE = {
     Kind.REGISTER: timedelta(hours=24),
     Kind.KEEP: timedelta(days=14),
+    Kind.NOTICE: timedelta(days=1),  # it holds no token, and is worth sending after an outage
 }
 OTHER_LIFE = timedelta(minutes=30)
 
-# So many mails may be asked for in an hour.
+# So many mails may be asked for in an hour. Those about one thing keep those about another from nobody: a stranger who
+# registers an address three times must not hold up the mail that resets its owner's password.
 PER_ADDRESS, PER_NETWORK = 3, 10
 
 # Two that ask at once must not both be the third: they take turns.
@@ -77,10 +79,10 @@ def ask(
 ) -> UserMailRequested | None:
     """Ask for a mail to an address, and return the event to emit: None if that is one too many in this hour.
 
-    `limited` mails count against the address and the network; what an account's owner must hear does not. `more`:
-    display_name, provider, subject of the proof.
+    `limited` mails about one thing count against the address, and all mails against the network; what an account's
+    owner must hear is sent in any case. `more`: display_name, provider, subject of the proof.
     """
-    if limited and _is_too_much(session, email, network):
+    if limited and _is_too_much(session, about, email, network):
         return None
     proof_id = uuid7()
     life = LIFE.get(kind, OTHER_LIFE)
@@ -100,10 +102,11 @@ def ask(
     return UserMailRequested(proof_id, user_id, kind, locale)
 
 
-def _is_too_much(session: Session, email: str, network: str) -> bool:
+def _is_too_much(session: Session, about: About, email: str, network: str) -> bool:
     session.execute(_TURNS, {"lock_class": TURNS_OF_MAILS, "names": [email, f"net:{network}"]})
     hour = func.now() - timedelta(hours=1)
-    of_address = select(func.count()).where(Proof.email == email, Proof.created_at > hour).scalar_subquery()
+    asked = (Proof.email == email, Proof.about == about, Proof.created_at > hour)
+    of_address = select(func.count()).where(*asked).scalar_subquery()
     of_network = select(func.count()).where(Proof.network == network, Proof.created_at > hour).scalar_subquery()
     mails, mails_of_network = session.execute(select(of_address, of_network)).one()
     return mails >= PER_ADDRESS or mails_of_network >= PER_NETWORK

@@ -139,9 +139,11 @@ class AccountExport(Holding):
         return response
 
     def _check(self, call: Call) -> None:
-        """Raises BrokenOff when the client has gone or the time to stop is over."""
+        """Raises BrokenOff when the client has gone, its token was revoked or the time to stop is over."""
         if call.has_gone():
             raise BrokenOff("its client has gone")
+        if self.is_shut_out(call):
+            raise BrokenOff("its token was revoked")
         if time.monotonic() > self.stops_at:
             raise BrokenOff("the service stops")
 

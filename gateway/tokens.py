@@ -96,7 +96,7 @@ class Introspection(AnswerSchema):
 
     active = fields.Boolean(required=True, metadata=field_metadata(True))
     token_type = fields.String(metadata=field_metadata("Bearer"))
-    sub = fields.String(metadata=field_metadata("alice", "the user's name"))
+    sub = fields.String(metadata=field_metadata("alice", "the user's id"))
     username = fields.String(metadata=field_metadata("alice"))
     roles = fields.List(fields.String(metadata=field_metadata("customer")))
     scope = fields.String(metadata=field_metadata("customer", "the roles, separated by spaces"))

@@ -6,6 +6,7 @@ import dataclasses
 from functools import partial
 from typing import Any
 
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from auth_service import models, passwords, proofs, records
@@ -274,7 +275,10 @@ class Accounts:
             if queries.is_taken(session, proof.email):
                 raise TokenInvalid
             user.email = proof.email
-            session.flush()
+            try:
+                session.flush()
+            except IntegrityError:  # somebody else has proven it at this very moment; the database's words name it
+                raise TokenInvalid from None
             proofs.void(session, user.user_id, *CHANGING)
             account = models.account_of(user)
             records.record(session, "email_changed", user.user_id, _by(account, said))
