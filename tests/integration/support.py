@@ -277,9 +277,10 @@ def assert_read_by_index(bench: Bench, sent: Iterable[tuple[str, Any]], most: in
     """Each statement reads by an index, and at most so many rows."""
     for statement, values in sent:
         with bench.sessions.read() as session:
-            session.execute(text("SET LOCAL enable_seqscan = off"))  # so few rows are read faster without an index
+            session.execute(text("SET enable_seqscan = off"))  # so few rows are read faster without an index
             plan = session.connection().exec_driver_sql(f"EXPLAIN (ANALYZE, TIMING OFF) {statement}", values)
             lines = "\n".join(row[0] for row in plan)
+            session.execute(text("RESET enable_seqscan"))
         assert "Seq Scan" not in lines, lines
         assert re.search(r"Index.*Scan", lines), lines
         assert max(int(rows) for rows in re.findall(r"actual rows=(\d+)", lines)) <= most, lines
