@@ -162,7 +162,7 @@ def test_a_copy_never_goes_back_and_ends_in_the_newest_version(
         expect()
 
     if buried:
-        until(lambda: mail.waiting(dead_letter_queue(copy.queue)))
+        until(lambda: mail.waiting(dead_letter_queue(copy.queue)), within_s=60)
         operator = OperatorSession(settings, Actor("ann", "the copy was stale"))
         with consuming(keeper, copy.queue, mail):
             run = replay(operator, copy.queue, ReplayRequest(Filter(), None, Pace()))
