@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from nameko.exceptions import MethodNotFound
 from nameko.extensions import SharedExtension
 
 from shared.edge import green
@@ -119,7 +120,7 @@ class RevocationFeed(SharedExtension):
                 position = page["next"]
                 if position is None:
                     break
-        except (CannotWork, ServiceUnavailable) as error:
+        except (CannotWork, ServiceUnavailable, MethodNotFound) as error:  # the version before does not know the method
             if self._reminder.due("nobody says what is revoked"):
                 log.warning("nobody says what is revoked: %s", error)
             return False
