@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 ALGORITHMS = ("RS256", "ES256")
 CALL_S = 5.0
+# Calls to one provider at once. Each holds one of the 20 workers of a process; those who refresh need the others.
+AT_ONCE = 6
 KEEP_S, REFETCH_S = 3600.0, 60.0
 SKEW_S = 60
 MAX_ANSWER_BYTES = 256 * 1024
@@ -55,6 +57,7 @@ class Provider:
         self.known = known
         self._clock = clock
         self._kept: dict[str, tuple[float, Any]] = {}  # by URL: when it was fetched, and what it said
+        self._turns = green.Semaphore(AT_ONCE)
 
     def authorization_url(self, redirect_uri: str, state: str, nonce: str, verifier: str) -> str:
         """Where the client sends its user."""
@@ -166,6 +169,14 @@ class Provider:
 
     def _call(self, method: str, url: str, **more: Any) -> tuple[int, dict[str, Any]]:
         """A request without redirects, in 5 s all together; the status and the JSON object of the answer."""
+        if not self._turns.acquire(blocking=False):
+            raise CannotWork(f"too many sign-ins by {self.known.name} are under way")
+        try:
+            return self._answer(method, url, more)
+        finally:
+            self._turns.release()
+
+    def _answer(self, method: str, url: str, more: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
         try:
             with (

@@ -11,6 +11,7 @@ from sqlalchemy import func, insert, select, text, update
 from sqlalchemy.orm import Session
 
 from auth_service.models import AuthEvent, Revocation, SessionRow, User
+from auth_service.sessions.domain import Why
 from shared.changes import changed
 from shared.events import Identity
 from shared.revocations import REVOKED
@@ -63,7 +64,7 @@ def outdate(session: Session, user: User) -> int:
     return user.version
 
 
-def revoke_all(session: Session, user: User, why: str, but: UUID | None = None) -> int:
+def revoke_all(session: Session, user: User, why: Why, but: UUID | None = None) -> int:
     """End all sessions of a user, but perhaps one, and every token of before: version + 1 and a revocation.
 
     The user's row must be locked. A session that goes on gets tokens of the new version. Returns the new version.
@@ -75,7 +76,7 @@ def revoke_all(session: Session, user: User, why: str, but: UUID | None = None) 
     return outdate(session, user)
 
 
-def revoke_session(session: Session, session_id: UUID, why: str) -> bool:
+def revoke_session(session: Session, session_id: UUID, why: Why) -> bool:
     """End one session and its tokens; whether it had not ended yet."""
     end = (
         update(SessionRow)

@@ -14,6 +14,7 @@ from gateway.account_export import OwnExport, export_account
 from gateway.api.enumerations import ROLE
 from gateway.api.fields import (
     EXAMPLE_ID,
+    MAX_EMAIL,
     AnswerSchema,
     RequestSchema,
     Text,
@@ -26,7 +27,6 @@ from gateway.api.http import SIGNED_IN, Call, api, prove, prove_by_password, sig
 from gateway.origins import origin_of
 from gateway.signed_in import SignedIn
 from gateway.tokens import MAX_PASSWORD, MAX_TOKEN
-from shared.auth import MAX_NAME_LENGTH
 from shared.edge.rpc_proxy import RpcProxy
 from shared.errors import (
     Forbidden,
@@ -43,7 +43,6 @@ from shared.errors import (
 # What a caller hears whose user is not stored, or is a service.
 OWN = (NotFound, Forbidden)
 
-MAX_EMAIL = 254
 MAX_DISPLAY_NAME = 100
 LOCALE = re.compile(r"[a-z]{2}(-[A-Z]{2})?")
 PHRASE = "an agreeable summer"
@@ -93,7 +92,7 @@ class EmailProof(RequestSchema):
 class LoginRequest(RequestSchema):
     """A name or an address, and its password."""
 
-    login = Text("alice@example.org", "an e-mail address, or a name", at_most=MAX_NAME_LENGTH, required=True)
+    login = Text("alice@example.org", "an e-mail address, or a name", at_most=MAX_EMAIL, required=True)
     password = _password(required=True)
     device_token = Text(
         "AaH8-AUVeRKROXFUV0RzpQ",

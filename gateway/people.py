@@ -10,6 +10,7 @@ from marshmallow import fields, validate
 from gateway.api.enumerations import ROLE, USER_KIND
 from gateway.api.fields import (
     EXAMPLE_ID,
+    MAX_EMAIL,
     OTHER_ID,
     SPACES,
     AnswerSchema,
@@ -34,7 +35,6 @@ from shared.auth import ADMIN, MAX_NAME_LENGTH
 from shared.edge.rpc_proxy import RpcProxy
 from shared.errors import Conflict, LastAdmin, NotFound, OwnRoles, ServiceRole
 
-MAX_EMAIL = 254
 MAX_REASON = 500
 MOST_IDS = 100
 # Names that older versions took are ids, too: whatever has no space, and is one piece of a path.
@@ -67,7 +67,7 @@ class PeopleRequest(RequestSchema):
 class RolesRequest(RequestSchema):
     """All roles that a person is to have."""
 
-    roles = roles_field(at_least=0, required=True)
+    roles = roles_field(required=True)
     reason = reason_field(load_default="", at_least=0)
 
 

@@ -11,6 +11,7 @@ from marshmallow import fields, validate
 from gateway.api.answering import Answer, keyed
 from gateway.api.enumerations import UNIT
 from gateway.api.fields import (
+    MAX_EMAIL,
     SPACES,
     AnswerSchema,
     Flag,
@@ -35,7 +36,7 @@ from shared.auth import ADMIN, AUDITOR, OPERATOR
 from shared.edge.rpc_proxy import RpcProxy
 from shared.errors import Conflict, NotFound, VersionMoved
 
-MAX_NAME, MAX_EMAIL, MAX_PHONE = 120, 254, 32
+MAX_NAME, MAX_PHONE = 120, 32
 MAX_PACK = 10**6
 MAX_LEAD_DAYS = 365
 EMAIL = re.compile(rf"[^@{SPACES}]+@[^@{SPACES}]+")

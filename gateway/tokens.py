@@ -12,6 +12,7 @@ from werkzeug.wrappers import Request
 
 from gateway.api.fields import (
     EXAMPLE_ID,
+    MAX_EMAIL,
     OTHER_ID,
     AnswerSchema,
     OneOfApart,
@@ -45,7 +46,7 @@ MAX_TOKEN = 8192
 class PasswordLogin(RequestSchema):
     """A user's name and password."""
 
-    username = Text("customer", at_most=MAX_NAME_LENGTH, required=True)
+    username = Text("customer", "a name, or an e-mail address", at_most=MAX_EMAIL, required=True)
     password = Text("demo-customer", at_most=MAX_PASSWORD, required=True, load_only=True)
 
 

@@ -14,9 +14,11 @@ from auth_service.accounts import domain, forgetting, pages, queries
 from auth_service.accounts.addresses import address_of, common_passwords
 from auth_service.domain import Account
 from auth_service.models import Proof, User
+from auth_service.openid import queries as identities
 from auth_service.proofs import About, Kind
 from auth_service.records import Origin
 from auth_service.sessions import opening
+from auth_service.sessions.domain import Why
 from auth_service.signing_in import checking
 from shared import outbox
 from shared.config import Settings
@@ -107,7 +109,7 @@ class Accounts:
             user = self._locked(session, account)
             kept = queries.live_session(session, account.user_id, said.session_id)
             queries.set_password(session, user, password_hash)
-            records.revoke_all(session, user, "password_changed", but=kept["session_id"] if kept else None)
+            records.revoke_all(session, user, Why.PASSWORD_CHANGED, but=kept["session_id"] if kept else None)
             records.record(session, "password_changed", user.user_id, said)
             self._after_new_password(session, user, said)
             account = models.account_of(user)
@@ -132,21 +134,25 @@ class Accounts:
 
     @rpc
     def confirm_password_reset(self, token: str, password: str, origin: dict[str, Any]) -> dict[str, Any]:
-        """Set a new password by a mail. All sessions end; login's answer, for a new one. Raises CannotWork."""
+        """Set a new password by a mail. All sessions end, and no provider signs in any more; login's answer.
+
+        A provider is linked again by its mail. Raises CannotWork.
+        """
         said = Origin.read(origin)
         with self.db.read() as session:
             proof = proofs.read(session, self._keys, token, Kind.RESET)
         domain.check_password(password, proof.email, common_passwords())
         password_hash = passwords.hash_of(password)
         with self.db.begin() as session:
+            user = models.lock(session, proof.user_id or "")  # first, so that two mails cannot deadlock
             proof = proofs.use(session, self._keys, token, Kind.RESET)
-            user = models.lock(session, proof.user_id or "")
             if user is None or user.email != proof.email or models.account_of(user).disabled:
                 raise TokenInvalid
             queries.set_password(session, user, password_hash)
-            records.revoke_all(session, user, "password_reset")
+            records.revoke_all(session, user, Why.PASSWORD_RESET)
+            unlinked = identities.unlink_all(session, user.user_id)  # whoever knew the old password may have linked one
             account = models.account_of(user)
-            records.record(session, "password_reset", user.user_id, _by(account, said))
+            records.record(session, "password_reset", user.user_id, _by(account, said), unlinked=unlinked)
             self._after_new_password(session, user, said)
             return self._signed_in(session, account, said)
 
@@ -207,7 +213,7 @@ class Accounts:
             queries.check_admin_stays(session, account.user_id)
             user = self._locked(session, account)
             user.erase_after = records.now_of(session) + domain.ERASED_AFTER
-            records.revoke_all(session, user, "erasing")
+            records.revoke_all(session, user, Why.ERASING)
             records.record(session, "erasure_requested", user.user_id, said)
             self._emit(session, self.context.identity, UserDisabled(user.user_id))
             if user.email is not None:
@@ -270,8 +276,8 @@ class Accounts:
                 raise TokenInvalid
         self._check_password(account, password, f"proof {proof.proof_id}", said)
         with self.db.begin() as session:
-            proof = proofs.use(session, self._keys, token, Kind.CHANGE_EMAIL)
             user = self._locked(session, account)
+            proof = proofs.use(session, self._keys, token, Kind.CHANGE_EMAIL)
             if queries.is_taken(session, proof.email):
                 raise TokenInvalid
             user.email = proof.email

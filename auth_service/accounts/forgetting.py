@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import delete, func, or_, select, text, update
@@ -12,6 +13,8 @@ from sqlalchemy.orm import Session
 from auth_service import models, records
 from auth_service.models import AuthEvent, IdentityRow, Proof, SessionRow, User
 from auth_service.records import Origin
+from auth_service.sessions.domain import Why
+from auth_service.sessions.queries import REVOCATIONS_KEPT
 from shared import outbox
 from shared.envelope import envelope
 from shared.events import Identity, UserErased
@@ -27,21 +30,21 @@ MOST_DELETED = 10_000
 
 @dataclass(frozen=True)
 class Purge:
-    """What is deleted of a table: rows whose `column` is so many seconds ago."""
+    """What is deleted of a table: rows whose `column` is so long ago."""
 
     key: str
     column: str
-    after_s: int
+    after: timedelta
 
 
-HOUR, DAY = 3600, 86_400
+DAY = timedelta(days=1)
 
-# A proof counts in the limits of mails for an hour. No access token lives as long as 2 hours.
+# A proof counts in the limits of mails for an hour. Of a session that has ended somebody may ask what happened.
 PURGES: Mapping[str, Purge] = {
     "proofs": Purge("proof_id", "expires_at", DAY),
-    "oauth_attempts": Purge("attempt_id", "expires_at", 0),
+    "oauth_attempts": Purge("attempt_id", "expires_at", timedelta(0)),
     "sign_in_failures": Purge("bucket", "since", DAY),
-    "revocations": Purge("id", "at", 2 * HOUR),
+    "revocations": Purge("id", "at", REVOCATIONS_KEPT),
     "sessions": Purge("session_id", "expires_at", 30 * DAY),
 }
 _PURGE_EVENTS = text("SELECT purge_auth_events(:most)")
@@ -69,7 +72,7 @@ def erase(session: Session, user_id: str) -> bool:
     now = records.now_of(session)
     if user.erase_after > now:
         return False
-    records.revoke_all(session, user, "erased")
+    records.revoke_all(session, user, Why.ERASED)
     addressed = or_(Proof.user_id == user_id, Proof.email == user.email) if user.email else Proof.user_id == user_id
     for gone in (
         delete(Proof).where(addressed),
@@ -105,9 +108,9 @@ def purge(session: Session, table: str) -> int:
     what = PURGES[table]
     statement = text(
         f"DELETE FROM {table} WHERE {what.key} IN (SELECT {what.key} FROM {table}"
-        f" WHERE {what.column} < now() - make_interval(secs => :after_s) ORDER BY {what.column} LIMIT :most)"
+        f" WHERE {what.column} < now() - CAST(:after AS interval) ORDER BY {what.column} LIMIT :most)"
     )
-    gone = session.execute(statement, {"after_s": what.after_s, "most": MOST_DELETED})
+    gone = session.execute(statement, {"after": what.after, "most": MOST_DELETED})
     return int(gone.rowcount)  # type: ignore[attr-defined]
 
 

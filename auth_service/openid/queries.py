@@ -106,6 +106,12 @@ def unlink(session: Session, user_id: str, provider: str) -> bool:
     return session.execute(gone.returning(IdentityRow.subject)).one_or_none() is not None
 
 
+def unlink_all(session: Session, user_id: str) -> list[str]:
+    """Unlink every identity of a user; the names of their providers."""
+    gone = delete(IdentityRow).where(IdentityRow.user_id == user_id).returning(IdentityRow.provider)
+    return sorted(session.scalars(gone))
+
+
 def of_user(session: Session, user_id: str) -> list[dict[str, Any]]:
     """The identities of a user, one for each provider: {provider, linked_at}."""
     found = (

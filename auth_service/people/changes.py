@@ -12,9 +12,11 @@ from sqlalchemy.orm import Session
 
 from auth_service import models, records
 from auth_service.models import User
+from auth_service.openid import queries as identities
 from auth_service.people import domain, queries
 from auth_service.people.domain import Event
 from auth_service.records import Origin
+from auth_service.sessions.domain import Why
 from shared import outbox
 from shared.envelope import envelope
 from shared.errors import NotFound
@@ -50,7 +52,10 @@ class Changes:
         domain.check_an_admin_stays(user_id, roles, user.disabled, admins)
         if set(roles) != set(user.roles):
             before, user.roles = user.roles, list(roles)
-            version = records.outdate(self._session, user)
+            if domain.becomes_staff(before, roles):
+                version = records.revoke_all(self._session, user, Why.PROMOTED)
+            else:
+                version = records.outdate(self._session, user)
             self._record(Event.ROLES_CHANGED, user_id, roles=list(roles), before=before, reason=reason)
             self._emit(UserRoleChanged(user_id, roles, version))
         return queries.shown(user)
@@ -64,7 +69,7 @@ class Changes:
         domain.check_an_admin_stays(user_id, user.roles, True, admins)
         if not user.disabled:
             user.disabled = True
-            records.revoke_all(self._session, user, "disabled")
+            records.revoke_all(self._session, user, Why.DISABLED)
             self._record(Event.DISABLED, user_id, reason=reason)
             self._emit(UserDisabled(user_id))
         return queries.shown(user)
@@ -79,7 +84,7 @@ class Changes:
             self._emit(UserEnabled(user_id))
         return queries.shown(user)
 
-    def end_sessions(self, user_id: str, why: str = "admin") -> None:
+    def end_sessions(self, user_id: str, why: Why = Why.ADMIN) -> None:
         """End all sessions and tokens of a user. Raises NotFound."""
         user = models.lock(self._session, user_id)
         if user is None:
@@ -88,14 +93,14 @@ class Changes:
         self._record(Event.SESSIONS_ENDED, user_id)
 
     def set_password(self, user_id: str, password_hash: str) -> None:
-        """Give a user another password, and end all that they are signed in with. Raises NotFound."""
+        """Give a user another password, and end all that signs them in: sessions, and identities. Raises NotFound."""
         user = models.lock(self._session, user_id)
         if user is None:
             raise NotFound
         user.password_hash = password_hash
         user.password_at = records.now_of(self._session)
-        records.revoke_all(self._session, user, "password")
-        self._record(Event.PASSWORD_SET, user_id)
+        records.revoke_all(self._session, user, Why.PASSWORD_RESET)
+        self._record(Event.PASSWORD_SET, user_id, unlinked=identities.unlink_all(self._session, user_id))
 
     def created(self, user_id: str, roles: Sequence[str], via: str) -> None:
         """Record a user that was added in this transaction, and tell of them."""

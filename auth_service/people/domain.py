@@ -8,7 +8,7 @@ from enum import StrEnum
 from auth_service.domain import Kind
 from shared.errors import Conflict, LastAdmin, OwnRoles, RoleMissing, ServiceRole, ValidationFailed
 from shared.events import Identity
-from shared.roles import ADMIN, AUDITOR, OPERATOR, ROLES, SERVICE, SYSTEM, has_role, role_of
+from shared.roles import ADMIN, AUDITOR, CUSTOMER, OPERATOR, ROLES, SERVICE, SYSTEM, has_role, role_of
 
 MOST_IDS = 100
 
@@ -75,6 +75,11 @@ def check_kind_of_roles(kind: str, before: Collection[str], roles: Collection[st
         raise ServiceRole("A service has no other role than `service`.")
     if kind != Kind.SERVICE and SERVICE in given:
         raise ServiceRole("The role `service` belongs to services. Make a key for the service instead.")
+
+
+def becomes_staff(before: Collection[str], roles: Collection[str]) -> bool:
+    """Whether a customer gets a role beyond that. Their sessions end: not every provider may sign in staff."""
+    return set(before) <= {CUSTOMER} and not set(roles) <= {CUSTOMER}
 
 
 def check_actor(actor_id: str, user_id: str, actor_roles: Collection[str] | None) -> None:

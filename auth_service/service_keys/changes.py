@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from auth_service import derived, models, records
 from auth_service.records import Origin
 from auth_service.service_keys import domain, queries
+from auth_service.sessions.domain import Why
 from shared import outbox
 from shared.envelope import envelope
 from shared.errors import NotFound
@@ -68,5 +69,5 @@ class KeyChanges:
         if user is None or not queries.is_key_of(self._session, user_id, key_id):
             raise NotFound(f"The service {name} has no such key.")
         if queries.revoke(self._session, user_id, key_id):
-            records.revoke_all(self._session, user, "key_revoked")
+            records.revoke_all(self._session, user, Why.KEY_REVOKED)
             records.record(self._session, "key_revoked", user_id, self._origin, key_id=key_id)

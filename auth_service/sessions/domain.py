@@ -31,6 +31,14 @@ class Why(StrEnum):
     SIGNED_OUT = "signed_out"
     REVOKED = "revoked"  # by somebody who has one of its tokens
     REUSE = "reuse"
+    PASSWORD_CHANGED = "password_changed"
+    PASSWORD_RESET = "password_reset"
+    PROMOTED = "promoted"  # a customer became staff, whom not every provider may sign in
+    ADMIN = "admin"
+    DISABLED = "disabled"
+    KEY_REVOKED = "key_revoked"
+    ERASING = "erasing"
+    ERASED = "erased"
 
 
 class Refreshing(StrEnum):

@@ -21,7 +21,6 @@ from shared.config import Settings
 from shared.edge.context import Context
 from shared.edge.database import Database
 from shared.edge.rpc import rpc
-from shared.edge.timer import every
 from shared.envelope import envelope
 from shared.errors import InvalidGrant, NotFound, Unauthenticated
 
@@ -179,15 +178,6 @@ class Sessions:
         self.context.require(rules.may_hear_revocations)
         with self.db.read() as session:
             return queries.revocations(session, since)
-
-    @every(600)
-    def forget_sessions(self) -> None:
-        """Delete the revocations and the sessions that are older than anybody needs."""
-        for forget in (queries.forget_revocations, queries.forget_sessions):
-            more = True
-            while more:
-                with self.db.begin() as session:
-                    more = forget(session)
 
 
 def _session_in(token: str, keys: auth.Keys) -> str | None:

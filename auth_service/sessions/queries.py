@@ -21,9 +21,6 @@ REVOCATIONS_KEPT = timedelta(hours=2)
 # Revocations get their number before their transaction commits, so a later one may be seen first.
 OVERLAP = timedelta(seconds=60)
 REVOCATIONS_PER_PAGE = 1000
-# How long a session is kept after its end, for whoever asks what happened.
-SESSIONS_KEPT = timedelta(days=30)
-PURGED_AT_ONCE = 5000
 
 _LAST_ROW = 2**63 - 1
 _BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
@@ -211,29 +208,3 @@ def revocations(session: Session, since: str | None) -> dict[str, Any]:
         "next": encode_cursor([found[-1].at.isoformat(), found[-1].id], {}) if more else None,
         "since": encode_cursor([(rows[0].asked_at - OVERLAP).isoformat(), _LAST_ROW], {}),
     }
-
-
-_FORGET_REVOCATIONS = text(
-    "DELETE FROM revocations WHERE id IN"
-    " (SELECT id FROM revocations WHERE at < now() - CAST(:kept AS interval) ORDER BY at LIMIT :most)"
-)
-_FORGET_SESSIONS = text(
-    "DELETE FROM sessions WHERE session_id IN"
-    " (SELECT session_id FROM sessions WHERE expires_at < now() - CAST(:kept AS interval)"
-    " ORDER BY expires_at LIMIT :most)"
-)
-
-
-def forget_revocations(session: Session) -> bool:
-    """Delete the oldest revocations that no token can need any more; whether there may be more. One statement."""
-    return _forget(session, _FORGET_REVOCATIONS, REVOCATIONS_KEPT)
-
-
-def forget_sessions(session: Session) -> bool:
-    """Delete the oldest sessions that nobody asks about any more; whether there may be more. One statement."""
-    return _forget(session, _FORGET_SESSIONS, SESSIONS_KEPT)
-
-
-def _forget(session: Session, statement: Any, kept: timedelta) -> bool:
-    gone = session.execute(statement, {"kept": kept, "most": PURGED_AT_ONCE})
-    return int(gone.rowcount) == PURGED_AT_ONCE  # type: ignore[attr-defined]

@@ -22,6 +22,7 @@ MAX_ROW_ID = 2**63 - 1
 MAX_INT32 = 2**31 - 1
 PAGE = 50
 MAX_CURSOR = 512
+MAX_EMAIL = 254  # RFC 5321 has no room for a longer address
 
 # Values in the examples of the document. Nothing real has these ids.
 EXAMPLE_ID = "01a1fcf8-0515-7912-9139-7154577473a5"

@@ -10,7 +10,7 @@ from marshmallow import fields
 from gateway.api import openapi
 from gateway.api.answering import Answer
 from gateway.api.cursors import Cursors
-from gateway.api.fields import MAX_ROW_ID, RequestSchema, Text, filters_in
+from gateway.api.fields import MAX_EMAIL, MAX_ROW_ID, RequestSchema, Text, filters_in
 from gateway.api.http import AUDITORS, Call, api
 from gateway.combined import Combined
 from gateway.export import orders_in
@@ -22,7 +22,6 @@ from gateway.site.pages import docs_route, home, home_page, page_beside
 from gateway.site.sessions import Visitor, session_export, session_page, sign_in_page
 from gateway.tokens import MAX_PASSWORD
 from shared import auth
-from shared.auth import MAX_NAME_LENGTH
 from shared.edge.rpc_proxy import RpcProxy
 from shared.errors import CannotWork, Forbidden, NotFound, ServiceUnavailable
 
@@ -36,7 +35,7 @@ class SignInQuery(RequestSchema):
 class SignInForm(RequestSchema):
     """The sign-in form. `next` is the page that was requested first."""
 
-    username = Text("auditor", at_most=MAX_NAME_LENGTH, required=True)
+    username = Text("auditor", "a name, or an e-mail address", at_most=MAX_EMAIL, required=True)
     password = Text("demo-auditor", at_most=MAX_PASSWORD, required=True, load_only=True)
     next = fields.String(load_default="")
 

@@ -53,6 +53,9 @@ OPERATOR = Identity("operator", ("operator",))
 SYSTEM = Identity("system:watch", ("system",))
 SERVICES: dict[str, Any] = {service: service_class(service) for service in (*CONSUMERS, "auth")}
 
+# The sessions of a database that wait for a lock.
+WAITING = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+
 T = TypeVar("T")
 
 # Long enough for a machine that does other things too: it is waited out only where something fails.

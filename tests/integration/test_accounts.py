@@ -7,7 +7,7 @@ from typing import Any
 import eventlet
 import pytest
 
-from auth_service import passwords
+from auth_service import models, passwords
 from auth_service.accounts import forgetting
 from auth_service.accounts.addresses import common_passwords
 from auth_service.domain import Account
@@ -42,7 +42,7 @@ from tests.integration.people import (
     recorded,
     token_of,
 )
-from tests.integration.support import Bench, statements
+from tests.integration.support import WAITING, Bench, statements, until
 
 
 @pytest.fixture
@@ -351,6 +351,44 @@ def test_a_reset_works_once_and_lets_no_other_mail_of_before_work(
     for token in (first, second):
         with pytest.raises(TokenInvalid):
             service.confirm_password_reset(token, PASSWORD, HERE)
+
+
+def test_a_reset_unlinks_every_provider(one: Bench, service: Any, database: Databases) -> None:
+    """Whoever knew the old password may have linked an identity of their own."""
+    database.run("auth", "INSERT INTO identities (provider, subject, user_id) VALUES ('google', 's-1', 'u-ann')")
+    service.request_password_reset("ann@example.com", HERE)
+    service.confirm_password_reset(last_token(one, database, "ann@example.com", "reset"), OTHER_PASSWORD, HERE)
+    assert database.rows("auth", "SELECT 1 FROM identities") == []
+    (row,) = database.rows("auth", "SELECT details FROM auth_events WHERE event = 'password_reset'")
+    assert row["details"] == {"unlinked": ["google"]}
+
+
+def test_two_mails_of_one_user_that_are_used_at_once_do_not_deadlock(
+    one: Bench, replicas: list[Bench], database: Databases
+) -> None:
+    for _ in range(2):
+        one.service.request_password_reset("ann@example.com", HERE)
+    tokens = [token_of(one, mail) for mail in mails(database)]
+
+    def confirm(bench: Bench, token: str) -> str:
+        try:
+            bench.service.confirm_password_reset(token, OTHER_PASSWORD, HERE)
+        except TokenInvalid:
+            return "void"
+        return "done"
+
+    with replicas[1].sessions.begin() as session:  # both are on their way when the user can be locked
+        assert models.lock(session, "u-ann") is not None
+        both = [eventlet.spawn(confirm, *one) for one in zip(replicas, tokens, strict=True)]
+        until(lambda: len(database.rows("auth", WAITING)) == 2)
+    assert sorted(one.wait() for one in both) == ["done", "void"]
+
+
+def test_mails_about_one_thing_keep_those_about_another_from_nobody(service: Any, database: Databases) -> None:
+    for _ in range(4):
+        service.register("ann@example.com", None, "en", HERE)
+    service.request_password_reset("ann@example.com", HERE)
+    assert [mail["about"] for mail in mails(database)] == ["account_exists"] * 3 + ["reset"]
 
 
 @pytest.mark.parametrize("change", ["disabled = true", "erase_after = now() + interval '1 day'"])

@@ -279,6 +279,25 @@ def test_of_two_admins_who_shut_each_other_out_at_once_one_stays(
     assert len(left_behind(database)[0]) == 1
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "live"),
+    [
+        ("customer", ["auditor"], 0),
+        ("customer", ["customer", "operator"], 0),
+        ("auditor", ["auditor", "operator"], 1),
+        ("auditor", ["customer"], 1),
+    ],
+)
+def test_the_sessions_of_a_customer_who_becomes_staff_end_and_no_others(
+    auth: Bench, database: Databases, before: str, after: list[str], live: int
+) -> None:
+    """Not every provider that may sign in customers may sign in staff."""
+    add(database, "eve", before)
+    sign_in(database, "eve")
+    auth.service.put_roles("eve", after, "", ORIGIN)
+    assert live_sessions(database, "eve") == live
+
+
 # Shutting out
 
 

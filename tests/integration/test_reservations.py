@@ -16,12 +16,11 @@ from shared.edge.tx import Events, Tx
 from shared.envelope import Envelope
 from shared.events import CommitRequested, ReleaseRequested
 from tests.databases import Databases
-from tests.integration.support import Bench, emitted, handler_of, order_created, statements, until
+from tests.integration.support import WAITING, Bench, emitted, handler_of, order_created, statements, until
 
 CREATED = "q.inventory.order-created"
 COMMITS = "q.inventory.commit-requested"
 RELEASES = "q.inventory.release-requested"
-WAITING = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import eventlet
 import pytest
 
 from auth_service import derived, models, proofs, records
+from auth_service.accounts import forgetting
 from auth_service.domain import Account
 from auth_service.records import Origin
 from auth_service.sessions import opening, queries
@@ -20,12 +21,11 @@ from shared.errors import InvalidCursor, InvalidGrant, NotFound, RoleMissing
 from shared.events import Identity
 from shared.revocations import REVOKED, Revocations
 from tests.databases import Databases
-from tests.integration.support import Bench, assert_read_by_index, statements, until
+from tests.integration.support import WAITING, Bench, assert_read_by_index, statements, until
 
 HERE = {"network": "192.0.2.1", "client": "app/1", "session_id": None}
 GATEWAY = Identity("system:gateway", ("system",))
 SERVICE = Identity("shop", ("service",))
-WAITING = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
 K1, K2 = ("k1", "the-first-secret-of-more-than-thirty-two"), ("k2", "another-secret-of-more-than-thirty-two")
 
 
@@ -552,12 +552,12 @@ def test_a_position_that_is_none_is_refused(auth_bench: Bench, since: str) -> No
 def test_old_revocations_and_sessions_are_forgotten_and_no_others(
     auth_bench: Bench, database: Databases, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(queries, "PURGED_AT_ONCE", 2)
+    monkeypatch.setattr(forgetting, "MOST_DELETED", 2)
     revoke(auth_bench, 5)
     pass_time(database, days=38)
     revoke(auth_bench, 1)
     live = Client(auth_bench)
-    auth_bench.service.forget_sessions()
+    auth_bench.service.forget()
     assert len(database.rows("auth", "SELECT 1 FROM revocations")) == 1
     assert len(database.rows("auth", "SELECT 1 FROM sessions")) == 2
     assert not live.is_refused()

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import eventlet
 import jwt
 import pytest
 
@@ -252,6 +253,21 @@ def test_a_slow_provider_is_given_up(fake: FakeProvider, provider: Provider, mon
     with pytest.raises(CannotWork):
         provider.authorization_url(REDIRECT_URI, STATE, NONCE, VERIFIER)
     assert time.monotonic() - began < 0.6
+
+
+def test_a_provider_that_hangs_holds_few_calls_and_refuses_the_others_at_once(
+    fake: FakeProvider, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(oidc, "CALL_S", 2.0)
+    fake.pause_s = 1.0
+
+    hanging = [eventlet.spawn(provider.authorization_url, REDIRECT_URI, STATE, NONCE, VERIFIER) for _ in range(6)]
+    eventlet.sleep(0)
+    assert oidc.AT_ONCE == 6
+    with pytest.raises(CannotWork, match="too many sign-ins"):
+        provider.authorization_url(REDIRECT_URI, STATE, NONCE, VERIFIER)
+    assert all(one.wait() for one in hanging)
+    assert provider.authorization_url(REDIRECT_URI, STATE, NONCE, VERIFIER)
 
 
 def test_a_provider_that_sends_us_elsewhere_is_not_followed(fake: FakeProvider, provider: Provider) -> None:

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import eventlet
 import pytest
+from nameko.exceptions import MethodNotFound
 
 from shared import revocations
 from shared.edge import revocation_feed
@@ -168,6 +169,13 @@ def test_what_is_known_counts_on_while_nobody_answers(feed, auth, error):
     auth.error = None
     assert feed.ask()
     assert auth.asked[-1] == "since"
+
+
+def test_an_auth_service_of_the_version_before_is_waited_for_and_is_no_fault(feed, auth, caplog):
+    auth.error = MethodNotFound("revocations")
+    assert not feed.ask()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "nobody says what is revoked: revocations" in caplog.text
 
 
 def test_pages_that_break_off_are_read_again_from_the_beginning(feed, auth):
