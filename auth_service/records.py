@@ -69,11 +69,12 @@ def revoke_all(session: Session, user: User, why: Why, but: UUID | None = None) 
 
     The user's row must be locked. A session that goes on gets tokens of the new version. Returns the new version.
     """
+    version = outdate(session, user)
     end = update(SessionRow).where(SessionRow.user_id == user.user_id, SessionRow.ended_at.is_(None))
     if but is not None:
         end = end.where(SessionRow.session_id != but)
     session.execute(end.values(ended_at=func.now(), ended_why=why))
-    return outdate(session, user)
+    return version
 
 
 def revoke_session(session: Session, session_id: UUID, why: Why) -> bool:

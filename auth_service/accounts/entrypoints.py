@@ -152,7 +152,7 @@ class Accounts:
             records.revoke_all(session, user, Why.PASSWORD_RESET)
             unlinked = identities.unlink_all(session, user.user_id)  # whoever knew the old password may have linked one
             account = models.account_of(user)
-            records.record(session, "password_reset", user.user_id, _by(account, said), unlinked=unlinked)
+            records.record(session, "password_reset", user.user_id, _by(account, said), **unlinked)
             self._after_new_password(session, user, said)
             return self._signed_in(session, account, said)
 

@@ -106,10 +106,11 @@ def unlink(session: Session, user_id: str, provider: str) -> bool:
     return session.execute(gone.returning(IdentityRow.subject)).one_or_none() is not None
 
 
-def unlink_all(session: Session, user_id: str) -> list[str]:
-    """Unlink every identity of a user; the names of their providers."""
+def unlink_all(session: Session, user_id: str) -> dict[str, list[str]]:
+    """Unlink every identity of a user; for the record, the names of their providers, if there were any."""
     gone = delete(IdentityRow).where(IdentityRow.user_id == user_id).returning(IdentityRow.provider)
-    return sorted(session.scalars(gone))
+    providers = sorted(session.scalars(gone))
+    return {"unlinked": providers} if providers else {}
 
 
 def of_user(session: Session, user_id: str) -> list[dict[str, Any]]:

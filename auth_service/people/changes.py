@@ -100,7 +100,7 @@ class Changes:
         user.password_hash = password_hash
         user.password_at = records.now_of(self._session)
         records.revoke_all(self._session, user, Why.PASSWORD_RESET)
-        self._record(Event.PASSWORD_SET, user_id, unlinked=identities.unlink_all(self._session, user_id))
+        self._record(Event.PASSWORD_SET, user_id, **identities.unlink_all(self._session, user_id))
 
     def created(self, user_id: str, roles: Sequence[str], via: str) -> None:
         """Record a user that was added in this transaction, and tell of them."""

@@ -30,6 +30,7 @@ from auth_service.records import Origin
 from auth_service.service_keys import queries
 from auth_service.service_keys.changes import KeyChanges
 from auth_service.service_keys.domain import user_of
+from shared.auth import MAX_NAME_LENGTH
 from shared.config import Settings
 from shared.envelope import SHELL
 from shared.errors import CannotWork, Conflict, NotFound, PasswordRefused, ValidationFailed
@@ -55,6 +56,8 @@ def check_name(name: str) -> None:
     # A space or a line end would make two names of one in a log; the database stores neither NUL nor half a character.
     if not name.isprintable() or " " in name:
         raise ValidationFailed(f"{name!r} has spaces, control characters or bytes that are no text")
+    if not 0 < len(name) <= MAX_NAME_LENGTH:  # it becomes the id of its user, which tokens name
+        raise ValidationFailed(f"name: Must be 1 to {MAX_NAME_LENGTH} characters long.")
     if name in RESERVED_NAMES or name.startswith(RESERVED_PREFIXES):
         raise ValidationFailed(f"{name} is the name of a part of the system")
 

@@ -174,7 +174,7 @@ def test_pages_are_read_by_index_and_not_much_more_than_they_hold(auth: Bench, d
     with statements(auth) as sent:
         auth.service.end_sessions_of("u00008", ORIGIN)
         auth.service.put_roles("u00007", ["operator"], "", ORIGIN)
-    assert len(sent) == 5 + 5
+    assert len(sent) == 5 + 6
     assert_read_by_index(auth, [one for one in sent if one[0].startswith("SELECT")], most=20)
 
 
@@ -182,13 +182,13 @@ def test_pages_are_read_by_index_and_not_much_more_than_they_hold(auth: Bench, d
 
 
 def test_new_roles_end_all_tokens_of_before_and_no_session(auth: Bench, database: Databases) -> None:
-    add(database, "eve", "customer", name="eve", email="eve@example.com")
+    add(database, "eve", "auditor", name="eve", email="eve@example.com")
     sign_in(database, "eve")
 
     shown = auth.service.put_roles("eve", ["ROLE_OPERATOR", "customer"], "new at the counter", ORIGIN)
 
     assert shown["roles"] == user(database, "eve")["roles"] == ["operator", "customer"]
-    details = {"roles": ["operator", "customer"], "before": ["customer"], "reason": "new at the counter"}
+    details = {"roles": ["operator", "customer"], "before": ["auditor"], "reason": "new at the counter"}
     assert left_behind(database) == (
         [("roles_changed", "eve", "ann", details)],
         [("eve", 2)],
